@@ -1,0 +1,208 @@
+"""Every error secure_quant raises on purpose, in one tree.
+
+    SecureQuantError
+    ├── ModelError                 the model, graph or artifact is at fault
+    │   ├── MalformedModel         a file cannot be a model: truncated, oversized, tampered, not ours
+    │   │   ├── HashMismatch       the content is not what its name says
+    │   │   └── UnsupportedVersion a format version this release does not read
+    │   ├── InvalidGraph           nodes that contradict each other
+    │   │   └── OverflowRisk       an accumulator could leave its proven range
+    │   ├── OpNotSupported         an engine has no exact gate for an op
+    │   ├── UnsupportedModule      a torch module or function that cannot be lowered
+    │   ├── CalibrationError       calibration data missing or unusable
+    │   └── MissingParameters      weights asked of a public graph
+    ├── InputError                 the caller's data is at fault
+    │   ├── ShapeMismatch
+    │   ├── DtypeMismatch
+    │   └── ValueOutOfRange
+    ├── ConfigError                options, files or certificates that cannot be used
+    │   └── InsecureRefused        an unsafe choice made without saying so
+    ├── ProtocolError              a peer's message breaks the protocol
+    │   ├── MalformedMessage
+    │   ├── MessageTooLarge
+    │   └── MaterialReused         one-time material was asked for twice
+    └── ServiceError               the service cannot answer now, or not to this caller
+        ├── ModelNotFound
+        ├── Unauthenticated
+        ├── PermissionDenied
+        ├── BudgetExceeded         a client's query budget is spent
+        ├── PeerUnavailable        the other party, the dealer or a server is away
+        ├── MaterialExhausted      the dealer's stock ran out before the deadline
+        ├── DeadlineExceeded
+        └── InternalError          a worker died; the request may be sent again
+
+A message says what was got and what was expected, and never contains secret data.
+"""
+
+from __future__ import annotations
+
+__all__ = [
+    "BudgetExceeded",
+    "CalibrationError",
+    "ConfigError",
+    "DeadlineExceeded",
+    "DtypeMismatch",
+    "HashMismatch",
+    "InputError",
+    "InsecureRefused",
+    "InternalError",
+    "InvalidGraph",
+    "MalformedMessage",
+    "MalformedModel",
+    "MaterialExhausted",
+    "MaterialReused",
+    "MessageTooLarge",
+    "MissingParameters",
+    "ModelError",
+    "ModelNotFound",
+    "OpNotSupported",
+    "OverflowRisk",
+    "PeerUnavailable",
+    "PermissionDenied",
+    "ProtocolError",
+    "SecureQuantError",
+    "ServiceError",
+    "ShapeMismatch",
+    "Unauthenticated",
+    "UnsupportedModule",
+    "UnsupportedVersion",
+    "ValueOutOfRange",
+]
+
+
+class SecureQuantError(Exception):
+    """Base of the tree: ``what`` went wrong, what was ``got``, what was ``expected``, a ``hint``."""
+
+    def __init__(
+        self,
+        what: str,
+        *,
+        got: object = None,
+        expected: object = None,
+        hint: str | None = None,
+    ) -> None:
+        self.what, self.got, self.expected, self.hint = what, got, expected, hint
+        text = what
+        if got is not None:
+            text += f": got {got}"
+        if expected is not None:
+            text += f", expected {expected}" if got is not None else f": expected {expected}"
+        if hint is not None:
+            text += f" ({hint})"
+        super().__init__(text)
+
+
+class ModelError(SecureQuantError):
+    """The model, graph or artifact is at fault."""
+
+
+class MalformedModel(ModelError):
+    """A file cannot be a model: truncated, oversized, tampered with, or of another kind."""
+
+
+class HashMismatch(MalformedModel):
+    """The content does not hash to its name."""
+
+
+class UnsupportedVersion(MalformedModel):
+    """A format version that this release does not read."""
+
+
+class InvalidGraph(ModelError):
+    """Nodes whose shapes, types or names contradict each other."""
+
+
+class OverflowRisk(InvalidGraph):
+    """An accumulator could leave the range that was proven or declared for it."""
+
+
+class OpNotSupported(ModelError):
+    """An engine has no exact gate for an op."""
+
+
+class UnsupportedModule(ModelError):
+    """A torch module or function that cannot be lowered to the integer ops."""
+
+
+class CalibrationError(ModelError):
+    """Calibration data that is missing or cannot be used."""
+
+
+class MissingParameters(ModelError):
+    """Weights were asked of a public graph, which has none."""
+
+
+class InputError(SecureQuantError):
+    """The caller's data is at fault."""
+
+
+class ShapeMismatch(InputError):
+    """An array of the wrong shape."""
+
+
+class DtypeMismatch(InputError):
+    """An array of the wrong dtype."""
+
+
+class ValueOutOfRange(InputError):
+    """A value outside what the operation is defined for (NaN, infinity, beyond int8, ...)."""
+
+
+class ConfigError(SecureQuantError):
+    """Options, files or certificates that cannot be used."""
+
+
+class InsecureRefused(ConfigError):
+    """An unsafe choice that was not made in so many words."""
+
+
+class ProtocolError(SecureQuantError):
+    """A peer's message breaks the protocol."""
+
+
+class MalformedMessage(ProtocolError):
+    """A message of the wrong length, with a value out of range, or out of turn."""
+
+
+class MessageTooLarge(ProtocolError):
+    """A message above the limit; refused before memory is taken for it."""
+
+
+class MaterialReused(ProtocolError):
+    """One-time material was asked for a second time."""
+
+
+class ServiceError(SecureQuantError):
+    """The service cannot answer now, or not to this caller."""
+
+
+class ModelNotFound(ServiceError):
+    """No model of that hash is served here."""
+
+
+class Unauthenticated(ServiceError):
+    """The caller did not prove who it is."""
+
+
+class PermissionDenied(ServiceError):
+    """The caller's role may not do this."""
+
+
+class BudgetExceeded(ServiceError):
+    """The client's query budget is spent."""
+
+
+class PeerUnavailable(ServiceError):
+    """The other party, the dealer or a server cannot be reached."""
+
+
+class MaterialExhausted(ServiceError):
+    """The dealer's stock ran out before the deadline."""
+
+
+class DeadlineExceeded(ServiceError):
+    """The answer did not come in time."""
+
+
+class InternalError(ServiceError):
+    """A worker died while it held the request; the request may be sent again."""

@@ -1,0 +1,189 @@
+"""Graph <-> its public encoding: canonical JSON for the nodes, two arrays for tables and multipliers.
+
+The three parts together are what a public graph's hash covers and what crosses the wire, so their
+bytes are frozen: another encoding of the same graph would be another model.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from secure_quant.errors import MalformedModel, UnsupportedVersion
+from secure_quant.ir.graph import FORMAT_VERSION, Graph
+from secure_quant.ir.ops import OPS, Node, Output, Requantize
+from secure_quant.ir.verify import MAX_NODES, MAX_TABLE
+
+__all__ = ["PublicParts", "decode_public", "encode_public", "from_parts", "parse_nodes", "to_parts"]
+
+MAX_JSON = 16 * 2**20
+
+
+@dataclass(frozen=True)
+class PublicParts:
+    """graph: canonical JSON, UTF-8. tables: int16 little-endian, every table in node order.
+    multipliers: uint8, likewise."""
+
+    graph: bytes
+    tables: bytes
+    multipliers: bytes
+
+
+def to_parts(graph: Graph) -> PublicParts:
+    """The public half of a graph, byte for byte reproducible."""
+    tables: list[int] = []
+    multipliers: list[int] = []
+    records = []
+    for node in graph.nodes:
+        record: dict[str, Any] = {"op": type(node).__name__}
+        for f in fields(node):
+            value = getattr(node, f.name)
+            if f.name == "table":
+                tables.extend(value)
+                value = len(value)
+            elif f.name == "multiplier":
+                multipliers.extend(value)
+                value = len(value)
+            record[f.name] = value
+        records.append(record)
+    document = {"nodes": records, "version": FORMAT_VERSION}
+    text = json.dumps(document, sort_keys=True, separators=(",", ":"), allow_nan=False)
+    return PublicParts(
+        text.encode(), np.array(tables, "<i2").tobytes(), np.array(multipliers, np.uint8).tobytes()
+    )
+
+
+def from_parts(
+    parts: PublicParts,
+    *,
+    parameters: Mapping[str, NDArray[Any]] | None = None,
+    salt: bytes = b"",
+    commitment: bytes = b"",
+) -> Graph:
+    """Inverse of ``to_parts``. Raises MalformedModel, UnsupportedVersion, InvalidGraph,
+    OverflowRisk, HashMismatch."""
+    return Graph(parse_nodes(parts), parameters or {}, salt, commitment)
+
+
+def parse_nodes(parts: PublicParts) -> tuple[Node, ...]:
+    """The nodes alone, well-formed but not yet verified. Raises MalformedModel, UnsupportedVersion."""
+    document = _json(parts.graph)
+    if len(parts.tables) % 2:
+        raise MalformedModel("tables", got=f"{len(parts.tables)} bytes", expected="an even number")
+    pools = {
+        "table": _Pool(np.frombuffer(parts.tables, "<i2"), MAX_TABLE),
+        "multiplier": _Pool(np.frombuffer(parts.multipliers, np.uint8), len(parts.multipliers)),
+    }
+    nodes = tuple(_node(record, pools) for record in document)
+    for name, pool in pools.items():
+        if pool.left:
+            raise MalformedModel(f"{name} entries", got=f"{pool.left} left over", expected="none")
+    return nodes
+
+
+def encode_public(graph: Graph) -> bytes:
+    """The three parts, each behind its length in 8 bytes: the input of the model hash."""
+    parts = to_parts(graph)
+    return b"".join(
+        len(part).to_bytes(8, "little") + part
+        for part in (parts.graph, parts.tables, parts.multipliers)
+    )
+
+
+def decode_public(data: bytes, *, commitment: bytes) -> Graph:
+    """Inverse of ``encode_public``; the graph is public. Raises as ``from_parts``."""
+    found: list[bytes] = []
+    rest = memoryview(data)
+    for _ in range(3):
+        size = int.from_bytes(rest[:8], "little")
+        if len(rest) < 8 or size > len(rest) - 8:
+            raise MalformedModel("public graph", got=f"{len(data)} bytes", expected="more")
+        found.append(bytes(rest[8 : 8 + size]))
+        rest = rest[8 + size :]
+    if len(rest):
+        raise MalformedModel("public graph", got=f"{len(rest)} bytes too many", expected="none")
+    return from_parts(PublicParts(*found), commitment=commitment)
+
+
+class _Pool:
+    """Entries handed out in order."""
+
+    def __init__(self, entries: NDArray[Any], limit: int) -> None:
+        self._entries, self._limit, self._next = entries, limit, 0
+
+    @property
+    def left(self) -> int:
+        return len(self._entries) - self._next
+
+    def take(self, count: object) -> tuple[int, ...]:
+        if type(count) is not int or not 1 <= count <= min(self._limit, self.left):
+            raise MalformedModel("entries of a node", got=count, expected=f"1 to {self.left}")
+        start, self._next = self._next, self._next + count
+        return tuple(self._entries[start : self._next].tolist())
+
+
+def _json(text: bytes) -> list[Any]:
+    if len(text) > MAX_JSON:
+        raise MalformedModel("graph JSON", got=f"{len(text)} bytes", expected=f"<= {MAX_JSON}")
+    try:
+        document = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise MalformedModel("graph is not JSON") from error
+    if not isinstance(document, dict) or "version" not in document:
+        raise MalformedModel("graph JSON", expected="an object with version and nodes")
+    if document["version"] != FORMAT_VERSION:
+        raise UnsupportedVersion("format", got=document["version"], expected=FORMAT_VERSION)
+    nodes = document.get("nodes")
+    if set(document) != {"version", "nodes"} or not isinstance(nodes, list):
+        raise MalformedModel("graph JSON", expected="an object with version and a list of nodes")
+    if len(nodes) > MAX_NODES:
+        raise MalformedModel("number of nodes", got=len(nodes), expected=f"<= {MAX_NODES}")
+    return nodes
+
+
+def _node(record: Any, pools: Mapping[str, _Pool]) -> Node:
+    if not isinstance(record, dict) or record.get("op") not in OPS:
+        got = record.get("op") if isinstance(record, dict) else type(record).__name__
+        raise MalformedModel("op", got=str(got)[:80], expected=f"one of {', '.join(OPS)}")
+    op = OPS[record["op"]]
+    kinds = {f.name: str(f.type) for f in fields(op)}
+    if set(record) - {"op"} != set(kinds):
+        odd = sorted(set(record) ^ {"op", *kinds})[:4]
+        raise MalformedModel(f"fields of {op.__name__}", got=odd, expected=sorted(kinds))
+    pooled = (Requantize, Output)
+    arguments = {
+        name: pools[name].take(record[name])
+        if issubclass(op, pooled) and name in pools
+        else _field(f"{op.__name__}.{name}", record[name], kind)
+        for name, kind in kinds.items()
+    }
+    return op(**arguments)
+
+
+_LIMIT = 2**48
+
+
+def _field(where: str, value: Any, kind: str) -> Any:
+    """``value`` as the field's annotation says, or MalformedModel."""
+    if kind in ("tuple[str, ...]", "tuple[int, ...]", "Pair"):
+        item = "str" if "str" in kind else "int"
+        if not isinstance(value, list) or (kind == "Pair" and len(value) != 2):
+            raise MalformedModel(where, got=type(value).__name__, expected=kind)
+        return tuple(_field(where, element, item) for element in value)
+    if kind == "float" and type(value) is int:
+        value = float(value)
+    if type(value).__name__ != kind:
+        raise MalformedModel(where, got=type(value).__name__, expected=kind)
+    if kind == "int" and abs(value) > _LIMIT:
+        raise MalformedModel(where, got="a number too large", expected=f"|n| <= {_LIMIT}")
+    if kind == "float" and not math.isfinite(value):
+        raise MalformedModel(where, got=value, expected="a finite number")
+    if kind == "str" and len(value) > 500:
+        raise MalformedModel(where, got=f"{len(value)} characters", expected="<= 500")
+    return value

@@ -1,0 +1,148 @@
+"""The graph: public nodes in topological order, and the secret parameters beside them."""
+
+from __future__ import annotations
+
+import hashlib
+import secrets
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from secure_quant.errors import HashMismatch, InvalidGraph, MissingParameters
+from secure_quant.ir.ops import Conv2d, Input, Linear, Node, Output
+
+if TYPE_CHECKING:
+    from secure_quant.ir.values import Value
+
+__all__ = ["FORMAT_VERSION", "Graph"]
+
+FORMAT_VERSION = 1
+
+Array = NDArray[Any]
+N = TypeVar("N", bound=Node)
+
+
+@dataclass(frozen=True, eq=False)
+class Graph:
+    """A verified integer model.
+
+    nodes       in topological order; the first is the only Input, the last the only Output.
+    parameters  secret arrays by name, or empty in a public graph.
+    salt        32 secret bytes that keep ``commitment`` from being guessed; empty in a public graph.
+    commitment  SHA-256 over salt and parameters: binds the weights without showing them.
+
+    Raises InvalidGraph, OverflowRisk or HashMismatch on construction; a Graph that exists is valid.
+    """
+
+    nodes: tuple[Node, ...]
+    parameters: Mapping[str, Array] = field(default_factory=dict)
+    salt: bytes = b""
+    commitment: bytes = b""
+
+    def __post_init__(self) -> None:
+        from secure_quant.ir.verify import verify  # the verifier reads graphs, so it comes later
+
+        frozen = {name: _frozen(array) for name, array in sorted(self.parameters.items())}
+        object.__setattr__(self, "parameters", MappingProxyType(frozen))
+        # `values` is filled by the verifier's own inference, once.
+        object.__setattr__(self, "_values", MappingProxyType(verify(self)))
+        if frozen or self.salt or not self.commitment:
+            salt = self.salt or secrets.token_bytes(32)
+            digest = _commit(salt, frozen)
+            if self.commitment and digest != self.commitment:
+                raise HashMismatch(
+                    "the parameters do not open the commitment",
+                    got=digest.hex(), expected=self.commitment.hex(),
+                )  # fmt: skip
+            object.__setattr__(self, "salt", salt)
+            object.__setattr__(self, "commitment", digest)
+
+    @property
+    def input(self) -> Input:
+        node = self.nodes[0]
+        if not isinstance(node, Input):
+            raise InvalidGraph("first node", got=type(node).__name__, expected="Input")
+        return node
+
+    @property
+    def output(self) -> Output:
+        node = self.nodes[-1]
+        if not isinstance(node, Output):
+            raise InvalidGraph("last node", got=type(node).__name__, expected="Output")
+        return node
+
+    @property
+    def is_public(self) -> bool:
+        """True if the secret parameters are not here although the nodes need them."""
+        needs = any(isinstance(node, Linear | Conv2d) for node in self.nodes)
+        return needs and not self.parameters
+
+    @property
+    def values(self) -> Mapping[str, Value]:
+        """What each node makes: shape, range, zero point, kind."""
+        values: Mapping[str, Value] = self._values  # type: ignore[attr-defined]
+        return values
+
+    @cached_property
+    def by_name(self) -> Mapping[str, Node]:
+        return MappingProxyType({node.name: node for node in self.nodes})
+
+    @cached_property
+    def consumers(self) -> Mapping[str, tuple[Node, ...]]:
+        """Value name -> the nodes that read it, in order."""
+        found: dict[str, list[Node]] = {node.name: [] for node in self.nodes}
+        for node in self.nodes:
+            for name in node.inputs:
+                found[name].append(node)
+        return MappingProxyType({name: tuple(nodes) for name, nodes in found.items()})
+
+    def weight(self, node: Linear | Conv2d) -> Array:
+        """int8 weight of a node. Raises MissingParameters on a public graph."""
+        return self._parameter(f"{node.name}.weight")
+
+    def bias(self, node: Linear | Conv2d) -> Array:
+        """int32[out] bias of a node, zeros where it has none. Raises MissingParameters."""
+        if node.bias:
+            return self._parameter(f"{node.name}.bias")
+        out = node.out_features if isinstance(node, Linear) else node.out_channels
+        return np.zeros(out, np.int32)
+
+    def public(self) -> Graph:
+        """The same graph without parameters and salt: what a client, party or dealer may see."""
+        return replace(self, parameters={}, salt=b"")
+
+    @cached_property
+    def hash(self) -> str:
+        """64 hex digits that name the model: SHA-256 over the public graph and the commitment."""
+        from secure_quant.ir.codec import encode_public  # codec builds graphs
+
+        digest = hashlib.sha256(b"secure_quant model v1\0")
+        digest.update(hashlib.sha256(encode_public(self)).digest())
+        digest.update(self.commitment)
+        return digest.hexdigest()
+
+    def _parameter(self, name: str) -> Array:
+        if self.is_public:
+            raise MissingParameters("a public graph has no parameters", got=name)
+        return self.parameters[name]
+
+
+def _frozen(array: Array) -> Array:
+    """A read-only, contiguous, little-endian copy."""
+    copy = np.array(array, order="C", dtype=np.asarray(array).dtype.newbyteorder("<"))
+    copy.flags.writeable = False
+    return copy
+
+
+def _commit(salt: bytes, parameters: Mapping[str, Array]) -> bytes:
+    digest = hashlib.sha256(b"secure_quant parameters v1\0" + salt)
+    for name, array in sorted(parameters.items()):
+        head = f"{name}\0{array.dtype.str}\0{','.join(map(str, array.shape))}\0".encode()
+        digest.update(len(head).to_bytes(8, "little") + head)
+        digest.update(array.nbytes.to_bytes(8, "little") + array.tobytes())
+    return digest.digest()

@@ -1,0 +1,226 @@
+"""The integer ops. Each docstring is the op's whole meaning; ``docs/spec/integer-semantics.md``
+states the same in MUST sentences and ``secure_quant.reference`` implements nothing else.
+
+Shapes are per sample: every value carries a leading batch axis that no op sees.
+An *activation* is an int8 (or int16) array ``q`` with a public scale and zero point and means
+``(q - zero_point) * scale``; ``x̂ = q - zero_point``. An *accumulator* is an exact integer with
+zero point 0. Secret parameters (weight, bias) are not in a node: they stand in
+``Graph.parameters`` under ``<node name>.weight`` and ``<node name>.bias``.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+__all__ = [
+    "ACCUMULATING",
+    "Add",
+    "Concat",
+    "Conv2d",
+    "Input",
+    "Linear",
+    "MatMul",
+    "MaxPool",
+    "Mul",
+    "Node",
+    "Output",
+    "ReduceMax",
+    "ReduceSum",
+    "Requantize",
+    "Reshape",
+    "Slice",
+    "SumPool",
+    "Transpose",
+]
+
+Pair = tuple[int, int]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Node:
+    """One op. ``name`` is also the name of the one value it makes."""
+
+    name: str
+    inputs: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Input(Node):
+    """``q = clip(round_half_even(x / scale) + zero_point, -128, 127)``, int8[batch, *shape]."""
+
+    shape: tuple[int, ...]
+    scale: float
+    zero_point: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Linear(Node):
+    """``acc[..., o] = Σ_i weight[o, i] · x̂[..., i] + bias[o]`` over the last axis.
+
+    weight int8[out_features, in_features], bias int32[out_features] (absent if not ``bias``).
+    ``|acc| <= bound``. The real value of channel o is ``acc · multiplier[o] · scale``, where
+    ``multiplier`` is the one that the consuming Requantize or Output applies.
+    """
+
+    in_features: int
+    out_features: int
+    bias: bool
+    bound: int
+    scale: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Conv2d(Node):
+    """Cross-correlation as in ``torch.nn.functional.conv2d`` on x̂[C, H, W], padded with x̂ = 0.
+
+    weight int8[out_channels, in_channels / groups, kh, kw], bias int32[out_channels].
+    ``|acc| <= bound``; scale as in Linear.
+    """
+
+    in_channels: int
+    out_channels: int
+    kernel: Pair
+    stride: Pair
+    padding: Pair
+    dilation: Pair
+    groups: int
+    bias: bool
+    bound: int
+    scale: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MatMul(Node):
+    """``acc = â @ b̂`` (``â @ b̂ᵀ`` if ``transpose_b``) over the last two axes of two values;
+    the leading axes are equal. ``|acc| <= bound``."""
+
+    transpose_b: bool
+    bound: int
+    scale: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Mul(Node):
+    """``acc = â · b̂`` element by element; b's shape broadcasts to a's. ``|acc| <= bound``."""
+
+    bound: int
+    scale: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Add(Node):
+    """``acc = factors[0] · â + factors[1] · b̂`` with public integer factors; b's shape
+    broadcasts to a's. ``|acc| <= bound``."""
+
+    factors: Pair
+    bound: int
+    scale: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SumPool(Node):
+    """Sum of x̂[C, H, W] over windows, padded with x̂ = 0. ``|acc| <= bound``.
+
+    The division of an average pool is part of ``scale``.
+    """
+
+    kernel: Pair
+    stride: Pair
+    padding: Pair
+    bound: int
+    scale: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ReduceSum(Node):
+    """Sum of x̂ over the last axis, which stays with length 1. ``|acc| <= bound``."""
+
+    bound: int
+    scale: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Requantize(Node):
+    """``u = clip((acc · multiplier[c] + offset) >> shift, 0, R - 1); q = table[u]``, R = len(table).
+
+    The only nonlinearity. ``>>`` is floor. c runs along ``axis`` of the sample (negative counts
+    from the end); one multiplier stands for all channels. The entries are int8, or int16 where
+    one lies outside int8. Rounding, zero point, clamp and activation function are inside table.
+    The input is an accumulator, or an activation, whose acc is x̂.
+    """
+
+    multiplier: tuple[int, ...]
+    axis: int
+    offset: int
+    shift: int
+    table: tuple[int, ...]
+    scale: float
+    zero_point: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MaxPool(Node):
+    """Maximum of q[C, H, W] over windows; padding never wins. Scale and zero point stay."""
+
+    kernel: Pair
+    stride: Pair
+    padding: Pair
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ReduceMax(Node):
+    """Maximum of q over the last axis, which stays with length 1."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Reshape(Node):
+    """The same integers in row-major order under another per-sample shape."""
+
+    shape: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Transpose(Node):
+    """Axes of the sample in the order ``permutation``, as ``numpy.transpose``."""
+
+    permutation: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Slice(Node):
+    """Elements start, start + step, ... below stop along ``axis`` of the sample."""
+
+    axis: int
+    start: int
+    stop: int
+    step: int = 1
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Concat(Node):
+    """Values joined along ``axis`` of the sample; all have one scale and one zero point."""
+
+    axis: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Output(Node):
+    """``y = (q - zero_point) · scale`` of an activation, ``y = acc · multiplier[c] · scale`` of an
+    accumulator, as float32, at the client. c runs along ``axis`` of the sample."""
+
+    multiplier: tuple[int, ...] = (1,)
+    axis: int = -1
+    scale: float
+
+
+ACCUMULATING = (Linear, Conv2d, MatMul, Mul, Add, SumPool, ReduceSum)
+"""Ops whose value is an accumulator."""
+
+OPS: dict[str, type[Node]] = {
+    op.__name__: op
+    for op in (
+        Input, Linear, Conv2d, MatMul, Mul, Add, SumPool, ReduceSum, Requantize, MaxPool,
+        ReduceMax, Reshape, Transpose, Slice, Concat, Output,
+    )
+}  # fmt: skip
+"""Name in a file -> op; a name that is not here is refused."""
