@@ -31,7 +31,7 @@ def run(
     command = [
         sys.executable,
         "-m",
-        __spec__.name,
+        __name__,
         model,
         "--batch",
         str(batch),
