@@ -2,7 +2,7 @@
 
     SecureQuantError
     ├── ModelError                 the model, graph or artifact is at fault
-    │   ├── MalformedModel         a file cannot be a model: truncated, oversized, tampered, not ours
+    │   ├── MalformedModel         a file that cannot be a model: truncated, tampered with, ...
     │   │   ├── HashMismatch       the content is not what its name says
     │   │   └── UnsupportedVersion a format version this release does not read
     │   ├── InvalidGraph           nodes that contradict each other
@@ -16,6 +16,9 @@
     │   ├── DtypeMismatch
     │   └── ValueOutOfRange
     ├── ConfigError                options, files or certificates that cannot be used
+    │   ├── CertificateExpired     outside its period of validity
+    │   ├── CertificateMismatch    key, certificate, authority and role that do not belong together
+    │   ├── CertificateMissing     no such file, or nothing in it that can be read
     │   └── InsecureRefused        an unsafe choice made without saying so
     ├── ProtocolError              a peer's message breaks the protocol
     │   ├── MalformedMessage
@@ -29,6 +32,7 @@
         ├── PeerUnavailable        the other party, the dealer or a server is away
         ├── MaterialExhausted      the dealer's stock ran out before the deadline
         ├── DeadlineExceeded
+        ├── Overloaded             too many calls at once; try again later or elsewhere
         └── InternalError          a worker died; the request may be sent again
 
 A message says what was got and what was expected, and never contains secret data.
@@ -39,6 +43,9 @@ from __future__ import annotations
 __all__ = [
     "BudgetExceeded",
     "CalibrationError",
+    "CertificateExpired",
+    "CertificateMismatch",
+    "CertificateMissing",
     "ConfigError",
     "DeadlineExceeded",
     "DtypeMismatch",
@@ -57,6 +64,7 @@ __all__ = [
     "ModelNotFound",
     "OpNotSupported",
     "OverflowRisk",
+    "Overloaded",
     "PeerUnavailable",
     "PermissionDenied",
     "ProtocolError",
@@ -71,7 +79,7 @@ __all__ = [
 
 
 class SecureQuantError(Exception):
-    """Base of the tree: ``what`` went wrong, what was ``got``, what was ``expected``, a ``hint``."""
+    """Base of the tree: ``what`` went wrong, what was ``got`` and ``expected``, a ``hint``."""
 
     def __init__(
         self,
@@ -152,6 +160,18 @@ class ConfigError(SecureQuantError):
     """Options, files or certificates that cannot be used."""
 
 
+class CertificateExpired(ConfigError):
+    """A certificate used before or after its period of validity."""
+
+
+class CertificateMismatch(ConfigError):
+    """Key, certificate, authority and role that do not belong together."""
+
+
+class CertificateMissing(ConfigError):
+    """A certificate or key that is not there or cannot be read."""
+
+
 class InsecureRefused(ConfigError):
     """An unsafe choice that was not made in so many words."""
 
@@ -202,6 +222,10 @@ class MaterialExhausted(ServiceError):
 
 class DeadlineExceeded(ServiceError):
     """The answer did not come in time."""
+
+
+class Overloaded(ServiceError):
+    """Too many calls at once; the call was not started and may be sent again, or elsewhere."""
 
 
 class InternalError(ServiceError):

@@ -1,0 +1,29 @@
+"""Channels and server ports: mutual TLS by default, roles in certificates, deadlines, limits."""
+
+from secure_quant.transport.channels import (
+    Limits,
+    add_port,
+    aio_channel,
+    channel_options,
+    server_credentials,
+    server_options,
+    sync_channel,
+)
+from secure_quant.transport.roles import Role, peer_role
+from secure_quant.transport.tls import InsecurePlaintext, Security, Tls, check_security
+
+__all__ = [
+    "InsecurePlaintext",
+    "Limits",
+    "Role",
+    "Security",
+    "Tls",
+    "add_port",
+    "aio_channel",
+    "channel_options",
+    "check_security",
+    "peer_role",
+    "server_credentials",
+    "server_options",
+    "sync_channel",
+]

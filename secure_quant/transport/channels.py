@@ -1,0 +1,140 @@
+"""gRPC channels and server ports with TLS, message limits and keepalive."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Protocol
+
+import grpc
+import grpc.aio
+
+from secure_quant.errors import ConfigError
+from secure_quant.transport.roles import Role
+from secure_quant.transport.tls import InsecurePlaintext, Security, check_security
+
+__all__ = [
+    "Limits",
+    "add_port",
+    "aio_channel",
+    "channel_options",
+    "server_credentials",
+    "server_options",
+    "sync_channel",
+]
+
+Options = list[tuple[str, int | str]]
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """message_bytes     largest message sent or received; a longer one is refused by its length
+                      prefix, before memory is taken for it.
+    deadline_s        for a call whose caller names none.
+    connect_s         until a call on a channel that cannot connect fails.
+    keepalive_s       idle time after which the peer is asked whether it still lives.
+    keepalive_grace_s time it has to answer.
+    """
+
+    message_bytes: int = 64 * 2**20
+    deadline_s: float = 30.0
+    connect_s: float = 5.0
+    keepalive_s: float = 20.0
+    keepalive_grace_s: float = 5.0
+
+    def __post_init__(self) -> None:
+        for name in self.__slots__:
+            if getattr(self, name) <= 0:
+                raise ConfigError(name, got=getattr(self, name), expected="> 0")
+
+
+def channel_options(limits: Limits) -> Options:
+    """Of a client's end. The first reconnects come fast: a restarted peer is back in well under a
+    second."""
+    return [
+        ("grpc.max_send_message_length", limits.message_bytes),
+        ("grpc.max_receive_message_length", limits.message_bytes),
+        ("grpc.keepalive_time_ms", int(limits.keepalive_s * 1000)),
+        ("grpc.keepalive_timeout_ms", int(limits.keepalive_grace_s * 1000)),
+        ("grpc.keepalive_permit_without_calls", 1),
+        ("grpc.http2.max_pings_without_data", 0),
+        ("grpc.initial_reconnect_backoff_ms", 100),
+        ("grpc.min_reconnect_backoff_ms", 100),
+        ("grpc.max_reconnect_backoff_ms", 2000),
+        ("grpc.use_local_subchannel_pool", 1),
+    ]
+
+
+def server_options(limits: Limits) -> Options:
+    """Of a server's end. A port that is taken is an error, not shared."""
+    return [
+        ("grpc.max_send_message_length", limits.message_bytes),
+        ("grpc.max_receive_message_length", limits.message_bytes),
+        ("grpc.keepalive_time_ms", int(limits.keepalive_s * 1000)),
+        ("grpc.keepalive_timeout_ms", int(limits.keepalive_grace_s * 1000)),
+        ("grpc.keepalive_permit_without_calls", 1),
+        ("grpc.http2.max_pings_without_data", 0),
+        ("grpc.http2.min_recv_ping_interval_without_data_ms", 5000),
+        ("grpc.so_reuseport", 0),
+    ]
+
+
+def aio_channel(
+    target: str, security: Security, *, server_role: str, limits: Limits | None = None
+) -> grpc.aio.Channel:
+    """A channel of the running event loop to ``host:port``, whose server must prove
+    ``server_role`` (party0, party1, dealer, he). Raises InsecureRefused, ConfigError."""
+    credentials, options = _client_end(security, server_role, limits or Limits())
+    if credentials is None:
+        return grpc.aio.insecure_channel(target, options)
+    return grpc.aio.secure_channel(target, credentials, options)
+
+
+def sync_channel(
+    target: str, security: Security, *, server_role: str, limits: Limits | None = None
+) -> grpc.Channel:
+    """As ``aio_channel``, for threads."""
+    credentials, options = _client_end(security, server_role, limits or Limits())
+    if credentials is None:
+        return grpc.insecure_channel(target, options)
+    return grpc.secure_channel(target, credentials, options)
+
+
+def server_credentials(security: Security) -> grpc.ServerCredentials | None:
+    """Of a server that demands a certificate of every caller; None for plaintext."""
+    if isinstance(check_security(security), InsecurePlaintext):
+        return None
+    loaded = security.load()  # type: ignore[union-attr]  # narrowed by the line above
+    return grpc.ssl_server_credentials(
+        [(loaded.key, loaded.cert)], root_certificates=loaded.ca, require_client_auth=True
+    )
+
+
+class _Server(Protocol):
+    """What ``grpc.Server`` and ``grpc.aio.Server`` have in common here."""
+
+    def add_insecure_port(self, address: str) -> int: ...
+
+    def add_secure_port(self, address: str, server_credentials: grpc.ServerCredentials) -> int: ...
+
+
+def add_port(server: _Server, address: str, security: Security) -> int:
+    """Listen on ``host:port`` (port 0 lets the system choose); the port. Raises ConfigError."""
+    credentials = server_credentials(security)
+    try:
+        if credentials is None:
+            return server.add_insecure_port(address)
+        return server.add_secure_port(address, credentials)
+    except RuntimeError as error:
+        raise ConfigError("listen", got=address, expected="a free address") from error
+
+
+def _client_end(
+    security: Security, server_role: str, limits: Limits
+) -> tuple[grpc.ChannelCredentials | None, Options]:
+    role, options = Role.parse(server_role), channel_options(limits)
+    checked = check_security(security)
+    if isinstance(checked, InsecurePlaintext):
+        return None, options
+    loaded = checked.load()
+    options.append(("grpc.ssl_target_name_override", checked.server_name or role.dns_name))
+    return grpc.ssl_channel_credentials(loaded.ca, loaded.key, loaded.cert), options

@@ -1,0 +1,132 @@
+"""What a connection is secured with: mutual TLS, or plaintext by an explicit choice."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from pathlib import Path
+
+from cryptography import x509
+from cryptography.exceptions import InvalidSignature
+from cryptography.hazmat.primitives import serialization
+
+from secure_quant.errors import (
+    CertificateExpired,
+    CertificateMismatch,
+    CertificateMissing,
+    InsecureRefused,
+)
+
+__all__ = ["Credentials", "InsecurePlaintext", "Security", "Tls", "check_security"]
+
+Source = str | os.PathLike[str] | bytes
+"""A path, or the PEM bytes themselves."""
+
+
+@dataclass(frozen=True, slots=True)
+class Credentials:
+    """PEM bytes that were checked to belong together."""
+
+    ca: bytes
+    cert: bytes
+    key: bytes = field(repr=False)
+
+
+@dataclass(frozen=True, slots=True)
+class Tls:
+    """Mutual TLS: the authorities to trust, and one's own certificate chain and private key.
+
+    ca, cert, key  a path, or PEM bytes.
+    server_name    the name expected in a server's certificate. By default it is the name of the
+                   role the caller asks for (see ``roles``); for certificates without role names
+                   give the host name here.
+    """
+
+    ca: Source = field(repr=False)
+    cert: Source = field(repr=False)
+    key: Source = field(repr=False)
+    server_name: str | None = None
+
+    @classmethod
+    def from_dir(cls, directory: str | os.PathLike[str], role: str) -> Tls:
+        """``ca.pem``, ``<role>.pem`` and ``<role>.key`` in a directory that ``certs`` made."""
+        base = Path(directory)
+        return cls(ca=base / "ca.pem", cert=base / f"{role}.pem", key=base / f"{role}.key")
+
+    def load(self) -> Credentials:
+        """Read and check. Raises CertificateMissing, CertificateExpired, CertificateMismatch."""
+        pem = {name: _read(name, getattr(self, name)) for name in ("ca", "cert", "key")}
+        authorities, chain = _parse("ca", pem["ca"]), _parse("cert", pem["cert"])
+        _check_key(chain[0], pem["key"])
+        _check_period("certificate", chain[0])
+        _check_issuer(chain[-1], authorities)
+        return Credentials(pem["ca"], pem["cert"], pem["key"])
+
+
+@dataclass(frozen=True, slots=True)
+class InsecurePlaintext:
+    """No encryption and no authentication: for tests and for links another layer protects.
+
+    Whoever can reach the port may call every method, and whoever sees both parties' traffic sees
+    the inputs.
+    """
+
+
+Security = Tls | InsecurePlaintext
+
+
+def check_security(security: object) -> Security:
+    """``security`` itself, if it is one. Raises InsecureRefused for None and the like."""
+    if isinstance(security, Tls | InsecurePlaintext):
+        return security
+    raise InsecureRefused(
+        "connection security",
+        got=type(security).__name__,
+        expected="Tls(...)",
+        hint="InsecurePlaintext() sends everything readable by anyone on the way",
+    )
+
+
+def _read(name: str, source: Source) -> bytes:
+    if isinstance(source, bytes):
+        return source
+    try:
+        return Path(source).read_bytes()
+    except OSError as error:
+        raise CertificateMissing(name, got=error.strerror, expected=f"a file {source}") from error
+
+
+def _parse(name: str, pem: bytes) -> list[x509.Certificate]:
+    try:
+        return x509.load_pem_x509_certificates(pem)
+    except ValueError as error:
+        raise CertificateMissing(name, expected="PEM certificates") from error
+
+
+def _check_key(leaf: x509.Certificate, pem: bytes) -> None:
+    try:
+        key = serialization.load_pem_private_key(pem, password=None)
+    except (ValueError, TypeError) as error:
+        raise CertificateMissing("key", expected="a PEM private key without password") from error
+    if key.public_key() != leaf.public_key():
+        raise CertificateMismatch("private key", expected="the key of the certificate")
+
+
+def _check_period(what: str, cert: x509.Certificate) -> None:
+    now = datetime.now(UTC)
+    if not cert.not_valid_before_utc <= now <= cert.not_valid_after_utc:
+        period = f"{cert.not_valid_before_utc:%F %T} to {cert.not_valid_after_utc:%F %T} UTC"
+        raise CertificateExpired(what, got=f"{now:%F %T} UTC", expected=f"a time from {period}")
+
+
+def _check_issuer(last: x509.Certificate, authorities: list[x509.Certificate]) -> None:
+    for authority in authorities:
+        try:
+            last.verify_directly_issued_by(authority)
+        except (ValueError, TypeError, InvalidSignature):
+            continue
+        return _check_period("authority", authority)
+    raise CertificateMismatch(
+        "issuer", got=last.issuer.rfc4514_string(), expected="one of the authorities in ca"
+    )
