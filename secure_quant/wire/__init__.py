@@ -1,0 +1,21 @@
+"""Native values <-> protobuf, and named errors <-> gRPC status; nothing else speaks protobuf."""
+
+from secure_quant.wire.models import (
+    ReceivedModel,
+    graph_from_proto,
+    graph_to_proto,
+    info_from_proto,
+    info_to_proto,
+)
+from secure_quant.wire.status import from_status, raised, to_status
+
+__all__ = [
+    "ReceivedModel",
+    "from_status",
+    "graph_from_proto",
+    "graph_to_proto",
+    "info_from_proto",
+    "info_to_proto",
+    "raised",
+    "to_status",
+]
