@@ -1,0 +1,142 @@
+"""The pt2e Quantizer: says where in the graph an integer activation stands."""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch.fx import GraphModule, Node
+from torchao.quantization.pt2e.quantizer import (
+    QuantizationAnnotation,
+    QuantizationSpec,
+    Quantizer,
+    SharedQuantizationSpec,
+)
+
+from secure_quant.errors import UnsupportedModule
+from secure_quant.quantize.capture import module_path
+from secure_quant.quantize.observers import RangeObserver, WeightObserver
+from secure_quant.quantize.opset import (
+    ADDITIVE,
+    CONCAT,
+    ELEMENTWISE,
+    MONOTONE,
+    PRODUCTS,
+    SHAPING,
+    SUMS,
+    find_roots,
+)
+
+__all__ = ["IntegerQuantizer", "unsupported"]
+
+aten = torch.ops.aten
+
+_WEIGHTED = (aten.linear.default, aten.conv2d.default, aten.conv2d.padding, aten.conv1d.default)
+
+_HINTS = {
+    "embedding": "feed one-hot rows into nn.Linear, or embed at the client",
+    "lstm": "use 1-d convolutions or attention; recurrent cells are not lowered",
+    "gru": "use 1-d convolutions or attention; recurrent cells are not lowered",
+    "batch_norm": "put it after a convolution or linear layer so that it folds, and call eval()",
+    "instance_norm": "use BatchNorm2d, which folds into the convolution before it",
+    "group_norm": "use BatchNorm2d, which folds into the convolution before it",
+    "upsample": "use a strided transposed layout at training time, or resize at the client",
+    "conv_transpose": "resize at the client, then use Conv2d",
+    "conv3d": "use Conv2d on reshaped frames",
+    "max": "use amax(dim=-1)",
+    "where": "use an activation function such as relu or clamp",
+}
+
+
+def unsupported(node: Node, why: str | None = None, hint: str | None = None) -> UnsupportedModule:
+    """The error that names the op, where it stands, and what could be used instead."""
+    name = str(node.target).removeprefix("aten.").split(".")[0]
+    if hint is None:
+        hint = next((text for key, text in _HINTS.items() if key in name), None)
+    where = module_path(node) or "the model's own forward"
+    return UnsupportedModule(
+        f"{name} in {where}",
+        got=why or "an op without an integer lowering",
+        hint=hint or "docs/quantize.md lists the ops that can be used",
+    )
+
+
+@dataclass
+class IntegerQuantizer(Quantizer):  # type: ignore[misc]
+    """Observes each value that becomes an int8 activation: what a Requantize makes.
+
+    An accumulator and the elementwise functions behind it are one Requantize, so only the last of
+    such a chain is observed. Maxima and shape ops keep the integers and need no observer. The
+    model's output stays an accumulator where nothing follows it.
+    """
+
+    activation: Callable[..., Any] = field(default=RangeObserver)
+    weight: Callable[..., Any] = field(default=WeightObserver)
+
+    def annotate(self, model: GraphModule) -> GraphModule:
+        nodes = list(model.graph.nodes)
+        roots = find_roots(nodes)
+        for node in nodes:
+            if node not in roots:
+                continue
+            if node.target in CONCAT:
+                self._annotate_concat(node)
+                continue
+            weights = {node.args[1]: self._weight_spec()} if node.target in _WEIGHTED else {}
+            spec = self._activation_spec() if _is_observed(node, roots) else None
+            node.meta["quantization_annotation"] = QuantizationAnnotation(
+                input_qspec_map=weights, output_qspec=spec, _annotated=True
+            )
+        return model
+
+    def validate(self, model: GraphModule) -> None:
+        """Raises UnsupportedModule at the first op without a lowering."""
+        known = PRODUCTS | SUMS | ADDITIVE | ELEMENTWISE | SHAPING | MONOTONE | CONCAT
+        for node in find_roots(list(model.graph.nodes)):
+            if node.op in ("placeholder", "output") or node.target is operator.getitem:
+                continue
+            if node.op == "call_function" and node.target in known:
+                continue
+            if node.op == "call_module" and not isinstance(node.target, str):
+                continue
+            if str(node.target).startswith("activation_post_process"):
+                continue
+            raise unsupported(node)
+
+    def _annotate_concat(self, node: Node) -> None:
+        first, *others = node.args[0]  # type: ignore[misc]
+        shared = SharedQuantizationSpec((first, node))  # type: ignore[arg-type]
+        specs: dict[Any, Any] = {first: self._activation_spec()}
+        specs |= dict.fromkeys(others, shared)
+        node.meta["quantization_annotation"] = QuantizationAnnotation(
+            input_qspec_map=specs, output_qspec=shared, _annotated=True
+        )
+
+    def _activation_spec(self) -> QuantizationSpec:
+        return QuantizationSpec(
+            torch.int8, self.activation, quant_min=-128, quant_max=127,
+            qscheme=torch.per_tensor_affine,
+        )  # fmt: skip
+
+    def _weight_spec(self) -> QuantizationSpec:
+        return QuantizationSpec(
+            torch.int8, self.weight, quant_min=-127, quant_max=127,
+            qscheme=torch.per_channel_symmetric, ch_axis=0,
+        )  # fmt: skip
+
+
+def _is_observed(node: Node, roots: dict[Node, Node]) -> bool:
+    """True if ``node`` must be an integer activation: some reader is not fused with it."""
+    if node.op == "placeholder":
+        return True
+    if node.target not in PRODUCTS | SUMS | ADDITIVE | ELEMENTWISE:
+        return False
+    accumulator = roots[node] is node and node.target not in SUMS
+    return any(
+        not accumulator if user.op == "output" else roots.get(user) is not roots[node]
+        for user in node.users
+        if user in roots
+    )

@@ -1,0 +1,152 @@
+"""Observers: what calibration remembers of each tensor, and the scales it derives from it."""
+
+from __future__ import annotations
+
+from typing import Any, Literal, get_args
+
+import torch
+from torch import Tensor
+from torchao.quantization.pt2e import ObserverBase
+
+from secure_quant.errors import CalibrationError, ConfigError
+
+__all__ = ["BINS", "Calibrator", "RangeObserver", "WeightObserver"]
+
+Calibrator = Literal["minmax", "percentile", "mse"]
+BINS = 4096
+_SMALLEST_SCALE = 1e-12
+
+
+class RangeObserver(ObserverBase):  # type: ignore[misc]
+    """Asymmetric range of an activation, from a histogram over all batches seen.
+
+    minmax      the whole range seen.
+    percentile  cuts ``tail`` of the values off at each end.
+    mse         the two thresholds with the least expected squared error of rounding and clipping.
+
+    The range always holds 0, so that padding and ReLU's zero are exact.
+    """
+
+    def __init__(
+        self,
+        dtype: torch.dtype = torch.int8,
+        *,
+        calibrator: Calibrator = "minmax",
+        tail: float = 1e-4,
+        quant_min: int = -128,
+        quant_max: int = 127,
+        is_dynamic: bool = False,
+        **_: Any,
+    ) -> None:
+        super().__init__(dtype=dtype, is_dynamic=is_dynamic)
+        if calibrator not in get_args(Calibrator):
+            raise ConfigError("calibrator", got=calibrator, expected=get_args(Calibrator))
+        if not 0 <= tail < 0.5:
+            raise ConfigError("tail", got=tail, expected="a fraction below 0.5")
+        self.calibrator, self.tail = calibrator, tail
+        self.quant_min, self.quant_max = quant_min, quant_max
+        self.qscheme = torch.per_tensor_affine
+        self.low, self.high = 0.0, 0.0
+        self.counts = torch.zeros(BINS, dtype=torch.float64)
+
+    def forward(self, x: Tensor) -> Tensor:
+        values = x.detach().reshape(-1).double()
+        if not values.numel():
+            return x
+        low, high = float(values.min()), float(values.max())
+        if not (torch.isfinite(values).all()):
+            raise CalibrationError("activations", got="NaN or infinity", expected="finite numbers")
+        self._widen(min(low, 0.0), max(high, 0.0))
+        if self.high > self.low:
+            self.counts += torch.histc(values, BINS, self.low, self.high)
+        return x
+
+    def _widen(self, low: float, high: float) -> None:
+        """Grow the histogram's range; what it holds moves to the nearest new bins."""
+        low, high = min(low, self.low), max(high, self.high)
+        if (low, high) == (self.low, self.high):
+            return
+        if self.counts.sum() > 0:
+            width = (self.high - self.low) / BINS
+            centres = self.low + (torch.arange(BINS, dtype=torch.float64) + 0.5) * width
+            place = ((centres - low) / (high - low) * BINS).long().clamp_(0, BINS - 1)
+            self.counts = torch.zeros_like(self.counts).index_add_(0, place, self.counts)
+        self.low, self.high = low, high
+
+    def thresholds(self) -> tuple[float, float]:
+        """(low, high) with low <= 0 <= high. Raises CalibrationError if nothing was seen."""
+        if self.counts.sum() == 0 and self.high == self.low:
+            return 0.0, 0.0
+        if self.calibrator == "percentile":
+            return self._percentile(self.tail)
+        if self.calibrator == "mse":
+            return self._least_error()
+        return self.low, self.high
+
+    def _percentile(self, tail: float) -> tuple[float, float]:
+        share = self.counts.cumsum(0) / self.counts.sum()
+        width = (self.high - self.low) / BINS
+        first = int((share <= tail).sum())
+        last = int((share < 1 - tail).sum())
+        return min(self.low + first * width, 0.0), max(self.low + (last + 1) * width, 0.0)
+
+    def _least_error(self) -> tuple[float, float]:
+        width = (self.high - self.low) / BINS
+        centres = self.low + (torch.arange(BINS, dtype=torch.float64) + 0.5) * width
+        levels = self.quant_max - self.quant_min
+        best, found = float("inf"), (self.low, self.high)
+        shares = torch.linspace(1.0, 0.1, 46).tolist()
+        ends = [(self.low, s * self.high) for s in shares] if self.low > -width else [
+            (s * self.low, t * self.high) for s in shares[::3] for t in shares[::3]
+        ]  # fmt: skip
+        for low, high in ends:
+            step = (high - low) / levels
+            if step <= 0:
+                continue
+            inside = centres.clamp(low, high)
+            rounded = step * step / 12
+            error = float((self.counts * ((centres - inside) ** 2 + rounded)).sum())
+            if error < best:
+                best, found = error, (low, high)
+        return found
+
+    def calculate_qparams(self) -> tuple[Tensor, Tensor]:
+        """float32[1] scale and int64[1] zero point."""
+        low, high = self.thresholds()
+        scale = max((high - low) / (self.quant_max - self.quant_min), _SMALLEST_SCALE)
+        zero_point = round(self.quant_min - low / scale)
+        zero_point = min(max(zero_point, self.quant_min), self.quant_max)
+        return torch.tensor([scale]), torch.tensor([zero_point])
+
+
+class WeightObserver(ObserverBase):  # type: ignore[misc]
+    """Symmetric scales of a weight [out, ...]: ``scale[c] = m[c] · base`` with integers
+    1 <= m[c] <= ``grid``, each rounded up, so that no weight is clipped.
+
+    One Requantize can then serve all channels with small integer multipliers. ``grid`` 1 is
+    per-tensor quantization. Every doubling of it costs one bit of ring under secret sharing.
+    """
+
+    def __init__(self, dtype: torch.dtype = torch.int8, *, grid: int = 16, **_: Any) -> None:
+        super().__init__(dtype=dtype)
+        if not 1 <= grid <= 255:
+            raise ConfigError("multiplier grid", got=grid, expected="1 to 255")
+        self.grid = grid
+        self.quant_min, self.quant_max = -127, 127
+        self.qscheme, self.ch_axis = torch.per_channel_symmetric, 0
+        self.scale = torch.ones(1)
+
+    def forward(self, w: Tensor) -> Tensor:
+        self.scale = channel_scales(w.detach().reshape(len(w), -1).abs().amax(1), self.grid)
+        return w
+
+    def calculate_qparams(self) -> tuple[Tensor, Tensor]:
+        """float32[out] scales and int64[out] zeros."""
+        return self.scale, torch.zeros(len(self.scale), dtype=torch.int64)
+
+
+def channel_scales(threshold: Tensor, grid: int) -> Tensor:
+    """float32[out] scales m·base that carry weights up to ``threshold`` [out] in 127 steps."""
+    base = max(float(threshold.max()) / 127 / grid, _SMALLEST_SCALE)
+    steps = (threshold.double() / 127 / base - 1e-6).ceil().clamp(1, grid)
+    return (steps * base).float()

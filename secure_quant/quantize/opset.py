@@ -1,0 +1,102 @@
+"""Which aten ops are what: the one table that the annotator and the lowering share."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+from torch.fx import Node
+
+__all__ = [
+    "ADDITIVE",
+    "CONCAT",
+    "ELEMENTWISE",
+    "MONOTONE",
+    "PRODUCTS",
+    "SHAPING",
+    "SUMS",
+    "find_roots",
+    "tensor_inputs",
+]
+
+aten = torch.ops.aten
+
+PRODUCTS = {
+    aten.linear.default,
+    aten.conv1d.default,
+    aten.conv2d.default,
+    aten.conv2d.padding,
+    aten.matmul.default,
+    aten.bmm.default,
+    aten.avg_pool2d.default,
+    aten.adaptive_avg_pool2d.default,
+}
+"""Ops whose value is an accumulator."""
+
+SUMS = {aten.mean.dim, aten.sum.dim_IntList}
+"""Sums over axes: accumulators too."""
+
+ADDITIVE = {aten.add.Tensor, aten.sub.Tensor, aten.mul.Tensor, aten.div.Tensor}
+"""Accumulators of two tensors, or elementwise with a constant."""
+
+ELEMENTWISE = {
+    getattr(aten, name).default
+    for name in (
+        "abs celu elu erf exp gelu hardsigmoid hardswish hardtanh leaky_relu log log_sigmoid mish "
+        "neg reciprocal relu relu6 rsqrt selu sigmoid silu softplus sqrt square tanh clamp "
+        "clamp_min clamp_max threshold"
+    ).split()
+} | {aten.pow.Tensor_Scalar, aten.rsub.Scalar}  # fmt: skip
+"""Functions of one tensor, element by element: all of them end up in a Requantize table."""
+
+SHAPING = {
+    aten.view.default,
+    aten.reshape.default,
+    aten._unsafe_view.default,
+    aten.flatten.using_ints,
+    aten.unflatten.int,
+    aten.permute.default,
+    aten.transpose.int,
+    aten.t.default,
+    aten.unsqueeze.default,
+    aten.squeeze.default,
+    aten.squeeze.dim,
+    aten.squeeze.dims,
+    aten.slice.Tensor,
+    aten.select.int,
+    aten.chunk.default,
+    aten.split.Tensor,
+    aten.split_with_sizes.default,
+    aten.unbind.int,
+}
+"""Moves of the same integers."""
+
+MONOTONE = {aten.max_pool2d.default, aten.amax.default}
+"""Maxima: they keep scale and zero point."""
+
+CONCAT = {aten.cat.default, aten.stack.default}
+
+
+def tensor_inputs(node: Node, roots: Mapping[Node, Node]) -> list[Node]:
+    """The inputs of ``node`` that carry data of the sample, in order, once each."""
+    return [n for n in node.all_input_nodes if n in roots]
+
+
+def find_roots(nodes: list[Node]) -> dict[Node, Node]:
+    """Node -> the node whose value it is an elementwise function of (itself, if of none).
+
+    Nodes that do not depend on the input (weights, sizes) are absent.
+    """
+    roots: dict[Node, Node] = {}
+    for node in nodes:
+        if node.op == "placeholder":
+            roots[node] = node
+            continue
+        if node.target is aten.sym_size.int:
+            continue
+        origins = {roots[n] for n in tensor_inputs(node, roots)}
+        if not origins:
+            continue
+        pointwise = node.target in ELEMENTWISE or node.target in ADDITIVE
+        roots[node] = origins.pop() if pointwise and len(origins) == 1 else node
+    return roots

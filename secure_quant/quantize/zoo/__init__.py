@@ -1,0 +1,7 @@
+"""Small models and data sets to try the library on."""
+
+from secure_quant.quantize.zoo.data import Split, digits
+from secure_quant.quantize.zoo.models import LeNet, linear, mlp
+from secure_quant.quantize.zoo.train import accuracy, train
+
+__all__ = ["LeNet", "Split", "accuracy", "digits", "linear", "mlp", "train"]
