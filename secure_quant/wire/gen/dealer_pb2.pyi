@@ -3,8 +3,10 @@
 isort:skip_file
 """
 
+from collections import abc as _abc
 from google.protobuf import descriptor as _descriptor
 from google.protobuf import message as _message
+from google.protobuf.internal import containers as _containers
 import builtins as _builtins
 import sys
 import typing as _typing
@@ -22,21 +24,25 @@ class DealRequest(_message.Message):
 
     OPEN_FIELD_NUMBER: _builtins.int
     CREDIT_FIELD_NUMBER: _builtins.int
+    TUPLE_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def open(self) -> Global___DealOpen: ...
     @_builtins.property
     def credit(self) -> Global___DealCredit: ...
+    @_builtins.property
+    def tuple(self) -> Global___DealTuple: ...
     def __init__(
         self,
         *,
         open: Global___DealOpen | None = ...,
         credit: Global___DealCredit | None = ...,
+        tuple: Global___DealTuple | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["credit", b"credit", "message", b"message", "open", b"open"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["credit", b"credit", "message", b"message", "open", b"open", "tuple", b"tuple"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["credit", b"credit", "message", b"message", "open", b"open"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["credit", b"credit", "message", b"message", "open", b"open", "tuple", b"tuple"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_message: _TypeAlias = _typing.Literal["open", "credit"]  # noqa: Y015
+    _WhichOneofReturnType_message: _TypeAlias = _typing.Literal["open", "credit", "tuple"]  # noqa: Y015
     _WhichOneofArgType_message: _TypeAlias = _typing.Literal["message", b"message"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_message) -> _WhichOneofReturnType_message | None: ...
 
@@ -93,26 +99,143 @@ class DealCredit(_message.Message):
 Global___DealCredit: _TypeAlias = DealCredit  # noqa: Y015
 
 @_typing.final
+class DealTuple(_message.Message):
+    """A CrypTen program of the session needs one correlated tuple. Party 1 alone asks, in the order of
+    its program; party 0 derives its half from its seed. Not credited: one answer per request.
+    """
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    INDEX_FIELD_NUMBER: _builtins.int
+    KIND_FIELD_NUMBER: _builtins.int
+    OPERATION_FIELD_NUMBER: _builtins.int
+    LEFT_SHAPE_FIELD_NUMBER: _builtins.int
+    RIGHT_SHAPE_FIELD_NUMBER: _builtins.int
+    STRIDE_FIELD_NUMBER: _builtins.int
+    PADDING_FIELD_NUMBER: _builtins.int
+    OUTPUT_PADDING_FIELD_NUMBER: _builtins.int
+    DILATION_FIELD_NUMBER: _builtins.int
+    GROUPS_FIELD_NUMBER: _builtins.int
+    index: _builtins.int
+    kind: _builtins.str
+    """additive, square, binary, wraps or b2a."""
+    operation: _builtins.str
+    """The bilinear operation of an additive triple: mul, matmul, conv1d, conv2d, ..."""
+    groups: _builtins.int
+    @_builtins.property
+    def left_shape(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]: ...
+    @_builtins.property
+    def right_shape(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]: ...
+    @_builtins.property
+    def stride(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]: ...
+    @_builtins.property
+    def padding(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]: ...
+    @_builtins.property
+    def output_padding(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]: ...
+    @_builtins.property
+    def dilation(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]: ...
+    def __init__(
+        self,
+        *,
+        index: _builtins.int = ...,
+        kind: _builtins.str = ...,
+        operation: _builtins.str = ...,
+        left_shape: _abc.Iterable[_builtins.int] | None = ...,
+        right_shape: _abc.Iterable[_builtins.int] | None = ...,
+        stride: _abc.Iterable[_builtins.int] | None = ...,
+        padding: _abc.Iterable[_builtins.int] | None = ...,
+        output_padding: _abc.Iterable[_builtins.int] | None = ...,
+        dilation: _abc.Iterable[_builtins.int] | None = ...,
+        groups: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["dilation", b"dilation", "groups", b"groups", "index", b"index", "kind", b"kind", "left_shape", b"left_shape", "operation", b"operation", "output_padding", b"output_padding", "padding", b"padding", "right_shape", b"right_shape", "stride", b"stride"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___DealTuple: _TypeAlias = DealTuple  # noqa: Y015
+
+@_typing.final
+class DealTupleSeed(_message.Message):
+    """The key of this party's stream for the tuples of the session; sent once, when both have opened."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    SEED_FIELD_NUMBER: _builtins.int
+    seed: _builtins.bytes
+    def __init__(
+        self,
+        *,
+        seed: _builtins.bytes = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["seed", b"seed"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___DealTupleSeed: _TypeAlias = DealTupleSeed  # noqa: Y015
+
+@_typing.final
+class DealTupleChunk(_message.Message):
+    """Party 1's correction of one tuple, int64 little-endian, in chunks of one index."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    INDEX_FIELD_NUMBER: _builtins.int
+    TOTAL_BYTES_FIELD_NUMBER: _builtins.int
+    OFFSET_FIELD_NUMBER: _builtins.int
+    DATA_FIELD_NUMBER: _builtins.int
+    index: _builtins.int
+    total_bytes: _builtins.int
+    offset: _builtins.int
+    data: _builtins.bytes
+    def __init__(
+        self,
+        *,
+        index: _builtins.int = ...,
+        total_bytes: _builtins.int = ...,
+        offset: _builtins.int = ...,
+        data: _builtins.bytes = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["data", b"data", "index", b"index", "offset", b"offset", "total_bytes", b"total_bytes"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___DealTupleChunk: _TypeAlias = DealTupleChunk  # noqa: Y015
+
+@_typing.final
 class DealResponse(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
     ITEM_FIELD_NUMBER: _builtins.int
     CHUNK_FIELD_NUMBER: _builtins.int
+    TUPLE_SEED_FIELD_NUMBER: _builtins.int
+    TUPLE_CHUNK_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def item(self) -> Global___DealItem: ...
     @_builtins.property
     def chunk(self) -> Global___DealChunk: ...
+    @_builtins.property
+    def tuple_seed(self) -> Global___DealTupleSeed: ...
+    @_builtins.property
+    def tuple_chunk(self) -> Global___DealTupleChunk: ...
     def __init__(
         self,
         *,
         item: Global___DealItem | None = ...,
         chunk: Global___DealChunk | None = ...,
+        tuple_seed: Global___DealTupleSeed | None = ...,
+        tuple_chunk: Global___DealTupleChunk | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["chunk", b"chunk", "item", b"item", "message", b"message"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["chunk", b"chunk", "item", b"item", "message", b"message", "tuple_chunk", b"tuple_chunk", "tuple_seed", b"tuple_seed"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["chunk", b"chunk", "item", b"item", "message", b"message"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["chunk", b"chunk", "item", b"item", "message", b"message", "tuple_chunk", b"tuple_chunk", "tuple_seed", b"tuple_seed"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_message: _TypeAlias = _typing.Literal["item", "chunk"]  # noqa: Y015
+    _WhichOneofReturnType_message: _TypeAlias = _typing.Literal["item", "chunk", "tuple_seed", "tuple_chunk"]  # noqa: Y015
     _WhichOneofArgType_message: _TypeAlias = _typing.Literal["message", b"message"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_message) -> _WhichOneofReturnType_message | None: ...
 

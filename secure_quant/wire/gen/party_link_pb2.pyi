@@ -119,8 +119,9 @@ Global___LinkHello: _TypeAlias = LinkHello  # noqa: Y015
 
 @_typing.final
 class LinkBegin(_message.Message):
-    """Party 0 announces the next inference; party 1 answers with the same frame once it holds the
-    client's share and the material, or with an abort.
+    """Party 0 offers an inference. Party 1 answers with the same frame, first_item filled in, once it
+    holds the client's share and the material; both run inferences in the order of these answers.
+    Offers may be many at a time and wait for their share without holding up the others.
     """
 
     DESCRIPTOR: _descriptor.Descriptor
@@ -129,12 +130,17 @@ class LinkBegin(_message.Message):
     REQUEST_IDS_FIELD_NUMBER: _builtins.int
     BATCHES_FIELD_NUMBER: _builtins.int
     FIRST_ITEM_FIELD_NUMBER: _builtins.int
+    WAIT_MS_FIELD_NUMBER: _builtins.int
     model_hash: _builtins.str
     first_item: _builtins.int
-    """First item of material; one item per sample, consecutive."""
+    """First item of material; one item per sample, consecutive. Chosen by party 1."""
+    wait_ms: _builtins.int
+    """How long party 1 may wait for the share before it declines."""
     @_builtins.property
     def request_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.bytes]:
-        """The client's request ids that this inference serves, in order; several if batched."""
+        """The client's request ids that this inference serves, in order; several if batched. None: a
+        rehearsal on zeros with which a fresh session warms up.
+        """
 
     @_builtins.property
     def batches(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
@@ -147,10 +153,11 @@ class LinkBegin(_message.Message):
         request_ids: _abc.Iterable[_builtins.bytes] | None = ...,
         batches: _abc.Iterable[_builtins.int] | None = ...,
         first_item: _builtins.int = ...,
+        wait_ms: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["batches", b"batches", "first_item", b"first_item", "model_hash", b"model_hash", "request_ids", b"request_ids"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["batches", b"batches", "first_item", b"first_item", "model_hash", b"model_hash", "request_ids", b"request_ids", "wait_ms", b"wait_ms"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -158,22 +165,28 @@ Global___LinkBegin: _TypeAlias = LinkBegin  # noqa: Y015
 
 @_typing.final
 class LinkAbort(_message.Message):
+    """Ends the session or, where request ids are named, declines that offer alone."""
+
     DESCRIPTOR: _descriptor.Descriptor
 
     CODE_FIELD_NUMBER: _builtins.int
     MESSAGE_FIELD_NUMBER: _builtins.int
+    REQUEST_IDS_FIELD_NUMBER: _builtins.int
     code: _builtins.int
     """gRPC status code and a message without data."""
     message: _builtins.str
+    @_builtins.property
+    def request_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.bytes]: ...
     def __init__(
         self,
         *,
         code: _builtins.int = ...,
         message: _builtins.str = ...,
+        request_ids: _abc.Iterable[_builtins.bytes] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["code", b"code", "message", b"message"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["code", b"code", "message", b"message", "request_ids", b"request_ids"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
