@@ -8,47 +8,48 @@ first) with ``NAME.codebook`` (int8[1 or out_channels, 16]).
 
 from __future__ import annotations
 
-import json
+import contextlib
 import os
-from collections.abc import Mapping
+import tempfile
+from collections.abc import Sequence
 from math import prod
 from pathlib import Path
-from typing import Any
 
 import numpy as np
-import safetensors.numpy
-from numpy.typing import NDArray
 
 from secure_quant.errors import HashMismatch, MalformedModel, UnsupportedVersion
-from secure_quant.ir.codec import PublicParts, from_parts, parse_nodes, to_parts
+from secure_quant.ir.codec import PublicParts, check_canonical, parse_nodes, to_parts
+from secure_quant.ir.container import MAX_FILE, Array, read_tensors, write_tensors
 from secure_quant.ir.graph import FORMAT_VERSION, Graph
+from secure_quant.ir.ops import Node
 from secure_quant.ir.verify import parameter_shapes
 
 __all__ = ["decode", "encode", "load", "read_tensors", "save", "write_tensors"]
 
 FORMAT = f"secure-quant/{FORMAT_VERSION}"
-MAX_FILE = 4 * 2**30
-MAX_HEADER = 32 * 2**20
-_DTYPES = {"I8": "<i1", "U8": "<u1", "I16": "<i2", "I32": "<i4", "I64": "<i8", "U64": "<u8"}
-
-Array = NDArray[Any]
+_METADATA = {"format", "graph", "commitment", "hash"}
 
 
 def save(graph: Graph, path: str | os.PathLike[str]) -> None:
-    """Write the whole model, secret parameters included, in one step (never half a file)."""
+    """Write the whole model, secret parameters included, in one step (never half a file).
+
+    The file can be read by its owner alone. Raises OSError.
+    """
     _write_atomically(Path(path), encode(graph))
 
 
 def load(path: str | os.PathLike[str], *, expected_hash: str | None = None) -> Graph:
     """Read a model file. Raises MalformedModel and its kin, InvalidGraph, OSError."""
-    size = Path(path).stat().st_size
-    if size > MAX_FILE:
-        raise MalformedModel("model file", got=f"{size} bytes", expected=f"<= {MAX_FILE}")
-    return decode(Path(path).read_bytes(), expected_hash=expected_hash)
+    with Path(path).open("rb") as file:
+        size = os.fstat(file.fileno()).st_size
+        if size > MAX_FILE:
+            raise MalformedModel("model file", got=f"{size} bytes", expected=f"<= {MAX_FILE}")
+        return decode(file.read(MAX_FILE), expected_hash=expected_hash)
 
 
 def encode(graph: Graph) -> bytes:
-    """The bytes of the model file. Raises MissingParameters on a public graph."""
+    """The bytes of the model file, a function of the graph alone: same nodes, parameters and salt,
+    same bytes. A public graph gives a file without parameters and with an empty salt."""
     parts = to_parts(graph)
     tensors: dict[str, Array] = {
         "tables": np.frombuffer(parts.tables, "<i2"),
@@ -71,71 +72,44 @@ def encode(graph: Graph) -> bytes:
     return write_tensors(tensors, metadata)
 
 
-def decode(data: bytes, *, expected_hash: str | None = None) -> Graph:
+def decode(data: bytes | memoryview, *, expected_hash: str | None = None) -> Graph:
     """Inverse of ``encode``. Raises MalformedModel, HashMismatch, UnsupportedVersion,
     InvalidGraph, OverflowRisk."""
     tensors, metadata = read_tensors(data)
     got = metadata.get("format", "nothing")
     if got != FORMAT:
         kind = UnsupportedVersion if got.startswith("secure-quant/") else MalformedModel
-        raise kind("format", got=got[:80], expected=FORMAT)
+        raise kind("format", got=ascii(got[:80]), expected=FORMAT)
+    if set(metadata) != _METADATA:
+        raise MalformedModel("metadata", got=f"{len(metadata)} names", expected=sorted(_METADATA))
     try:
-        parts = PublicParts(
-            metadata["graph"].encode(),
-            tensors.pop("tables").astype("<i2", casting="equiv").tobytes(),
-            tensors.pop("multipliers").astype(np.uint8, casting="equiv").tobytes(),
-        )
-        salt = tensors.pop("salt").tobytes()
+        text = metadata["graph"].encode()
         commitment = bytes.fromhex(metadata["commitment"])
-    except (KeyError, TypeError, ValueError) as error:
-        raise MalformedModel("model file lacks a part or has it in another type") from error
+    except ValueError as error:
+        raise MalformedModel("graph or commitment", got="text of another form") from error
+    tables, multipliers, salt = (
+        _flat(tensors, name, dtype)
+        for name, dtype in (("tables", np.int16), ("multipliers", np.uint8), ("salt", np.uint8))
+    )
     if len(commitment) != 32 or len(salt) not in (0, 32):
         raise MalformedModel("commitment and salt", got=(len(commitment), len(salt)), expected="32")
-    graph = from_parts(parts, parameters=_unpack(parts, tensors), salt=salt, commitment=commitment)
-    for claimed in (metadata.get("hash"), expected_hash):
+    parts = PublicParts(text, tables, multipliers)
+    nodes = parse_nodes(parts)
+    graph = Graph(nodes, _unpack(nodes, tensors), salt, commitment)
+    check_canonical(graph, parts)
+    for claimed in (metadata["hash"], expected_hash):
         if claimed is not None and claimed != graph.hash:
-            raise HashMismatch("model", got=graph.hash, expected=claimed[:64])
+            raise HashMismatch("model", got=graph.hash, expected=ascii(claimed[:64]))
     return graph
 
 
-def write_tensors(tensors: Mapping[str, Array], metadata: Mapping[str, str]) -> bytes:
-    """A safetensors file of little-endian integer arrays."""
-    whole = {name: np.array(array, order="C") for name, array in tensors.items()}
-    return safetensors.numpy.save(whole, metadata=dict(metadata))
-
-
-def read_tensors(data: bytes) -> tuple[dict[str, Array], dict[str, str]]:
-    """Tensors (read-only views of ``data``) and metadata of a safetensors file.
-
-    Every size is checked against the length of ``data`` before anything is made of it.
-    Raises MalformedModel.
-    """
-    head = int.from_bytes(data[:8], "little")
-    if len(data) < 8 or not 2 <= head <= min(MAX_HEADER, len(data) - 8):
-        raise MalformedModel("safetensors header", got=f"{len(data)} bytes", expected="a whole file")
-    try:
-        header = json.loads(data[8 : 8 + head])
-        metadata = header.pop("__metadata__", {})
-        entries = sorted(header.items(), key=lambda item: item[1]["data_offsets"])
-        body = memoryview(data)[8 + head :]
-        tensors: dict[str, Array] = {}
-        place = 0
-        for name, entry in entries:
-            dtype = np.dtype(_DTYPES[entry["dtype"]])
-            shape = tuple(entry["shape"])
-            start, stop = entry["data_offsets"]
-            whole = all(type(n) is int and n >= 0 for n in shape) and len(shape) <= 8
-            if not whole or start != place or stop - start != prod(shape) * dtype.itemsize:
-                raise MalformedModel(f"tensor {name[:80]!r}", expected="offsets that fit its shape")
-            tensors[name] = np.frombuffer(body[start:stop], dtype).reshape(shape)
-            place = stop
-    except (AttributeError, KeyError, TypeError, ValueError, RecursionError) as error:
-        raise MalformedModel("safetensors header", got="one that cannot be read") from error
-    if place != len(body):
-        raise MalformedModel("safetensors data", got=f"{len(body)} bytes", expected=f"{place}")
-    if not all(isinstance(k, str) and isinstance(v, str) for k, v in metadata.items()):
-        raise MalformedModel("safetensors metadata", expected="strings")
-    return tensors, metadata
+def _flat(tensors: dict[str, Array], name: str, dtype: type[np.generic]) -> bytes:
+    """Bytes of the vector ``name``, which leaves ``tensors``. Raises MalformedModel."""
+    array = tensors.pop(name, None)
+    if array is None or array.dtype != dtype or array.ndim != 1:
+        got = "nothing" if array is None else f"{array.dtype}{list(array.shape)}"
+        raise MalformedModel(name, got=got, expected=f"a vector of {dtype.__name__}")
+    return array.tobytes()
 
 
 def _pack(weight: Array) -> tuple[Array, Array] | None:
@@ -157,35 +131,59 @@ def _pack(weight: Array) -> tuple[Array, Array] | None:
     return None
 
 
-def _unpack(parts: PublicParts, tensors: dict[str, Array]) -> dict[str, Array]:
-    """Parameters with coded weights decoded; the nodes say their shapes."""
-    shapes = parameter_shapes(parse_nodes(parts))
+def _unpack(nodes: Sequence[Node], tensors: dict[str, Array]) -> dict[str, Array]:
+    """Parameters with coded weights decoded; ``nodes`` say their shapes. Raises MalformedModel."""
+    shapes = parameter_shapes(nodes)
     parameters: dict[str, Array] = {}
+    books = {name: array for name, array in tensors.items() if name.endswith(".codebook")}
     for name, array in tensors.items():
         base, _, kind = name.rpartition(".")
-        if kind == "codebook":
-            continue
-        if kind != "codes":
+        if kind == "codes":
+            weight = f"{base}.weight"
+            if weight in tensors:
+                raise MalformedModel(f"weight of {base[:80]!r}", got="two forms", expected="one")
+            shape = shapes.get(weight, ((), ""))[0]
+            parameters[weight] = _decoded(base, array, books.pop(f"{base}.codebook", None), shape)
+        elif kind != "codebook":
             parameters[name] = array
-            continue
-        weight, book = f"{base}.weight", tensors.get(f"{base}.codebook")
-        shape = shapes.get(weight, ((), ""))[0]
-        fits = (
-            book is not None
-            and len(shape) >= 2
-            and (array.dtype, book.dtype) == (np.uint8, np.int8)
-            and array.shape == ((prod(shape) + 1) // 2,)
-            and book.shape in ((1, 16), (shape[0], 16))
-        )
-        if book is None or not fits:
-            raise MalformedModel(f"codes of {base[:80]!r}", got=array.shape, expected=shape)
-        codes = np.stack([array & 15, array >> 4], 1).reshape(-1)[: prod(shape)]
-        rows = codes.reshape(len(book), -1)
-        parameters[weight] = np.take_along_axis(book, rows, 1).reshape(shape)
+    if books:
+        raise MalformedModel("codebooks", got=f"{len(books)} without codes", expected="none")
     return parameters
 
 
+def _decoded(base: str, codes: Array, book: Array | None, shape: tuple[int, ...]) -> Array:
+    """int8 weight of ``shape`` from two codes a byte and a codebook of 16 entries a row."""
+    count = prod(shape) if len(shape) in (2, 4) and min(shape) > 0 else 0
+    if (
+        book is None
+        or not count
+        or codes.dtype != np.uint8
+        or book.dtype != np.int8
+        or codes.shape != ((count + 1) // 2,)
+        or book.shape not in ((1, 16), (shape[0], 16))
+    ):
+        raise MalformedModel(
+            f"codes of {base[:80]!r}", got=codes.shape, expected=f"those of {shape}"
+        )
+    halves = np.empty((len(codes), 2), np.uint8)
+    halves[:, 0], halves[:, 1] = codes & 15, codes >> 4
+    rows = halves.reshape(-1)[:count].reshape(len(book), -1)
+    weight = np.empty(rows.shape, np.int8)
+    for i, row in enumerate(rows):  # by row: the index of a lookup takes 8 bytes an element
+        weight[i] = book[i][row]
+    return weight.reshape(shape)
+
+
 def _write_atomically(path: Path, data: bytes) -> None:
-    part = path.with_name(path.name + ".part")
-    part.write_bytes(data)
-    part.replace(path)
+    """All of ``data`` at ``path``, or nothing; readable by the owner alone."""
+    handle, part = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    try:
+        with os.fdopen(handle, "wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        Path(part).replace(path)
+    except BaseException:
+        with contextlib.suppress(OSError):
+            Path(part).unlink()
+        raise

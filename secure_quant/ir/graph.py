@@ -33,7 +33,7 @@ class Graph:
 
     nodes       in topological order; the first is the only Input, the last the only Output.
     parameters  secret arrays by name, or empty in a public graph.
-    salt        32 secret bytes that keep ``commitment`` from being guessed; empty in a public graph.
+    salt        32 secret bytes that keep ``commitment`` from being guessed; none in a public graph.
     commitment  SHA-256 over salt and parameters: binds the weights without showing them.
 
     Raises InvalidGraph, OverflowRisk or HashMismatch on construction; a Graph that exists is valid.
@@ -51,6 +51,11 @@ class Graph:
         object.__setattr__(self, "parameters", MappingProxyType(frozen))
         # `values` is filled by the verifier's own inference, once.
         object.__setattr__(self, "_values", MappingProxyType(verify(self)))
+        if len(self.salt) not in (0, 32) or len(self.commitment) not in (0, 32):
+            got = (len(self.salt), len(self.commitment))
+            raise InvalidGraph("bytes of salt and commitment", got=got, expected="32 or none")
+        if self.is_public and (self.salt or not self.commitment):
+            raise InvalidGraph("a graph without parameters", expected="a commitment and no salt")
         if frozen or self.salt or not self.commitment:
             salt = self.salt or secrets.token_bytes(32)
             digest = _commit(salt, frozen)

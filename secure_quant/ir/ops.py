@@ -10,6 +10,8 @@ zero point 0. Secret parameters (weight, bias) are not in a node: they stand in
 
 from __future__ import annotations
 
+import math
+from collections.abc import Callable
 from dataclasses import dataclass
 
 __all__ = [
@@ -31,6 +33,7 @@ __all__ = [
     "Slice",
     "SumPool",
     "Transpose",
+    "is_kind",
 ]
 
 Pair = tuple[int, int]
@@ -141,11 +144,12 @@ class ReduceSum(Node):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Requantize(Node):
-    """``u = clip((acc · multiplier[c] + offset) >> shift, 0, R - 1); q = table[u]``, R = len(table).
+    """``u = clip((acc · multiplier[c] + offset) >> shift, 0, R - 1); q = table[u]``.
 
-    The only nonlinearity. ``>>`` is floor. c runs along ``axis`` of the sample (negative counts
-    from the end); one multiplier stands for all channels. The entries are int8, or int16 where
-    one lies outside int8. Rounding, zero point, clamp and activation function are inside table.
+    R = len(table). The only nonlinearity. ``>>`` is floor. c runs along ``axis`` of the sample
+    (negative counts from the end); one multiplier stands for all channels. The entries are int8,
+    or int16 where one lies outside int8. Rounding, zero point, clamp and activation function are
+    inside table.
     The input is an accumulator, or an activation, whose acc is x̂.
     """
 
@@ -224,3 +228,36 @@ OPS: dict[str, type[Node]] = {
     )
 }  # fmt: skip
 """Name in a file -> op; a name that is not here is refused."""
+
+
+_LARGEST = 2**48
+
+
+def _is_int(value: object) -> bool:
+    return type(value) is int and abs(value) <= _LARGEST
+
+
+def _is_tuple(item: Callable[[object], bool]) -> Callable[[object], bool]:
+    return lambda value: isinstance(value, tuple) and all(map(item, value))
+
+
+def _is_name(value: object) -> bool:
+    plain = isinstance(value, str) and value.isascii() and value.isprintable()
+    return plain and 0 < len(str(value)) <= 200 and " " not in str(value)
+
+
+_KINDS: dict[str, Callable[[object], bool]] = {
+    "bool": lambda value: type(value) is bool,
+    "float": lambda value: isinstance(value, float) and math.isfinite(value),
+    "int": _is_int,
+    "str": _is_name,
+    "Pair": lambda value: isinstance(value, tuple) and len(value) == 2 and all(map(_is_int, value)),
+    "tuple[int, ...]": _is_tuple(_is_int),
+    "tuple[str, ...]": _is_tuple(_is_name),
+}
+
+
+def is_kind(value: object, kind: str) -> bool:
+    """True if ``value`` may stand in a field annotated ``kind``: Python's own types, integers to
+    2**48, finite numbers, names of 1 to 200 printable ASCII characters without blanks."""
+    return _KINDS[kind](value)

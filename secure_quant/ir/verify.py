@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Mapping
+from dataclasses import fields
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -26,6 +27,8 @@ __all__ = [
     "MAX_ELEMENTS",
     "MAX_NODES",
     "MAX_TABLE",
+    "MAX_TOTAL",
+    "MAX_WINDOWS",
     "conv_output",
     "linear_bound",
     "parameter_shapes",
@@ -34,10 +37,18 @@ __all__ = [
 ]
 
 MAX_NODES = 10_000
-MAX_ELEMENTS = 2**28
-"""Per-sample elements of one value; above it a graph is refused before memory is taken."""
+MAX_ELEMENTS = 2**26
+"""Per-sample elements of one value, padding included; above it a graph is refused before memory is
+taken."""
+MAX_TOTAL = 2**30
+"""Per-sample elements of all values together."""
+MAX_WINDOWS = 2**28
+"""Per-sample elements of all windows of one Conv2d or pool, overlaps counted (its im2col)."""
 MAX_TABLE = 4096
 MAX_RANK = 6
+_SCALES = (2.0**-120, 2.0**64)
+"""Scales that neither divide by a subnormal nor leave float32 with the largest accumulator."""
+_SCALED = Interval(-(2**46), 2**46)
 
 
 def verify(graph: Graph) -> dict[str, Value]:
@@ -45,12 +56,14 @@ def verify(graph: Graph) -> dict[str, Value]:
     _check_structure(graph)
     _check_parameters(graph)
     values: dict[str, Value] = {}
+    total = 0
     for node in graph.nodes:
         value = _RULES[type(node)](graph, node, [values[name] for name in node.inputs])
-        _require(node, len(value.shape) <= MAX_RANK, "rank", len(value.shape), f"<= {MAX_RANK}")
-        _require(node, all(n > 0 for n in value.shape), "shape", value.shape, "positive")
-        _require(node, value.size <= MAX_ELEMENTS, "elements", value.size, f"<= {MAX_ELEMENTS}")
-        _require(node, math.isfinite(value.scale) and value.scale > 0, "scale", value.scale, "> 0")
+        _shape(node, value.shape)
+        total += value.size
+        _require(node, total <= MAX_TOTAL, "elements in all", total, f"<= {MAX_TOTAL}")
+        low, high = _SCALES
+        _require(node, low <= value.scale <= high, "scale", value.scale, f"{low} to {high}")
         values[node.name] = value
     return values
 
@@ -58,34 +71,54 @@ def verify(graph: Graph) -> dict[str, Value]:
 def conv_output(shape: tuple[int, ...], node: ops.Conv2d | ops.MaxPool | ops.SumPool) -> ops.Pair:
     """(H, W) after a window op on [C, H, W]; not positive where the window does not fit."""
     dilation = node.dilation if isinstance(node, ops.Conv2d) else (1, 1)
-    height, width = (
-        (n + 2 * p - d * (k - 1) - 1) // s + 1
-        for n, p, d, k, s in zip(
-            shape[1:], node.padding, dilation, node.kernel, node.stride, strict=True
-        )
-    )
+    axes = zip(shape[1:], node.padding, dilation, node.kernel, node.stride, strict=True)
+    height, width = ((n + 2 * p - d * (k - 1) - 1) // s + 1 for n, p, d, k, s in axes)
     return height, width
 
 
 def linear_bound(weight: NDArray[Any], bias: NDArray[Any], x: Interval) -> int:
-    """Largest |acc| that ``weight`` [out, ...] and ``bias`` [out] can make from x̂ in ``x``."""
-    flat = weight.reshape(len(weight), -1).astype(np.int64)
-    lo, hi = min(x.lo, 0), max(x.hi, 0)  # padding brings x̂ = 0 in
-    positive, negative = np.maximum(flat, 0).sum(1), np.minimum(flat, 0).sum(1)
+    """Largest |acc| that ``weight`` [out, ...] and ``bias`` [out] can make from x̂ in ``x``.
+
+    x̂ = 0 counts as possible (padding). The largest positive and negative parts alone lie in the
+    same range less the bias, so no partial sum, in whatever order, is larger than bound + |bias|.
+    """
+    flat = weight.reshape(len(weight), -1)
+    lo, hi = min(x.lo, 0), max(x.hi, 0)
+    positive = np.maximum(flat, 0).sum(1, dtype=np.int64)
+    negative = np.minimum(flat, 0).sum(1, dtype=np.int64)
     high = positive * hi + negative * lo + bias
     low = positive * lo + negative * hi + bias
     return int(max(np.abs(high).max(), np.abs(low).max()))
 
 
 def public_bound(bound: int) -> int:
-    """``bound`` rounded up to 4 significant bits, so that a public graph tells little of weights."""
+    """``bound`` rounded up to 4 significant bits, so that a public graph tells little of weights;
+    never past int32 unless ``bound`` is."""
     drop = max(bound.bit_length() - 4, 0)
-    return max(-(-bound >> drop) << drop, 1)
+    rounded = max(-(-bound >> drop) << drop, 1)
+    return rounded if bound > INT32.hi else min(rounded, INT32.hi)
 
 
 def _require(node: ops.Node, ok: bool, what: str, got: object, expected: object) -> None:
     if not ok:
-        raise InvalidGraph(f"{type(node).__name__} {node.name!r}: {what}", got=got, expected=expected)
+        op = f"{type(node).__name__} {node.name!r}"
+        raise InvalidGraph(f"{op}: {what}", got=got, expected=expected)
+
+
+def _shape(node: ops.Node, shape: tuple[int, ...]) -> None:
+    """Checked by rank first: the product of a hostile shape is itself large."""
+    _require(node, 1 <= len(shape) <= MAX_RANK, "rank", len(shape), f"1 to {MAX_RANK}")
+    _require(node, min(shape) > 0, "shape", shape, "positive")
+    size = math.prod(shape)
+    _require(node, size <= MAX_ELEMENTS, "elements", size, f"<= {MAX_ELEMENTS}")
+
+
+def _check_fields(node: ops.Node) -> None:
+    for f in fields(node):
+        kind = str(f.type)
+        if not ops.is_kind(getattr(node, f.name), kind):
+            got = type(getattr(node, f.name)).__name__
+            raise InvalidGraph(f"{type(node).__name__}.{f.name}", got=got, expected=f"a {kind}")
 
 
 def _check_structure(graph: Graph) -> None:
@@ -96,7 +129,8 @@ def _check_structure(graph: Graph) -> None:
     for place, node in enumerate(nodes):
         if type(node) not in _RULES:
             raise InvalidGraph("op", got=type(node).__name__, expected="one of secure_quant.ir.ops")
-        _require(node, bool(node.name) and node.name not in seen, "name", node.name, "new, not empty")
+        _check_fields(node)
+        _require(node, node.name not in seen, "name", node.name, "one not yet taken")
         arity = _ARITY.get(type(node), 1)
         if arity is None:
             _require(node, len(node.inputs) >= 1, "inputs", len(node.inputs), "at least 1")
@@ -104,8 +138,8 @@ def _check_structure(graph: Graph) -> None:
             _require(node, len(node.inputs) == arity, "inputs", len(node.inputs), arity)
         for name in node.inputs:
             _require(node, name in seen, "input", name, "the name of an earlier node")
-        _require(node, isinstance(node, ops.Input) == (place == 0), "place", place, "Input first only")
-        last = place == len(nodes) - 1
+        first, last = place == 0, place == len(nodes) - 1
+        _require(node, isinstance(node, ops.Input) == first, "place", place, "Input first only")
         _require(node, isinstance(node, ops.Output) == last, "place", place, "Output last only")
         seen.add(node.name)
     used = {name for node in nodes for name in node.inputs}
@@ -119,7 +153,8 @@ def parameter_shapes(nodes: Iterable[ops.Node]) -> dict[str, tuple[tuple[int, ..
     expected: dict[str, tuple[tuple[int, ...], str]] = {}
     for node in nodes:
         if isinstance(node, ops.Linear):
-            out, shape = node.out_features, (node.out_features, node.in_features)
+            out = node.out_features
+            shape: tuple[int, ...] = (out, node.in_features)
         elif isinstance(node, ops.Conv2d):
             out = node.out_channels
             shape = (out, node.in_channels // max(node.groups, 1), *node.kernel)
@@ -153,12 +188,12 @@ def _accumulator(node: Any, shape: tuple[int, ...], proven: int | None) -> Value
 
 
 def _activation(node: ops.Node, value: Value) -> None:
-    _require(node, not value.accumulator, "input", "an accumulator", "an activation (Requantize it)")
+    what = "an activation: Requantize it first"
+    _require(node, not value.accumulator, "input", "an accumulator", what)
 
 
 def _input(graph: Graph, node: Any, xs: list[Value]) -> Value:
     _require(node, INT8.lo <= node.zero_point <= INT8.hi, "zero point", node.zero_point, "int8")
-    _require(node, len(node.shape) >= 1, "shape", node.shape, "at least one axis")
     return Value(node.shape, INT8, node.scale, node.zero_point, accumulator=False)
 
 
@@ -175,15 +210,25 @@ def _linear(graph: Graph, node: Any, xs: list[Value]) -> Value:
     (x,) = xs
     _activation(node, x)
     _require(node, x.shape[-1] == node.in_features, "features", x.shape[-1], node.in_features)
+    _require(node, node.out_features > 0, "out_features", node.out_features, "> 0")
     shape = (*x.shape[:-1], node.out_features)
     return _accumulator(node, shape, _proven(graph, node, x))
 
 
-def _window(node: Any, x: Value) -> ops.Pair:
+def _window(node: ops.Conv2d | ops.MaxPool | ops.SumPool, x: Value) -> ops.Pair:
+    """(H', W') of a window op, once all that it touches is known to be of bounded size."""
     _require(node, len(x.shape) == 3, "input shape", x.shape, "[C, H, W]")
-    _require(node, min(node.kernel) > 0 and min(node.stride) > 0, "window", node.kernel, "positive")
+    _require(node, min(node.kernel) > 0, "kernel", node.kernel, "positive")
+    _require(node, min(node.stride) > 0, "stride", node.stride, "positive")
     _require(node, min(node.padding) >= 0, "padding", node.padding, ">= 0")
-    return conv_output(x.shape, node)
+    channels, height, width = x.shape
+    padded = channels * (height + 2 * node.padding[0]) * (width + 2 * node.padding[1])
+    _require(node, padded <= MAX_ELEMENTS, "elements with padding", padded, f"<= {MAX_ELEMENTS}")
+    size = conv_output(x.shape, node)
+    _require(node, min(size) > 0, "output size", size, "positive: the window must fit")
+    unrolled = channels * math.prod(size) * math.prod(node.kernel)
+    _require(node, unrolled <= MAX_WINDOWS, "elements of windows", unrolled, f"<= {MAX_WINDOWS}")
+    return size
 
 
 def _conv2d(graph: Graph, node: Any, xs: list[Value]) -> Value:
@@ -193,6 +238,7 @@ def _conv2d(graph: Graph, node: Any, xs: list[Value]) -> Value:
     size = _window(node, x)
     _require(node, x.shape[0] == node.in_channels, "channels", x.shape[0], node.in_channels)
     _require(node, node.groups > 0, "groups", node.groups, "> 0")
+    _require(node, node.out_channels > 0, "out_channels", node.out_channels, "> 0")
     divides = node.in_channels % node.groups == 0 == node.out_channels % node.groups
     _require(node, divides, "groups", node.groups, "a divisor of both channel counts")
     return _accumulator(node, (node.out_channels, *size), _proven(graph, node, x))
@@ -270,9 +316,11 @@ def _requantize(graph: Graph, node: Any, xs: list[Value]) -> Value:
     _require(node, made.within(INT16), "table entries", made, "int16")
     kind = INT8 if made.within(INT8) else INT16
     _require(node, kind.lo <= node.zero_point <= kind.hi, "zero point", node.zero_point, kind)
-    scaled = x.centred.times(max(node.multiplier)).hull(x.centred.times(min(node.multiplier)))
-    if not (scaled + Interval(node.offset, node.offset)).within(Interval(-(2**46), 2**46)):
-        raise OverflowRisk(f"Requantize {node.name!r}: |acc·m + o|", got="more", expected="<= 2**46")
+    scaled = x.centred * Interval(min(node.multiplier), max(node.multiplier))
+    shifted = scaled + Interval(node.offset, node.offset)
+    if not shifted.within(_SCALED):
+        what = f"Requantize {node.name!r}: acc·multiplier + offset"
+        raise OverflowRisk(what, got=shifted, expected=_SCALED)
     return Value(x.shape, made, node.scale, node.zero_point, accumulator=False)
 
 
@@ -298,7 +346,8 @@ def _same(x: Value, shape: tuple[int, ...]) -> Value:
 def _reshape(graph: Graph, node: Any, xs: list[Value]) -> Value:
     (x,) = xs
     _activation(node, x)
-    _require(node, math.prod(node.shape) == x.size, "elements", node.shape, f"{x.size} elements")
+    _shape(node, node.shape)
+    _require(node, math.prod(node.shape) == x.size, "shape", node.shape, f"{x.size} elements")
     return _same(x, node.shape)
 
 
@@ -323,7 +372,8 @@ def _slice(graph: Graph, node: Any, xs: list[Value]) -> Value:
 
 def _concat(graph: Graph, node: Any, xs: list[Value]) -> Value:
     first = xs[0]
-    _require(node, 0 <= node.axis < len(first.shape), "axis", node.axis, f"an axis of {first.shape}")
+    inside = 0 <= node.axis < len(first.shape)
+    _require(node, inside, "axis", node.axis, f"an axis of {first.shape}")
     made = first.range
     for x in xs:
         _activation(node, x)

@@ -24,7 +24,15 @@ def run(graph: Graph, x: ArrayLike) -> NDArray[np.float32]:
 
 def run_int(graph: Graph, q: NDArray[Any]) -> NDArray[np.int64]:
     """int8[batch, *input shape] -> the integers at the Output, int64[batch, *output shape]."""
-    return trace(graph, q)[graph.output.name]
+    values: dict[str, NDArray[np.int64]] = {graph.input.name: check_int8(graph, q)}
+    unread = {name: len(nodes) for name, nodes in graph.consumers.items()}
+    for node in graph.nodes[1:]:
+        values[node.name] = evaluate(graph, node, [values[name] for name in node.inputs])
+        for name in node.inputs:
+            unread[name] -= 1
+            if not unread[name]:
+                del values[name]  # no value is held longer than it is read
+    return values[graph.output.name]
 
 
 def trace(graph: Graph, q: NDArray[Any]) -> dict[str, NDArray[np.int64]]:
@@ -36,8 +44,14 @@ def trace(graph: Graph, q: NDArray[Any]) -> dict[str, NDArray[np.int64]]:
 
 
 def quantize_input(graph: Graph, x: ArrayLike) -> NDArray[np.int8]:
-    """``clip(round_half_even(x / scale) + zero_point, -128, 127)`` as the Input node says."""
-    array = np.asarray(x)
+    """``clip(round_half_even(x / scale) + zero_point, -128, 127)`` as the Input node says.
+
+    The quotient is a float64 one. Raises ShapeMismatch, DtypeMismatch, ValueOutOfRange.
+    """
+    try:
+        array = np.asarray(x)
+    except ValueError as error:
+        raise ShapeMismatch("input", got="rows of unequal length", expected="an array") from error
     if array.dtype.kind not in "fiu":
         raise DtypeMismatch("input", got=array.dtype, expected="a real number type")
     _check_shape(graph, array)
@@ -45,12 +59,17 @@ def quantize_input(graph: Graph, x: ArrayLike) -> NDArray[np.int8]:
         raise ValueOutOfRange("input", got="NaN or infinity", expected="finite numbers")
     node = graph.input
     # Divided in float64 and clipped before the cast: no rounding twice, no wrapped extremes.
-    rounded = np.rint(array.astype(np.float64) / node.scale) + node.zero_point
-    return np.clip(rounded, -128, 127).astype(np.int8)
+    with np.errstate(over="ignore"):
+        rounded = np.rint(array.astype(np.float64) / node.scale) + node.zero_point
+    made: NDArray[np.int8] = np.clip(rounded, -128, 127).astype(np.int8)
+    return made
 
 
 def dequantize(graph: Graph, y: NDArray[Any]) -> NDArray[np.float32]:
-    """The integers at the Output -> float32, as the Output node says."""
+    """The integers at the Output -> float32, as the Output node says.
+
+    The integer factor is exact, the scale multiplies in float64, and the cast rounds to nearest.
+    """
     node = graph.output
     zero_point = graph.values[node.name].zero_point
     multiplier = along(node.multiplier, node.axis, y.ndim)

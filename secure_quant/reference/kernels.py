@@ -1,11 +1,13 @@
 """Each op on int64 arrays with a leading batch axis, exactly as ``secure_quant.ir.ops`` says.
 
-Matrix products run in float64 BLAS: every partial sum is an integer below 2**53 (the verifier
-bounds accumulators by 2**31), so no addition rounds, in whatever order BLAS adds.
+Matrix products run in BLAS, exactly: every product and every sum of some of the products is an
+integer that the float type holds (float32 to 2**24, float64 to 2**53), so nothing rounds in
+whatever order BLAS adds. ``_exact_type`` chooses; the verifier's bounds prove it.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from functools import lru_cache
 from typing import Any
@@ -24,27 +26,58 @@ Int = NDArray[np.int64]
 def evaluate(graph: Graph, node: ops.Node, inputs: Sequence[Int]) -> Int:
     """The value of one node: int64[batch, *shape] for each input, int64[batch, *shape] out.
 
+    The inputs must lie in the ranges that ``graph.values`` states.
     Raises MissingParameters for Linear and Conv2d on a public graph.
     """
     return _KERNELS[type(node)](graph, node, list(inputs))
 
 
-def windows(x: Int, kernel: ops.Pair, stride: ops.Pair, padding: ops.Pair, dilation: ops.Pair, fill: int) -> Int:
+def windows(
+    x: NDArray[Any],
+    kernel: ops.Pair,
+    stride: ops.Pair,
+    padding: ops.Pair,
+    dilation: ops.Pair,
+    fill: int,
+) -> NDArray[Any]:
     """View [batch, C, H', W', kh, kw] of x [batch, C, H, W] padded with ``fill``."""
-    (ph, pw), (dh, dw) = padding, dilation
-    padded = np.pad(x, ((0, 0), (0, 0), (ph, ph), (pw, pw)), constant_values=fill)
-    span = ((kernel[0] - 1) * dh + 1, (kernel[1] - 1) * dw + 1)
+    padded = _padded(x, padding, fill)
+    span = tuple((k - 1) * d + 1 for k, d in zip(kernel, dilation, strict=True))
     view = sliding_window_view(padded, span, axis=(2, 3))
-    return view[:, :, :: stride[0], :: stride[1], ::dh, ::dw]
+    return view[:, :, :: stride[0], :: stride[1], :: dilation[0], :: dilation[1]]
 
 
 def im2col(x: NDArray[Any], node: ops.Conv2d) -> NDArray[Any]:
-    """[batch, groups, H'·W', C/groups·kh·kw]: the rows a convolution multiplies with its kernels."""
+    """[batch, groups, H'·W', C/groups·kh·kw]: the rows that a convolution's kernels multiply."""
     view = windows(x, node.kernel, node.stride, node.padding, node.dilation, 0)
     batch, channels, height, width = view.shape[:4]
     grouped = view.reshape(batch, node.groups, channels // node.groups, height, width, *node.kernel)
     columns = grouped.transpose(0, 1, 3, 4, 2, 5, 6)
     return columns.reshape(batch, node.groups, height * width, -1)
+
+
+def _padded(x: NDArray[Any], padding: ops.Pair, fill: int) -> NDArray[Any]:
+    if padding == (0, 0):
+        return x
+    (ph, pw), (batch, channels, height, width) = padding, x.shape
+    made = np.full((batch, channels, height + 2 * ph, width + 2 * pw), fill, x.dtype)
+    made[:, :, ph : ph + height, pw : pw + width] = x
+    return made
+
+
+def _pool(x: Int, node: ops.MaxPool | ops.SumPool, fill: int, combine: np.ufunc) -> Int:
+    """``combine`` over each window: along rows, then along columns, kh + kw passes in all."""
+    made = _padded(x, node.padding, fill)
+    for axis, kernel, stride in zip((2, 3), node.kernel, node.stride, strict=True):
+        last = made.shape[axis] - kernel + 1
+        taken = made
+        for place in range(kernel):
+            index = [slice(None)] * 4
+            index[axis] = slice(place, place + last, stride)
+            part = made[tuple(index)]
+            taken = part.copy() if place == 0 else combine(taken, part, out=taken)
+        made = taken
+    return made
 
 
 def requantize(node: ops.Requantize, acc: Int) -> Int:
@@ -71,29 +104,56 @@ def _centred(graph: Graph, node: ops.Node, inputs: list[Int]) -> list[Int]:
     return [x - graph.values[name].zero_point for name, x in zip(node.inputs, inputs, strict=True)]
 
 
-def _exact(product: NDArray[np.float64]) -> Int:
-    return product.astype(np.int64)
+_COLUMNS = 2**22
+"""Elements of unrolled windows held at a time: 16 or 32 MiB."""
+
+
+def _exact_type(largest: int) -> Any:
+    """The faster float type in which integers up to ``largest`` are exact."""
+    return np.float32 if largest <= 2**24 else np.float64
+
+
+def _parameters(graph: Graph, node: Any) -> tuple[NDArray[Any], Int, Any]:
+    """Weight [out, ...] as the float type that is exact for it, bias [out], and that type.
+
+    A sum of some of the products is at most bound + |bias| (``ir.verify.linear_bound``).
+    """
+    bias = graph.bias(node).astype(np.int64)
+    kind = _exact_type(node.bound + int(np.abs(bias).max()))
+    return graph.weight(node).astype(kind), bias, kind
 
 
 def _linear(graph: Graph, node: Any, inputs: list[Int]) -> Int:
     (x,) = _centred(graph, node, inputs)
-    weight = graph.weight(node).astype(np.float64)
-    return _exact(x.astype(np.float64) @ weight.T) + graph.bias(node)
+    weight, bias, kind = _parameters(graph, node)
+    rows = x.astype(kind).reshape(-1, node.in_features)
+    made: Int = (rows @ weight.T).astype(np.int64) + bias
+    return made.reshape(*x.shape[:-1], node.out_features)
 
 
 def _conv2d(graph: Graph, node: Any, inputs: list[Int]) -> Int:
     (x,) = _centred(graph, node, inputs)
-    columns = im2col(x.astype(np.float64), node)
-    weight = graph.weight(node).astype(np.float64).reshape(node.groups, -1, columns.shape[-1])
-    acc = _exact(weight @ columns.swapaxes(-1, -2))  # [batch, groups, out/groups, H'·W']
-    shape = (len(x), *graph.values[node.name].shape)
-    made: Int = acc.reshape(shape) + graph.bias(node)[:, None, None]
-    return made
+    weight, bias, kind = _parameters(graph, node)
+    weight = weight.reshape(node.groups, node.out_channels // node.groups, -1)
+    height, width = graph.values[node.name].shape[1:]
+    acc = np.empty((len(x), node.groups, weight.shape[1], height * width), np.int64)
+    step = max(_COLUMNS // (node.in_channels * math.prod(node.kernel) * height * width), 1)
+    for start in range(0, len(x), step):
+        view = windows(
+            x[start : start + step].astype(kind),
+            node.kernel, node.stride, node.padding, node.dilation, 0,
+        )  # fmt: skip
+        columns = view.transpose(0, 1, 4, 5, 2, 3)  # one copy, kernel positions before pixels
+        columns = columns.reshape(len(view), node.groups, weight.shape[2], height * width)
+        acc[start : start + step] = weight @ columns
+    return acc.reshape(len(x), node.out_channels, height, width) + bias[:, None, None]
 
 
 def _matmul(graph: Graph, node: Any, inputs: list[Int]) -> Int:
-    a, b = (x.astype(np.float64) for x in _centred(graph, node, inputs))
-    return _exact(a @ (b.swapaxes(-1, -2) if node.transpose_b else b))
+    kind = _exact_type(node.bound)
+    a, b = (x.astype(kind) for x in _centred(graph, node, inputs))
+    made: Int = (a @ (b.swapaxes(-1, -2) if node.transpose_b else b)).astype(np.int64)
+    return made
 
 
 def _mul(graph: Graph, node: Any, inputs: list[Int]) -> Int:
@@ -103,13 +163,13 @@ def _mul(graph: Graph, node: Any, inputs: list[Int]) -> Int:
 
 def _add(graph: Graph, node: Any, inputs: list[Int]) -> Int:
     a, b = _centred(graph, node, inputs)
-    return node.factors[0] * a + node.factors[1] * b
+    made: Int = node.factors[0] * a + node.factors[1] * b
+    return made
 
 
 def _sum_pool(graph: Graph, node: Any, inputs: list[Int]) -> Int:
     (x,) = _centred(graph, node, inputs)
-    made: Int = windows(x, node.kernel, node.stride, node.padding, (1, 1), 0).sum((-2, -1))
-    return made
+    return _pool(x, node, 0, np.add)
 
 
 def _reduce_sum(graph: Graph, node: Any, inputs: list[Int]) -> Int:
@@ -125,9 +185,7 @@ def _requantize(graph: Graph, node: Any, inputs: list[Int]) -> Int:
 
 def _max_pool(graph: Graph, node: Any, inputs: list[Int]) -> Int:
     (x,) = inputs
-    lowest = graph.values[node.inputs[0]].range.lo
-    made: Int = windows(x, node.kernel, node.stride, node.padding, (1, 1), lowest).max((-2, -1))
-    return made
+    return _pool(x, node, graph.values[node.inputs[0]].range.lo, np.maximum)
 
 
 def _reduce_max(graph: Graph, node: Any, inputs: list[Int]) -> Int:
