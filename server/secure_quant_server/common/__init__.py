@@ -1,0 +1,33 @@
+"""What every server shares: the port, who may call, budgets, health, metrics, logs."""
+
+from secure_quant_server.common.access import (
+    ANY_ROLE,
+    Access,
+    Caller,
+    Tokens,
+    current_caller,
+    make_token,
+)
+from secure_quant_server.common.budgets import Budgets
+from secure_quant_server.common.metrics import Metrics
+from secure_quant_server.common.server import (
+    GrpcServer,
+    ServerOptions,
+    on_stop_signal,
+    read_bundle,
+)
+
+__all__ = [
+    "ANY_ROLE",
+    "Access",
+    "Budgets",
+    "Caller",
+    "GrpcServer",
+    "Metrics",
+    "ServerOptions",
+    "Tokens",
+    "current_caller",
+    "make_token",
+    "on_stop_signal",
+    "read_bundle",
+]

@@ -1,0 +1,120 @@
+"""A gRPC server as every role runs it: one port, guard, health, reflection, metrics, clean stop."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import grpc.aio
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+from grpc_health.v1.health import aio as health_aio
+from grpc_reflection.v1alpha import reflection
+
+from secure_quant.errors import ConfigError
+from secure_quant.transport import Limits, Security, add_port, server_options
+from secure_quant_server.common import logs
+from secure_quant_server.common.access import Access
+from secure_quant_server.common.guard import Guard
+from secure_quant_server.common.metrics import Metrics
+
+__all__ = ["GrpcServer", "ServerOptions", "on_stop_signal", "read_bundle"]
+
+_STATUS = health_pb2.HealthCheckResponse
+
+
+@dataclass(frozen=True, kw_only=True)
+class ServerOptions:
+    """What every server asks.
+
+    listen       ``host:port``; port 0 lets the system choose.
+    security     Tls(...), or InsecurePlaintext() in so many words.
+    limits       largest message, keepalive.
+    max_calls    calls served at once; one more is refused as Overloaded.
+    tokens       file of client tokens, asked of clients besides their certificate.
+    budget       samples each client may send in ``budget_window_s``; None for no limit.
+    metrics      ``host:port`` for Prometheus, plain HTTP; None for none.
+    reflection   let certified callers list the services.
+    grace_s      time that running calls have to end after a stop signal.
+    """
+
+    listen: str
+    security: Security
+    limits: Limits = field(default_factory=Limits)
+    max_calls: int = 256
+    tokens: str | os.PathLike[str] | None = None
+    budget: int | None = None
+    budget_window_s: float = 3600.0
+    metrics: str | None = None
+    reflection: bool = True
+    grace_s: float = 5.0
+
+
+class GrpcServer:
+    """Wraps a ``grpc.aio.Server``: add servicers to ``.server``, then ``start``.
+
+    ``services`` are the full names of the services added; their health, and that of the whole
+    server (``""``), is NOT_SERVING until ``set_serving(True)``.
+    """
+
+    def __init__(self, options: ServerOptions, access: Access, services: Sequence[str]) -> None:
+        self.options, self._services = options, tuple(services)
+        self.metrics = Metrics()
+        self.server = grpc.aio.server(
+            interceptors=[Guard(access, self.metrics, max_calls=options.max_calls)],
+            options=server_options(options.limits),
+        )
+        self._health = health_aio.HealthServicer()
+        health_pb2_grpc.add_HealthServicer_to_server(self._health, self.server)
+        self.port = 0
+
+    async def start(self) -> int:
+        """Begin to listen; the port. Raises ConfigError and the errors of ``Tls.load``."""
+        if self.options.reflection:
+            names = (*self._services, reflection.SERVICE_NAME, "grpc.health.v1.Health")
+            reflection.enable_server_reflection(names, self.server)
+        await self.set_serving(False)
+        self.port = add_port(self.server, self.options.listen, self.options.security)
+        if self.port == 0:
+            raise ConfigError("listen", got=self.options.listen, expected="a free address")
+        if self.options.metrics is not None:
+            self.metrics.listen(self.options.metrics)
+        await self.server.start()
+        security = type(self.options.security).__name__
+        host = self.options.listen.rpartition(":")[0]
+        logs.event("listening", address=f"{host}:{self.port}", security=security)
+        return self.port
+
+    async def set_serving(self, serving: bool) -> None:
+        """What grpc.health.v1 answers from now on."""
+        status = _STATUS.SERVING if serving else _STATUS.NOT_SERVING
+        for name in ("", *self._services):
+            await self._health.set(name, status)
+
+    async def stop(self) -> None:
+        """Health first, then no new calls, then ``grace_s`` for the running ones."""
+        await self._health.enter_graceful_shutdown()
+        await self.server.stop(self.options.grace_s)
+        logs.event("stopped")
+
+
+def on_stop_signal() -> asyncio.Event:
+    """An event that SIGTERM or SIGINT sets, in the running loop."""
+    stop = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, stop.set)
+    return stop
+
+
+def read_bundle(bundle: str | os.PathLike[str] | bytes) -> bytes:
+    """The bytes of a bundle given as they are or as a path. Raises ConfigError."""
+    if isinstance(bundle, bytes):
+        return bundle
+    try:
+        return Path(bundle).read_bytes()
+    except OSError as error:
+        raise ConfigError("bundle", got=f"{bundle}: {error.strerror}") from error
