@@ -34,7 +34,7 @@ proto-check: $(READY)
 
 deploy-check: $(READY)
 	$(BIN)/hadolint deploy/docker/*.Dockerfile
-	$(BIN)/kubernetes-validate --strict deploy/kubernetes/*.yaml
+	$(BIN)/kubernetes-validate --strict --quiet deploy/kubernetes/*.yaml
 
 bench: $(READY)
 	$(BIN)/secure-quant bench --model lenet --engine mpc

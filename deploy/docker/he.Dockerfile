@@ -1,0 +1,25 @@
+# The server of homomorphic encryption. Build from the root of the repository:
+#   docker build -f deploy/docker/he.Dockerfile -t secure-quant-he .
+FROM python:3.11-slim-bookworm AS build
+ENV PIP_NO_CACHE_DIR=1 PIP_DISABLE_PIP_VERSION_CHECK=1
+RUN python -m venv /opt/secure-quant
+ENV PATH=/opt/secure-quant/bin:$PATH
+WORKDIR /src
+COPY pyproject.toml README.md LICENSE ./
+COPY secure_quant secure_quant
+COPY server server
+COPY client client
+COPY cli cli
+# Then remove the client's half: this image has no code that opens a user's secret. Versions are
+# pinned in pyproject.toml.
+# hadolint ignore=DL3013
+RUN pip install '.[he,server]' \
+    && rm -rf /opt/secure-quant/lib/python3.11/site-packages/secure_quant/protect \
+              /opt/secure-quant/lib/python3.11/site-packages/secure_quant_client
+
+FROM python:3.11-slim-bookworm
+COPY --from=build /opt/secure-quant /opt/secure-quant
+ENV PATH=/opt/secure-quant/bin:$PATH PYTHONUNBUFFERED=1
+USER 10001:10001
+EXPOSE 7300
+ENTRYPOINT ["secure-quant", "serve"]
