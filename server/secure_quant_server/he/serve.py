@@ -1,0 +1,99 @@
+"""The homomorphic-encryption server, from options to a clean stop."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from secure_quant.errors import ConfigError
+from secure_quant.wire.gen.secure_inference_pb2_grpc import (
+    add_SecureInferenceServiceServicer_to_server,
+)
+from secure_quant_server.common import (
+    Access,
+    Budgets,
+    GrpcServer,
+    ServerOptions,
+    Tokens,
+    logs,
+    on_stop_signal,
+    read_bundle,
+)
+from secure_quant_server.he.pool import Evaluators, InProcess, Pool
+from secure_quant_server.he.service import SERVICE, SecureInference
+
+__all__ = ["HeOptions", "HeServer", "serve_he"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class HeOptions(ServerOptions):
+    """bundles: one server bundle per model, paths or bytes.
+
+    workers     evaluation processes; None for one per core. 0 evaluates in the server's process:
+                a malformed request that crashes the engine then ends the server.
+    evaluate_s  longest evaluation of one layer.
+    """
+
+    bundles: Sequence[str | os.PathLike[str] | bytes]
+    workers: int | None = None
+    evaluate_s: float = 30.0
+
+
+class HeServer:
+    """``start``, use ``port``, ``stop``; for programs and tests that hold a server themselves."""
+
+    def __init__(self, options: HeOptions) -> None:
+        if not options.bundles:
+            raise ConfigError("bundles", got="none", expected="at least one server bundle")
+        self._options = options
+        bundles = [read_bundle(bundle) for bundle in options.bundles]
+        cores = len(os.sched_getaffinity(0))
+        workers = cores if options.workers is None else options.workers
+        self.evaluators: Evaluators = (
+            Pool(bundles, workers, limit_s=options.evaluate_s) if workers else InProcess(bundles)
+        )
+        self._grpc: GrpcServer | None = None
+
+    @property
+    def port(self) -> int:
+        """That it listens on; 0 before ``start``."""
+        return self._grpc.port if self._grpc else 0
+
+    async def start(self) -> int:
+        """Load, then listen; the port. Raises ConfigError, MalformedModel and its kin."""
+        options = self._options
+        tokens = Tokens.from_file(options.tokens) if options.tokens is not None else None
+        access = Access({SERVICE: frozenset({"client"})}, tokens)
+        server = GrpcServer(options, access, [SERVICE])
+        try:
+            infos = await self.evaluators.start()
+            budgets = Budgets(options.budget, options.budget_window_s)
+            service = SecureInference(self.evaluators, infos, budgets)
+            add_SecureInferenceServiceServicer_to_server(service, server.server)
+            await server.start()
+        except BaseException:
+            await self.evaluators.stop()
+            raise
+        self._grpc = server
+        await server.set_serving(True)
+        logs.event("serving", models=service.hashes)
+        return server.port
+
+    async def stop(self) -> None:
+        """Running calls may end, then the workers do."""
+        if self._grpc is not None:
+            await self._grpc.stop()
+        await self.evaluators.stop()
+
+
+async def serve_he(options: HeOptions, *, stop: asyncio.Event | None = None) -> None:
+    """Serve until ``stop`` is set; by default until SIGTERM or SIGINT. Raises as ``start``."""
+    ending = stop or on_stop_signal()
+    server = HeServer(options)
+    await server.start()
+    try:
+        await ending.wait()
+    finally:
+        await server.stop()

@@ -1,0 +1,116 @@
+"""One evaluation process: parses what clients send, so that a crash costs one request.
+
+Started as ``python -m secure_quant_server.he.worker FD`` with one end of a socket pair; ends when
+the other end is closed.
+"""
+
+from __future__ import annotations
+
+import gc
+import resource
+import signal
+import socket
+import sys
+from typing import TYPE_CHECKING
+
+from secure_quant.errors import SecureQuantError
+from secure_quant.wire import info_to_proto, to_status
+from secure_quant_server.common import logs
+from secure_quant_server.he.frames import COUNT, ERROR, LENGTH, OK, REPLY, REQUEST, SOCKET_BUFFER
+
+if TYPE_CHECKING:
+    from secure_quant.he.evaluate import Evaluator
+
+__all__ = ["describe", "load", "main"]
+
+
+def main(arguments: list[str]) -> int:
+    """Serve until the front hangs up. Status 1 after anything unforeseen: the front starts a new
+    process, and nothing of this one's state is trusted again."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # a terminal's ^C reaches the front, which decides
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))  # no weights in core files
+    logs.setup()
+    with socket.socket(fileno=int(arguments[0])) as link:
+        link.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, SOCKET_BUFFER)
+        try:
+            evaluators = _start(link)
+            while _serve_one(link, evaluators):
+                pass
+        except (ConnectionError, EOFError):
+            return 0
+        except Exception as error:  # noqa: BLE001  the process ends here
+            logs.failure("worker failed", error)
+            return 1
+    return 0
+
+
+def load(bundle: bytes) -> Evaluator:
+    """The evaluator of a server bundle. Raises MalformedModel and its kin."""
+    from secure_quant.he.bundle import load_server  # only processes that evaluate load the engine
+
+    return load_server(bundle)
+
+
+def describe(evaluator: Evaluator) -> bytes:
+    """The ModelInfo that clients are told, serialized."""
+    info = info_to_proto(evaluator.graph, evaluator.plan.to_json())
+    return info.SerializeToString(deterministic=True)
+
+
+def _start(link: socket.socket) -> list[Evaluator]:
+    (count,) = COUNT.unpack(_receive(link, COUNT.size))
+    evaluators = []
+    for _ in range(count):
+        (length,) = LENGTH.unpack(_receive(link, LENGTH.size))
+        try:
+            evaluators.append(load(bytes(_receive(link, length))))
+        except SecureQuantError as error:
+            _reply_error(link, error)
+            raise ConnectionError from error
+        _reply(link, OK, describe(evaluators[-1]))
+    gc.collect()
+    gc.freeze()  # models live as long as the process
+    return evaluators
+
+
+def _serve_one(link: socket.socket, evaluators: list[Evaluator]) -> bool:
+    """False once the front hung up between two requests."""
+    head = link.recv(REQUEST.size)
+    if not head:
+        return False
+    head += _receive(link, REQUEST.size - len(head))
+    model, step, batch, length = REQUEST.unpack(head)
+    ciphertexts = _receive(link, length)
+    try:
+        answer = evaluators[model].evaluate(step, batch, ciphertexts)
+    except SecureQuantError as error:
+        _reply_error(link, error)
+    else:
+        _reply(link, OK, answer)
+    return True
+
+
+def _reply_error(link: socket.socket, error: SecureQuantError) -> None:
+    details = to_status(error)[2][0][1]
+    _reply(link, ERROR, details if isinstance(details, bytes) else details.encode())
+
+
+def _reply(link: socket.socket, kind: int, body: bytes) -> None:
+    link.sendall(REPLY.pack(kind, len(body)) + body)
+
+
+def _receive(link: socket.socket, length: int) -> memoryview:
+    """Exactly ``length`` bytes; the front already refused what is above the message limit."""
+    buffer = bytearray(length)
+    view, got = memoryview(buffer), 0
+    while got < length:
+        more = link.recv_into(view[got:])
+        if more == 0:
+            raise EOFError
+        got += more
+    return view
+
+
+if __name__ == "__main__":
+    raise SystemExit(main(sys.argv[1:]))
