@@ -1,9 +1,10 @@
 """The model file: one safetensors file, no pickle. ``docs/spec/file-format.md`` states it.
 
-Metadata: ``format``, ``graph`` (canonical JSON), ``commitment`` and ``hash`` in hex.
-Tensors: ``tables``, ``multipliers``, ``salt``, and per Linear or Conv2d ``NAME.bias`` and either
-``NAME.weight`` (int8) or, where that is smaller, ``NAME.codes`` (two 4-bit codes a byte, low half
-first) with ``NAME.codebook`` (int8[1 or out_channels, 16]).
+Metadata: ``format``, ``commitment`` and ``hash`` in hex.
+Tensors: ``graph`` (canonical JSON, a byte each), ``tables`` (int8 if every entry fits, else int16),
+``multipliers``, ``salt``, and per Linear or Conv2d ``NAME.bias`` and either ``NAME.weight`` (int8)
+or, where that is smaller, ``NAME.codes`` (two 4-bit codes a byte, low half first) with
+``NAME.codebook`` (int8[1 or out_channels, 16]).
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ from secure_quant.ir.verify import parameter_shapes
 __all__ = ["decode", "encode", "load", "read_tensors", "save", "write_tensors"]
 
 FORMAT = f"secure-quant/{FORMAT_VERSION}"
-_METADATA = {"format", "graph", "commitment", "hash"}
+_METADATA = {"format", "commitment", "hash"}
 
 
 def save(graph: Graph, path: str | os.PathLike[str]) -> None:
@@ -52,7 +53,9 @@ def encode(graph: Graph) -> bytes:
     same bytes. A public graph gives a file without parameters and with an empty salt."""
     parts = to_parts(graph)
     tensors: dict[str, Array] = {
-        "tables": np.frombuffer(parts.tables, "<i2"),
+        # Not in the metadata, where each of its many quotes would be escaped.
+        "graph": np.frombuffer(parts.graph, np.uint8),
+        "tables": _narrowed(np.frombuffer(parts.tables, "<i2")),
         "multipliers": np.frombuffer(parts.multipliers, np.uint8),
         "salt": np.frombuffer(graph.salt, np.uint8),
     }
@@ -65,7 +68,6 @@ def encode(graph: Graph) -> bytes:
             tensors[f"{base}.codes"], tensors[f"{base}.codebook"] = packed
     metadata = {
         "format": FORMAT,
-        "graph": parts.graph.decode(),
         "commitment": graph.commitment.hex(),
         "hash": graph.hash,
     }
@@ -83,13 +85,12 @@ def decode(data: bytes | memoryview, *, expected_hash: str | None = None) -> Gra
     if set(metadata) != _METADATA:
         raise MalformedModel("metadata", got=f"{len(metadata)} names", expected=sorted(_METADATA))
     try:
-        text = metadata["graph"].encode()
         commitment = bytes.fromhex(metadata["commitment"])
     except ValueError as error:
-        raise MalformedModel("graph or commitment", got="text of another form") from error
-    tables, multipliers, salt = (
-        _flat(tensors, name, dtype)
-        for name, dtype in (("tables", np.int16), ("multipliers", np.uint8), ("salt", np.uint8))
+        raise MalformedModel("commitment", got="text that is not hex") from error
+    tables = _tables(tensors)
+    text, multipliers, salt = (
+        _flat(tensors, name, np.uint8) for name in ("graph", "multipliers", "salt")
     )
     if len(commitment) != 32 or len(salt) not in (0, 32):
         raise MalformedModel("commitment and salt", got=(len(commitment), len(salt)), expected="32")
@@ -101,6 +102,23 @@ def decode(data: bytes | memoryview, *, expected_hash: str | None = None) -> Gra
         if claimed is not None and claimed != graph.hash:
             raise HashMismatch("model", got=graph.hash, expected=ascii(claimed[:64]))
     return graph
+
+
+def _narrowed(tables: Array) -> Array:
+    """int8 where that holds every entry: half the bytes in a model without int16 activations."""
+    narrow = tables.astype(np.int8)
+    return narrow if np.array_equal(narrow, tables) else tables
+
+
+def _tables(tensors: dict[str, Array]) -> bytes:
+    """The tables as little-endian int16, which leave ``tensors``. Raises MalformedModel."""
+    stored = tensors.get("tables")
+    if stored is None or stored.dtype != np.int8:
+        wide = np.frombuffer(_flat(tensors, "tables", np.int16), "<i2")
+        if _narrowed(wide) is not wide:
+            raise MalformedModel("tables", got="int16", expected="int8, which holds every entry")
+        return wide.tobytes()
+    return np.frombuffer(_flat(tensors, "tables", np.int8), np.int8).astype("<i2").tobytes()
 
 
 def _flat(tensors: dict[str, Array], name: str, dtype: type[np.generic]) -> bytes:
