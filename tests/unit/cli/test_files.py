@@ -1,0 +1,98 @@
+"""What the commands read from users: arrays and the owner's Python file."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from secure_quant_cli.arrays import read_array, read_labels
+from secure_quant_cli.owner_code import build_model
+
+from secure_quant.errors import ConfigError, InputError
+
+
+def test_named_array_wins(tmp_path: Path) -> None:
+    np.savez(tmp_path / "a.npz", y=np.arange(3), x=np.ones((3, 2)))
+    assert np.array_equal(read_array(tmp_path / "a.npz"), np.ones((3, 2)))
+    labels = read_labels(tmp_path / "a.npz")
+    assert labels is not None
+    assert labels.tolist() == [0, 1, 2]
+
+
+def test_the_only_array_needs_no_name(tmp_path: Path) -> None:
+    np.savez(tmp_path / "a.npz", images=np.ones(3))
+    np.save(tmp_path / "b.npy", np.zeros(2))
+    assert read_array(tmp_path / "a.npz").sum() == 3
+    assert read_array(tmp_path / "b.npy").shape == (2,)
+    assert read_labels(tmp_path / "b.npy") is None
+
+
+def test_several_arrays_without_x_are_refused(tmp_path: Path) -> None:
+    np.savez(tmp_path / "a.npz", u=np.ones(3), v=np.ones(3))
+    with pytest.raises(InputError, match="no array 'x'"):
+        read_array(tmp_path / "a.npz")
+
+
+@pytest.mark.parametrize(
+    "array", [np.array([{"a": 1}], object), np.array(["text"]), np.array([1j])]
+)
+def test_anything_but_numbers_is_refused(tmp_path: Path, array: np.ndarray) -> None:
+    np.savez(tmp_path / "a.npz", x=array)
+    with pytest.raises(InputError):
+        read_array(tmp_path / "a.npz")
+
+
+@pytest.mark.parametrize("content", [b"", b"PK\x03\x04", b"\x93NUMPY\x01", b"x" * 100])
+def test_a_broken_file_is_a_named_error(tmp_path: Path, content: bytes) -> None:
+    (tmp_path / "a.npz").write_bytes(content)
+    with pytest.raises(InputError):
+        read_array(tmp_path / "a.npz")
+
+
+OWNER = """
+from torch import nn
+from beside import WIDTH
+
+def build():
+    import lazily
+    return nn.Sequential(nn.Dropout(), nn.Linear(WIDTH, lazily.OUT))
+
+def wrong():
+    return 7
+
+text = "no function"
+"""
+
+
+@pytest.fixture
+def owner(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    import sys
+
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    (tmp_path / "owner.py").write_text(OWNER)
+    (tmp_path / "beside.py").write_text("WIDTH = 4")
+    (tmp_path / "lazily.py").write_text("OUT = 2")
+    return tmp_path / "owner.py"
+
+
+def test_owner_code_is_called(owner: Path) -> None:
+    model = build_model(f"{owner}:build")
+    assert model[1].weight.shape == (2, 4)
+    assert not model.training
+
+
+@pytest.mark.parametrize(
+    ("reference", "says"),
+    [
+        ("{}", "expected FILE.py:FACTORY"),
+        ("{}:", "expected FILE.py:FACTORY"),
+        ("{}:not a name", "expected FILE.py:FACTORY"),
+        ("{}.txt:build", "expected FILE.py:FACTORY"),
+        ("{}:absent", "no callable 'absent'"),
+        ("{}:text", "no callable 'text'"),
+        ("{}:wrong", "got int"),
+        ("/nowhere/model.py:build", "no such file"),
+    ],
+)
+def test_unusable_owner_code_is_a_named_error(owner: Path, reference: str, says: str) -> None:
+    with pytest.raises(ConfigError, match=says):
+        build_model(reference.format(owner))

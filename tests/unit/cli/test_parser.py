@@ -1,0 +1,122 @@
+"""The command line that others rely on, its exit codes and its error lines."""
+
+import shlex
+import subprocess
+import sys
+
+import pytest
+from secure_quant_cli.main import COMMANDS, build_parser, main
+
+DOCUMENTED = """
+quantize MODEL.py:factory --calibration DATA.npz --out model.sq
+quantize MODEL.py:factory --calibration DATA.npz --out model.sq --mode static --scheme uniform
+inspect model.sq
+inspect model.sq --batch 8 --json
+split model.sq --engine mpc --out bundles/
+split model.sq --engine he --out bundles/ --objective traffic --tier T1-strict
+certs --out certs/
+certs --out certs/ --host a.example --host 10.0.0.1 --client alice --days 30 --force
+serve party --bundle party1.sqb --listen 0.0.0.0:1 --link-listen :2 --dealer d:3 --tls certs/
+serve party --bundle party0.sqb --listen 0.0.0.0:1 --peer p:2 --dealer d:3 --lanes 2 --tls certs/
+serve dealer --bundle dealer.sqb --listen 0.0.0.0:1 --tls-ca a --tls-cert b --tls-key c
+serve he --bundle a.sqb --bundle b.sqb --listen 0.0.0.0:1 --workers 2 --tls certs/
+health --role party0 --target a:1 --tls certs/
+infer --engine mpc --target a:1 --target b:2 --input X.npz --tls certs/ --json
+infer --engine he --target a:1 --input X.npz --out Y.npz --tls certs/ --model-hash 00
+verify model.sq --input X.npz
+verify model.sq --input X.npz --engines reference,he --float MODEL.py:factory --json
+bench --model linear:8,32 --engine reference --batch 4
+bench --model lenet --engine mpc --batch 1 --against crypten --json
+bench --model model.sq --engine he --against tenseal --json
+demo
+demo --images 50 --json
+"""
+
+WITHOUT_HEAVY = """
+import sys
+from secure_quant_cli.main import build_parser
+build_parser().format_help()
+heavy = {"torch", "crypten", "numba", "tenseal", "grpc", "torchao", "sklearn"} & set(sys.modules)
+sys.exit(f"imported {sorted(heavy)}" if heavy else 0)
+"""
+
+
+@pytest.mark.parametrize("line", DOCUMENTED.strip().splitlines())
+def test_documented_commands_parse(line: str) -> None:
+    arguments = build_parser().parse_args(shlex.split(line))
+    assert arguments.command == line.split()[0]
+
+
+def test_every_command_has_help() -> None:
+    text = build_parser().format_help()
+    assert all(f"\n    {name} " in text for name in COMMANDS)
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "",
+        "nonsense",
+        "quantize model.py:f",
+        "split model.sq --engine spu --out x",
+        "serve party --bundle b --listen a:1 --dealer d:1 --tls c",
+        "serve party --bundle b --listen a:1 --dealer d:1 --tls c --peer p:1 --link-listen l:1",
+        "infer --engine mpc --target a:1 --tls certs",
+    ],
+)
+def test_bad_usage_exits_with_2(line: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as end:
+        main(shlex.split(line))
+    assert end.value.code == 2
+    assert "error:" in capsys.readouterr().err
+
+
+def test_version(capsys: pytest.CaptureFixture[str]) -> None:
+    from secure_quant import __version__
+
+    with pytest.raises(SystemExit) as end:
+        main(["--version"])
+    assert end.value.code == 0
+    assert capsys.readouterr().out == f"secure-quant {__version__}\n"
+
+
+@pytest.mark.parametrize(
+    ("line", "says"),
+    [
+        ("inspect nowhere.sq", "nowhere.sq"),
+        ("inspect nowhere.sq --batch 0", "--batch"),
+        ("quantize nowhere.py:f --calibration pyproject.toml --out x.sq", "not a readable .npz"),
+        ("infer --engine mpc --target a:1 --input {x} --tls certs", "--target for mpc: got 1"),
+        ("infer --engine he --target a:1 --input {x}", "no certificates given"),
+        ("infer --engine he --target a:1 --input {x} --tls nowhere", "nowhere"),
+        ("infer --engine he --target a:1 --input {x} --tls c --insecure-plaintext", "one of them"),
+        ("infer --engine he --target a:1 --input {x} --tls-ca c", "expected all three"),
+        ("verify nowhere.sq --input {x} --engines reference,spu", "--engines"),
+        ("bench --model resnet --engine reference", "--model: got resnet"),
+        ("bench --model linear:8 --engine reference", "--model: got linear:8"),
+        ("bench --model mlp --engine reference --runs 0", "--runs"),
+        ("demo --images 0", "--images"),
+        ("certs --out certs --days 0", "--days"),
+    ],
+)
+def test_bad_input_is_one_line_and_exit_2(
+    line: str,
+    says: str,
+    capsys: pytest.CaptureFixture[str],
+    tmp_path_factory: pytest.TempPathFactory,
+) -> None:
+    import numpy as np
+
+    x = tmp_path_factory.mktemp("input") / "x.npz"
+    np.savez(x, x=np.zeros((1, 4), np.float32))
+    assert main(shlex.split(line.format(x=x))) == 2
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    assert captured.err.startswith("secure-quant: ")
+    assert captured.err.count("\n") == 1
+    assert says in captured.err
+
+
+def test_parser_imports_nothing_heavy() -> None:
+    done = subprocess.run([sys.executable, "-c", WITHOUT_HEAVY], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr

@@ -1,0 +1,141 @@
+"""Every command in the manifests is one that the real command line takes, and every container is
+hardened as SECURITY.md expects."""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from secure_quant_cli.main import build_parser
+
+DEPLOY = Path(__file__).parents[3] / "deploy"
+MANIFESTS = sorted(DEPLOY.glob("kubernetes/*.yaml"))
+DOCKERFILES = sorted(DEPLOY.glob("docker/*.Dockerfile"))
+ROLES = {"dealer", "party0", "party1", "he"}
+
+
+def documents() -> Iterator[dict[str, Any]]:
+    for path in MANIFESTS:
+        yield from yaml.safe_load_all(path.read_text())
+
+
+def deployments() -> list[dict[str, Any]]:
+    return [each for each in documents() if each["kind"] == "Deployment"]
+
+
+def container(deployment: dict[str, Any]) -> dict[str, Any]:
+    (only,) = deployment["spec"]["template"]["spec"]["containers"]
+    return dict(only)
+
+
+def compose() -> dict[str, Any]:
+    return dict(yaml.safe_load((DEPLOY / "docker-compose.yml").read_text())["services"])
+
+
+def commands() -> Iterator[Any]:
+    """Argument lists after ``secure-quant``; the images' entry point is ``secure-quant serve``."""
+    for deployment in deployments():
+        one = container(deployment)
+        yield pytest.param(["serve", *one["args"]], id=f"kubernetes-{one['name']}")
+        for probe in ("startupProbe", "readinessProbe"):
+            program, *rest = one[probe]["exec"]["command"]
+            assert program == "secure-quant"
+            yield pytest.param(rest, id=f"kubernetes-{one['name']}-{probe}")
+    for name, service in compose().items():
+        yield pytest.param(["serve", *service["command"]], id=f"compose-{name}")
+        kind, program, *rest = service["healthcheck"]["test"]
+        assert (kind, program) == ("CMD", "secure-quant")
+        yield pytest.param(rest, id=f"compose-{name}-health")
+
+
+@pytest.mark.parametrize("command", list(commands()))
+def test_commands_parse(command: list[str]) -> None:
+    arguments = build_parser().parse_args(command)
+    assert str(arguments.tls) == "/certs"
+
+
+def test_each_role_is_deployed_once() -> None:
+    assert {container(each)["name"] for each in deployments()} == ROLES
+    assert set(compose()) == ROLES
+
+
+@pytest.mark.parametrize("deployment", deployments(), ids=lambda each: each["metadata"]["name"])
+def test_containers_are_hardened(deployment: dict[str, Any]) -> None:
+    pod, one = deployment["spec"]["template"]["spec"], container(deployment)
+    assert pod["securityContext"]["runAsNonRoot"] is True
+    assert pod["automountServiceAccountToken"] is False
+    assert one["securityContext"] == {
+        "allowPrivilegeEscalation": False,
+        "readOnlyRootFilesystem": True,
+        "capabilities": {"drop": ["ALL"]},
+    }
+    assert {"limits", "requests"} <= set(one["resources"])
+    assert all("latest" not in one["image"] and ":" in one["image"] for one in [one])
+
+
+def test_only_its_own_secrets_reach_a_role() -> None:
+    for deployment in deployments():
+        role = container(deployment)["name"]
+        arguments = build_parser().parse_args(["serve", *container(deployment)["args"]])
+        expected = "server" if role == "he" else role
+        assert [path.name for path in arguments.bundle] == [f"{expected}.sqb"]
+    for role, service in compose().items():
+        names = [Path(volume.split(":")[1]).name for volume in service["volumes"]]
+        bundle = "server.sqb" if role == "he" else f"{role}.sqb"
+        assert sorted(names) == sorted([bundle, "ca.pem", f"{role}.pem", f"{role}.key"])
+
+
+def test_everything_is_denied_by_default() -> None:
+    policies = [each for each in documents() if each["kind"] == "NetworkPolicy"]
+    closed = {
+        each["metadata"]["namespace"]
+        for each in policies
+        if each["spec"] == {"podSelector": {}, "policyTypes": ["Ingress", "Egress"]}
+    }
+    assert closed == {f"secure-quant-{role}" for role in ROLES}
+
+
+def test_who_may_reach_whom() -> None:
+    """(caller, callee) over all policies; None is any client."""
+    opened = set()
+    for policy in documents():
+        if policy["kind"] != "NetworkPolicy" or "ingress" not in policy["spec"]:
+            continue
+        callee = policy["metadata"]["name"]
+        for rule in policy["spec"]["ingress"]:
+            for source in rule.get("from", [None]):
+                labels = source and source["namespaceSelector"]["matchLabels"]
+                opened.add((labels and labels["secure-quant/role"], callee))
+    assert opened == {
+        (None, "he"), (None, "party0"), (None, "party1"),
+        ("party0", "party1"), ("party0", "dealer"), ("party1", "dealer"),
+    }  # fmt: skip
+
+
+def test_servers_listen_where_services_point() -> None:
+    ports = {
+        (one["metadata"]["namespace"], port["name"]): port["containerPort"]
+        for one in deployments()
+        for port in container(one)["ports"]
+    }
+    for service in (each for each in documents() if each["kind"] == "Service"):
+        for port in service["spec"]["ports"]:
+            assert ports[service["metadata"]["namespace"], port["targetPort"]] == port["port"]
+
+
+@pytest.mark.parametrize("path", DOCKERFILES, ids=lambda path: path.name)
+def test_images_run_as_a_user_and_copy_what_exists(path: Path) -> None:
+    lines = path.read_text().splitlines()
+    assert "USER 10001:10001" in lines
+    sources = [name for line in lines if line.startswith("COPY ") and "--from" not in line
+               for name in line.split()[1:-1]]  # fmt: skip
+    assert sources
+    assert all((DEPLOY.parent / source).exists() for source in sources)
+
+
+@pytest.mark.parametrize("name", ["party", "he"])
+def test_server_images_cannot_open_secrets(name: str) -> None:
+    text = (DEPLOY / "docker" / f"{name}.Dockerfile").read_text()
+    assert "secure_quant/protect" in text
+    assert "secure_quant_client" in text
