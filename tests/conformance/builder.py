@@ -1,0 +1,178 @@
+"""Builds small integer graphs by hand, with secret parameters drawn from a seeded generator."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from secure_quant.ir import Graph, Interval, ops
+from secure_quant.ir.verify import conv_output, linear_bound, public_bound
+
+
+class Net:
+    """A graph in the making. Each method adds one node that reads ``self.head`` (or the names
+    given), moves the head to it and returns its name."""
+
+    def __init__(self, seed: int, shape: tuple[int, ...], zero_point: int = 0) -> None:
+        self.rng = np.random.default_rng(seed)
+        self.nodes: list[ops.Node] = []
+        self.parameters: dict[str, np.ndarray] = {}
+        self.shapes: dict[str, tuple[int, ...]] = {}
+        self.centred: dict[str, Interval] = {}  # range of x̂, or of the accumulator
+        self.zero: dict[str, int] = {}
+        self.scale: dict[str, float] = {}
+        node = ops.Input(name="x", shape=shape, scale=1 / 32, zero_point=zero_point)
+        self._add(node, shape, Interval(-128, 127) - zero_point, zero_point, 1 / 32)
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return self.shapes[self.head]
+
+    def _add(self, node, shape, centred, zero=0, scale=2.0**-10) -> str:
+        self.nodes.append(node)
+        self.head = node.name
+        self.shapes[node.name], self.centred[node.name] = shape, centred
+        self.zero[node.name], self.scale[node.name] = zero, scale
+        return node.name
+
+    def _common(self, kind: str, *inputs: str) -> dict[str, object]:
+        return {"name": f"{kind}{len(self.nodes)}", "inputs": inputs or (self.head,)}
+
+    def _accumulator(self, op, common, shape, bound, **fields) -> str:
+        bound = public_bound(bound)
+        node = op(**common, bound=bound, scale=2.0**-10, **fields)
+        return self._add(node, shape, Interval(-bound, bound))
+
+    def _weights(self, name, shape, bias, largest) -> tuple[np.ndarray, np.ndarray]:
+        weight = self.rng.integers(-largest, largest + 1, shape).astype(np.int8)
+        made = self.rng.integers(-1000, 1001, shape[0]).astype(np.int32)
+        self.parameters[f"{name}.weight"] = weight
+        if not bias:
+            return weight, np.zeros(shape[0], np.int32)
+        self.parameters[f"{name}.bias"] = made
+        return weight, made
+
+    def linear(self, out: int, *, bias: bool = True, largest: int = 127) -> str:
+        common, x = self._common("fc"), self.head
+        weight, b = self._weights(common["name"], (out, self.shape[-1]), bias, largest)
+        return self._accumulator(
+            ops.Linear, common, (*self.shape[:-1], out), linear_bound(weight, b, self.centred[x]),
+            in_features=self.shape[-1], out_features=out, bias=bias,
+        )  # fmt: skip
+
+    def conv(self, out, kernel, *, stride=(1, 1), padding=(0, 0), dilation=(1, 1), groups=1,
+             bias=True, largest=127) -> str:  # fmt: skip
+        common, x = self._common("conv"), self.head
+        channels = self.shape[0]
+        weight, b = self._weights(common["name"], (out, channels // groups, *kernel), bias, largest)
+        fields = {
+            "in_channels": channels, "out_channels": out, "kernel": kernel, "stride": stride,
+            "padding": padding, "dilation": dilation, "groups": groups, "bias": bias,
+        }  # fmt: skip
+        bound = public_bound(linear_bound(weight, b, self.centred[x]))
+        node = ops.Conv2d(**common, **fields, bound=bound, scale=2.0**-10)
+        return self._add(node, (out, *conv_output(self.shape, node)), Interval(-bound, bound))
+
+    def matmul(self, a: str, b: str, *, transpose_b: bool = False) -> str:
+        (*lead, rows, inner), last = self.shapes[a], self.shapes[b]
+        out = last[-2] if transpose_b else last[-1]
+        bound = (self.centred[a] * self.centred[b]).magnitude * inner
+        common = self._common("matmul", a, b)
+        return self._accumulator(
+            ops.MatMul, common, (*lead, rows, out), bound, transpose_b=transpose_b
+        )
+
+    def mul(self, a: str, b: str) -> str:
+        bound = (self.centred[a] * self.centred[b]).magnitude
+        return self._accumulator(ops.Mul, self._common("mul", a, b), self.shapes[a], bound)
+
+    def add(self, a: str, b: str, factors: tuple[int, int] = (1, 1)) -> str:
+        f, g = factors
+        bound = (self.centred[a].times(f) + self.centred[b].times(g)).magnitude
+        common = self._common("add", a, b)
+        return self._accumulator(ops.Add, common, self.shapes[a], bound, factors=factors)
+
+    def sum_pool(self, kernel, stride, padding=(0, 0)) -> str:
+        bound = self.centred[self.head].magnitude * kernel[0] * kernel[1]
+        fields = {"kernel": kernel, "stride": stride, "padding": padding}
+        common = self._common("sumpool")
+        probe = ops.SumPool(**common, **fields, bound=1, scale=1.0)
+        shape = (self.shape[0], *conv_output(self.shape, probe))
+        return self._accumulator(ops.SumPool, common, shape, bound, **fields)
+
+    def reduce_sum(self) -> str:
+        bound = self.centred[self.head].magnitude * self.shape[-1]
+        return self._accumulator(ops.ReduceSum, self._common("sum"), (*self.shape[:-1], 1), bound)
+
+    def requantize(
+        self, table: tuple[int, ...] | None = None, *, entries: int = 256, zero_point: int = 0,
+        per_channel: bool = True, axis: int | None = None, sharper: int = 3,
+    ) -> str:  # fmt: skip
+        """``table`` None: a rounding clamp to int8. ``sharper``: how many times finer than the
+        proven range the table is, in bits; above 0 both ends saturate."""
+        rank = len(self.shape)
+        axis = (0 if rank == 3 else -1) if axis is None else axis
+        channels = self.shape[axis] if per_channel else 1
+        multiplier = tuple(self.rng.integers(40, 256, channels).tolist())
+        if table is None:
+            table = tuple(np.clip(np.arange(entries) - entries // 2, -128, 127).tolist())
+        reach = self.centred[self.head].magnitude * max(multiplier)
+        shift = max((reach // len(table)).bit_length() - sharper, 0)
+        offset = (len(table) << shift) // 2 + int(self.rng.integers(0, 2 ** min(shift, 20) + 1))
+        node = ops.Requantize(
+            **self._common("q"), multiplier=multiplier, axis=axis, offset=offset, shift=shift,
+            table=table, scale=1 / 16, zero_point=zero_point,
+        )  # fmt: skip
+        made = Interval(min(table), max(table)) - zero_point
+        return self._add(node, self.shape, made, zero_point, 1 / 16)
+
+    def max_pool(self, kernel, stride, padding=(0, 0)) -> str:
+        node = ops.MaxPool(**self._common("maxpool"), kernel=kernel, stride=stride, padding=padding)
+        return self._move(node, (self.shape[0], *conv_output(self.shape, node)))
+
+    def reduce_max(self) -> str:
+        return self._move(ops.ReduceMax(**self._common("max")), (*self.shape[:-1], 1))
+
+    def reshape(self, *shape: int) -> str:
+        return self._move(ops.Reshape(**self._common("reshape"), shape=shape), shape)
+
+    def flatten(self) -> str:
+        return self.reshape(int(np.prod(self.shape)))
+
+    def transpose(self, *permutation: int) -> str:
+        shape = tuple(self.shape[i] for i in permutation)
+        return self._move(
+            ops.Transpose(**self._common("transpose"), permutation=permutation), shape
+        )
+
+    def slice(self, axis: int, start: int, stop: int, step: int = 1) -> str:
+        shape = list(self.shape)
+        shape[axis] = len(range(start, stop, step))
+        node = ops.Slice(**self._common("slice"), axis=axis, start=start, stop=stop, step=step)
+        return self._move(node, tuple(shape))
+
+    def concat(self, axis: int, *names: str) -> str:
+        node = ops.Concat(**self._common("concat", *names), axis=axis)
+        shape = list(self.shapes[names[0]])
+        shape[axis] = sum(self.shapes[name][axis] for name in names)
+        made = self.centred[names[0]]
+        for name in names:
+            made = made.hull(self.centred[name])
+        return self._add(node, tuple(shape), made, self.zero[names[0]], self.scale[names[0]])
+
+    def _move(self, node: ops.Node, shape: tuple[int, ...]) -> str:
+        source = node.inputs[0]
+        return self._add(node, shape, self.centred[source], self.zero[source], self.scale[source])
+
+    def at(self, name: str) -> Net:
+        self.head = name
+        return self
+
+    def done(self, *, salt: bytes = b"", per_channel: bool = False, axis: int = -1) -> Graph:
+        """The graph with an Output that reads the head."""
+        count = self.shape[axis] if per_channel else 1
+        multiplier = tuple(self.rng.integers(1, 256, count).tolist()) if per_channel else (1,)
+        node = ops.Output(
+            name="y", inputs=(self.head,), multiplier=multiplier, axis=axis,
+            scale=self.scale[self.head],
+        )  # fmt: skip
+        return Graph((*self.nodes, node), self.parameters, salt)

@@ -1,0 +1,376 @@
+"""The graphs and inputs that every executor must answer alike."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+from conformance.builder import Net
+
+from secure_quant.ir import Graph, ops
+
+SALT = bytes(range(32))
+
+
+@dataclass(frozen=True)
+class Case:
+    name: str
+    build: Callable[[], Graph]
+    batch: int = 2
+
+    def __repr__(self) -> str:
+        return self.name
+
+    @cached_property
+    def graph(self) -> Graph:
+        return self.build()
+
+    @cached_property
+    def inputs(self) -> dict[str, np.ndarray]:
+        """Extreme and random int8 batches of the graph's input."""
+        rng = np.random.default_rng(len(self.name))
+        shape = (self.batch, *self.graph.input.shape)
+        extremes = np.where(rng.integers(0, 2, shape), 127, -128)
+        return {
+            "random": rng.integers(-128, 128, shape).astype(np.int8),
+            "lowest": np.full(shape, -128, np.int8),
+            "highest": np.full(shape, 127, np.int8),
+            "mixed extremes": extremes.astype(np.int8),
+        }
+
+
+def _clamp(low: int, high: int, entries: int = 256) -> tuple[int, ...]:
+    return tuple(np.clip(np.arange(entries) + low, low, high).tolist())
+
+
+def _any_table(seed: int, entries: int, largest: int) -> tuple[int, ...]:
+    rng = np.random.default_rng(seed)
+    return tuple(rng.integers(-largest, largest + 1, entries).tolist())
+
+
+def linear() -> Graph:
+    net = Net(1, (8,))
+    net.linear(32)
+    return net.done(salt=SALT, per_channel=True)
+
+
+def linear_rows() -> Graph:
+    net = Net(2, (5, 12), zero_point=-3)
+    net.linear(7, bias=False)
+    net.requantize(zero_point=5)
+    net.linear(3)
+    return net.done(salt=SALT)
+
+
+def mlp() -> Graph:
+    net = Net(3, (16,), zero_point=-128)
+    for width in (24, 12):
+        net.linear(width)
+        net.requantize(_clamp(-128, 127), zero_point=-128)
+    net.linear(10)
+    return net.done(salt=SALT, per_channel=True)
+
+
+def lenet() -> Graph:
+    net = Net(4, (3, 32, 32))
+    for channels in (6, 16):
+        net.conv(channels, (5, 5))
+        net.requantize(_clamp(-128, 127), zero_point=-128)
+        net.max_pool((2, 2), (2, 2))
+    net.flatten()
+    for width in (120, 84):
+        net.linear(width)
+        net.requantize(_clamp(-128, 127), zero_point=-128)
+    net.linear(10)
+    return net.done(salt=SALT, per_channel=True)
+
+
+def deep_conv() -> Graph:
+    """Every parameter of a convolution once: asymmetric, strided, padded, dilated, grouped."""
+    net = Net(5, (4, 9, 7), zero_point=9)
+    net.conv(6, (3, 2), stride=(2, 1), padding=(1, 1))
+    net.requantize(zero_point=-7)
+    net.conv(6, (1, 3), dilation=(1, 2), padding=(0, 2), groups=3, bias=False)
+    net.requantize(zero_point=3)
+    net.conv(6, (3, 3), padding=(1, 1), groups=6)
+    net.requantize()
+    net.conv(5, (1, 1), stride=(2, 3))
+    return net.done(salt=SALT, per_channel=True, axis=0)
+
+
+def conv_one_pixel() -> Graph:
+    """A window as large as the picture, and windows that lie wholly in the padding."""
+    net = Net(6, (2, 3, 3))
+    net.conv(4, (3, 3), padding=(3, 0), stride=(3, 1))
+    net.requantize()
+    net.conv(3, (3, 1))
+    return net.done(salt=SALT)
+
+
+def pools() -> Graph:
+    net = Net(7, (3, 9, 10), zero_point=4)
+    net.max_pool((3, 2), (2, 3), (1, 1))
+    net.conv(4, (1, 1))
+    net.requantize(zero_point=-20)
+    net.sum_pool((2, 2), (1, 2), (1, 0))
+    net.requantize(zero_point=6)
+    net.max_pool((2, 2), (1, 1))
+    return net.done(salt=SALT)
+
+
+def global_average() -> Graph:
+    net = Net(8, (4, 5, 6))
+    net.conv(6, (3, 3), padding=(1, 1))
+    net.requantize(_clamp(0, 127))
+    net.sum_pool((5, 6), (1, 1))
+    net.requantize(per_channel=False, sharper=0)
+    net.flatten()
+    net.linear(4)
+    return net.done(salt=SALT)
+
+
+def residual() -> Graph:
+    """One value read three times, added with factors, then once more with itself."""
+    net = Net(9, (4, 6, 6))
+    net.conv(4, (3, 3), padding=(1, 1))
+    start = net.requantize(zero_point=-5)
+    net.conv(4, (3, 3), padding=(1, 1))
+    side = net.requantize(zero_point=11)
+    net.add(start, side, (3, -2))
+    top = net.requantize()
+    net.add(top, top, (1, 1))
+    doubled = net.requantize(zero_point=1)
+    net.mul(doubled, start)
+    net.requantize()
+    net.conv(2, (2, 2), stride=(2, 2))
+    return net.done(salt=SALT, per_channel=True, axis=0)
+
+
+def saturating() -> Graph:
+    """Tables far finer than the range: nearly every value is clipped, on one side or the other."""
+    net = Net(10, (10,))
+    net.linear(16)
+    net.requantize(sharper=8, per_channel=False)
+    net.linear(8)
+    net.requantize(sharper=6)
+    return net.done(salt=SALT)
+
+
+def nothing_saturates() -> Graph:
+    net = Net(11, (10,))
+    net.linear(9)
+    net.requantize(sharper=-1, entries=512)
+    net.linear(3)
+    return net.done(salt=SALT)
+
+
+def odd_tables() -> Graph:
+    """Tables of 2, of 300 entries in no order, and of 1000 that need int16."""
+    net = Net(12, (9,))
+    net.linear(11)
+    net.requantize((-100, 100), zero_point=-1)
+    net.linear(11)
+    net.requantize(_any_table(1, 300, 128 - 1))
+    net.linear(6, largest=20)
+    net.requantize(_any_table(2, 1000, 900), zero_point=-30)
+    net.linear(4, largest=20)
+    return net.done(salt=SALT)
+
+
+def requantize_activation() -> Graph:
+    """A table on an activation (its acc is x̂): a change of scale, then a nonlinearity."""
+    net = Net(13, (6, 5), zero_point=17)
+    net.requantize(_any_table(3, 256, 127), zero_point=2, axis=0)
+    net.linear(5)
+    net.requantize()
+    net.requantize(_clamp(-64, 63, 128), sharper=2, per_channel=False)
+    return net.done(salt=SALT)
+
+
+def shapes() -> Graph:
+    """The ops that only move integers, one after the other and joined."""
+    net = Net(14, (4, 6, 5), zero_point=-6)
+    left = net.slice(0, 0, 2)
+    right = net.at("x").slice(0, 1, 4, 2)
+    both = net.concat(0, right, left)
+    net.transpose(1, 0, 2)
+    net.reshape(4, 6, 5)
+    turned = net.slice(2, 0, 5, 1)
+    net.add(both, turned)
+    net.requantize()
+    net.transpose(2, 0, 1)
+    net.reshape(10, 12)
+    net.linear(4)
+    return net.done(salt=SALT)
+
+
+def output_activation() -> Graph:
+    net = Net(15, (2, 6, 6))
+    net.conv(3, (3, 3))
+    net.requantize(zero_point=40)
+    net.max_pool((2, 2), (2, 2))
+    return net.done(salt=SALT)
+
+
+def moves_only() -> Graph:
+    """No secret parameter at all."""
+    net = Net(16, (3, 4))
+    net.transpose(1, 0)
+    net.reduce_max()
+    return net.done(salt=SALT)
+
+
+def softmax() -> Graph:
+    """exp(x - max x) / Σ as integers: maximum, table, sum, table of the reciprocal, product."""
+    net = Net(17, (3, 8))
+    net.linear(8)
+    x = net.requantize(zero_point=3)
+    top = net.reduce_max()
+    net.add(x, top, (1, -1))
+    exp = np.rint(127 * np.exp(np.arange(-255, 1) / 24)).astype(int)
+    net.requantize(tuple(exp.tolist()), per_channel=False, sharper=0)
+    e = net.head
+    net.reduce_sum()
+    reciprocal = np.rint(127 * 32 / np.maximum(np.arange(256), 32)).astype(int)
+    r = net.requantize(tuple(reciprocal.tolist()), per_channel=False)
+    net.mul(e, r)
+    net.requantize()
+    return net.done(salt=SALT)
+
+
+def attention() -> Graph:
+    """One head over 6 tokens: Q, K, V, scores, a table in place of softmax, context, residual."""
+    net = Net(18, (6, 8), zero_point=-2)
+    heads = []
+    for _ in range(3):
+        net.at("x").linear(8)
+        heads.append(net.requantize(zero_point=int(net.rng.integers(-9, 9))))
+    q, k, v = heads
+    net.matmul(q, k, transpose_b=True)
+    scores = net.requantize(_clamp(0, 127), per_channel=False)
+    net.matmul(scores, v)
+    context = net.requantize()
+    net.add(context, "x", (2, 1))
+    net.requantize()
+    net.linear(4)
+    return net.done(salt=SALT, per_channel=True)
+
+
+def two_heads() -> Graph:
+    net = Net(19, (4, 6))
+    net.linear(12)
+    net.requantize()
+    net.reshape(4, 2, 2, 3)
+    both = net.transpose(2, 1, 0, 3)
+    q = net.slice(0, 0, 1)
+    k = net.at(both).slice(0, 1, 2)
+    net.matmul(q, k, transpose_b=True)
+    net.requantize(per_channel=False)
+    net.reshape(2, 4, 4)
+    return net.done(salt=SALT)
+
+
+NAMED: tuple[Callable[[], Graph], ...] = (
+    linear, linear_rows, mlp, deep_conv, conv_one_pixel, pools, global_average, residual,
+    saturating, nothing_saturates, odd_tables, requantize_activation, shapes, output_activation,
+    moves_only, softmax, attention, two_heads, lenet,
+)  # fmt: skip
+
+
+def random_graph(seed: int) -> Graph:
+    """A small net of ops drawn by ``seed``: pictures, then vectors or rows."""
+    first = np.random.default_rng(seed + 10_000)
+    shape = (int(first.integers(1, 5)), int(first.integers(4, 9)), int(first.integers(4, 9)))
+    net = Net(seed, shape, zero_point=int(first.integers(-128, 128)))
+    rng = net.rng
+    for _ in range(int(rng.integers(1, 4))):
+        _picture_step(net)
+    if rng.integers(2):
+        net.flatten()
+    else:
+        net.reshape(net.shape[0], net.shape[1] * net.shape[2])
+    for _ in range(int(rng.integers(1, 4))):
+        _row_step(net)
+    if rng.integers(2):
+        net.linear(int(rng.integers(1, 9)))
+    return net.done(salt=SALT, per_channel=isinstance(net.nodes[-1], ops.ACCUMULATING))
+
+
+def _random_requantize(net: Net) -> str:
+    rng = net.rng
+    zero_point = int(rng.integers(-60, 60))
+    entries = int(rng.choice([64, 200, 256, 300, 512]))
+    table = _any_table(int(rng.integers(99)), entries, 127) if rng.integers(3) == 0 else None
+    return net.requantize(
+        table, entries=entries, zero_point=zero_point,
+        per_channel=bool(rng.integers(2)), sharper=int(rng.integers(-1, 5)),
+    )  # fmt: skip
+
+
+def _conv_step(net: Net) -> None:
+    rng = net.rng
+    channels, height, width = net.shape
+    kernel = (int(rng.integers(1, 4)), int(rng.integers(1, 4)))
+    padding = (int(rng.integers(0, 3)), int(rng.integers(0, 3)))
+    spans = [n + 2 * p for n, p in zip((height, width), padding, strict=True)]
+    dilation = tuple(
+        int(rng.integers(1, 3)) if (k - 1) * 2 + 1 <= n else 1
+        for k, n in zip(kernel, spans, strict=True)
+    )
+    kernel = tuple(min(k, n) for k, n in zip(kernel, spans, strict=True))
+    groups = int(rng.choice([g for g in (1, 2, 3, 4) if channels % g == 0]))
+    net.conv(
+        groups * int(rng.integers(1, 4)), kernel, stride=tuple(rng.integers(1, 3, 2).tolist()),
+        padding=padding, dilation=dilation, groups=groups, bias=bool(rng.integers(2)),
+    )  # fmt: skip
+    _random_requantize(net)
+
+
+def _picture_step(net: Net) -> None:
+    rng = net.rng
+    start, (channels, height, width) = net.head, net.shape
+    match int(rng.integers(6)):
+        case 0 | 1:
+            _conv_step(net)
+        case 2:
+            kernel = (min(2, height), min(3, width))
+            net.max_pool(kernel, (int(rng.integers(1, 3)), 2), (int(rng.integers(2)), 1))
+        case 3:
+            net.sum_pool((min(2, height), min(2, width)), (1, 2), (1, int(rng.integers(2))))
+            _random_requantize(net)
+        case 4:
+            net.conv(channels, (1, 1))
+            _random_requantize(net)
+            net.add(net.head, start, tuple(rng.integers(-4, 5, 2).tolist()))
+            _random_requantize(net)
+        case 5:
+            net.transpose(0, 2, 1)
+            last = int(rng.integers(1, width + 1))
+            part = net.slice(1, 0, last)
+            net.concat(1, part, part)
+
+
+def _row_step(net: Net) -> None:
+    rng = net.rng
+    start = net.head
+    match int(rng.integers(5)) if len(net.shape) == 2 else 0:
+        case 0 | 1:
+            net.linear(int(rng.integers(2, 12)), bias=bool(rng.integers(2)))
+        case 2:
+            net.matmul(start, start, transpose_b=True)
+        case 3:
+            net.reduce_max()
+            net.add(start, net.head, (1, -1))
+        case 4:
+            net.reduce_sum()
+            net.mul(start, _random_requantize(net))
+    _random_requantize(net)
+
+
+def all_cases(seeds: int = 24) -> Iterator[Case]:
+    for place, build in enumerate(NAMED):
+        yield Case(build.__name__, build, batch=1 + place % 4)
+    for seed in range(seeds):
+        yield Case(f"random{seed}", lambda seed=seed: random_graph(seed), batch=1 + seed % 8)

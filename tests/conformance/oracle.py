@@ -1,0 +1,139 @@
+"""A second implementation of ``docs/spec/integer-semantics.md``, written apart from the reference.
+
+It walks output positions one by one and looks each input element up by its coordinates; it knows
+nothing of the graph's inferred values, of BLAS, strides or padding buffers. Slow, for tests alone.
+"""
+
+from __future__ import annotations
+
+from itertools import product
+
+import numpy as np
+
+from secure_quant.ir import Graph, ops
+
+
+def run(graph: Graph, q: np.ndarray) -> dict[str, np.ndarray]:
+    """int8[batch, ...] -> every node's integers by name, int64[batch, ...]."""
+    values: dict[str, np.ndarray] = {}
+    zero: dict[str, int] = {}
+    for node in graph.nodes:
+        inputs = [values[name] for name in node.inputs]
+        hats = [values[name] - zero[name] for name in node.inputs]
+        zero[node.name] = zero[node.inputs[0]] if node.inputs else 0
+        match node:
+            case ops.Input():
+                made, zero[node.name] = q.astype(np.int64), node.zero_point
+            case ops.Linear():
+                weight, bias = _parameters(graph, node)
+                made = (hats[0][..., None, :] * weight).sum(-1) + bias
+            case ops.Conv2d():
+                made = _conv(graph, node, hats[0])
+            case ops.MatMul():
+                b = np.moveaxis(hats[1], -1, -2) if node.transpose_b else hats[1]
+                made = np.einsum("...ij,...jk->...ik", hats[0], b)
+            case ops.Mul():
+                made = np.multiply(*hats)
+            case ops.Add():
+                made = hats[0] * node.factors[0] + hats[1] * node.factors[1]
+            case ops.SumPool():
+                made = _pool(node, hats[0], lambda cells: np.sum(cells, axis=0))
+            case ops.ReduceSum():
+                made = np.add.reduce(hats[0], axis=-1)[..., None]
+            case ops.Requantize():
+                made, zero[node.name] = _requantize(node, hats[0]), node.zero_point
+            case ops.MaxPool():
+                made = _pool(node, inputs[0], lambda cells: np.max(cells, axis=0))
+            case ops.ReduceMax():
+                made = np.maximum.reduce(inputs[0], axis=-1)[..., None]
+            case ops.Reshape():
+                made = np.array([sample.ravel() for sample in inputs[0]]).reshape(-1, *node.shape)
+            case ops.Transpose():
+                made = np.array([np.transpose(s, node.permutation) for s in inputs[0]])
+            case ops.Slice():
+                kept = range(node.start, node.stop, node.step)
+                made = np.stack([inputs[0].take(i, node.axis + 1) for i in kept], node.axis + 1)
+            case ops.Concat():
+                parts = [part for x in inputs for part in np.moveaxis(x, node.axis + 1, 0)]
+                made = np.stack(parts, node.axis + 1)
+            case ops.Output():
+                made = inputs[0]
+            case _:
+                raise AssertionError(f"no oracle for {type(node).__name__}")
+        if isinstance(node, ops.ACCUMULATING):
+            zero[node.name] = 0
+        values[node.name] = made
+    return values
+
+
+def _parameters(graph: Graph, node: ops.Linear | ops.Conv2d) -> tuple[np.ndarray, np.ndarray]:
+    weight = graph.parameters[f"{node.name}.weight"].astype(np.int64)
+    bias = graph.parameters[f"{node.name}.bias"] if node.bias else np.zeros(len(weight))
+    return weight, bias.astype(np.int64)
+
+
+def _positions(
+    extent: int, kernel: int, stride: int, padding: int, dilation: int
+) -> list[list[tuple[int, int]]]:
+    """For each output index along one axis: the (kernel index, input index) pairs inside."""
+    found = []
+    start = -padding
+    while start + (kernel - 1) * dilation < extent + padding:
+        cells = [(k, start + k * dilation) for k in range(kernel)]
+        found.append([(k, i) for k, i in cells if 0 <= i < extent])
+        start += stride
+    return found
+
+
+def _grid(node, shape):
+    dilation = node.dilation if isinstance(node, ops.Conv2d) else (1, 1)
+    return [
+        _positions(
+            shape[2 + axis],
+            node.kernel[axis],
+            node.stride[axis],
+            node.padding[axis],
+            dilation[axis],
+        )
+        for axis in range(2)
+    ]
+
+
+def _conv(graph: Graph, node: ops.Conv2d, x: np.ndarray) -> np.ndarray:
+    weight, bias = _parameters(graph, node)
+    rows, columns = _grid(node, x.shape)
+    per_in, per_out = node.in_channels // node.groups, node.out_channels // node.groups
+    made = np.zeros((len(x), node.out_channels, len(rows), len(columns)), np.int64)
+    for (i, row), (j, column) in product(enumerate(rows), enumerate(columns)):
+        for (a, h), (b, w) in product(row, column):
+            for group in range(node.groups):
+                into = slice(group * per_out, (group + 1) * per_out)
+                cell = x[:, group * per_in : (group + 1) * per_in, h, w]
+                made[:, into, i, j] += (cell[:, None] * weight[into, :, a, b]).sum(-1)
+    return made + bias.reshape(1, -1, 1, 1)
+
+
+def _pool(node: ops.MaxPool | ops.SumPool, x: np.ndarray, combine) -> np.ndarray:
+    rows, columns = _grid(node, x.shape)
+    nothing = np.zeros(x.shape[:2], np.int64)
+    made = [
+        [
+            combine([x[:, :, h, w] for (_, h), (_, w) in product(row, column)] or [nothing])
+            for column in columns
+        ]
+        for row in rows
+    ]
+    return np.moveaxis(np.array(made), (0, 1), (2, 3))
+
+
+def _requantize(node: ops.Requantize, acc: np.ndarray) -> np.ndarray:
+    channels = np.moveaxis(acc, node.axis if node.axis < 0 else node.axis + 1, 0)
+    made = np.empty_like(channels)
+    for c in range(len(channels)):
+        multiplier = node.multiplier[c if len(node.multiplier) > 1 else 0]
+        place = np.floor_divide(channels[c] * multiplier + node.offset, 2**node.shift)
+        place = np.where(
+            place < 0, 0, np.where(place >= len(node.table), len(node.table) - 1, place)
+        )
+        made[c] = np.array(node.table)[place]
+    return np.moveaxis(made, 0, node.axis if node.axis < 0 else node.axis + 1)
