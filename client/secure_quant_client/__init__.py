@@ -1,0 +1,46 @@
+"""Inference on inputs that no server sees. Loads no engine until a client is made, and never torch.
+
+from secure_quant_client import HeClient, MpcClient, Tls
+
+with MpcClient(["a.example:8443", "b.example:8443"], tls=Tls(ca, cert, key)) as client:
+    y = client.infer(x)
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+from secure_quant import errors
+from secure_quant.transport import InsecurePlaintext, Limits, Tls
+from secure_quant_client.stats import InferenceStats
+
+if TYPE_CHECKING:
+    from secure_quant_client.aio import AsyncHeClient
+    from secure_quant_client.he import HeClient
+    from secure_quant_client.mpc import AsyncMpcClient, MpcClient
+
+__all__ = [
+    "AsyncHeClient",
+    "AsyncMpcClient",
+    "HeClient",
+    "InferenceStats",
+    "InsecurePlaintext",
+    "Limits",
+    "MpcClient",
+    "Tls",
+    "errors",
+]
+
+_LAZY = {
+    "AsyncHeClient": "secure_quant_client.aio",
+    "AsyncMpcClient": "secure_quant_client.mpc",
+    "HeClient": "secure_quant_client.he",
+    "MpcClient": "secure_quant_client.mpc",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name in _LAZY:
+        return getattr(import_module(_LAZY[name]), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

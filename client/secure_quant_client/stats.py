@@ -1,0 +1,32 @@
+"""What an inference cost."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+__all__ = ["InferenceStats"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class InferenceStats:
+    """Of the last inference of a client; None where a figure does not apply to the engine.
+
+    latency                     seconds at the client, from float or int8 in to the result out.
+    samples                     in the batch.
+    rounds                      round trips between client and server (homomorphic encryption), or
+                                exchanges between the parties (secret sharing).
+    bytes_up, bytes_down        payload this client sent and received, gRPC framing not counted.
+    online_bytes_per_direction  payload between the parties.
+    offline_bytes_party0, _1    dealt material consumed.
+    engine_seconds              of ``latency``, not spent waiting for the network (see the client).
+    """
+
+    latency: float
+    samples: int
+    rounds: int
+    bytes_up: int
+    bytes_down: int
+    online_bytes_per_direction: int | None = None
+    offline_bytes_party0: int | None = None
+    offline_bytes_party1: int | None = None
+    engine_seconds: float | None = None
