@@ -75,6 +75,7 @@ class IntegerQuantizer(Quantizer):  # type: ignore[misc]
 
     activation: Callable[..., Any] = field(default=RangeObserver)
     weight: Callable[..., Any] = field(default=WeightObserver)
+    output_weight: Callable[..., Any] = field(default=WeightObserver)
 
     def annotate(self, model: GraphModule) -> GraphModule:
         nodes = list(model.graph.nodes)
@@ -85,7 +86,7 @@ class IntegerQuantizer(Quantizer):  # type: ignore[misc]
             if node.target in CONCAT:
                 self._annotate_concat(node)
                 continue
-            weights = {node.args[1]: self._weight_spec()} if node.target in _WEIGHTED else {}
+            weights = {node.args[1]: self._weight_spec(node)} if node.target in _WEIGHTED else {}
             spec = self._activation_spec() if _is_observed(node, roots) else None
             node.meta["quantization_annotation"] = QuantizationAnnotation(
                 input_qspec_map=weights, output_qspec=spec, _annotated=True
@@ -107,8 +108,9 @@ class IntegerQuantizer(Quantizer):  # type: ignore[misc]
             raise unsupported(node)
 
     def _annotate_concat(self, node: Node) -> None:
-        first, *others = node.args[0]  # type: ignore[misc]
-        shared = SharedQuantizationSpec((first, node))  # type: ignore[arg-type]
+        joined: Any = node.args[0]
+        first, *others = joined
+        shared = SharedQuantizationSpec((first, node))
         specs: dict[Any, Any] = {first: self._activation_spec()}
         specs |= dict.fromkeys(others, shared)
         node.meta["quantization_annotation"] = QuantizationAnnotation(
@@ -121,9 +123,11 @@ class IntegerQuantizer(Quantizer):  # type: ignore[misc]
             qscheme=torch.per_tensor_affine,
         )  # fmt: skip
 
-    def _weight_spec(self) -> QuantizationSpec:
+    def _weight_spec(self, node: Node) -> QuantizationSpec:
+        # At the output the client applies the multipliers, where they cost nothing.
+        last = all(user.op == "output" for user in node.users)
         return QuantizationSpec(
-            torch.int8, self.weight, quant_min=-127, quant_max=127,
+            torch.int8, self.output_weight if last else self.weight, quant_min=-127, quant_max=127,
             qscheme=torch.per_channel_symmetric, ch_axis=0,
         )  # fmt: skip
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from functools import partial
 from typing import Any
 
 import torch
@@ -19,6 +18,9 @@ from secure_quant.quantize.observers import Calibrator, RangeObserver, WeightObs
 
 __all__ = ["quantize"]
 
+OUTPUT_GRID = 64
+"""Multipliers of the last layer, which the client applies."""
+
 Progress = Callable[[str, int, int], None]
 """Called with the stage's name, steps done and steps in all."""
 
@@ -30,7 +32,7 @@ def quantize(
     mode: str = "static",
     scheme: str = "uniform",
     calibrator: Calibrator = "minmax",
-    grid: int = 16,
+    grid: int = 0,
     batch_size: int = 64,
     progress: Progress | None = None,
 ) -> Graph:
@@ -50,17 +52,14 @@ def quantize(
     if scheme != "uniform":
         raise ConfigError("scheme", got=scheme, expected="uniform")
     batches = split_batches(calibration, batch_size)
-    example = (
-        batches[0][:2]
-        if len(batches[0]) > 1
-        else batches[0].repeat(2, *[1] * (batches[0].ndim - 1))
-    )
-    tell = progress or (lambda stage, done, of: None)
+    example = torch.cat([batches[0][:1]] * 2)
+    tell = progress or _silent
     tell("capture", 0, 1)
     module = capture(model, example)
     quantizer = IntegerQuantizer(
         activation=RangeObserver.with_args(calibrator=calibrator),
         weight=WeightObserver.with_args(grid=grid),
+        output_weight=WeightObserver.with_args(grid=grid or OUTPUT_GRID),
     )
     prepared = prepare_pt2e(module, quantizer)
     with torch.no_grad():
@@ -70,6 +69,10 @@ def quantize(
     tell("convert", 0, 1)
     converted = convert_pt2e(prepared)
     return lower(converted, example)
+
+
+def _silent(stage: str, done: int, of: int) -> None:
+    """Progress that nobody watches."""
 
 
 def split_batches(calibration: Any, batch_size: int) -> list[Tensor]:
@@ -82,7 +85,7 @@ def split_batches(calibration: Any, batch_size: int) -> list[Tensor]:
         raise CalibrationError(
             "calibration", got=type(calibration).__name__, expected="an array or batches of arrays"
         )
-    batches = [b for x in sources for b in check_calibration(x).split(batch_size)]
+    batches = [b for x in sources for b in torch.split(check_calibration(x), batch_size)]
     if not batches:
         raise CalibrationError("calibration", got="no data", expected="at least one sample")
     if len({b.shape[1:] for b in batches}) != 1:

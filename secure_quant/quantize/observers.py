@@ -15,6 +15,8 @@ __all__ = ["BINS", "Calibrator", "RangeObserver", "WeightObserver"]
 Calibrator = Literal["minmax", "percentile", "mse"]
 BINS = 4096
 _SMALLEST_SCALE = 1e-12
+_ERROR_GROWTH = 2.0
+"""Squared rounding error of weights, mean over channels, that a small grid may cost."""
 
 
 class RangeObserver(ObserverBase):  # type: ignore[misc]
@@ -54,7 +56,7 @@ class RangeObserver(ObserverBase):  # type: ignore[misc]
         if not values.numel():
             return x
         low, high = float(values.min()), float(values.max())
-        if not (torch.isfinite(values).all()):
+        if not torch.isfinite(values).all():
             raise CalibrationError("activations", got="NaN or infinity", expected="finite numbers")
         self._widen(min(low, 0.0), max(high, 0.0))
         if self.high > self.low:
@@ -124,20 +126,22 @@ class WeightObserver(ObserverBase):  # type: ignore[misc]
     1 <= m[c] <= ``grid``, each rounded up, so that no weight is clipped.
 
     One Requantize can then serve all channels with small integer multipliers. ``grid`` 1 is
-    per-tensor quantization. Every doubling of it costs one bit of ring under secret sharing.
+    per-tensor quantization, 0 takes the least power of two up to 16 that costs at most twice the
+    rounding error of free scales: every doubling of m costs one bit of ring under secret sharing.
     """
 
-    def __init__(self, dtype: torch.dtype = torch.int8, *, grid: int = 16, **_: Any) -> None:
+    def __init__(self, dtype: torch.dtype = torch.int8, *, grid: int = 0, **_: Any) -> None:
         super().__init__(dtype=dtype)
-        if not 1 <= grid <= 255:
-            raise ConfigError("multiplier grid", got=grid, expected="1 to 255")
+        if not 0 <= grid <= 255:
+            raise ConfigError("multiplier grid", got=grid, expected="0 to 255")
         self.grid = grid
         self.quant_min, self.quant_max = -127, 127
         self.qscheme, self.ch_axis = torch.per_channel_symmetric, 0
         self.scale = torch.ones(1)
 
     def forward(self, w: Tensor) -> Tensor:
-        self.scale = channel_scales(w.detach().reshape(len(w), -1).abs().amax(1), self.grid)
+        threshold = w.detach().reshape(len(w), -1).abs().amax(1)
+        self.scale = channel_scales(threshold, self.grid)
         return w
 
     def calculate_qparams(self) -> tuple[Tensor, Tensor]:
@@ -147,6 +151,16 @@ class WeightObserver(ObserverBase):  # type: ignore[misc]
 
 def channel_scales(threshold: Tensor, grid: int) -> Tensor:
     """float32[out] scales m·base that carry weights up to ``threshold`` [out] in 127 steps."""
-    base = max(float(threshold.max()) / 127 / grid, _SMALLEST_SCALE)
-    steps = (threshold.double() / 127 / base - 1e-6).ceil().clamp(1, grid)
-    return (steps * base).float()
+    free = (threshold.double() / 127).clamp(min=_SMALLEST_SCALE)
+    if grid:
+        return _on_grid(free, grid).float()
+    for grid in (1, 2, 4, 8, 16):
+        scale = _on_grid(free, grid)
+        if float(((scale / free)[threshold > 0] ** 2).mean()) <= _ERROR_GROWTH:
+            break
+    return scale.float()
+
+
+def _on_grid(free: Tensor, grid: int) -> Tensor:
+    base = free.max() / grid
+    return (free / base - 1e-6).ceil().clamp(1, grid) * base

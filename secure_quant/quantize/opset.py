@@ -40,13 +40,38 @@ ADDITIVE = {aten.add.Tensor, aten.sub.Tensor, aten.mul.Tensor, aten.div.Tensor}
 """Accumulators of two tensors, or elementwise with a constant."""
 
 ELEMENTWISE = {
-    getattr(aten, name).default
-    for name in (
-        "abs celu elu erf exp gelu hardsigmoid hardswish hardtanh leaky_relu log log_sigmoid mish "
-        "neg reciprocal relu relu6 rsqrt selu sigmoid silu softplus sqrt square tanh clamp "
-        "clamp_min clamp_max threshold"
-    ).split()
-} | {aten.pow.Tensor_Scalar, aten.rsub.Scalar}  # fmt: skip
+    aten.abs.default,
+    aten.celu.default,
+    aten.clamp.default,
+    aten.clamp_max.default,
+    aten.clamp_min.default,
+    aten.elu.default,
+    aten.erf.default,
+    aten.exp.default,
+    aten.gelu.default,
+    aten.hardsigmoid.default,
+    aten.hardswish.default,
+    aten.hardtanh.default,
+    aten.leaky_relu.default,
+    aten.log.default,
+    aten.log_sigmoid.default,
+    aten.mish.default,
+    aten.neg.default,
+    aten.pow.Tensor_Scalar,
+    aten.reciprocal.default,
+    aten.relu.default,
+    aten.relu6.default,
+    aten.rsqrt.default,
+    aten.rsub.Scalar,
+    aten.selu.default,
+    aten.sigmoid.default,
+    aten.silu.default,
+    aten.softplus.default,
+    aten.sqrt.default,
+    aten.square.default,
+    aten.tanh.default,
+    aten.threshold.default,
+}
 """Functions of one tensor, element by element: all of them end up in a Requantize table."""
 
 SHAPING = {

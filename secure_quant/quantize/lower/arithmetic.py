@@ -11,6 +11,7 @@ from torch.fx import Node
 
 from secure_quant.ir import ops
 from secure_quant.quantize.annotate import unsupported
+from secure_quant.quantize.lower.builder import short
 from secure_quant.quantize.lower.layers import argument, sum_pool
 from secure_quant.quantize.lower.moves import reshape_to, transpose_to
 from secure_quant.quantize.lower.terms import Term
@@ -52,7 +53,7 @@ def add(walk: Any, node: Node) -> Term:
     proven = (a.centred.times(f) + b.centred.times(g)).magnitude
     layer = ops.Add(
         name=name, inputs=(a.name, b.name), factors=(f, g),
-        bound=walk.builder.bound(name, proven), scale=unit,
+        bound=walk.builder.bound(name, proven), scale=short(unit),
     )  # fmt: skip
     made: Term = walk.builder.accumulator(layer, a.shape)
     return made
@@ -64,7 +65,7 @@ def mul(walk: Any, node: Node) -> Term:
     a, b, _ = _broadcast(walk, node, a, b)
     name = walk.name(node)
     layer = ops.Mul(
-        name=name, inputs=(a.name, b.name), scale=a.scale * b.scale,
+        name=name, inputs=(a.name, b.name), scale=short(a.scale * b.scale),
         bound=walk.builder.bound(name, (a.centred * b.centred).magnitude),
     )  # fmt: skip
     made: Term = walk.builder.accumulator(layer, a.shape)
@@ -92,7 +93,7 @@ def matmul(walk: Any, node: Node) -> Term:
     proven = (a.centred * b.centred).magnitude * a.shape[-1]
     layer = ops.MatMul(
         name=name, inputs=(a.name, b.name), transpose_b=False,
-        bound=walk.builder.bound(name, proven), scale=a.scale * b.scale,
+        bound=walk.builder.bound(name, proven), scale=short(a.scale * b.scale),
     )  # fmt: skip
     made: Term = walk.builder.accumulator(layer, (*a.shape[:-1], b.shape[-1]))
     return made
@@ -148,7 +149,7 @@ def _reduce(walk: Any, node: Node, x: Term, axes: list[int], divisor: float) -> 
     x = reshape_to(walk, node, x, (*(x.shape[: len(kept)]), count))
     name = walk.name(node)
     layer = ops.ReduceSum(
-        name=name, inputs=(x.name,), scale=x.scale / divisor,
+        name=name, inputs=(x.name,), scale=short(x.scale / divisor),
         bound=walk.builder.bound(name, x.centred.magnitude * count),
     )  # fmt: skip
     made: Term = walk.builder.accumulator(layer, (*x.shape[:-1], 1))

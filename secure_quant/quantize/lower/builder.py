@@ -14,7 +14,7 @@ from secure_quant.ir.verify import public_bound
 from secure_quant.quantize.lower.tables import Grid, make_table
 from secure_quant.quantize.lower.terms import Term
 
-__all__ = ["Builder"]
+__all__ = ["Builder", "int_bias", "short"]
 
 INT8_TABLE = 300
 """Entries of a table to int8: its buckets are about as wide as one step of the output."""
@@ -98,7 +98,7 @@ class Builder:
                 multiplier=term.multiplier,
                 axis=term.axis,
                 scale=term.scale,
-            )  # fmt: skip
+            )
         )
         kept = _live(self.nodes)
         names = {node.name for node in kept}
@@ -115,6 +115,11 @@ def _live(nodes: list[ops.Node]) -> tuple[ops.Node, ...]:
         if node.name in needed:
             needed.update(node.inputs)
     return tuple(node for node in nodes if node.name in needed)
+
+
+def short(scale: float) -> float:
+    """``scale`` to seven digits: float32's own precision in half the characters of a file."""
+    return float(f"{scale:.7g}")
 
 
 def int_bias(bias: NDArray[Any] | None, scales: NDArray[np.float64], where: str) -> NDArray[Any]:

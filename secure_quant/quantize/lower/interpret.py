@@ -15,7 +15,7 @@ from secure_quant.errors import UnsupportedModule
 from secure_quant.ir import Graph, Interval, ops
 from secure_quant.quantize.annotate import unsupported
 from secure_quant.quantize.capture import module_path
-from secure_quant.quantize.lower.builder import Builder
+from secure_quant.quantize.lower.builder import Builder, short
 from secure_quant.quantize.lower.rules import RULES
 from secure_quant.quantize.lower.tables import Grid
 from secure_quant.quantize.lower.terms import Term, Weight
@@ -23,6 +23,7 @@ from secure_quant.quantize.opset import ADDITIVE, ELEMENTWISE
 
 __all__ = ["Lowering", "lower"]
 
+_SHORT_NAMES = {"max_pool2d": "pool", "avg_pool2d": "pool", "adaptive_avg_pool2d": "pool"}
 _QUANTIZED = torch.ops.quantized_decomposed
 
 
@@ -87,6 +88,7 @@ class Lowering:
             other is not node and module_path(other) == path and self._makes_value(other)
             for other in self.module.graph.nodes
         )
+        op = _SHORT_NAMES.get(op, op)
         return path if own else f"{path}.{op}" if path else op
 
     @staticmethod
@@ -166,8 +168,9 @@ def _attribute(module: GraphModule, path: str) -> Any:
 
 def _quantize(lowering: Lowering, node: Node) -> Term:
     """A quantize node: the Input if the model's input is quantized here, else a Requantize."""
-    source, scale, zero_point, low, high = node.args[:5]
-    grid = Grid(float(scale), int(zero_point), int(low), int(high))  # type: ignore[arg-type]
+    args: Any = node.args
+    source, scale, zero_point, low, high = args[:5]
+    grid = Grid(short(float(scale)), int(zero_point), int(low), int(high))
     if isinstance(source, Node) and source.op == "placeholder":
         shape = lowering.shape(source)
         name = lowering.builder.add(

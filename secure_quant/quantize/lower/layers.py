@@ -11,7 +11,7 @@ from torch.fx import Node
 from secure_quant.ir import ops
 from secure_quant.ir.verify import linear_bound
 from secure_quant.quantize.annotate import unsupported
-from secure_quant.quantize.lower.builder import int_bias
+from secure_quant.quantize.lower.builder import int_bias, short
 from secure_quant.quantize.lower.terms import Term, Weight
 
 __all__ = ["adaptive_avg_pool2d", "avg_pool2d", "conv2d", "linear", "max_pool2d", "sum_pool"]
@@ -33,13 +33,15 @@ def linear(walk: Any, node: Node) -> Term:
     x = walk.activation(node.args[0], node)
     weight, bias = _parameters(walk, node)
     name = walk.name(node)
-    made, bound, scale = _store(walk, name, x, weight, bias)
+    has_bias, bound, scale = _store(walk, name, x, weight, bias)
     out, features = weight.values.shape
     layer = ops.Linear(
-        name=name, inputs=(x.name,), in_features=features, out_features=out, bias=made,
+        name=name, inputs=(x.name,), in_features=features, out_features=out, bias=has_bias,
         bound=bound, scale=scale,
     )  # fmt: skip
-    return _layer_term(walk, layer, (*x.shape[:-1], out), weight, -1)
+    shape = (*x.shape[:-1], out)
+    term: Term = walk.builder.accumulator(layer, shape, weight.multiplier, -1)
+    return term
 
 
 def conv2d(walk: Any, node: Node) -> Term:
@@ -47,7 +49,7 @@ def conv2d(walk: Any, node: Node) -> Term:
     x = walk.activation(node.args[0], node)
     weight, bias = _parameters(walk, node)
     name = walk.name(node)
-    made, bound, scale = _store(walk, name, x, weight, bias)
+    has_bias, bound, scale = _store(walk, name, x, weight, bias)
     kernel = pair(weight.values.shape[2:])
     dilation = pair(argument(node, 5, "dilation", 1))
     padding = argument(node, 4, "padding", 0)
@@ -55,9 +57,10 @@ def conv2d(walk: Any, node: Node) -> Term:
         name=name, inputs=(x.name,), in_channels=x.shape[0], out_channels=len(weight.values),
         kernel=kernel, stride=pair(argument(node, 3, "stride", 1)),
         padding=_padding(node, padding, kernel, dilation), dilation=dilation,
-        groups=argument(node, 6, "groups", 1), bias=made, bound=bound, scale=scale,
+        groups=argument(node, 6, "groups", 1), bias=has_bias, bound=bound, scale=scale,
     )  # fmt: skip
-    return _layer_term(walk, layer, walk.shape(node), weight, 0)
+    term: Term = walk.builder.accumulator(layer, walk.shape(node), weight.multiplier, 0)
+    return term
 
 
 def _padding(node: Node, padding: Any, kernel: ops.Pair, dilation: ops.Pair) -> ops.Pair:
@@ -85,7 +88,7 @@ def _parameters(walk: Any, node: Node) -> tuple[Weight, Any]:
 
 def _store(walk: Any, name: str, x: Term, weight: Weight, bias: Any) -> tuple[bool, int, float]:
     """Keep the parameters; (has a bias, declared bound, scale of acc · multiplier)."""
-    scale = x.scale * weight.base
+    scale = short(x.scale * weight.base)
     out = len(weight.values)
     steps = np.broadcast_to(np.array(weight.multiplier, np.float64), out) * scale
     made = int_bias(bias, steps, name)
@@ -94,13 +97,6 @@ def _store(walk: Any, name: str, x: Term, weight: Weight, bias: Any) -> tuple[bo
         walk.builder.parameters[f"{name}.bias"] = made
     bound = walk.builder.bound(name, linear_bound(weight.values, made, x.centred))
     return bias is not None, bound, scale
-
-
-def _layer_term(
-    walk: Any, layer: ops.Node, shape: tuple[int, ...], weight: Weight, axis: int
-) -> Term:
-    term: Term = walk.builder.accumulator(layer, shape, weight.multiplier, axis)
-    return term
 
 
 def max_pool2d(walk: Any, node: Node) -> Term:
@@ -115,7 +111,8 @@ def max_pool2d(walk: Any, node: Node) -> Term:
         stride=pair(argument(node, 2, "stride") or kernel),
         padding=pair(argument(node, 3, "padding", 0)),
     )  # fmt: skip
-    return walk.builder.move(layer, x, walk.shape(node))
+    term: Term = walk.builder.move(layer, x, walk.shape(node))
+    return term
 
 
 def avg_pool2d(walk: Any, node: Node) -> Term:
@@ -154,7 +151,7 @@ def sum_pool(
     layer = ops.SumPool(
         name=name, inputs=(x.name,), kernel=kernel, stride=stride, padding=padding,
         bound=walk.builder.bound(name, x.centred.magnitude * kernel[0] * kernel[1]),
-        scale=x.scale / divisor,
+        scale=short(x.scale / divisor),
     )  # fmt: skip
     height, width = (
         (n + 2 * p - k) // s + 1

@@ -49,7 +49,8 @@ def permute(walk: Any, node: Node) -> Term:
     """permute(x, dims) that leaves the batch axis first."""
     x = walk.activation(node.args[0], node)
     rank = len(x.shape) + 1
-    order = [d % rank for d in node.args[1]]  # type: ignore[union-attr]
+    dims: Any = node.args[1]
+    order = [d % rank for d in dims]
     if order[0] != 0:
         raise _moves_batch(node)
     return transpose_to(walk, node, x, tuple(d - 1 for d in order[1:]))
@@ -105,9 +106,11 @@ def narrow(walk: Any, node: Node) -> Term:
 def select(walk: Any, node: Node) -> Term:
     """x[:, ..., index]."""
     x = walk.activation(node.args[0], node)
-    axis = _axis(node, x, node.args[1])  # type: ignore[arg-type]
-    index = node.args[2] % x.shape[axis]  # type: ignore[operator]
-    return reshape_to(walk, node, _cut(walk, node, x, axis, index, index + 1), walk.shape(node))
+    dim, place = argument(node, 1, "dim"), argument(node, 2, "index")
+    axis = _axis(node, x, dim)
+    index = place % x.shape[axis]
+    row = _cut(walk, node, x, axis, index, index + 1)
+    return reshape_to(walk, node, row, walk.shape(node))
 
 
 def split(walk: Any, node: Node) -> list[Term]:
@@ -135,7 +138,8 @@ def unbind(walk: Any, node: Node) -> list[Term]:
 
 def concat(walk: Any, node: Node) -> Term:
     """cat of activations that share scale and zero point."""
-    terms = [walk.activation(n, node) for n in node.args[0]]  # type: ignore[union-attr]
+    joined_nodes: Any = node.args[0]
+    terms = [walk.activation(n, node) for n in joined_nodes]
     axis = _axis(node, terms[0], argument(node, 1, "dim", 0))
     joined = ops.Concat(name=walk.name(node), inputs=tuple(t.name for t in terms), axis=axis)
     made: Term = walk.builder.move(joined, terms[0], walk.shape(node))

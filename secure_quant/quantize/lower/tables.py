@@ -29,7 +29,8 @@ class Grid:
     def round(self, y: Real) -> NDArray[np.int64]:
         """Nearest q to each real y; an infinite y saturates."""
         q = np.rint(np.nan_to_num(y / self.scale, nan=0.0)) + self.zero_point
-        return np.clip(q, self.low, self.high).astype(np.int64)
+        whole: NDArray[np.int64] = np.clip(q, self.low, self.high).astype(np.int64)
+        return whole
 
 
 @dataclass(frozen=True)
@@ -44,10 +45,11 @@ class Table:
 def make_table(
     span: Interval, scale: float, function: Callable[[Real], Real], out: Grid, limit: int
 ) -> Table:
-    """The finest table of at most ``limit`` entries for q = out(function(v · scale)), v in ``span``.
+    """The finest table of at most ``limit`` entries for q = out(function(v · scale)).
 
-    Below and above the entries, q is constant, so a saturated index is right. Each entry is the
-    value at the middle of its bucket of ``2**shift`` integers; where the shift is 0 it is exact.
+    v runs over ``span``. Below and above the entries q is constant, so a saturated index is
+    right. Each entry is the value at the middle of its bucket of ``2**shift`` integers; where the
+    shift is 0 it is exact.
     """
 
     def q_at(start: int, count: int, shift: int) -> NDArray[Any]:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn import functional
 
 __all__ = ["LeNet", "linear", "mlp"]
 
@@ -38,10 +38,10 @@ class LeNet(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """float[batch, channels, 32, 32] -> logits float[batch, out]."""
-        x = F.max_pool2d(F.relu(self.conv1(x)), 2)
-        x = F.max_pool2d(F.relu(self.conv2(x)), 2)
+        x = functional.max_pool2d(functional.relu(self.conv1(x)), 2)
+        x = functional.max_pool2d(functional.relu(self.conv2(x)), 2)
         x = x.flatten(1)
-        x = F.relu(self.fc1(x))
-        x = F.relu(self.fc2(x))
+        x = functional.relu(self.fc1(x))
+        x = functional.relu(self.fc2(x))
         y: Tensor = self.fc3(x)
         return y

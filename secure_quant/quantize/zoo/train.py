@@ -40,10 +40,10 @@ def train(
     for epoch in range(epochs):
         if progress is not None:
             progress("train", epoch, epochs)
-        for chosen in torch.randperm(len(x), generator=generator).split(batch_size):
+        for chosen in torch.split(torch.randperm(len(x), generator=generator), batch_size):
             optimizer.zero_grad()
             loss = nn.functional.cross_entropy(model(x[chosen]), y[chosen])
-            loss.backward()
+            loss.backward()  # type: ignore[no-untyped-call]
             optimizer.step()
             schedule.step()
     return model.eval()
