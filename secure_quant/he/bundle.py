@@ -1,0 +1,74 @@
+"""Role bundles: one safetensors file each, holding the least that its role needs."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from secure_quant.errors import HashMismatch, MalformedModel, UnsupportedVersion
+from secure_quant.he.evaluate import Evaluator
+from secure_quant.he.parameters import Tier
+from secure_quant.he.plan import HePlan, plan
+from secure_quant.he.search import Objective
+from secure_quant.ir import Graph
+from secure_quant.ir.artifact import decode, encode, read_tensors, write_tensors
+from secure_quant.ir.codec import decode_public, encode_public
+
+__all__ = ["load_client", "load_server", "split"]
+
+VERSION = "1"
+
+
+def split(graph: Graph, objective: Objective = "latency", tier: Tier = "T1") -> dict[str, bytes]:
+    """ "server": the whole model and the plan. "client": the public graph and the plan.
+
+    Raises MissingParameters on a public graph, OpNotSupported.
+    """
+    text = plan(graph, objective, tier).to_json()
+    return {
+        "server": _write("he-server", graph, {"model": encode(graph), "plan": text}),
+        "client": _write("he-client", graph, {"graph": encode_public(graph), "plan": text}),
+    }
+
+
+def load_server(data: bytes) -> Evaluator:
+    """Raises MalformedModel and its kin, InvalidGraph, InsecureRefused."""
+    parts, metadata = _read("he-server", ("model", "plan"), data)
+    graph = decode(parts["model"], expected_hash=metadata["hash"])
+    return Evaluator(graph, HePlan.from_json(parts["plan"], graph))
+
+
+def load_client(data: bytes) -> tuple[Graph, HePlan]:
+    """Raises as ``load_server``."""
+    parts, metadata = _read("he-client", ("graph", "plan"), data)
+    try:
+        commitment = bytes.fromhex(metadata["commitment"])
+    except ValueError as error:
+        raise MalformedModel("commitment", got="no hexadecimal digits") from error
+    graph = decode_public(parts["graph"], commitment=commitment)
+    if graph.hash != metadata["hash"]:
+        raise HashMismatch("model", got=graph.hash, expected=metadata["hash"][:64])
+    return graph, HePlan.from_json(parts["plan"], graph)
+
+
+def _write(role: str, graph: Graph, parts: dict[str, bytes]) -> bytes:
+    metadata = {
+        "format": f"secure-quant-{role}/{VERSION}",
+        "hash": graph.hash,
+        "commitment": graph.commitment.hex(),
+    }
+    return write_tensors({k: np.frombuffer(v, np.uint8) for k, v in parts.items()}, metadata)
+
+
+def _read(
+    role: str, names: tuple[str, ...], data: bytes
+) -> tuple[dict[str, bytes], dict[str, str]]:
+    tensors, metadata = read_tensors(data)
+    expected, got = f"secure-quant-{role}/{VERSION}", metadata.get("format", "nothing")
+    if got != expected:
+        known = got.startswith(f"secure-quant-{role}/")
+        kind = UnsupportedVersion if known else MalformedModel
+        raise kind("bundle", got=got[:80], expected=expected)
+    whole = set(tensors) == set(names) and {"hash", "commitment"} <= set(metadata)
+    if not whole or any(tensor.dtype != np.uint8 for tensor in tensors.values()):
+        raise MalformedModel("bundle", got=sorted(tensors)[:8], expected=sorted(names))
+    return {name: tensor.tobytes() for name, tensor in tensors.items()}, metadata

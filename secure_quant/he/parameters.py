@@ -1,0 +1,77 @@
+"""Ring parameters, fixed here so that planning needs no cryptographic library.
+
+The primes are those of SEAL's ``CoeffModulus::Create`` for the degree; a test compares them.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from secure_quant.errors import ConfigError, InsecureRefused
+
+__all__ = ["MAX_MODULUS_BITS", "TIERS", "Parameters", "Tier"]
+
+Tier = Literal["T1", "T1-strict"]
+
+MAX_MODULUS_BITS = {1024: 27, 2048: 54, 4096: 109, 8192: 218}
+"""Degree -> bits of the whole modulus at 128-bit security with a ternary secret
+(HomomorphicEncryption.org security standard, 2018, table 1; SEAL's TC128)."""
+
+
+@dataclass(frozen=True, slots=True)
+class Parameters:
+    """Z_q[X] / (X^degree + 1) with q the product of ``primes``.
+
+    primes   one, or two of which the server rescales the second away before it answers.
+    special  the last prime of SEAL's chain where there are two; SEAL keeps it for key switching,
+             which this protocol never does, so no published value is reduced by it.
+
+    Raises InsecureRefused below 128-bit security, ConfigError for a shape that is not served.
+    """
+
+    degree: int
+    primes: tuple[int, ...]
+    special: int | None = None
+
+    def __post_init__(self) -> None:
+        if self.degree not in MAX_MODULUS_BITS or not 1 <= len(self.primes) <= 2:
+            raise ConfigError(
+                "ring", got=f"degree {self.degree}, {len(self.primes)} primes",
+                expected=f"a degree of {sorted(MAX_MODULUS_BITS)} and one or two primes",
+            )  # fmt: skip
+        bits = sum(prime.bit_length() for prime in self.chain)
+        if bits > MAX_MODULUS_BITS[self.degree]:
+            raise InsecureRefused(
+                f"modulus at degree {self.degree}", got=f"{bits} bits",
+                expected=f"<= {MAX_MODULUS_BITS[self.degree]} bits for 128-bit security",
+            )  # fmt: skip
+
+    @property
+    def chain(self) -> tuple[int, ...]:
+        """SEAL's coefficient modulus chain."""
+        return self.primes if self.special is None else (*self.primes, self.special)
+
+    @property
+    def prime(self) -> int:
+        """The prime of a response."""
+        return self.primes[0]
+
+    @property
+    def dropped(self) -> int:
+        """The prime that rescaling divides by, or 1."""
+        return self.primes[1] if len(self.primes) == 2 else 1
+
+
+TIERS: dict[Tier, tuple[Parameters, ...]] = {
+    "T1": (
+        Parameters(2048, (9007199254614017,)),
+        Parameters(4096, (1152921504606830593,)),
+        Parameters(8192, (1152921504606830593,)),
+    ),
+    "T1-strict": (
+        Parameters(4096, (140737488273409, 70368743669761), 40961),
+        Parameters(8192, (36028797018652673, 1125899906826241), 163841),
+    ),
+}
+"""Hiding tier -> the rings a plan may use; no other is accepted from a peer."""

@@ -1,0 +1,281 @@
+"""The public plan of a model under homomorphic encryption: made from the public graph alone, the
+same on every machine, small, and checked in full by whoever receives it."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields
+from functools import cached_property, lru_cache
+from typing import Any, TypeVar, get_args
+
+from secure_quant.errors import (
+    InsecureRefused,
+    MalformedModel,
+    UnsupportedVersion,
+    ValueOutOfRange,
+)
+from secure_quant.he.geometry import Geometry
+from secure_quant.he.noise import Scaling, margin
+from secure_quant.he.packing import Packing, Tile
+from secure_quant.he.parameters import TIERS, Parameters, Tier
+from secure_quant.he.sampling import SEED_BYTES
+from secure_quant.he.search import (
+    MAX_BATCH,
+    MAX_WEIGHT_BYTES,
+    Objective,
+    layer_of,
+    request_size,
+    response_size,
+    search,
+)
+from secure_quant.ir import Graph
+from secure_quant.ir.ops import Conv2d, Linear
+
+__all__ = ["MAX_BATCH", "Call", "HeCost", "HePlan", "Layout", "Step", "plan"]
+
+VERSION = 1
+MAX_PLAN_BYTES = 2**24
+BATCH_CLASSES = (1, 2, 4, 8, 16, 32, 64)
+"""A layout is planned for each of these; a batch uses the one of the largest class within it."""
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, slots=True)
+class HeCost:
+    """Exact cost of one inference. Ciphertexts are those of activations and results; the bytes
+    also count seeds and public keys: everything but the framing of the transport."""
+
+    ciphertexts_up: int
+    ciphertexts_down: int
+    bytes_up: int
+    bytes_down: int
+
+    def __add__(self, other: HeCost) -> HeCost:
+        return HeCost(
+            self.ciphertexts_up + other.ciphertexts_up,
+            self.ciphertexts_down + other.ciphertexts_down,
+            self.bytes_up + other.bytes_up,
+            self.bytes_down + other.bytes_down,
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Layout:
+    """How a step is packed and scaled for batches of ``batch`` samples and more."""
+
+    batch: int
+    ring: Parameters
+    tile: Tile
+    scaling: Scaling
+
+
+@dataclass(frozen=True)
+class Call:
+    """One call for one batch: all that both ends must agree on."""
+
+    packing: Packing
+    ring: Parameters
+    scaling: Scaling
+
+    @cached_property
+    def ciphertexts_up(self) -> int:
+        return self.packing.cells * self.packing.n_in
+
+    @cached_property
+    def ciphertexts_down(self) -> int:
+        return self.packing.cells * self.packing.n_out
+
+    @cached_property
+    def request_sizes(self) -> tuple[int, int, int]:
+        """Bytes of the seed, the public key and the ciphertexts' c0."""
+        return (SEED_BYTES, *request_size(self.packing, self.ring, self.scaling))
+
+    @cached_property
+    def response_sizes(self) -> tuple[int, int]:
+        """Bytes of c1 and of the wanted coefficients of c0."""
+        return response_size(self.packing, self.ring, self.scaling)
+
+    @property
+    def cost(self) -> HeCost:
+        return HeCost(
+            self.ciphertexts_up, self.ciphertexts_down,
+            sum(self.request_sizes), sum(self.response_sizes),
+        )  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Step:
+    """One Linear or Conv2d node, evaluated by the server on ciphertexts."""
+
+    node: str
+    geometry: Geometry
+    layouts: tuple[Layout, ...]
+
+    def layout(self, batch: int) -> Layout:
+        """Raises ValueOutOfRange for a batch outside 1 to MAX_BATCH."""
+        if not 1 <= batch <= MAX_BATCH:
+            raise ValueOutOfRange("batch", got=batch, expected=f"1 to {MAX_BATCH}")
+        return [layout for layout in self.layouts if layout.batch <= batch][-1]
+
+    def call(self, batch: int) -> Call:
+        """Raises as ``layout``."""
+        return _call(self.geometry, self.layout(batch), batch)
+
+
+@lru_cache(maxsize=4096)
+def _call(geometry: Geometry, layout: Layout, batch: int) -> Call:
+    return Call(
+        Packing(geometry, layout.tile, layout.ring.degree, batch), layout.ring, layout.scaling
+    )
+
+
+@dataclass(frozen=True)
+class HePlan:
+    """Steps in the graph's order, one per Linear or Conv2d node. ``graph`` is public."""
+
+    graph: Graph
+    objective: Objective
+    tier: Tier
+    steps: tuple[Step, ...]
+
+    def cost(self, batch: int = 1) -> HeCost:
+        """Exact cost of one inference of ``batch`` samples. Raises ValueOutOfRange."""
+        return sum((step.call(batch).cost for step in self.steps), HeCost(0, 0, 0, 0))
+
+    @cached_property
+    def step_of(self) -> Mapping[str, int]:
+        """Node name -> index of its step."""
+        return {step.node: index for index, step in enumerate(self.steps)}
+
+    def to_json(self) -> bytes:
+        """Canonical JSON, UTF-8."""
+        steps = [
+            {"node": step.node, "layouts": [asdict(layout) for layout in step.layouts]}
+            for step in self.steps
+        ]
+        document = {
+            "version": VERSION, "objective": self.objective, "tier": self.tier, "steps": steps,
+        }  # fmt: skip
+        return json.dumps(document, sort_keys=True, separators=(",", ":")).encode()
+
+    @classmethod
+    def from_json(cls, data: bytes, graph: Graph) -> HePlan:
+        """A plan for ``graph``, every number of it checked: the rings are ours, each tile fits,
+        and the noise bound and the hiding ratio hold.
+
+        Raises MalformedModel, UnsupportedVersion, InsecureRefused.
+        """
+        document = _document(data)
+        objective, tier = document["objective"], document["tier"]
+        if objective not in get_args(Objective) or tier not in get_args(Tier):
+            raise MalformedModel("plan", got="another objective or tier", expected="known ones")
+        public, nodes = graph.public(), _linear_nodes(graph)
+        if len(document["steps"]) != len(nodes):
+            raise MalformedModel("steps", got=len(document["steps"]), expected=len(nodes))
+        steps = []
+        for node, record in zip(nodes, document["steps"], strict=True):
+            record = _record(record, {"node", "layouts"}, "step")
+            if record["node"] != node.name or not isinstance(record["layouts"], list):
+                raise MalformedModel("step", got=str(record["node"])[:80], expected=node.name)
+            geometry = Geometry.of(public, node)
+            layouts = tuple(_layout(entry, geometry, tier) for entry in record["layouts"])
+            starts = [layout.batch for layout in layouts]
+            if not starts or starts[0] != 1 or starts != sorted(set(starts)):
+                raise MalformedModel("batches of layouts", got=starts[:8], expected="1, then more")
+            steps.append(Step(node.name, geometry, layouts))
+        return cls(public, objective, tier, tuple(steps))
+
+
+def plan(graph: Graph, objective: Objective = "latency", tier: Tier = "T1") -> HePlan:
+    """The plan of a graph, public or not: weights are not looked at.
+
+    Raises OpNotSupported if a layer cannot be exact in any ring of the tier.
+    """
+    public = graph.public()
+    steps = []
+    for node in _linear_nodes(graph):
+        geometry = Geometry.of(public, node)
+        layouts: list[Layout] = []
+        for batch in BATCH_CLASSES:
+            ring, tile, scaling = search(node.name, geometry, batch, tier, objective)
+            if not layouts or (layouts[-1].ring, layouts[-1].tile) != (ring, tile):
+                layouts.append(Layout(batch, ring, tile, scaling))
+        steps.append(Step(node.name, geometry, tuple(layouts)))
+    return HePlan(public, objective, tier, tuple(steps))
+
+
+def _linear_nodes(graph: Graph) -> list[Linear | Conv2d]:
+    return [node for node in graph.nodes if isinstance(node, Linear | Conv2d)]
+
+
+def _document(data: bytes) -> dict[str, Any]:
+    if len(data) > MAX_PLAN_BYTES:
+        raise MalformedModel("plan", got=f"{len(data)} bytes", expected=f"<= {MAX_PLAN_BYTES}")
+    try:
+        document = json.loads(data)
+    except (ValueError, RecursionError) as error:
+        raise MalformedModel("plan is not JSON") from error
+    document = _record(document, {"version", "objective", "tier", "steps"}, "plan")
+    if document["version"] != VERSION:
+        raise UnsupportedVersion("plan", got=str(document["version"])[:80], expected=VERSION)
+    if not isinstance(document["steps"], list):
+        raise MalformedModel("steps", got=type(document["steps"]).__name__, expected="a list")
+    return document
+
+
+def _record(value: Any, names: set[str], what: str) -> dict[str, Any]:
+    if not isinstance(value, dict) or set(value) != names:
+        raise MalformedModel(what, got="other fields", expected=sorted(names))
+    return value
+
+
+def _integers(kind: type[T], value: Any, limit: int) -> T:
+    """A dataclass of integers in 0 to ``limit``."""
+    record = _record(value, {f.name for f in fields(kind)}, kind.__name__)  # type: ignore[arg-type]
+    if not all(type(n) is int and 0 <= n <= limit for n in record.values()):
+        raise MalformedModel(kind.__name__, got="a field out of range", expected=f"0 to {limit}")
+    return kind(**record)
+
+
+def _layout(value: Any, geometry: Geometry, tier: Tier) -> Layout:
+    record = _record(value, {"batch", "ring", "tile", "scaling"}, "layout")
+    batch = record["batch"]
+    if type(batch) is not int or not 1 <= batch <= MAX_BATCH:
+        raise MalformedModel("batch of a layout", got=str(batch)[:80], expected=f"1 to {MAX_BATCH}")
+    ring = _ring(record["ring"], tier)
+    tile = _integers(Tile, record["tile"], ring.degree)
+    fits = (
+        min(tile.rows, tile.merge, tile.cin, tile.cout) >= 1
+        and tile.coefficients <= ring.degree
+        and geometry.kh <= tile.height <= geometry.height
+        and geometry.kw <= tile.width <= geometry.width
+        and tile.merge <= geometry.groups
+        and tile.cin <= geometry.cin * tile.merge
+        and tile.cout <= geometry.cout * tile.merge
+    )
+    if not fits or _weight_bytes(geometry, tile, ring) > MAX_WEIGHT_BYTES:
+        raise MalformedModel("tile", got=asdict(tile), expected="one that fits ring and layer")
+    scaling = _integers(Scaling, record["scaling"], 62)
+    drops = (scaling.drop_up, scaling.drop_key, scaling.drop_c1, scaling.drop_c0)
+    room, hiding = margin(layer_of(geometry, tile), ring, tier, scaling)
+    if room <= 0 or max(drops) >= ring.prime.bit_length() or scaling.scale < 1:
+        raise MalformedModel("scaling", got=asdict(scaling), expected="errors below half a step")
+    if hiding < 1:
+        raise InsecureRefused("flooding noise of the plan", got="too little", expected=tier)
+    if len(ring.primes) > 1 and (scaling.drop_up or scaling.drop_key):
+        raise MalformedModel("dropped bits", got=drops, expected="none upward with two primes")
+    return Layout(batch, ring, tile, scaling)
+
+
+def _ring(value: Any, tier: Tier) -> Parameters:
+    for known in TIERS[tier]:
+        if json.loads(json.dumps(asdict(known))) == value:
+            return known
+    raise InsecureRefused("ring of the plan", got="another", expected=f"one of tier {tier}")
+
+
+def _weight_bytes(geometry: Geometry, tile: Tile, ring: Parameters) -> int:
+    packing = Packing(geometry, tile, ring.degree, 1)
+    return 8 * packing.grid[1] * packing.n_in * packing.n_out * ring.degree * len(ring.primes)

@@ -1,0 +1,80 @@
+"""Secret and shared randomness: AES-256-CTR, keyed by the operating system or by a seed."""
+
+from __future__ import annotations
+
+import secrets
+
+import numpy as np
+from cryptography.hazmat.primitives.ciphers import Cipher, algorithms, modes
+from numpy.typing import NDArray
+
+from secure_quant.he.noise import ERROR_BOUND
+
+__all__ = ["SEED_BYTES", "Stream", "fresh", "uniform_polynomials"]
+
+SEED_BYTES = 32
+U64 = NDArray[np.uint64]
+_MASK = np.uint64((1 << ERROR_BOUND) - 1)
+
+
+class Stream:
+    """A keystream, every bit of which is used once. Not safe to share between threads."""
+
+    def __init__(self, key: bytes) -> None:
+        # The key is used for this one stream, so a fixed first counter is sound.
+        self._cipher = Cipher(algorithms.AES(key), modes.CTR(bytes(16))).encryptor()
+
+    def bytes(self, count: int) -> NDArray[np.uint8]:
+        """uint8[count], uniform."""
+        return np.frombuffer(self._cipher.update(bytes(count)), np.uint8)
+
+    def words(self, count: int) -> U64:
+        """uint64[count], uniform."""
+        return self.bytes(8 * count).view("<u8")
+
+    def residues(self, count: int, prime: int) -> U64:
+        """uint64[count], uniform below ``prime``: words cut to its bits, those too large skipped."""
+        shift = np.uint64(64 - prime.bit_length())
+        found = self.words(count) >> shift
+        while True:
+            found = found[found < prime]
+            if len(found) == count:
+                return found
+            found = np.concatenate([found, self.words(count - len(found)) >> shift])
+
+    def errors(self, shape: tuple[int, ...]) -> NDArray[np.int64]:
+        """int64[shape], centred binomial: 21 bits less 21 other bits."""
+        words = self.words(int(np.prod(shape)))
+        ones = np.bitwise_count(words & _MASK).astype(np.int64)
+        ones -= np.bitwise_count((words >> np.uint64(ERROR_BOUND)) & _MASK)
+        return ones.reshape(shape)
+
+    def ternary(self, shape: tuple[int, ...]) -> NDArray[np.int64]:
+        """int64[shape], uniform in {-1, 0, 1}."""
+        count = int(np.prod(shape))
+        found = self.bytes(count)
+        while True:
+            found = found[found < 255]
+            if len(found) == count:
+                return (found % 3).astype(np.int64).reshape(shape) - 1
+            found = np.concatenate([found, self.bytes(count - len(found))])
+
+    def flood(self, shape: tuple[int, ...], bits: int) -> NDArray[np.int64]:
+        """int64[shape], uniform in [-2**bits, 2**bits); bits <= 62."""
+        words = self.words(int(np.prod(shape))) >> np.uint64(63 - bits)
+        return words.astype(np.int64).reshape(shape) - (1 << bits)
+
+
+def fresh() -> Stream:
+    """A stream that nobody else can know."""
+    return Stream(secrets.token_bytes(32))
+
+
+def uniform_polynomials(seed: bytes, count: int, primes: tuple[int, ...], degree: int) -> U64:
+    """uint64[count, primes, degree], uniform residues that both ends expand from ``seed``:
+    all polynomials modulo the first prime, then all modulo the next."""
+    stream = Stream(seed)
+    made = np.empty((count, len(primes), degree), np.uint64)
+    for i, prime in enumerate(primes):
+        made[:, i] = stream.residues(count * degree, prime).reshape(count, degree)
+    return made

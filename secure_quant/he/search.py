@@ -1,0 +1,147 @@
+"""The planner's search: tile shapes and rings for one layer, cheapest first.
+
+Costs are whole numbers (nanoseconds on one modest core, and bytes), so that two machines always
+choose the same plan.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from functools import lru_cache
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from secure_quant.errors import OpNotSupported
+from secure_quant.he.codec import packed_size, width_of
+from secure_quant.he.geometry import Geometry
+from secure_quant.he.noise import Layer, Scaling, choose
+from secure_quant.he.packing import Packing, Tile
+from secure_quant.he.parameters import TIERS, Parameters, Tier
+
+__all__ = [
+    "MAX_BATCH",
+    "MAX_WEIGHT_BYTES",
+    "Objective",
+    "layer_of",
+    "request_size",
+    "response_size",
+    "search",
+]
+
+Objective = Literal["latency", "traffic"]
+Int = NDArray[np.int64]
+
+MAX_BATCH = 256
+"""Samples in one call; the noise bound holds for all outputs of such a call together."""
+MAX_WEIGHT_BYTES = 4 * 2**30
+"""Transformed weights of one layer; a packing above it is not considered."""
+
+# Nanoseconds per coefficient and prime, both ends together.
+_UP, _DOWN, _PRODUCT = 60, 100, 7
+_PER_BYTE = {"latency": 8, "traffic": 1000}  # 8 ns: one Gbit/s
+_FINALISTS = 6
+
+
+def layer_of(geometry: Geometry, tile: Tile) -> Layer:
+    """What the noise bound needs of a layer under a tile, for any batch up to MAX_BATCH."""
+    rows = min(tile.cout, tile.merge * geometry.cout)
+    return Layer(geometry.outputs * MAX_BATCH, geometry.bound, geometry.row_l1, rows)
+
+
+def request_size(packing: Packing, ring: Parameters, scaling: Scaling) -> tuple[int, int]:
+    """(bytes of the public key, bytes of all c0) in a request."""
+    count = packing.cells * packing.n_in * ring.degree
+    key_drop = scaling.drop_key if len(ring.primes) == 1 else 0
+    key = packed_size(ring.degree, width_of(ring.prime, key_drop))
+    c0 = sum(packed_size(count, width_of(p, scaling.drop_up)) for p in ring.primes)
+    return key, c0
+
+
+def response_size(packing: Packing, ring: Parameters, scaling: Scaling) -> tuple[int, int]:
+    """(bytes of all c1, bytes of the wanted coefficients of c0) in a response."""
+    count = packing.cells * packing.n_out * ring.degree
+    return (
+        packed_size(count, width_of(ring.prime, scaling.drop_c1)),
+        packed_size(packing.outputs, width_of(ring.prime, scaling.drop_c0)),
+    )
+
+
+def search(
+    name: str, geometry: Geometry, batch: int, tier: Tier, objective: Objective
+) -> tuple[Parameters, Tile, Scaling]:
+    """The cheapest sound packing of a layer for ``batch`` samples.
+
+    Raises OpNotSupported if no ring of the tier holds the layer exactly.
+    """
+    best: tuple[int, Parameters, Tile, Scaling] | None = None
+    scalings = lru_cache(maxsize=None)(lambda layer, ring: choose(layer, ring, tier))
+    for ring in TIERS[tier]:
+        for tile in _finalists(geometry, batch, ring, objective):
+            scaling = scalings(layer_of(geometry, tile), ring)
+            if scaling is None:
+                continue
+            cost = _cost(Packing(geometry, tile, ring.degree, batch), ring, scaling, objective)
+            if best is None or cost < best[0]:
+                best = (cost, ring, tile, scaling)
+    if best is None:
+        raise OpNotSupported(
+            f"{name!r} under {tier}",
+            got=f"accumulators up to {geometry.bound}, images {geometry.height}x{geometry.width}",
+            expected="a layer that fits a ring of degree <= 8192 within the noise bound",
+        )
+    return best[1:]
+
+
+def _cost(packing: Packing, ring: Parameters, scaling: Scaling, objective: Objective) -> int:
+    n_in, n_out, cells = packing.n_in, packing.n_out, packing.cells
+    work = cells * (n_in * _UP + n_out * _DOWN + n_in * n_out * _PRODUCT)
+    sent = sum(request_size(packing, ring, scaling)) + sum(response_size(packing, ring, scaling))
+    return work * ring.degree * len(ring.primes) + sent * _PER_BYTE[objective]
+
+
+def _finalists(g: Geometry, batch: int, ring: Parameters, objective: Objective) -> Iterator[Tile]:
+    """The most promising tiles by an estimate with fixed widths."""
+    coefficients = ring.degree
+    high = _splits(g.out_height) + g.kh - 1
+    wide = _splits(g.out_width) + g.kw - 1
+    high, wide = (a.reshape(-1) for a in np.meshgrid(high, wide, indexing="ij"))
+    fits = high * wide <= coefficients
+    high, wide = high[fits], wide[fits]
+    for merge in _splits(g.groups).tolist():
+        if not len(high) or merge * merge > coefficients:
+            continue
+        rows, cin, place = (
+            a.reshape(-1)
+            for a in np.meshgrid(
+                _splits(batch * g.rows), _splits(g.cin * merge), np.arange(len(high)), indexing="ij"
+            )
+        )
+        used = rows * cin * high[place] * wide[place]
+        keep = used <= coefficients
+        rows, cin, place, used = rows[keep], cin[keep], place[keep], used[keep]
+        if not len(rows):
+            continue
+        channels = g.cout * merge
+        n_out = -(-channels // np.minimum(coefficients // used, channels))
+        n_in = -(-g.cin * merge // cin)
+        groups = -(-g.groups // merge)
+        cells = -(-batch * g.rows // rows) * groups
+        cells = cells * -(-g.out_height // (high[place] - g.kh + 1))
+        cells = cells * -(-g.out_width // (wide[place] - g.kw + 1))
+        work = cells * (n_in * _UP + n_out * _DOWN + n_in * n_out * _PRODUCT)
+        sent = cells * (6 * n_in + 4 * n_out)
+        cost = work * len(ring.primes) + sent * _PER_BYTE[objective]
+        weights = groups * n_in * n_out * ring.degree * 8 * len(ring.primes)
+        cost = np.where(weights <= MAX_WEIGHT_BYTES, cost, np.iinfo(np.int64).max)
+        for i in np.argsort(cost, kind="stable")[:_FINALISTS].tolist():
+            if weights[i] <= MAX_WEIGHT_BYTES:
+                cout = -(-channels // int(n_out[i]))
+                at = int(place[i])
+                yield Tile(int(rows[i]), merge, int(cin[i]), cout, int(high[at]), int(wide[at]))
+
+
+def _splits(size: int) -> Int:
+    """Sizes of the largest chunk when ``size`` is cut evenly, each once, largest first."""
+    return np.unique(-(-size // np.arange(1, size + 1)))[::-1]

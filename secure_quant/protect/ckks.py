@@ -1,0 +1,165 @@
+"""The client's half of homomorphic inference: it makes the key, encrypts and decrypts.
+
+One session is one inference under a key of its own. All that leaves it is what ``encrypt``
+returns: fresh encryptions, whose only secret-dependent content is their message. Decryption
+errors are rounded away here and never shown, so nothing that depends on the key goes back to the
+server (Li and Micciancio, 2021).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from secure_quant.errors import DtypeMismatch, MalformedMessage, ShapeMismatch, ValueOutOfRange
+from secure_quant.he.codec import pack, unpack
+from secure_quant.he.parameters import Parameters
+from secure_quant.he.plan import Call, HePlan
+from secure_quant.he.ring import Ring, ring
+from secure_quant.he.sampling import SEED_BYTES, fresh, uniform_polynomials
+from secure_quant.ir import Graph
+
+__all__ = ["CkksSession"]
+
+U64 = NDArray[np.uint64]
+Int = NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class _Key:
+    """The same secret as a factor in the ring of requests and in that of responses."""
+
+    request: Any
+    response: Any
+
+
+@dataclass(frozen=True)
+class _Pad:
+    """Encryptions of zero that wait for a message; used once."""
+
+    head: bytes
+    c0: U64
+
+
+class CkksSession:
+    """Encrypts and decrypts one inference. Not for use by several threads at once.
+
+    graph and plan are public; the plan must belong to the graph.
+    """
+
+    def __init__(self, graph: Graph, plan: HePlan) -> None:
+        self.graph, self.plan = graph, plan
+        self._random = fresh()
+        self._keys: dict[Parameters, _Key] = {}
+        self._pads: dict[tuple[int, int], _Pad] = {}
+
+    def prepare(self, batch: int) -> None:
+        """Do ahead of time all that does not depend on the input. Raises ValueOutOfRange."""
+        for step, planned in enumerate(self.plan.steps):
+            if (step, batch) not in self._pads:
+                self._pads[step, batch] = self._pad(planned.call(batch))
+
+    def encrypt(self, step: int, x: Int) -> bytes:
+        """x̂ int64[batch, *input shape of the step's node], centred -> the request.
+
+        Raises ShapeMismatch, DtypeMismatch, ValueOutOfRange.
+        """
+        batch = self._check(step, x)
+        call = self.plan.steps[step].call(batch)
+        pad = self._pads.pop((step, batch), None) or self._pad(call)
+        geometry, field = call.packing.geometry, ring(call.ring)
+        message = call.packing.input(geometry.arrange(x))
+        table = _scaled(call.ring, call.scaling.scale, geometry.magnitude)
+        c0 = field.add(pad.c0, table[:, message + geometry.magnitude].swapaxes(0, 1))
+        drop = call.scaling.drop_up
+        parts = [pack(c0[:, i], prime, drop) for i, prime in enumerate(field.primes)]
+        return b"".join([pad.head, *parts])
+
+    def decrypt(self, step: int, batch: int, response: bytes) -> Int:
+        """Response -> exact accumulators with bias, int64[batch, *output shape].
+
+        Raises MalformedMessage for a wrong length or a value out of range (both of which the
+        sender knows); an answer of the right form always decrypts to something.
+        """
+        call = self.plan.steps[step].call(batch)
+        sizes = call.response_sizes
+        if len(response) != sum(sizes):
+            raise MalformedMessage(
+                "response", got=f"{len(response)} bytes", expected=f"{sum(sizes)}"
+            )
+        data, prime, scaling = memoryview(response), call.ring.prime, call.scaling
+        packing, geometry = call.packing, call.packing.geometry
+        shape = (call.ciphertexts_down, 1, call.ring.degree)
+        product = unpack(data[: sizes[0]], shape, prime, scaling.drop_c1)
+        field = ring(_response_ring(call.ring))
+        field.forward(product)
+        field.multiply(product, self._key(call.ring).response)
+        field.inverse(product)
+        own = packing.output(packing.wanted(product[:, 0]))
+        c0 = unpack(data[sizes[0] :], own.shape, prime, scaling.drop_c0)
+        raw = field.add(c0, own).astype(np.int64)
+        centred = np.where(raw > prime // 2, raw - prime, raw)
+        return geometry.restore((centred + (1 << (scaling.scale - 1))) >> scaling.scale)
+
+    def _check(self, step: int, x: Int) -> int:
+        geometry = self.plan.steps[step].geometry
+        if x.dtype.kind not in "iu":
+            raise DtypeMismatch("activations", got=x.dtype, expected="int64")
+        if x.ndim < 1 or x.shape[1:] != geometry.in_shape:
+            expected = f"[batch, {', '.join(map(str, geometry.in_shape))}]"
+            raise ShapeMismatch("activations", got=list(x.shape), expected=expected)
+        if len(x) and max(-int(x.min()), int(x.max())) > geometry.magnitude:
+            raise ValueOutOfRange(
+                "activations", got="a value outside", expected=f"|x| <= {geometry.magnitude}"
+            )
+        return len(x)
+
+    def _key(self, parameters: Parameters) -> _Key:
+        if parameters not in self._keys:
+            field = ring(parameters)
+            owner, secret = field.secret_key()
+            response = ring(_response_ring(parameters)).plaintext(secret[:1])
+            self._keys[parameters] = _Key(field.plaintext(secret), response)
+            del secret, owner
+        return self._keys[parameters]
+
+    def _pad(self, call: Call) -> _Pad:
+        """A public key and one encryption of zero per ciphertext, ``a`` expanded from a seed:
+        c0 = -a·s + e."""
+        field, key = ring(call.ring), self._key(call.ring)
+        count = 1 + call.ciphertexts_up
+        seed = self._random.bytes(SEED_BYTES).tobytes()
+        product = uniform_polynomials(seed, count, field.primes, field.degree)
+        field.multiply(product, key.request)
+        field.inverse(product)
+        errors = field.residues(self._random.errors((count, field.degree)))
+        c0 = field.add(field.moduli - product, errors)
+        return _Pad(seed + _public_key(call, c0[0]), c0[1:])
+
+
+def _public_key(call: Call, p0: U64) -> bytes:
+    """p0 [primes, degree] rounded: to its upper bits, or to a multiple of the second prime."""
+    if len(call.ring.primes) == 1:
+        return pack(p0[0], call.ring.prime, call.scaling.drop_key)
+    q, p = call.ring.primes
+    low = p0[1].astype(np.int64)
+    low = np.where(low > p // 2, low - p, low)
+    return pack(((p0[0].astype(np.int64) - low) % q).astype(np.uint64), q, 0)
+
+
+@lru_cache(maxsize=64)
+def _response_ring(parameters: Parameters) -> Parameters:
+    return Parameters(parameters.degree, parameters.primes[:1])
+
+
+@lru_cache(maxsize=64)
+def _scaled(parameters: Parameters, scale: int, magnitude: int) -> U64:
+    """uint64[primes, 2·magnitude + 1]: residues of x·2**scale (times the dropped prime) by
+    x + magnitude."""
+    unit = (1 << scale) * parameters.dropped
+    values = range(-magnitude, magnitude + 1)
+    return np.array([[x * unit % prime for x in values] for prime in parameters.primes], np.uint64)
