@@ -46,14 +46,13 @@ def walk(graph: Graph, plan: HePlan, q: NDArray[np.int64]) -> Walk:
     from secure_quant.protect.ckks import CkksSession  # loads TenSEAL; only when it is needed
 
     session, batch = CkksSession(graph, plan), len(q)
-    step_of = {step.node: index for index, step in enumerate(plan.steps)}
     values: Values = {graph.input.name: q}
     left = list(graph.nodes[1:])
     while left:
         left, linear = _advance(graph, left, values)
         if not linear:
             break
-        steps = [step_of[node.name] for node in linear]
+        steps = [plan.step_of[node.name] for node in linear]
         requests = [
             Request(step, batch, session.encrypt(step, _centred(graph, node, values)))
             for step, node in zip(steps, linear, strict=True)
@@ -65,16 +64,19 @@ def walk(graph: Graph, plan: HePlan, q: NDArray[np.int64]) -> Walk:
 
 
 def largest_batch(plan: HePlan, message_bytes: int) -> int:
-    """Samples that one inference can carry with every message below the limit (at least 1)."""
+    """Samples in one walk such that every message stays below the limit: a power of two, or 1."""
+    from secure_quant.he.plan import MAX_BATCH
+
     batch = 1
-    while _largest_message(plan, 2 * batch) <= message_bytes and batch < 2**16:
+    while 2 * batch <= MAX_BATCH and _largest_message(plan, 2 * batch) <= message_bytes:
         batch *= 2
     return batch
 
 
 def _largest_message(plan: HePlan, batch: int) -> int:
-    cost = plan.cost(batch)
-    return max(cost.bytes_up, cost.bytes_down)  # of all steps together: a safe bound for each
+    costs = [step.call(batch).cost for step in plan.steps]
+    # What protobuf adds around the ciphertexts is well below a kilobyte.
+    return 1024 + max((max(cost.bytes_up, cost.bytes_down) for cost in costs), default=0)
 
 
 def _advance(

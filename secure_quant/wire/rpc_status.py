@@ -87,7 +87,7 @@ def _add_field(
 ) -> None:
     """Messages repeat, scalars do not: all that these two types need."""
     label = _FIELD.LABEL_REPEATED if type_name else _FIELD.LABEL_OPTIONAL
-    message.field.add(name=name, number=number, type=kind, label=label, type_name=type_name)
+    message.field.add(name=name, number=number, type=kind, label=label, type_name=type_name or None)
 
 
 _STATUS, _ERROR_INFO = _message_classes()
