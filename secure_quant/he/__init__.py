@@ -1,0 +1,1 @@
+"""Homomorphic engine: rotation-free, exact CKKS on TenSEAL's SEAL. Holds no user's secret."""

@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from secure_quant.errors import MalformedMessage
-from secure_quant.he.codec import pack, unpack
+from secure_quant.he.codec import pack, packed_size, unpack, width_of
 from secure_quant.he.parameters import Parameters
 from secure_quant.he.plan import MAX_BATCH, Call, HePlan, Layout
 from secure_quant.he.ring import Ring, ring
@@ -169,11 +169,11 @@ def _parse(call: Call, field: Ring, data: memoryview) -> tuple[Any, list[Any]]:
     key_part = data[seed_size : seed_size + key_size]
     drop_key = scaling.drop_key if len(primes) == 1 else 0
     c0[0, 0] = unpack(key_part, (degree,), primes[0], drop_key)
-    rest = data[seed_size + key_size :]
-    each = len(rest) // len(primes)  # both primes take equal widths when nothing is dropped
+    start = seed_size + key_size
     for i, prime in enumerate(primes):
-        part = rest[i * each : (i + 1) * each]
-        c0[1:, i] = unpack(part, (count, degree), prime, scaling.drop_up)
+        stop = start + packed_size(count * degree, width_of(prime, scaling.drop_up))
+        c0[1:, i] = unpack(data[start:stop], (count, degree), prime, scaling.drop_up)
+        start = stop
     field.forward(c0)
     c1 = uniform_polynomials(bytes(data[:seed_size]), 1 + count, primes, degree)
     made = [field.ciphertext(*pair) for pair in zip(c0, c1, strict=True)]
@@ -244,12 +244,12 @@ def _blind(call: Call, field: Ring) -> _Blind:
     return _Blind([field.plaintext(values) for values in u], c0, c1)
 
 
-def _wide_flood(stream: Stream, shape: tuple[int, int], bits: int, parameters: Parameters) -> U64:
+def _wide_flood(stream: Stream, shape: tuple[int, int], bound: int, parameters: Parameters) -> U64:
     """Residues [count, 2, degree] of A + p·B with A uniform below the dropped prime p and B in
-    [-2**bits, 2**bits): uniform over an interval of p·2**(bits + 1) integers."""
+    [-bound, bound): uniform over an interval of 2·p·bound integers."""
     q, p = parameters.primes
     low = stream.residues(shape[0] * shape[1], p).reshape(shape)
-    high = stream.flood(shape, bits)
+    high = stream.flood(shape, bound)
     # p·(high mod q) modulo q by base 256, since the product would leave 64 bits.
     digits = (high % q).astype(np.uint64)
     factor, modulus = np.uint64(p % q), np.uint64(q)

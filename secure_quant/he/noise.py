@@ -8,7 +8,9 @@ derives each line.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 from secure_quant.he.parameters import Parameters, Tier
 
@@ -55,7 +57,7 @@ class Layer:
 class Scaling:
     """scale: an integer y travels as y·2**scale (times the dropped prime, where there is one).
     drop_*: low bits left out of c0 upward, of the public key, of c1 and c0 downward.
-    flood: noise is uniform in [-2**flood, 2**flood) (times the dropped prime)."""
+    flood: noise is uniform in [-flood, flood) (times the dropped prime)."""
 
     scale: int
     drop_up: int
@@ -66,10 +68,11 @@ class Scaling:
 
 
 def weight_noise(layer: Layer, drop: int) -> float:
-    """Bound on the error that the weights multiply: Σ (e + ρ)·w, ρ the rounding of c0 upward."""
-    proxy = ERROR_VARIANCE + _rounding_variance(drop)
-    likely = layer.tail * math.sqrt(proxy) * layer.l2 + (layer.l1 / 2 if drop else 0)
-    return min(likely, (ERROR_BOUND + _largest_rounding(drop)) * layer.l1)
+    """Bound on the error that the weights multiply: Σ (e + ρ)·w, ρ the rounding of c0 upward,
+    which the client centres with one more random bit."""
+    proxy = ERROR_VARIANCE + (_rounding_variance(drop) + 0.25 if drop else 0.0)
+    likely = layer.tail * math.sqrt(proxy) * layer.l2
+    return min(likely, (ERROR_BOUND + 1 + _largest_rounding(drop)) * layer.l1)
 
 
 def key_noise(layer: Layer, ring: Parameters, drop: int) -> float:
@@ -97,43 +100,55 @@ def margin(layer: Layer, ring: Parameters, tier: Tier, s: Scaling) -> tuple[floa
     must hide over the ratio the tier asks. A scaling is sound if room > 0 and hiding >= 1."""
     weights = weight_noise(layer, s.drop_up)
     inner = weights + key_noise(layer, ring, s.drop_key)
-    total = 2**s.flood + inner / ring.dropped + answer_noise(layer, ring, s.drop_c1, s.drop_c0)
-    hiding = 2**s.flood * ring.dropped / (weights * 2 ** HIDING_BITS[tier])
+    total = s.flood + inner / ring.dropped + answer_noise(layer, ring, s.drop_c1, s.drop_c0)
+    hiding = s.flood * ring.dropped / (weights * 2 ** HIDING_BITS[tier])
     fits = (2 * layer.bound + 1) * 2**s.scale < ring.prime
     return (2 ** (s.scale - 1) - total if fits else -1.0), hiding
 
 
-def choose(layer: Layer, ring: Parameters, tier: Tier) -> Scaling | None:
-    """The scaling that sends the fewest bytes, or None where nothing is exact and hides enough.
+def choose(
+    layer: Layer, ring: Parameters, tier: Tier, coefficients: tuple[int, int, int, int]
+) -> Scaling | None:
+    """The scaling that sends the fewest bits, or None where nothing is exact and hides enough.
 
-    A quarter of half a scale step each is set aside for the bits left out of the key and of c1,
-    a sixteenth for c0; the flood takes the largest power of two in what is left.
+    coefficients: how many are sent of c0 upward, of the key, of c1 and of c0 downward.
     """
     scale = (ring.prime // (2 * layer.bound + 1)).bit_length() - 1
+    if scale < 8:
+        return None
     half = 2.0 ** (scale - 1)
     single = ring.dropped == 1
-    width = ring.prime.bit_length()
+    drop_c0 = scale - 6  # 2**-6 of half a step
+    # A c1 or key that takes all of half a step is too coarse; the best lies a few bits below.
+    deep_c1 = _deepest(scale, half, lambda drop: answer_noise(layer, ring, drop, drop_c0))
+    deep_key = _deepest(scale, half, lambda drop: key_noise(layer, ring, drop)) if single else 0
+    best: tuple[int, Scaling] | None = None
+    for drop_c1 in range(max(deep_c1 - 6, 0), deep_c1 + 1):
+        for drop_key in range(max(deep_key - 6, 0), deep_key + 1):
+            answer = answer_noise(layer, ring, drop_c1, drop_c0)
+            left = half - answer - key_noise(layer, ring, drop_key) / ring.dropped
+            # Flood and weight noise share what is left in the ratio the tier asks.
+            allowed = left / (2.0 ** HIDING_BITS[tier] / ring.dropped + 1 / ring.dropped)
+            if weight_noise(layer, 0) > allowed:
+                continue
+            drop_up = _deepest(scale, allowed, partial(weight_noise, layer)) if single else 0
+            flood = int((left - weight_noise(layer, drop_up) / ring.dropped) * (1 - 2**-20))
+            found = Scaling(scale, drop_up, drop_key, drop_c1, drop_c0, flood)
+            room, hiding = margin(layer, ring, tier, found)
+            drops = (drop_up, drop_key, drop_c1, drop_c0)
+            saved = sum(n * drop for n, drop in zip(coefficients, drops, strict=True))
+            if room > 0 and hiding >= 1 and (best is None or saved > best[0]):
+                best = (saved, found)
+    return None if best is None else best[1]
 
-    def deepest(limit: float, noise: object) -> int:
-        drops = [d for d in range(scale - 1) if d == 0 or (width - d) % 4 == 0]
-        good = [d for d in drops if noise(d) <= limit]  # type: ignore[operator]
-        return max(good, default=0)
 
-    drop_c0 = deepest(half / 16, _largest_rounding)
-    drop_c1 = deepest(half / 4, lambda d: answer_noise(layer, ring, d, 0))
-    drop_key = deepest(half / 4, lambda d: key_noise(layer, ring, d)) if single else 0
-    answer = answer_noise(layer, ring, drop_c1, drop_c0)
-    key = key_noise(layer, ring, drop_key)
-    tries = [d for d in range(scale) if d == 0 or (width - d) % 4 == 0] if single else [0]
-    for drop_up in sorted(tries, reverse=True):
-        left = half - answer - (key + weight_noise(layer, drop_up)) / ring.dropped
-        if left < 2:
-            continue
-        found = Scaling(scale, drop_up, drop_key, drop_c1, drop_c0, math.frexp(left)[1] - 1)
-        room, hiding = margin(layer, ring, tier, found)
-        if room > 0 and hiding >= 1:
-            return found
-    return None
+def _deepest(scale: int, limit: float, noise: Callable[[int], float]) -> int:
+    """Most bits to drop so that the noise stays within the limit."""
+    low, high = 0, scale - 1
+    while low < high:
+        middle = (low + high + 1) // 2
+        low, high = (middle, high) if noise(middle) <= limit else (low, middle - 1)
+    return low
 
 
 def _largest_rounding(drop: int) -> float:

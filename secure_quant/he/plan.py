@@ -257,10 +257,12 @@ def _layout(value: Any, geometry: Geometry, tier: Tier) -> Layout:
     )
     if not fits or _weight_bytes(geometry, tile, ring) > MAX_WEIGHT_BYTES:
         raise MalformedModel("tile", got=asdict(tile), expected="one that fits ring and layer")
-    scaling = _integers(Scaling, record["scaling"], 62)
+    scaling = _integers(Scaling, record["scaling"], 2**62 - 1)
     drops = (scaling.drop_up, scaling.drop_key, scaling.drop_c1, scaling.drop_c0)
+    if max(drops) >= ring.prime.bit_length() or not 1 <= scaling.scale < ring.prime.bit_length():
+        raise MalformedModel("scaling", got=asdict(scaling), expected="less than the prime's bits")
     room, hiding = margin(layer_of(geometry, tile), ring, tier, scaling)
-    if room <= 0 or max(drops) >= ring.prime.bit_length() or scaling.scale < 1:
+    if room <= 0:
         raise MalformedModel("scaling", got=asdict(scaling), expected="errors below half a step")
     if hiding < 1:
         raise InsecureRefused("flooding noise of the plan", got="too little", expected=tier)

@@ -30,14 +30,14 @@ class Stream:
 
     def words(self, count: int) -> U64:
         """uint64[count], uniform."""
-        return self.bytes(8 * count).view("<u8")
+        return self.bytes(8 * count).view("<u8").astype(np.uint64, copy=False)
 
-    def residues(self, count: int, prime: int) -> U64:
-        """uint64[count], uniform below ``prime``: words cut to its bits, those too large skipped."""
-        shift = np.uint64(64 - prime.bit_length())
+    def residues(self, count: int, limit: int) -> U64:
+        """uint64[count], uniform below ``limit``: words cut to its bits, large ones skipped."""
+        shift = np.uint64(64 - limit.bit_length())
         found = self.words(count) >> shift
         while True:
-            found = found[found < prime]
+            found = found[found < limit]
             if len(found) == count:
                 return found
             found = np.concatenate([found, self.words(count - len(found)) >> shift])
@@ -59,10 +59,17 @@ class Stream:
                 return (found % 3).astype(np.int64).reshape(shape) - 1
             found = np.concatenate([found, self.bytes(count - len(found))])
 
-    def flood(self, shape: tuple[int, ...], bits: int) -> NDArray[np.int64]:
-        """int64[shape], uniform in [-2**bits, 2**bits); bits <= 62."""
-        words = self.words(int(np.prod(shape))) >> np.uint64(63 - bits)
-        return words.astype(np.int64).reshape(shape) - (1 << bits)
+    def bits(self, shape: tuple[int, ...]) -> NDArray[np.int64]:
+        """int64[shape], uniform in {0, 1}."""
+        count = int(np.prod(shape))
+        return (
+            np.unpackbits(self.bytes(-(-count // 8)), count=count).astype(np.int64).reshape(shape)
+        )
+
+    def flood(self, shape: tuple[int, ...], bound: int) -> NDArray[np.int64]:
+        """int64[shape], uniform in [-bound, bound); bound < 2**62."""
+        words = self.residues(int(np.prod(shape)), 2 * bound)
+        return words.astype(np.int64).reshape(shape) - bound
 
 
 def fresh() -> Stream:

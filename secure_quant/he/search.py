@@ -7,7 +7,6 @@ choose the same plan.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from functools import lru_cache
 from typing import Literal
 
 import numpy as np
@@ -40,7 +39,7 @@ MAX_WEIGHT_BYTES = 4 * 2**30
 
 # Nanoseconds per coefficient and prime, both ends together.
 _UP, _DOWN, _PRODUCT = 60, 100, 7
-_PER_BYTE = {"latency": 8, "traffic": 1000}  # 8 ns: one Gbit/s
+_PER_BYTE = {"latency": 20, "traffic": 1000}  # 20 ns: 400 Mbit/s
 _FINALISTS = 6
 
 
@@ -76,13 +75,17 @@ def search(
     Raises OpNotSupported if no ring of the tier holds the layer exactly.
     """
     best: tuple[int, Parameters, Tile, Scaling] | None = None
-    scalings = lru_cache(maxsize=None)(lambda layer, ring: choose(layer, ring, tier))
     for ring in TIERS[tier]:
         for tile in _finalists(geometry, batch, ring, objective):
-            scaling = scalings(layer_of(geometry, tile), ring)
+            packing = Packing(geometry, tile, ring.degree, batch)
+            sent = (
+                packing.cells * packing.n_in * ring.degree, ring.degree,
+                packing.cells * packing.n_out * ring.degree, packing.outputs,
+            )  # fmt: skip
+            scaling = choose(layer_of(geometry, tile), ring, tier, sent)
             if scaling is None:
                 continue
-            cost = _cost(Packing(geometry, tile, ring.degree, batch), ring, scaling, objective)
+            cost = _cost(packing, ring, scaling, objective)
             if best is None or cost < best[0]:
                 best = (cost, ring, tile, scaling)
     if best is None:

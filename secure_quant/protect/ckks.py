@@ -19,7 +19,7 @@ from secure_quant.errors import DtypeMismatch, MalformedMessage, ShapeMismatch, 
 from secure_quant.he.codec import pack, unpack
 from secure_quant.he.parameters import Parameters
 from secure_quant.he.plan import Call, HePlan
-from secure_quant.he.ring import Ring, ring
+from secure_quant.he.ring import ring
 from secure_quant.he.sampling import SEED_BYTES, fresh, uniform_polynomials
 from secure_quant.ir import Graph
 
@@ -136,8 +136,12 @@ class CkksSession:
         product = uniform_polynomials(seed, count, field.primes, field.degree)
         field.multiply(product, key.request)
         field.inverse(product)
-        errors = field.residues(self._random.errors((count, field.degree)))
-        c0 = field.add(field.moduli - product, errors)
+        errors = self._random.errors((count, field.degree))
+        if call.scaling.drop_up:
+            # The server puts a value in the middle of its dropped bits, which errs by +1/2 on
+            # average; this errs by -1/2.
+            errors -= self._random.bits(errors.shape)
+        c0 = field.add(field.moduli - product, field.residues(errors))
         return _Pad(seed + _public_key(call, c0[0]), c0[1:])
 
 
