@@ -1,5 +1,6 @@
 """What every server shares: the port, who may call, budgets, health, metrics, logs."""
 
+from secure_quant_server.common import logs
 from secure_quant_server.common.access import (
     ANY_ROLE,
     Access,
@@ -27,6 +28,7 @@ __all__ = [
     "ServerOptions",
     "Tokens",
     "current_caller",
+    "logs",
     "make_token",
     "on_stop_signal",
     "read_bundle",

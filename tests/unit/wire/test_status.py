@@ -100,6 +100,6 @@ def test_a_foreign_domain_is_not_taken_for_ours() -> None:
 
 
 def test_text_is_bounded() -> None:
-    code, text, metadata = to_status(errors.ModelError("x" * 100_000, got="y" * 100_000))
+    _, text, metadata = to_status(errors.ModelError("x" * 100_000, got="y" * 100_000))
     assert len(text) <= 500
     assert sum(len(value) for _, value in metadata) < 4096  # below HTTP/2's 8 KiB of metadata
