@@ -36,7 +36,7 @@ def test_the_independent_verifier_computes_the_same_answers():
     q = np.random.default_rng(0).integers(-128, 128, (200, 3)).astype(np.int8)
     want = [verify_tiny_model.infer(found, row) for row in q.tolist()]
     assert reference.run_int(graph, q).tolist() == want
-    assert len({tuple(row) for row in want}) > 20
+    assert len({tuple(row) for row in want}) > 10
 
 
 def test_the_file_is_safetensors_to_the_safetensors_library():
