@@ -16,8 +16,6 @@ from torchao.quantization.pt2e.quantizer import (
     SharedQuantizationSpec,
 )
 
-from secure_quant.errors import UnsupportedModule
-from secure_quant.quantize.capture import module_path
 from secure_quant.quantize.observers import RangeObserver, WeightObserver
 from secure_quant.quantize.opset import (
     ADDITIVE,
@@ -29,39 +27,15 @@ from secure_quant.quantize.opset import (
     SUMS,
     find_roots,
 )
+from secure_quant.quantize.passes import rewrite
+from secure_quant.quantize.passes.edit import BITS
+from secure_quant.quantize.refuse import unsupported
 
-__all__ = ["IntegerQuantizer", "unsupported"]
+__all__ = ["IntegerQuantizer"]
 
 aten = torch.ops.aten
 
 _WEIGHTED = (aten.linear.default, aten.conv2d.default, aten.conv2d.padding, aten.conv1d.default)
-
-_HINTS = {
-    "embedding": "feed one-hot rows into nn.Linear, or embed at the client",
-    "lstm": "use 1-d convolutions or attention; recurrent cells are not lowered",
-    "gru": "use 1-d convolutions or attention; recurrent cells are not lowered",
-    "batch_norm": "put it after a convolution or linear layer so that it folds, and call eval()",
-    "instance_norm": "use BatchNorm2d, which folds into the convolution before it",
-    "group_norm": "use BatchNorm2d, which folds into the convolution before it",
-    "upsample": "use a strided transposed layout at training time, or resize at the client",
-    "conv_transpose": "resize at the client, then use Conv2d",
-    "conv3d": "use Conv2d on reshaped frames",
-    "max": "use amax(dim=-1)",
-    "where": "use an activation function such as relu or clamp",
-}
-
-
-def unsupported(node: Node, why: str | None = None, hint: str | None = None) -> UnsupportedModule:
-    """The error that names the op, where it stands, and what could be used instead."""
-    name = str(node.target).removeprefix("aten.").split(".")[0]
-    if hint is None:
-        hint = next((text for key, text in _HINTS.items() if key in name), None)
-    where = module_path(node) or "the model's own forward"
-    return UnsupportedModule(
-        f"{name} in {where}",
-        got=why or "an op without an integer lowering",
-        hint=hint or "docs/quantize.md lists the ops that can be used",
-    )
 
 
 @dataclass
@@ -74,8 +48,13 @@ class IntegerQuantizer(Quantizer):  # type: ignore[misc]
     """
 
     activation: Callable[..., Any] = field(default=RangeObserver)
+    row: Callable[..., Any] = field(default=RangeObserver)
     weight: Callable[..., Any] = field(default=WeightObserver)
     output_weight: Callable[..., Any] = field(default=WeightObserver)
+
+    def transform_for_annotation(self, model: GraphModule) -> GraphModule:
+        """Rewrites composite ops; torchao calls this after it folded BatchNorm."""
+        return rewrite(model)
 
     def annotate(self, model: GraphModule) -> GraphModule:
         nodes = list(model.graph.nodes)
@@ -87,7 +66,8 @@ class IntegerQuantizer(Quantizer):  # type: ignore[misc]
                 self._annotate_concat(node)
                 continue
             weights = {node.args[1]: self._weight_spec(node)} if node.target in _WEIGHTED else {}
-            spec = self._activation_spec() if _is_observed(node, roots) else None
+            bits = node.meta.get(BITS, 8)
+            spec = self._activation_spec(bits) if _is_observed(node, roots) else None
             node.meta["quantization_annotation"] = QuantizationAnnotation(
                 input_qspec_map=weights, output_qspec=spec, _annotated=True
             )
@@ -117,7 +97,13 @@ class IntegerQuantizer(Quantizer):  # type: ignore[misc]
             input_qspec_map=specs, output_qspec=shared, _annotated=True
         )
 
-    def _activation_spec(self) -> QuantizationSpec:
+    def _activation_spec(self, bits: int = 8) -> QuantizationSpec:
+        if bits != 8:
+            half = 2 ** (bits - 1)
+            return QuantizationSpec(
+                torch.int16, self.row, quant_min=-half, quant_max=half - 1,
+                qscheme=torch.per_tensor_affine,
+            )  # fmt: skip
         return QuantizationSpec(
             torch.int8, self.activation, quant_min=-128, quant_max=127,
             qscheme=torch.per_tensor_affine,

@@ -10,11 +10,11 @@ from typing import Any
 from torch.fx import Node
 
 from secure_quant.ir import ops
-from secure_quant.quantize.annotate import unsupported
 from secure_quant.quantize.lower.builder import short
 from secure_quant.quantize.lower.layers import argument, sum_pool
 from secure_quant.quantize.lower.moves import reshape_to, transpose_to
 from secure_quant.quantize.lower.terms import Term
+from secure_quant.quantize.refuse import unsupported
 
 __all__ = ["add", "amax", "matmul", "mean", "mul", "total"]
 
@@ -101,7 +101,7 @@ def matmul(walk: Any, node: Node) -> Term:
 
 def amax(walk: Any, node: Node) -> Term:
     """Maximum over the last axis."""
-    x = walk.activation(node.args[0], node)
+    x: Term = walk.activation(node.args[0], node)
     if _axes(node, x, argument(node, 1, "dim", ())) != [len(x.shape) - 1]:
         raise unsupported(node, "a maximum over other axes", "use dim=-1")
     shape = (*x.shape[:-1], 1)
@@ -111,14 +111,14 @@ def amax(walk: Any, node: Node) -> Term:
 
 def mean(walk: Any, node: Node) -> Term:
     """Mean over any axes of the sample; the division is in the scale."""
-    x = walk.activation(node.args[0], node)
+    x: Term = walk.activation(node.args[0], node)
     axes = _axes(node, x, node.args[1])
     return _reduce(walk, node, x, axes, math.prod(x.shape[i] for i in axes))
 
 
 def total(walk: Any, node: Node) -> Term:
     """Sum over any axes of the sample."""
-    x = walk.activation(node.args[0], node)
+    x: Term = walk.activation(node.args[0], node)
     return _reduce(walk, node, x, _axes(node, x, node.args[1]), 1)
 
 

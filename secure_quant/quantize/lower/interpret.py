@@ -13,13 +13,13 @@ from torch.fx.passes.shape_prop import ShapeProp
 
 from secure_quant.errors import UnsupportedModule
 from secure_quant.ir import Graph, Interval, ops
-from secure_quant.quantize.annotate import unsupported
 from secure_quant.quantize.capture import module_path
 from secure_quant.quantize.lower.builder import Builder, short
 from secure_quant.quantize.lower.rules import RULES
 from secure_quant.quantize.lower.tables import Grid
 from secure_quant.quantize.lower.terms import Term, Weight
 from secure_quant.quantize.opset import ADDITIVE, ELEMENTWISE
+from secure_quant.quantize.refuse import unsupported
 
 __all__ = ["Lowering", "lower"]
 
@@ -108,7 +108,7 @@ class Lowering:
             return _SPECIAL[node.target](self, node)
         terms = [n for n in node.all_input_nodes if isinstance(self.env.get(n), Term)]
         if not terms:
-            return None if node.target is torch.ops.aten.sym_size.int else self._fold(node)
+            return self._fold(node)
         if node.target in ELEMENTWISE or node.target in ADDITIVE:
             fused = self._elementwise(node, terms)
             if fused is not None:
@@ -197,7 +197,13 @@ def _getitem(lowering: Lowering, node: Node) -> Any:
     return lowering.env[node.args[0]][node.args[1]]  # type: ignore[index]
 
 
+def _size(lowering: Lowering, node: Node) -> int:
+    args: Any = node.args
+    return int(args[0].meta["tensor_meta"].shape[args[1]])
+
+
 _SPECIAL = {
+    torch.ops.aten.sym_size.int: _size,
     _QUANTIZED.quantize_per_tensor.default: _quantize,
     _QUANTIZED.dequantize_per_tensor.default: _dequantize,
     _QUANTIZED.dequantize_per_channel.default: _dequantize_weight,

@@ -10,9 +10,9 @@ from torch.fx import Node
 
 from secure_quant.ir import ops
 from secure_quant.ir.verify import linear_bound
-from secure_quant.quantize.annotate import unsupported
 from secure_quant.quantize.lower.builder import int_bias, short
 from secure_quant.quantize.lower.terms import Term, Weight
+from secure_quant.quantize.refuse import unsupported
 
 __all__ = ["adaptive_avg_pool2d", "avg_pool2d", "conv2d", "linear", "max_pool2d", "sum_pool"]
 
@@ -30,7 +30,7 @@ def pair(value: Any) -> ops.Pair:
 
 def linear(walk: Any, node: Node) -> Term:
     """Linear over the last axis."""
-    x = walk.activation(node.args[0], node)
+    x: Term = walk.activation(node.args[0], node)
     weight, bias = _parameters(walk, node)
     name = walk.name(node)
     has_bias, bound, scale = _store(walk, name, x, weight, bias)
@@ -46,7 +46,7 @@ def linear(walk: Any, node: Node) -> Term:
 
 def conv2d(walk: Any, node: Node) -> Term:
     """Conv2d on [C, H, W]."""
-    x = walk.activation(node.args[0], node)
+    x: Term = walk.activation(node.args[0], node)
     weight, bias = _parameters(walk, node)
     name = walk.name(node)
     has_bias, bound, scale = _store(walk, name, x, weight, bias)
@@ -101,7 +101,7 @@ def _store(walk: Any, name: str, x: Term, weight: Weight, bias: Any) -> tuple[bo
 
 def max_pool2d(walk: Any, node: Node) -> Term:
     """MaxPool on [C, H, W]; dilation and ceil_mode are refused."""
-    x = walk.activation(node.args[0], node)
+    x: Term = walk.activation(node.args[0], node)
     kernel = pair(node.args[1])
     if pair(argument(node, 4, "dilation", 1)) != (1, 1):
         raise unsupported(node, "a dilated pool", "use dilation=1")
@@ -146,7 +146,7 @@ def sum_pool(
     walk: Any, node: Node, kernel: ops.Pair, stride: ops.Pair, padding: ops.Pair, divisor: float
 ) -> Term:
     """The accumulator Σ x̂ over windows of [C, H, W], each unit worth scale / divisor."""
-    x = walk.activation(node.args[0], node)
+    x: Term = walk.activation(node.args[0], node)
     name = walk.name(node)
     layer = ops.SumPool(
         name=name, inputs=(x.name,), kernel=kernel, stride=stride, padding=padding,

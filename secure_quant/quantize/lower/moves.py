@@ -8,9 +8,9 @@ from typing import Any
 from torch.fx import Node
 
 from secure_quant.ir import ops
-from secure_quant.quantize.annotate import unsupported
 from secure_quant.quantize.lower.layers import argument
 from secure_quant.quantize.lower.terms import Term
+from secure_quant.quantize.refuse import unsupported
 
 __all__ = [
     "concat", "narrow", "permute", "reshape", "reshape_to", "select", "split", "transpose",
@@ -47,7 +47,7 @@ def transpose_to(walk: Any, node: Node, x: Term, order: tuple[int, ...]) -> Term
 
 def permute(walk: Any, node: Node) -> Term:
     """permute(x, dims) that leaves the batch axis first."""
-    x = walk.activation(node.args[0], node)
+    x: Term = walk.activation(node.args[0], node)
     rank = len(x.shape) + 1
     dims: Any = node.args[1]
     order = [d % rank for d in dims]
@@ -58,7 +58,7 @@ def permute(walk: Any, node: Node) -> Term:
 
 def transpose(walk: Any, node: Node) -> Term:
     """transpose(x, a, b) of two sample axes."""
-    x = walk.activation(node.args[0], node)
+    x: Term = walk.activation(node.args[0], node)
     rank = len(x.shape) + 1
     a, b = argument(node, 1, "dim0", 0) % rank, argument(node, 2, "dim1", 1) % rank
     if 0 in (a, b) and a != b:
@@ -91,7 +91,7 @@ def _cut(walk: Any, node: Node, x: Term, axis: int, start: int, stop: int, step:
 
 def narrow(walk: Any, node: Node) -> Term:
     """x[:, ..., start:stop:step]; a full slice of the batch axis passes."""
-    x = walk.activation(node.args[0], node)
+    x: Term = walk.activation(node.args[0], node)
     dim = argument(node, 1, "dim", 0) % (len(x.shape) + 1)
     start, stop = argument(node, 2, "start", 0) or 0, argument(node, 3, "end")
     if dim == 0:
@@ -105,7 +105,7 @@ def narrow(walk: Any, node: Node) -> Term:
 
 def select(walk: Any, node: Node) -> Term:
     """x[:, ..., index]."""
-    x = walk.activation(node.args[0], node)
+    x: Term = walk.activation(node.args[0], node)
     dim, place = argument(node, 1, "dim"), argument(node, 2, "index")
     axis = _axis(node, x, dim)
     index = place % x.shape[axis]
@@ -115,7 +115,7 @@ def select(walk: Any, node: Node) -> Term:
 
 def split(walk: Any, node: Node) -> list[Term]:
     """chunk and split along one axis."""
-    x = walk.activation(node.args[0], node)
+    x: Term = walk.activation(node.args[0], node)
     axis = _axis(node, x, argument(node, 2, "dim", 0))
     pieces, start = [], 0
     for made in node.meta["tensor_meta"]:
@@ -127,7 +127,7 @@ def split(walk: Any, node: Node) -> list[Term]:
 
 def unbind(walk: Any, node: Node) -> list[Term]:
     """Every x[:, ..., i]."""
-    x = walk.activation(node.args[0], node)
+    x: Term = walk.activation(node.args[0], node)
     axis = _axis(node, x, argument(node, 1, "dim", 0))
     shape = (*x.shape[:axis], *x.shape[axis + 1 :])
     return [

@@ -1,0 +1,68 @@
+"""Small tools for editing an fx graph."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.fx import GraphModule, Node
+
+__all__ = ["BITS", "Editor", "constant_of", "sample_rank"]
+
+BITS = "secure_quant_bits"
+"""Key in ``node.meta``: bits of the activation a node becomes, where 8 are too few."""
+
+
+class Editor:
+    """Inserts calls before one node, with that node's module path and with shapes filled in."""
+
+    def __init__(self, module: GraphModule, node: Node) -> None:
+        self._module, self._node = module, node
+
+    def call(self, target: Any, *args: Any, bits: int = 8) -> Node:
+        """``target(*args)`` as a new node."""
+        with self._module.graph.inserting_before(self._node):
+            made = self._module.graph.call_function(target, args)
+        for key in ("nn_module_stack", "stack_trace"):
+            if key in self._node.meta:
+                made.meta[key] = self._node.meta[key]
+        values = torch.fx.map_arg(args, lambda n: n.meta["val"])
+        made.meta["val"] = target(*values)
+        if bits != 8:
+            made.meta[BITS] = bits
+        return made
+
+    def parameter(self, value: Tensor, name: str) -> Node:
+        """A get_attr node of a new parameter."""
+        made = "sq_" + name
+        number = 0
+        while hasattr(self._module, made):
+            number += 1
+            made = f"sq_{name}_{number}"
+        self._module.register_parameter(made, nn.Parameter(value.detach().clone()))
+        with self._module.graph.inserting_before(self._node):
+            node = self._module.graph.get_attr(made)
+        mode = self._node.meta["val"].fake_mode
+        node.meta["val"] = mode.from_tensor(value.detach().clone())
+        return node
+
+    def replace(self, made: Node) -> None:
+        """All readers of the node now read ``made``; the node goes."""
+        self._node.replace_all_uses_with(made)
+        self._module.graph.erase_node(self._node)
+
+
+def constant_of(module: GraphModule, node: Any) -> Tensor | None:
+    """The parameter or buffer behind a get_attr node, None for anything else."""
+    if not isinstance(node, Node) or node.op != "get_attr":
+        return None
+    value: Any = module
+    for part in str(node.target).split("."):
+        value = getattr(value, part)
+    return value.detach() if isinstance(value, Tensor) else None
+
+
+def sample_rank(node: Node) -> int:
+    """Number of axes of a node's value, batch included."""
+    return int(node.meta["val"].ndim)
