@@ -1,0 +1,1 @@
+"""The ``secure-quant`` command. One module per subcommand; heavy imports wait until one runs."""

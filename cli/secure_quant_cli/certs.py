@@ -1,0 +1,42 @@
+"""Make a private certificate authority and one certificate per role, for trying things out.
+
+Everything lands in one folder; on real hosts, give each role its own certificate and key only, and
+keep the authority's key (ca.key) off all of them.
+"""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+__all__ = ["HELP", "configure", "run"]
+
+HELP = "a private CA and one certificate per role"
+
+
+def configure(parser: argparse.ArgumentParser) -> None:
+    """Add the options."""
+    parser.add_argument("--out", type=Path, required=True, metavar="DIR")
+    parser.add_argument(
+        "--host", action="append", default=[], metavar="NAME",
+        help="a DNS name or IP address of the servers besides localhost (repeatable)",
+    )  # fmt: skip
+    parser.add_argument("--client", default="demo", metavar="NAME", help="who the client is")
+    parser.add_argument("--days", type=int, default=365, help="how long they are valid")
+    parser.add_argument("--force", action="store_true", help="replace files that are there")
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Write the folder and list it."""
+    from secure_quant.errors import ValueOutOfRange
+    from secure_quant.transport.certs import make_all
+
+    if arguments.days < 1:
+        raise ValueOutOfRange("--days", got=arguments.days, expected=">= 1")
+    made = make_all(
+        arguments.out, hosts=arguments.host, client=arguments.client, days=arguments.days,
+        force=arguments.force,
+    )  # fmt: skip
+    for path in made.values():
+        print(path)
+    return 0

@@ -1,0 +1,220 @@
+"""Starts the roles as child processes on loopback, waits until they serve, and always ends them.
+
+Used by ``demo`` and ``bench`` and by the end-to-end tests: the same ``secure-quant serve`` that an
+operator runs, with mutual TLS and certificates made for the occasion.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack, suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import TracebackType
+from typing import IO, Self
+
+from secure_quant.errors import DeadlineExceeded, PeerUnavailable
+from secure_quant_cli.health import is_serving
+
+__all__ = ["Cluster", "free_ports", "peak_memory"]
+
+START_SECONDS = 120.0
+STOP_SECONDS = 10.0
+
+
+def free_ports(count: int, run: int = 1) -> list[int]:
+    """``count`` loopback TCP ports, each the first of ``run`` consecutive ones, that nothing
+    listened on a moment ago."""
+    found: list[int] = []
+    with ExitStack() as stack:
+        while len(found) < count:
+            first = _bind(stack, 0)
+            if first and all(_bind(stack, first + i) for i in range(1, run)):
+                found.append(first)
+    return found
+
+
+def _bind(stack: ExitStack, port: int) -> int | None:
+    """The port bound until the stack closes, or None if it is taken."""
+    probe = stack.enter_context(socket.socket())
+    try:
+        probe.bind(("127.0.0.1", port))
+    except (OSError, OverflowError):
+        return None
+    return int(probe.getsockname()[1])
+
+
+@dataclass
+class Cluster:
+    """Dealer and two parties if ``mpc`` holds bundles, an HE server if ``he`` does.
+
+    mpc, he   folders as ``secure-quant split`` writes them, or None.
+    certs     folder as ``secure-quant certs`` writes it.
+    logs      folder for one log file per role.
+
+    A context manager: on entry everything serves or an error says why not (PeerUnavailable,
+    DeadlineExceeded); on exit every process is gone.
+    """
+
+    certs: Path
+    logs: Path
+    mpc: Path | None = None
+    he: Path | None = None
+    lanes: int = 1
+    workers: int = 1
+    parties: list[str] = field(init=False, default_factory=list)
+    he_server: str | None = field(init=False, default=None)
+    processes: dict[str, subprocess.Popen[bytes]] = field(init=False, default_factory=dict)
+    _logs: list[IO[bytes]] = field(init=False, default_factory=list)
+
+    def __enter__(self) -> Self:
+        if not self.processes:
+            self.start()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.stop()
+
+    def start(self) -> None:
+        """Start the roles and wait until all of them serve; leaves nothing behind if one fails."""
+        self.logs.mkdir(parents=True, exist_ok=True)
+        try:
+            self._start()
+        except BaseException:
+            self.stop()
+            raise
+
+    def stop(self) -> None:
+        """End every process, kindly first."""
+        for process in self.processes.values():
+            _signal_group(process, signal.SIGTERM)
+        deadline = time.monotonic() + STOP_SECONDS
+        for process in self.processes.values():
+            with suppress(subprocess.TimeoutExpired):
+                process.wait(max(0.0, deadline - time.monotonic()))
+            _signal_group(process, signal.SIGKILL)  # also workers that outlived their parent
+            process.wait()
+            if process.stdin is not None:
+                process.stdin.close()
+        for log in self._logs:
+            log.close()
+        self._logs.clear()
+
+    def memory(self) -> dict[str, int | None]:
+        """Peak resident bytes of each role so far, its worker processes included."""
+        return {role: peak_memory(process.pid) for role, process in self.processes.items()}
+
+    def _start(self) -> None:
+        ports = [f"127.0.0.1:{port}" for port in free_ports(5, self.lanes)]
+        dealer, party0, party1, link, he = ports
+        serve: dict[str, tuple[str, Sequence[str]]] = {}
+        if self.mpc is not None:
+            common = ("--dealer", dealer, "--lanes", str(self.lanes))
+            bundle = self._bundle(self.mpc, "dealer")
+            serve["dealer"] = dealer, ("dealer", *bundle, "--listen", dealer)
+            serve["party1"] = party1, (
+                "party", *self._bundle(self.mpc, "party1"), "--listen", party1,
+                "--link-listen", link, *common,
+            )  # fmt: skip
+            serve["party0"] = party0, (
+                "party", *self._bundle(self.mpc, "party0"), "--listen", party0,
+                "--peer", link, *common,
+            )  # fmt: skip
+            self.parties = [party0, party1]
+        if self.he is not None:
+            bundle = self._bundle(self.he, "server")
+            workers = ("--workers", str(self.workers))
+            serve["he"] = he, ("he", *bundle, "--listen", he, *workers)
+            self.he_server = he
+        for role, (_, command) in serve.items():
+            self._spawn(role, command)
+        self._wait({role: address for role, (address, _) in serve.items()})
+
+    def _bundle(self, folder: Path, role: str) -> tuple[str, str]:
+        return "--bundle", str(folder / f"{role}.sqb")
+
+    def _spawn(self, role: str, command: Sequence[str]) -> None:
+        log = (self.logs / f"{role}.log").open("wb")
+        self._logs.append(log)
+        full = [sys.executable, "-m", "secure_quant_cli", "serve", *command]
+        full += ["--tls", str(self.certs), "--until-stdin-closes"]
+        # Own session: Ctrl-C reaches this process alone, which then ends them in order. Standard
+        # input is a pipe that nobody writes to: should this process be killed, it closes.
+        self.processes[role] = subprocess.Popen(  # noqa: S603 - our own module
+            full, stdin=subprocess.PIPE, stdout=log, stderr=subprocess.STDOUT,
+            start_new_session=True, env=_environment(),
+        )  # fmt: skip
+
+    def _wait(self, addresses: Mapping[str, str]) -> None:
+        from secure_quant.transport import Tls
+
+        client = Tls.from_dir(self.certs, "client")
+        deadline = time.monotonic() + START_SECONDS
+        waiting = dict(addresses)
+        while waiting:
+            for role, address in list(waiting.items()):
+                if self.processes[role].poll() is not None:
+                    raise PeerUnavailable(f"{role} ended at its start", got=self._tail(role))
+                if is_serving(address, role, client):
+                    del waiting[role]
+            if time.monotonic() > deadline:
+                late = next(iter(waiting))
+                what = f"{late} does not serve after {START_SECONDS:.0f} s"
+                raise DeadlineExceeded(what, got=self._tail(late))
+            time.sleep(0.05)
+
+    def _tail(self, role: str) -> str:
+        text = (self.logs / f"{role}.log").read_text(errors="replace").strip()
+        return " / ".join(text.splitlines()[-4:]) or "an empty log"
+
+
+def peak_memory(pid: int) -> int | None:
+    """Peak resident bytes of a process and its descendants together; None without /proc."""
+    total = 0
+    for each in (pid, *_descendants(pid)):
+        try:
+            status = Path(f"/proc/{each}/status").read_text()
+        except OSError:
+            if each == pid:
+                return None
+            continue
+        total += sum(
+            int(line.split()[1]) * 1024 for line in status.splitlines() if line.startswith("VmHWM:")
+        )
+    return total
+
+
+def _descendants(pid: int) -> list[int]:
+    found: list[int] = []
+    for task in Path(f"/proc/{pid}/task").glob("*/children"):
+        try:
+            children = [int(each) for each in task.read_text().split()]
+        except OSError:
+            continue
+        for child in children:
+            found += [child, *_descendants(child)]
+    return found
+
+
+def _environment() -> dict[str, str]:
+    # The roles share this machine; one BLAS thread each is what a small model uses best.
+    threads = dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), "1")
+    return threads | dict(os.environ)
+
+
+def _signal_group(process: subprocess.Popen[bytes], number: signal.Signals) -> None:
+    try:
+        os.killpg(process.pid, number)
+    except ProcessLookupError:
+        return

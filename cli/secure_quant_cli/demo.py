@@ -1,0 +1,194 @@
+"""See it work: a LeNet on handwritten digits, answered under secret sharing and under homomorphic
+encryption by separate processes over mutual TLS, every integer compared with plaintext.
+
+The first run trains the network (seconds) and keeps it in --work. The last line says whether all
+integers agree, and so does the exit status.
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+import tempfile
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+    from secure_quant.ir import Graph
+    from secure_quant_cli.engines import Service
+
+__all__ = ["HELP", "configure", "run"]
+
+HELP = "train, quantize, serve, infer both ways, compare"
+
+FEWEST_IMAGES = 1
+WARM_UP = 2
+ENGINES = ("mpc", "he")
+
+
+def configure(parser: argparse.ArgumentParser) -> None:
+    """Add the options."""
+    parser.add_argument("--images", type=int, default=100, metavar="N",
+                        help="test images through each engine (at most 449)")  # fmt: skip
+    parser.add_argument("--work", type=Path, default=Path("demo-out"), metavar="DIR",
+                        help="where the trained network and the logs are kept")  # fmt: skip
+    parser.add_argument("--json", action="store_true")
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Print the comparison; 0 if it is exact, 1 if not."""
+    from secure_quant.errors import ValueOutOfRange
+    from secure_quant_cli.console import print_json
+
+    if arguments.images < FEWEST_IMAGES:
+        raise ValueOutOfRange("--images", got=arguments.images, expected=f">= {FEWEST_IMAGES}")
+    report = demonstrate(arguments.images, arguments.work)
+    if arguments.json:
+        print_json(report)
+    else:
+        show(report)
+    return 0 if report["bit_exact"] else 1
+
+
+def demonstrate(images: int, work: Path) -> dict[str, Any]:
+    """The whole demonstration as plain values."""
+    import torch
+
+    from secure_quant import ir, reference
+    from secure_quant.quantize import zoo
+    from secure_quant_cli.engines import serving
+    from secure_quant_cli.models import quantize_shown, trained_lenet
+    from secure_quant_cli.sizes import float_bytes
+
+    data = zoo.digits("image")
+    model, cached = trained_lenet(data, work / "lenet.safetensors")
+    graph = quantize_shown(model, data.train_x[:512])
+    ir.save(graph, work / "lenet.sq")
+    with torch.no_grad():
+        floats = model(torch.from_numpy(data.test_x)).numpy()
+    whole = reference.run(graph, data.test_x)
+    x, labels = data.test_x[:images], data.test_y[:images]
+    report: dict[str, Any] = {
+        "model": graph.hash,
+        "trained_now": not cached,
+        "images": len(x),
+        "test_images": len(data.test_x),
+        "float_bytes": float_bytes(graph),
+        "int8_bytes": (work / "lenet.sq").stat().st_size,
+        "engines": {
+            "float": {
+                "accuracy_all": zoo.accuracy(floats, data.test_y),
+                "accuracy": zoo.accuracy(floats[: len(x)], labels),
+            },
+            "int8": {
+                "accuracy_all": zoo.accuracy(whole, data.test_y),
+                "accuracy": zoo.accuracy(whole[: len(x)], labels),
+                "latency_ms_median": _reference_latency(graph, x),
+            },
+        },
+    }
+    with (
+        tempfile.TemporaryDirectory(prefix="secure-quant-") as folder,
+        serving(graph, Path(folder), engines=ENGINES, logs=work / "logs") as service,
+    ):
+        report["engines"]["mpc"] = _infer(graph, service, "mpc", x, labels)
+        report["engines"]["he"] = _infer(graph, service, "he", x, labels)
+    report["bit_exact"] = all(report["engines"][name]["mismatches"] == 0 for name in ENGINES)
+    return report
+
+
+def _reference_latency(graph: Graph, x: NDArray[np.float32]) -> float:
+    import time
+
+    from secure_quant import reference
+
+    times = []
+    for image in x[:20]:
+        start = time.perf_counter()
+        reference.run(graph, image[None])
+        times.append((time.perf_counter() - start) * 1e3)
+    return statistics.median(times)
+
+
+def _infer(
+    graph: Graph, service: Service, engine: str, x: NDArray[np.float32], labels: NDArray[np.int64]
+) -> dict[str, Any]:
+    """Every image alone through one engine. Under HE the client sees each layer's integers and all
+    of them are compared; under secret sharing only the output is ever opened."""
+    from secure_quant import reference
+    from secure_quant.quantize import zoo
+    from secure_quant_cli.console import progress
+    from secure_quant_cli.engines import bytes_sent, timed
+    from secure_quant_cli.verify import mismatches
+
+    infer = service.traced(engine)
+    images = reference.quantize_input(graph, x)
+    latencies, answers = [], []
+    compared = wrong = 0
+    with progress(f"{len(x)} images, {NAMES[engine]}") as line:
+        for i in range(-WARM_UP, len(images)):
+            q = images[i % len(images)][None]
+            made, took = timed(infer, q)
+            truth = reference.trace(graph, q)
+            for name, values in made.items():
+                compared += truth[name].size
+                wrong += mismatches(truth[name], values)
+            if i >= 0:
+                latencies.append(took)
+                answers.append(reference.dequantize(graph, made[graph.output.name]))
+                line.note(f"{len(latencies)}/{len(images)}")
+    return {
+        "accuracy": zoo.accuracy([answer[0] for answer in answers], labels),
+        "compared": compared,
+        "mismatches": wrong,
+        "latency_ms_median": statistics.median(latencies),
+        "bytes_sent": bytes_sent(engine, service),
+    }
+
+
+NAMES = {
+    "float": "float32",
+    "int8": "int8 in plaintext",
+    "mpc": "secret sharing",
+    "he": "homomorphic encryption",
+}
+
+
+def show(report: dict[str, Any]) -> None:
+    """The report as tables; the last line says whether it is exact."""
+    from secure_quant_cli.console import human_bytes, ratio, table
+
+    stored, floats = report["int8_bytes"], report["float_bytes"]
+    images, whole = report["images"], report["test_images"]
+    print("\nLeNet on handwritten digits, 3×32×32, one image at a time, mutual TLS on every link")
+    print(f"model size: float32 {human_bytes(floats)}, int8 file {human_bytes(stored)} "
+          f"({ratio(stored, floats)} of it)")  # fmt: skip
+    print(f"model hash: {report['model']}\n")
+    print(table(
+        ("", f"accuracy on {images}", f"on all {whole}", "integers that differ", "latency, median"),
+        [_row(name, engine) for name, engine in report["engines"].items()],
+    ))  # fmt: skip
+    print()
+    rows = [
+        (NAMES[name] if first == 0 else "", sender, human_bytes(sent["online"]),
+         human_bytes(sent["offline"]))
+        for name in ENGINES
+        for first, (sender, sent) in enumerate(report["engines"][name]["bytes_sent"].items())
+    ]  # fmt: skip
+    header = ("bytes sent for one image", "by", "online", "made ahead")
+    print(table(header, rows, left=2))
+    print(f"\nbit-exact: {'yes' if report['bit_exact'] else 'NO'}")
+
+
+def _row(name: str, engine: dict[str, Any]) -> tuple[str, ...]:
+    from secure_quant_cli.console import milliseconds
+
+    differ = "–"
+    if "compared" in engine:
+        differ = f"{engine['mismatches']} of {engine['compared']:,}"
+    everywhere = f"{engine['accuracy_all']:.2%}" if "accuracy_all" in engine else "–"
+    latency = milliseconds(engine.get("latency_ms_median"))
+    return (NAMES[name], f"{engine['accuracy']:.2%}", everywhere, differ, latency)

@@ -1,0 +1,57 @@
+"""Ask a running role through the standard gRPC health service whether it serves.
+
+Exit status 0 if it answers SERVING: made for the probes of containers.
+"""
+
+from __future__ import annotations
+
+import argparse
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from secure_quant.transport import Security
+
+__all__ = ["HELP", "configure", "is_serving", "run"]
+
+HELP = "ask a role whether it serves"
+
+ROLES = ("party0", "party1", "dealer", "he")
+
+
+def configure(parser: argparse.ArgumentParser) -> None:
+    """Add the options."""
+    from secure_quant_cli.tls_options import add_tls_options
+
+    parser.add_argument("--role", choices=ROLES, required=True, help="who must answer")
+    parser.add_argument("--target", required=True, metavar="HOST:PORT")
+    parser.add_argument(
+        "--caller", metavar="ROLE", help="whose certificate to present; the role's own by default"
+    )
+    parser.add_argument("--timeout", type=float, default=3.0, metavar="SECONDS")
+    add_tls_options(parser)
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Print the answer."""
+    from secure_quant_cli.tls_options import tls_from
+
+    security = tls_from(arguments, arguments.caller or arguments.role)
+    serves = is_serving(arguments.target, arguments.role, security, arguments.timeout)
+    print("serving" if serves else "not serving")
+    return 0 if serves else 1
+
+
+def is_serving(address: str, role: str, security: Security, timeout: float = 1.0) -> bool:
+    """True once the server of ``role`` at ``host:port`` answers SERVING."""
+    import grpc
+    from grpc_health.v1 import health_pb2, health_pb2_grpc
+
+    from secure_quant.transport import sync_channel
+
+    with sync_channel(address, security, server_role=role) as channel:
+        stub = health_pb2_grpc.HealthStub(channel)
+        try:
+            answer = stub.Check(health_pb2.HealthCheckRequest(), timeout=timeout)
+        except grpc.RpcError:
+            return False
+    return bool(answer.status == health_pb2.HealthCheckResponse.SERVING)

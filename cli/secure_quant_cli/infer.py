@@ -1,0 +1,85 @@
+"""Send inputs to running servers, protected, and open the answer.
+
+--engine mpc takes two --target, party 0 and party 1; --engine he takes one. The inputs are the
+array "x" of X.npz or its only array, float[batch, *input shape].
+"""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+__all__ = ["HELP", "configure", "run"]
+
+HELP = "run encrypted inference against servers"
+
+
+def configure(parser: argparse.ArgumentParser) -> None:
+    """Add the options."""
+    from secure_quant_cli.tls_options import add_tls_options
+
+    parser.add_argument("--engine", choices=("mpc", "he"), required=True)
+    parser.add_argument(
+        "--target", action="append", required=True, metavar="HOST:PORT",
+        help="where the server listens; twice for mpc, or both with a comma between",
+    )  # fmt: skip
+    parser.add_argument("--input", type=Path, required=True, metavar="X.npz")
+    parser.add_argument("--out", type=Path, metavar="Y.npz", help="save the answer as array y")
+    parser.add_argument("--model-hash", metavar="HEX", help="refuse any other model")
+    parser.add_argument("--integers", action="store_true",
+                        help="the input is int8 and the answer stays in integers")  # fmt: skip
+    parser.add_argument("--timeout", type=float, default=30.0, metavar="SECONDS")
+    parser.add_argument("--json", action="store_true")
+    add_tls_options(parser)
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Print or save the answer."""
+    import numpy as np
+
+    from secure_quant_cli.arrays import read_array
+    from secure_quant_cli.console import print_json, progress
+
+    x = read_array(arguments.input)
+    with _client(arguments) as client, progress(f"inferring {len(x)} samples"):
+        infer = client.infer_int8 if arguments.integers else client.infer
+        y = infer(x, timeout=arguments.timeout)
+    stats = stats_dict(client.stats)
+    if arguments.out is not None:
+        np.savez(arguments.out, y=y)
+    if arguments.json:
+        print_json({"y": y, "stats": stats})
+        return 0
+    if arguments.out is None:
+        for row in y.reshape(len(y), -1):
+            print(" ".join(f"{value:.6g}" for value in row))
+    return 0
+
+
+def stats_dict(stats: Any) -> dict[str, Any]:
+    """The client's figures of its last inference by name."""
+    from dataclasses import asdict
+
+    return asdict(stats)
+
+
+def _client(arguments: argparse.Namespace) -> Any:
+    from secure_quant.errors import ConfigError
+    from secure_quant_cli.tls_options import tls_from
+
+    targets = [each for target in arguments.target for each in target.split(",")]
+    wanted = 2 if arguments.engine == "mpc" else 1
+    if len(targets) != wanted:
+        raise ConfigError(f"--target for {arguments.engine}", got=len(targets), expected=wanted)
+    options = {
+        "tls": tls_from(arguments, "client"),
+        "expected_hash": arguments.model_hash,
+    }
+    if arguments.engine == "mpc":
+        from secure_quant_client import MpcClient
+
+        return MpcClient(targets, **options)
+    from secure_quant_client import HeClient
+
+    return HeClient(targets[0], **options)

@@ -1,0 +1,123 @@
+"""Show a model file: its layers with shapes, bits and proven bounds, its sizes, and what each
+engine would cost for one inference, planned without running anything.
+"""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from secure_quant.ir import Graph, Value, ops
+
+__all__ = ["HELP", "configure", "describe", "run"]
+
+HELP = "layers, bits, bounds, sizes and planned costs of a model file"
+
+
+def configure(parser: argparse.ArgumentParser) -> None:
+    """Add the options."""
+    parser.add_argument("model", type=Path, metavar="model.sq")
+    parser.add_argument("--batch", type=int, default=1, help="samples per inference in the plan")
+    parser.add_argument("--json", action="store_true")
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Print the description."""
+    from secure_quant.errors import ValueOutOfRange
+    from secure_quant.ir import load
+    from secure_quant_cli.console import print_json
+
+    if arguments.batch < 1:
+        raise ValueOutOfRange("--batch", got=arguments.batch, expected=">= 1")
+    graph = load(arguments.model)
+    found = describe(graph, arguments.model.stat().st_size, arguments.batch)
+    if arguments.json:
+        print_json(found)
+    else:
+        _show(found)
+    return 0
+
+
+def describe(graph: Graph, stored: int, batch: int) -> dict[str, Any]:
+    """Everything that is shown, as plain values."""
+    from secure_quant_cli.sizes import float_bytes
+
+    return {
+        "hash": graph.hash,
+        "bytes": stored,
+        "float_bytes": float_bytes(graph),
+        "batch": batch,
+        "layers": [_layer(node, graph.values[node.name]) for node in graph.nodes],
+        "plans": {"mpc": _plan_mpc(graph, batch), "he": _plan_he(graph, batch)},
+    }
+
+
+def _layer(node: ops.Node, value: Value) -> dict[str, Any]:
+    from secure_quant_cli.sizes import parameter_count
+
+    low, high = value.range.lo, value.range.hi
+    return {
+        "name": node.name,
+        "op": type(node).__name__,
+        "shape": list(value.shape),
+        "bits": 1 + max((~end if end < 0 else end).bit_length() for end in (low, high)),
+        "range": [low, high],
+        "parameters": parameter_count(node),
+    }
+
+
+def _plan_mpc(graph: Graph, batch: int) -> dict[str, Any]:
+    from secure_quant.mpc.plan import plan
+
+    from secure_quant.errors import OpNotSupported
+
+    try:
+        cost = plan(graph.public()).cost(batch)
+    except OpNotSupported as error:
+        return {"refused": str(error)}
+    return {
+        "rounds": cost.rounds,
+        "online_bytes_per_direction": cost.online_bytes_per_direction,
+        "offline_bytes_party0": cost.offline_bytes_party0,
+        "offline_bytes_party1": cost.offline_bytes_party1,
+    }
+
+
+def _plan_he(graph: Graph, batch: int) -> dict[str, Any]:
+    from secure_quant.errors import OpNotSupported
+    from secure_quant.he.plan import plan
+
+    try:
+        cost = plan(graph).cost(batch)
+    except OpNotSupported as error:
+        return {"refused": str(error)}
+    return {
+        "ciphertexts_up": cost.ciphertexts_up,
+        "ciphertexts_down": cost.ciphertexts_down,
+        "bytes_up": cost.bytes_up,
+        "bytes_down": cost.bytes_down,
+    }
+
+
+def _show(found: dict[str, Any]) -> None:
+    from secure_quant_cli.console import human_bytes, table
+
+    print(f"hash   {found['hash']}")
+    print(f"size   {human_bytes(found['bytes'])}, {human_bytes(found['float_bytes'])} as float32\n")
+    rows = [
+        (
+            layer["name"], layer["op"], "×".join(map(str, layer["shape"])), layer["bits"],
+            f"{layer['range'][0]} … {layer['range'][1]}", layer["parameters"] or "",
+        )
+        for layer in found["layers"]
+    ]  # fmt: skip
+    print(table(("name", "op", "shape", "bits", "proven range", "parameters"), rows, left=3))
+    print(f"\nplanned for a batch of {found['batch']}")
+    for engine, plan in found["plans"].items():
+        shown = ", ".join(
+            f"{key.replace('_', ' ')} {human_bytes(value) if 'bytes' in key else value}"
+            for key, value in plan.items()
+        )
+        print(f"  {engine:4} {shown}")

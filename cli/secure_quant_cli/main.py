@@ -1,0 +1,102 @@
+"""Parser, dispatch, and the one place where errors become a line on stderr and an exit code.
+
+Exit codes: 0 done; 1 a mismatch, or a service that failed; 2 bad usage or bad input;
+130 and 143 interrupted.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import signal
+import sys
+from collections.abc import Sequence
+from types import FrameType, ModuleType
+from typing import NoReturn
+
+from secure_quant.errors import ConfigError, InputError, ModelError, SecureQuantError
+
+__all__ = ["COMMANDS", "build_parser", "main"]
+
+COMMANDS = (
+    "quantize", "inspect", "split", "certs", "serve", "health", "infer", "verify", "bench", "demo",
+)  # fmt: skip
+
+# Top-level module -> the extra that brings it.
+_EXTRAS = {
+    "crypten": "mpc",
+    "grpc_health": "server",
+    "grpc_reflection": "server",
+    "grpc_status": "server",
+    "numba": "mpc",
+    "omegaconf": "mpc",
+    "onnx": "onnx",
+    "onnxruntime": "onnx",
+    "prometheus_client": "server",
+    "sklearn": "demo",
+    "tenseal": "he",
+    "torch": "quantize",
+    "torchao": "quantize",
+}
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """The whole command line. Imports nothing beyond the standard library and the errors."""
+    from secure_quant_cli.version import version
+
+    parser = argparse.ArgumentParser(
+        prog="secure-quant",
+        description="Exact int8 inference on encrypted inputs: secret sharing and CKKS over gRPC.",
+        epilog="Exit codes: 0 done, 1 mismatch or service failure, 2 bad usage or input.",
+    )
+    parser.add_argument("--version", action="version", version=f"secure-quant {version()}")
+    subparsers = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
+    for name in COMMANDS:
+        module = _module(name)
+        help_text: str = module.HELP
+        sub = subparsers.add_parser(name, help=help_text, description=module.__doc__)
+        sub.formatter_class = argparse.RawDescriptionHelpFormatter
+        module.configure(sub)
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command and return its exit code."""
+    arguments = build_parser().parse_args(argv)
+    signal.signal(signal.SIGTERM, _terminated)
+    try:
+        code: int = _module(arguments.command).run(arguments)
+    except KeyboardInterrupt:
+        return _fail("interrupted", 130)
+    except BrokenPipeError:
+        sys.stderr.close()  # the reader of our output left; nobody is there to be told
+        return 1
+    except (ConfigError, InputError, ModelError) as error:
+        return _fail(str(error), 2)
+    except SecureQuantError as error:
+        return _fail(str(error), 1)
+    except ModuleNotFoundError as error:
+        extra = _EXTRAS.get((error.name or "").partition(".")[0])
+        if extra is None:
+            raise
+        hint = f"pip install 'secure-quant[{extra}]'"
+        if error.name == "crypten":
+            hint += " && pip install --no-deps crypten==0.4.1"
+        return _fail(f"this command needs {error.name}: {hint}", 2)
+    except OSError as error:
+        return _fail(str(error), 2)
+    return code
+
+
+def _module(name: str) -> ModuleType:
+    return importlib.import_module(f"secure_quant_cli.{name}")
+
+
+def _fail(message: str, code: int) -> int:
+    print(f"secure-quant: {' '.join(message.split())}", file=sys.stderr)
+    return code
+
+
+def _terminated(number: int, frame: FrameType | None) -> NoReturn:
+    # As an exception, so that `with` blocks end their child processes and remove their files.
+    raise SystemExit(128 + number)

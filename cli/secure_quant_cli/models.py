@@ -1,0 +1,76 @@
+"""The models that ``bench`` and ``demo`` make for themselves."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from secure_quant.errors import ConfigError
+
+if TYPE_CHECKING:
+    from secure_quant.ir import Graph
+    from secure_quant.quantize.zoo import Split
+
+# torchao tells of accelerator libraries that this machine cannot load, torch of an internal change;
+# neither concerns who quantizes a model.
+for _noisy in ("torchao", "torch.utils._pytree"):
+    logging.getLogger(_noisy).setLevel(logging.ERROR)
+
+__all__ = ["NAMES", "bench_model", "quantize_shown", "trained_lenet"]
+
+NAMES = ("linear:IN,OUT", "mlp", "lenet", "FILE.sq")
+
+
+def bench_model(name: str) -> Graph:
+    """One of NAMES as a graph: random weights from a fixed seed, except for a file.
+
+    Raises ConfigError for another name, and what loading a file raises.
+    """
+    if name.endswith(".sq"):
+        from secure_quant.ir import load
+
+        return load(name)
+    import torch
+
+    from secure_quant.quantize import zoo
+
+    torch.manual_seed(0)
+    if name == "lenet":
+        return quantize_shown(zoo.LeNet(), zoo.digits("image").train_x[:256])
+    if name == "mlp":
+        return quantize_shown(zoo.mlp(), zoo.digits("flat").train_x[:256])
+    kind, _, sizes = name.partition(":")
+    features = [int(size) for size in sizes.split(",") if size.isdecimal() and int(size) > 0]
+    if kind != "linear" or len(features) != 2:
+        raise ConfigError("--model", got=name, expected=", ".join(NAMES))
+    return quantize_shown(zoo.linear(*features), torch.randn(256, features[0]))
+
+
+def quantize_shown(
+    model: Any, data: Any, *, mode: str = "static", scheme: str = "uniform"
+) -> Graph:
+    """``quantize`` with its progress on stderr."""
+    from secure_quant.quantize import quantize
+    from secure_quant_cli.console import progress
+
+    with progress(f"quantizing with {len(data)} samples") as line:
+        return quantize(model, data, mode=mode, scheme=scheme, progress=line.step)
+
+
+def trained_lenet(data: Split, cache: Path) -> tuple[Any, bool]:
+    """The LeNet for the digits, and whether it came from the file ``cache`` (safetensors)."""
+    import safetensors.torch
+
+    from secure_quant.quantize import zoo
+    from secure_quant_cli.console import progress
+
+    if cache.is_file():
+        model = zoo.LeNet()
+        model.load_state_dict(safetensors.torch.load_file(cache))
+        return model.eval(), True
+    with progress(f"training a LeNet on {len(data.train_x)} digits") as line:
+        made = zoo.train(zoo.LeNet, data, progress=line.step)
+    cache.parent.mkdir(parents=True, exist_ok=True)
+    safetensors.torch.save_file(made.state_dict(), cache)
+    return made, False

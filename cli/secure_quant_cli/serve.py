@@ -1,0 +1,135 @@
+"""Serve one role until SIGTERM or Ctrl-C.
+
+party   one of the two parties of secret sharing; which one, its bundle says
+dealer  correlated randomness for both parties
+he      linear layers on ciphertexts
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import signal
+import sys
+import threading
+from pathlib import Path
+from typing import Any
+
+__all__ = ["HELP", "configure", "run"]
+
+HELP = "serve one role"
+
+
+def configure(parser: argparse.ArgumentParser) -> None:
+    """Add a parser for each role."""
+    roles = parser.add_subparsers(dest="role", metavar="ROLE", required=True)
+    party = roles.add_parser("party", help="one of the two parties of secret sharing")
+    link = party.add_mutually_exclusive_group(required=True)
+    link.add_argument("--peer", metavar="HOST:PORT", help="party 0: where party 1's link listens")
+    link.add_argument("--link-listen", metavar="HOST:PORT", help="party 1: where its link listens")
+    party.add_argument("--dealer", required=True, metavar="HOST:PORT")
+    party.add_argument(
+        "--lanes", type=int, default=1,
+        help="inferences that run side by side; lane n links over the n-th port above the first",
+    )  # fmt: skip
+    dealer = roles.add_parser("dealer", help="correlated randomness for both parties")
+    he = roles.add_parser("he", help="linear layers on ciphertexts")
+    he.add_argument("--workers", type=int, help="worker processes; one per core by default")
+    he.add_argument(
+        "--tokens", type=Path, metavar="FILE",
+        help="client tokens (NAME SHA256 a line) to ask for besides a certificate",
+    )  # fmt: skip
+    for role in (party, dealer, he):
+        _common(role)
+    for role in (party, he):
+        role.add_argument(
+            "--budget", type=int, metavar="SAMPLES",
+            help="what each client may ask in the time of --budget-seconds",
+        )  # fmt: skip
+        role.add_argument("--budget-seconds", type=float, default=3600.0, metavar="S")
+
+
+def _common(parser: argparse.ArgumentParser) -> None:
+    from secure_quant_cli.tls_options import add_tls_options
+
+    parser.add_argument(
+        "--bundle", type=Path, action="append", required=True, metavar="FILE.sqb",
+        help="what `secure-quant split` made for this role (repeatable: several models)",
+    )  # fmt: skip
+    parser.add_argument("--listen", required=True, metavar="HOST:PORT")
+    parser.add_argument("--metrics", metavar="HOST:PORT", help="Prometheus, plain HTTP")
+    parser.add_argument("--log-level", choices=("debug", "info", "warning"), default="info")
+    parser.add_argument(
+        "--until-stdin-closes", action="store_true",
+        help="also stop when standard input ends: for a parent that must not leave orphans",
+    )  # fmt: skip
+    add_tls_options(parser)
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Serve; returns once told to stop."""
+    import asyncio
+
+    from secure_quant_server.common import logs
+
+    from secure_quant.errors import ValueOutOfRange
+
+    for name in ("lanes", "workers", "budget"):
+        if (getattr(arguments, name, None) or 1) < 1:
+            raise ValueOutOfRange(f"--{name}", got=getattr(arguments, name), expected=">= 1")
+    if arguments.until_stdin_closes:
+        threading.Thread(target=_watch_stdin, daemon=True).start()
+    logs.setup(arguments.log_level)
+    serve = {"party": _party, "dealer": _dealer, "he": _he}[arguments.role]
+    asyncio.run(serve(arguments))
+    return 0
+
+
+async def _party(arguments: argparse.Namespace) -> None:
+    from secure_quant_server.mpc import serve_party
+
+    from secure_quant_cli.tls_options import tls_from
+
+    # Party 0 calls the link of party 1; the bundle must be of the party that the options imply.
+    role, link = ("party0", arguments.peer) if arguments.peer else ("party1", arguments.link_listen)
+    await serve_party(
+        arguments.bundle, listen=arguments.listen, link=link, dealer=arguments.dealer,
+        lanes=arguments.lanes, tls=tls_from(arguments, role), **_options(arguments),
+    )  # fmt: skip
+
+
+async def _dealer(arguments: argparse.Namespace) -> None:
+    from secure_quant_server.mpc import serve_dealer
+
+    from secure_quant_cli.tls_options import tls_from
+
+    await serve_dealer(
+        arguments.bundle, listen=arguments.listen, tls=tls_from(arguments, "dealer"),
+        metrics=arguments.metrics,
+    )  # fmt: skip
+
+
+async def _he(arguments: argparse.Namespace) -> None:
+    from secure_quant_server.he import HeOptions, serve_he
+
+    from secure_quant_cli.tls_options import tls_from
+
+    options = HeOptions(
+        bundles=arguments.bundle, listen=arguments.listen, security=tls_from(arguments, "he"),
+        workers=arguments.workers, tokens=arguments.tokens, **_options(arguments),
+    )  # fmt: skip
+    await serve_he(options)
+
+
+def _options(arguments: argparse.Namespace) -> dict[str, Any]:
+    return {
+        "metrics": arguments.metrics,
+        "budget": arguments.budget,
+        "budget_window_s": arguments.budget_seconds,
+    }
+
+
+def _watch_stdin() -> None:
+    while os.read(sys.stdin.fileno(), 4096):  # unbuffered: nothing is locked at shutdown
+        pass
+    os.kill(os.getpid(), signal.SIGTERM)

@@ -1,0 +1,22 @@
+"""Sizes of a model, as stored and as it would be in float32."""
+
+from __future__ import annotations
+
+from secure_quant.ir import Graph, ops
+
+__all__ = ["float_bytes", "parameter_count"]
+
+
+def parameter_count(node: ops.Node) -> int:
+    """Weights and biases of one node."""
+    if isinstance(node, ops.Linear):
+        return node.out_features * (node.in_features + node.bias)
+    if isinstance(node, ops.Conv2d):
+        fan_in = node.in_channels // node.groups * node.kernel[0] * node.kernel[1]
+        return node.out_channels * (fan_in + node.bias)
+    return 0
+
+
+def float_bytes(graph: Graph) -> int:
+    """Bytes of the same parameters as float32."""
+    return 4 * sum(parameter_count(node) for node in graph.nodes)

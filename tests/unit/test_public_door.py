@@ -1,0 +1,89 @@
+"""What is public: sorted, real, and complete; and the light door stays light."""
+
+import importlib
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import secure_quant_cli
+import secure_quant_client
+import secure_quant_server
+
+import secure_quant
+
+PACKAGES = (secure_quant, secure_quant_client, secure_quant_server, secure_quant_cli)
+
+# Scripts and generated code have no door; peers are programs of their own.
+WITHOUT_DOOR = ("secure_quant.wire.gen", "secure_quant_cli.__main__", "secure_quant_cli.peers")
+
+LIGHT = """
+import sys
+import secure_quant_client
+for name in secure_quant_client.__all__:
+    getattr(secure_quant_client, name)
+heavy = {"torch", "torchao", "crypten", "numba", "sklearn", "onnx"} & set(sys.modules)
+ours = {name for name in sys.modules if name.startswith(
+    ("secure_quant.mpc", "secure_quant.quantize", "secure_quant_server", "secure_quant_cli"))}
+sys.exit(f"imported {sorted(heavy | ours)}" if heavy | ours else 0)
+"""
+
+
+def modules() -> Iterator[str]:
+    """Found as files, so that a module that cannot be imported fails its own test only."""
+    for package in PACKAGES:
+        (folder,) = package.__path__
+        for path in sorted(Path(folder).rglob("*.py")):
+            parts = path.relative_to(folder).with_suffix("").parts
+            name = ".".join((package.__name__, *parts)).removesuffix(".__init__")
+            if not name.startswith(WITHOUT_DOOR):
+                yield name
+
+
+def order(name: str) -> tuple[int, str]:
+    """CONSTANTS, then Classes, then functions, as ruff's RUF022 sorts."""
+    kind = 0 if name.isupper() and len(name) > 1 else 1 if name[:1].isupper() else 2
+    return kind, name
+
+
+@pytest.mark.parametrize("name", list(modules()))
+def test_door_is_sorted_and_real(name: str) -> None:
+    module = importlib.import_module(name)
+    door = getattr(module, "__all__", None)
+    if door is None:
+        public = [each for each in vars(module) if not each.startswith("_")]
+        made_here = [
+            each for each in public if getattr(vars(module)[each], "__module__", "") == name
+        ]
+        assert made_here == [], f"{name} has no __all__"
+        return
+    assert list(door) == sorted(set(door), key=order)
+    for each in door:
+        assert hasattr(module, each), each
+
+
+def test_every_error_is_public_and_in_the_tree() -> None:
+    from secure_quant import errors
+
+    tree = errors.__doc__ or ""
+    for name in errors.__all__:
+        kind = getattr(errors, name)
+        assert issubclass(kind, errors.SecureQuantError)
+        assert f" {name}" in tree or tree.strip().endswith(name) or f"\n    {name}\n" in tree
+    defined = {
+        name for name, kind in vars(errors).items()
+        if isinstance(kind, type) and kind.__module__ == errors.__name__
+    }  # fmt: skip
+    assert defined == set(errors.__all__)
+
+
+def test_client_is_light() -> None:
+    done = subprocess.run([sys.executable, "-c", LIGHT], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
+
+def test_versions_agree() -> None:
+    from importlib.metadata import version
+
+    assert secure_quant.__version__ == version("secure-quant")
