@@ -1,0 +1,328 @@
+"""One session of a lane: a link to the peer's lane, a stream from the dealer, one-time material.
+
+A session lives and dies whole. Whatever breaks (link, dealer, a malformed message, a protocol that
+fails halfway), every inference in it fails, its material is destroyed, and the lane starts a new
+one. Nothing is ever retried with the same material.
+
+Order of inferences: party 0 offers a job at once; party 1 answers when it holds the client's share
+and the material, and both run jobs in the order of these answers. An offer whose share never comes
+waits on its own and holds up nobody.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Coroutine, Mapping
+from dataclasses import dataclass
+from math import prod
+from typing import Any, Protocol
+
+import grpc
+import numpy as np
+from numpy.typing import NDArray
+
+from secure_quant.errors import (
+    HashMismatch,
+    MalformedMessage,
+    ModelNotFound,
+    PeerUnavailable,
+    SecureQuantError,
+    ShapeMismatch,
+)
+from secure_quant.mpc.link import PROTOCOL, Job, Meter, PartyLink
+from secure_quant.mpc.party import PartyProgram
+from secure_quant.mpc.stock import SEED_BYTES, DealStream, Stock, stock_depth
+from secure_quant.wire import from_status, to_status
+from secure_quant.wire.gen.party_link_pb2 import LinkAbort, LinkBegin, LinkHello
+
+__all__ = ["Answer", "Desk", "LaneOptions", "Session", "check_hello", "make_hello", "make_stock"]
+
+Shares = NDArray[np.uint64]
+MAX_BATCH = 2**16
+MATERIAL_WAIT_S = 10.0
+"""Longest wait for the dealer. A deadline of the caller ends its own wait earlier."""
+
+
+@dataclass(frozen=True, slots=True)
+class LaneOptions:
+    """lane: its number. material_bytes: memory for the stock of one model. batch: most samples of
+    one inference."""
+
+    lane: int
+    material_bytes: int = 64 * 2**20
+    batch: int = 64
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """This party's output share, uint64[samples, *output shape], and what it cost."""
+
+    share: Shares
+    meter: Meter
+    offline_bytes: int
+
+
+class Desk(Protocol):
+    """Where a lane of party 1 gets shares and hands in answers."""
+
+    async def fetch(self, job: Job) -> Shares:
+        """The clients' shares, uint64[samples x input size]; waits for them ``job.wait_s``."""
+
+    def deliver(self, job: Job, answer: Answer) -> None:
+        """The output share of a job that was fetched."""
+
+    def fail(self, job: Job, error: SecureQuantError) -> None:
+        """A job that was fetched and cannot be answered."""
+
+
+Border = Callable[[Shares], Shares]
+
+
+@dataclass
+class _Task:
+    job: Job
+    share: Shares
+    done: asyncio.Future[Answer] | None = None
+
+
+class Session:
+    """Both parties' code; ``party`` decides who offers. Use ``run`` until it raises."""
+
+    def __init__(
+        self,
+        party: int,
+        programs: Mapping[str, PartyProgram],
+        link: PartyLink,
+        dealer: DealStream,
+        stock: Stock,
+        *,
+        border: Border = lambda share: share,
+        desk: Desk | None = None,
+    ) -> None:
+        self._party, self._programs = party, programs
+        self._link, self._dealer, self._stock = link, dealer, stock
+        self._border, self._desk = border, desk
+        self._offers: dict[tuple[bytes, ...], _Task] = {}
+        self._queue: asyncio.Queue[tuple[_Task, int, Any]] = asyncio.Queue()
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._rehearsals = 0
+        self._broken: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self.ready = asyncio.Event()
+        link.on_begin = self._accepted if party == 0 else self._offered
+        link.on_decline = self._declined
+
+    async def run(self) -> None:
+        """Serve until something breaks; always ends by raising it."""
+        pumps = [self._link.pump(), self._dealer.pump(), self._work()]
+        if self._party == 0:
+            pumps.append(self._rehearse())
+        tasks = [asyncio.ensure_future(pump) for pump in pumps]
+        self._tasks.update(tasks)
+        try:
+            pending: set[asyncio.Future[None]] = {*tasks, self._broken}
+            while pending:
+                done, pending = await asyncio.wait(pending, return_when=asyncio.FIRST_COMPLETED)
+                for task in done:
+                    task.result()
+        finally:
+            self.ready.clear()
+            self._stock.close()
+            self._broken.cancel()
+            everything = list(self._tasks)
+            for each in everything:
+                each.cancel()
+            await asyncio.gather(*everything, return_exceptions=True)
+            self._fail_all()
+
+    async def infer(self, job: Job, share: Shares) -> Answer:
+        """Party 0: offer a job and wait for its answer.
+
+        Raises ModelNotFound, MalformedMessage, ShapeMismatch, what party 1 declined it with, and
+        PeerUnavailable if the session ends before the answer.
+        """
+        share = self._shaped(job, share)
+        if job.request_ids in self._offers:
+            raise MalformedMessage("request id", got="one that is being served")
+        task = _Task(job, share, asyncio.get_running_loop().create_future())
+        self._offers[job.request_ids] = task
+        try:
+            await self._link.begin(job)
+        except SecureQuantError:
+            self._offers.pop(job.request_ids, None)
+            raise
+        if task.done is None:
+            raise MalformedMessage("offer")
+        return await task.done
+
+    async def _rehearse(self) -> None:
+        """Run each model once on zeros: everything is compiled, cached and proven to work before
+        the first client comes."""
+        for model, program in self._programs.items():
+            job = Job(model, (), (1,), MATERIAL_WAIT_S)
+            await self.infer(job, np.zeros((1, *program.graph.input.shape), np.uint64))
+        self.ready.set()
+
+    def _accepted(self, begin: LinkBegin) -> None:
+        """Party 0: the peer has share and material; the job's turn is now fixed."""
+        task = self._offers.get(tuple(begin.request_ids))
+        if task is None or not _same(task.job, begin):
+            raise MalformedMessage("answer to an offer", got="one that was not made")
+        self._queue.put_nowait((task, begin.first_item, None))
+
+    def _declined(self, abort: LinkAbort) -> None:
+        task = self._offers.pop(tuple(abort.request_ids), None)
+        if self._party == 1 or task is None or task.done is None:
+            raise MalformedMessage("refusal of an offer", got="one that was not made")
+        if not task.done.done():
+            task.done.set_exception(from_status(_code(abort.code), abort.message, None))
+
+    def _offered(self, begin: LinkBegin) -> None:
+        """Party 1: look for the share and the material on a task of its own."""
+        wait_s = min(begin.wait_ms / 1000, 3600.0)
+        job = Job(begin.model_hash, tuple(begin.request_ids), tuple(begin.batches), wait_s)
+        self._spawn(self._prepare(job))
+
+    async def _prepare(self, job: Job) -> None:
+        fetched = False
+        try:
+            share = await self._fetch(job)
+            fetched = True
+            share = self._shaped(job, share)
+            first, items = await self._stock.take(
+                job.model_hash, job.samples, min(job.wait_s, MATERIAL_WAIT_S)
+            )
+        except SecureQuantError as error:
+            if fetched and job.request_ids and self._desk is not None:
+                self._desk.fail(job, error)
+            if not job.request_ids:
+                raise  # a rehearsal that fails is a session that cannot work
+            code, text, _ = to_status(error)
+            await self._link.decline(code.value[0], text, job.request_ids)
+            return
+        self._offers[job.request_ids] = task = _Task(job, share)
+        self._queue.put_nowait((task, first, items))
+
+    async def _fetch(self, job: Job) -> Shares:
+        program = self._program(job.model_hash)
+        if not job.request_ids:
+            return np.zeros((job.samples, *program.graph.input.shape), np.uint64)
+        if self._desk is None:
+            raise PeerUnavailable("no client can be served here")
+        return await self._desk.fetch(job)
+
+    async def _work(self) -> None:
+        """Run accepted jobs one after the other."""
+        while True:
+            task, first, items = await self._queue.get()
+            job = task.job
+            if items is None:
+                items = await self._stock.take_at(
+                    job.model_hash, first, job.samples, MATERIAL_WAIT_S
+                )
+            else:
+                await self._link.begin(job, first)
+            answer = await self._compute(job, task.share, items)
+            self._offers.pop(job.request_ids, None)
+            if task.done is not None and not task.done.done():
+                task.done.set_result(answer)
+            elif self._desk is not None and job.request_ids:
+                self._desk.deliver(job, answer)
+            elif not job.request_ids:
+                self._rehearsed()
+
+    async def _compute(self, job: Job, share: Shares, items: list[Any]) -> Answer:
+        program = self._programs[job.model_hash]
+        output, meter = await self._link.drive(program.run(self._border(share), items))
+        cost = program.plan.cost(1)
+        offline = cost.offline_bytes_party0 if self._party == 0 else cost.offline_bytes_party1
+        return Answer(self._border(output), meter, offline * job.samples)
+
+    def _rehearsed(self) -> None:
+        self._rehearsals += 1
+        if self._rehearsals >= len(self._programs):
+            self.ready.set()
+
+    def _shaped(self, job: Job, share: Shares) -> Shares:
+        """uint64[samples, *input shape]. Raises MalformedMessage, ShapeMismatch, ModelNotFound."""
+        shape = self._program(job.model_hash).graph.input.shape
+        requests = max(1, len(job.request_ids))
+        if len(job.batches) != requests or not all(1 <= b <= MAX_BATCH for b in job.batches):
+            raise MalformedMessage("batches", got=list(job.batches)[:8], expected="one a request")
+        if share.size != job.samples * prod(shape):
+            expected = f"{job.samples} x {list(shape)}"
+            raise ShapeMismatch("input share", got=f"{share.size} elements", expected=expected)
+        return share.reshape(job.samples, *shape)
+
+    def _program(self, model: str) -> PartyProgram:
+        program = self._programs.get(model)
+        if program is None:
+            raise ModelNotFound("model", got=model[:64], expected="one that is served here")
+        return program
+
+    def _spawn(self, work: Coroutine[Any, Any, None]) -> None:
+        task = asyncio.create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._spawned)
+
+    def _spawned(self, task: asyncio.Task[None]) -> None:
+        self._tasks.discard(task)
+        if task.cancelled() or self._broken.done():
+            return
+        error = task.exception()
+        if error is not None:
+            self._broken.set_exception(error)
+
+    def _fail_all(self) -> None:
+        error = PeerUnavailable("the session of this lane ended", hint="send the request again")
+        for task in self._offers.values():
+            if task.done is not None:
+                if not task.done.done():
+                    task.done.set_exception(error)
+            elif self._desk is not None and task.job.request_ids:
+                self._desk.fail(task.job, error)
+        self._offers.clear()
+
+
+def make_hello(session_id: bytes, lane: int, programs: Mapping[str, PartyProgram]) -> LinkHello:
+    """What this side of a lane says first."""
+    return LinkHello(
+        protocol=PROTOCOL, session_id=session_id, lane=lane, model_hashes=sorted(programs)
+    )
+
+
+def check_hello(hello: LinkHello, lane: int, programs: Mapping[str, PartyProgram]) -> None:
+    """Raises MalformedMessage or HashMismatch if the peer's lane cannot be paired with this one."""
+    if hello.protocol != PROTOCOL:
+        raise MalformedMessage("link protocol", got=hello.protocol, expected=PROTOCOL)
+    if hello.lane != lane:
+        raise MalformedMessage("lane", got=hello.lane, expected=lane)
+    if len(hello.session_id) != 16:
+        raise MalformedMessage("session id", got=f"{len(hello.session_id)} bytes", expected="16")
+    theirs = [model[:64] for model in hello.model_hashes[:64]]
+    if theirs != sorted(programs):
+        short = [model[:12] for model in theirs]
+        raise HashMismatch(
+            "the parties serve different models",
+            got=short, expected=[model[:12] for model in sorted(programs)],
+        )  # fmt: skip
+
+
+def make_stock(party: int, programs: Mapping[str, PartyProgram], options: LaneOptions) -> Stock:
+    """An empty stock for these models, with room as ``options`` says."""
+    models = {}
+    for model, program in programs.items():
+        size = program.plan.cost(1).offline_bytes_party1
+        depth = stock_depth(size, options.material_bytes, options.batch)
+        models[model] = (depth, 0 if party == 0 else size - SEED_BYTES)
+    return Stock(party, models)
+
+
+def _same(job: Job, begin: LinkBegin) -> bool:
+    return job.model_hash == begin.model_hash and job.batches == tuple(begin.batches)
+
+
+def _code(number: int) -> grpc.StatusCode:
+    for code in grpc.StatusCode:
+        if code.value[0] == number:
+            return code
+    return grpc.StatusCode.UNKNOWN

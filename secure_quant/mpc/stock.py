@@ -1,0 +1,297 @@
+"""A lane's stock of one-time material: received from the dealer ahead of demand, used once.
+
+It lives in memory alone and dies with its session, so nothing of it can be used again after a
+crash, a restart or a retry.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+
+import grpc.aio
+
+from secure_quant.errors import (
+    MalformedMessage,
+    MaterialExhausted,
+    MaterialReused,
+    ModelNotFound,
+    PeerUnavailable,
+)
+from secure_quant.mpc.material import Item
+from secure_quant.wire import raised
+from secure_quant.wire.gen.dealer_pb2 import (
+    DealCredit,
+    DealItem,
+    DealOpen,
+    DealRequest,
+    DealResponse,
+    DealTuple,
+)
+
+__all__ = ["SEED_BYTES", "DealStream", "Stock", "stock_depth"]
+
+SEED_BYTES = 32
+
+
+def stock_depth(item_bytes: int, memory: int, batch: int) -> int:
+    """How many items of ``item_bytes`` to hold: what fits ``memory``, and one largest batch."""
+    return max(batch, min(256, memory // max(item_bytes, 1)))
+
+
+@dataclass
+class _Shelf:
+    """One model's items by index. arrived: index of the next item to come."""
+
+    depth: int
+    correction_bytes: int
+    items: dict[int, Item] = field(default_factory=dict)
+    arrived: int = 0
+    taken: int = 0
+    owed: int = 0
+
+
+@dataclass
+class _Wait:
+    ready: Callable[[], bool]
+    done: asyncio.Future[None]
+
+
+class Stock:
+    """Items of every model of one session, for one party."""
+
+    def __init__(self, party: int, models: Mapping[str, tuple[int, int]]) -> None:
+        """``models``: hash -> (depth, correction bytes of one item for this party)."""
+        self._party = party
+        self._shelves = {name: _Shelf(depth, size) for name, (depth, size) in models.items()}
+        self._waits: deque[_Wait] = deque()
+        self.on_credit: Callable[[str, int], None] | None = None
+
+    def depth(self, model: str) -> int:
+        """Items that can be held at once. Raises ModelNotFound."""
+        return self._shelf(model).depth
+
+    def held(self, model: str) -> int:
+        """Items there now."""
+        return len(self._shelf(model).items)
+
+    async def take(self, model: str, count: int, timeout: float) -> tuple[int, list[Item]]:
+        """The next ``count`` items and the index of the first; waits for them.
+
+        Raises MaterialExhausted after ``timeout`` seconds, ModelNotFound.
+        """
+        shelf = self._shelf(model)
+        if count > shelf.depth:
+            raise MaterialExhausted("items at once", got=count, expected=f"<= {shelf.depth}")
+        await self._until(lambda: shelf.arrived - shelf.taken >= count, timeout, model)
+        first = shelf.taken
+        return first, self._pop(model, shelf, first, count)
+
+    async def take_at(self, model: str, first: int, count: int, timeout: float) -> list[Item]:
+        """The items that the other party chose; waits for those still to come.
+
+        Raises MaterialReused for one that was taken before, MaterialExhausted, ModelNotFound.
+        """
+        shelf = self._shelf(model)
+        if count > shelf.depth or first > shelf.taken + shelf.depth:
+            raise MalformedMessage("items asked for", got=(first, count), expected=shelf.depth)
+        await self._until(lambda: shelf.arrived >= first + count, timeout, model)
+        return self._pop(model, shelf, first, count)
+
+    def put(self, model: str, index: int, item: Item) -> None:
+        """Take in the next item. Raises MalformedMessage if it is not the next."""
+        shelf = self._shelf(model)
+        if index != shelf.arrived:
+            raise MalformedMessage("index of an item", got=index, expected=shelf.arrived)
+        shelf.items[index] = item
+        shelf.arrived += 1
+        self._wake()
+
+    def correction_bytes(self, model: str) -> int:
+        """Bytes of corrections that one item has for this party."""
+        return self._shelf(model).correction_bytes
+
+    def close(self) -> None:
+        """Destroy everything; whoever waits gets MaterialExhausted."""
+        for shelf in self._shelves.values():
+            shelf.items.clear()
+        for wait in self._waits:
+            if not wait.done.done():
+                wait.done.set_exception(MaterialExhausted("the session's material is gone"))
+        self._waits.clear()
+
+    def _pop(self, model: str, shelf: _Shelf, first: int, count: int) -> list[Item]:
+        wanted = range(first, first + count)
+        if any(index not in shelf.items for index in wanted):
+            raise MaterialReused("item", got=first, expected="one that was not taken before")
+        found = [shelf.items.pop(index) for index in wanted]
+        shelf.taken = max(shelf.taken, first + count)
+        shelf.owed += count
+        # Granted in batches: one request for several items.
+        if self.on_credit is not None and (shelf.owed * 4 >= shelf.depth or not shelf.items):
+            self.on_credit(model, shelf.owed)
+            shelf.owed = 0
+        return found
+
+    async def _until(self, ready: Callable[[], bool], timeout: float, model: str) -> None:
+        if ready():
+            return
+        wait = _Wait(ready, asyncio.get_running_loop().create_future())
+        self._waits.append(wait)
+        try:
+            await asyncio.wait_for(wait.done, timeout)
+        except TimeoutError as error:
+            raise MaterialExhausted(
+                "no material from the dealer", got=f"{timeout:.1f} s waited", hint=model[:12]
+            ) from error
+        finally:
+            if wait in self._waits:
+                self._waits.remove(wait)
+
+    def _wake(self) -> None:
+        for wait in list(self._waits):
+            if wait.ready() and not wait.done.done():
+                wait.done.set_result(None)
+
+    def _shelf(self, model: str) -> _Shelf:
+        shelf = self._shelves.get(model)
+        if shelf is None:
+            raise ModelNotFound("model", got=model[:64], expected="one that is served here")
+        return shelf
+
+
+class DealStream:
+    """This party's end of ``Deal``: opens the session, grants credit, fills the stock."""
+
+    def __init__(
+        self,
+        stock: Stock,
+        call: grpc.aio.StreamStreamCall[DealRequest, DealResponse],
+        party: int,
+    ) -> None:
+        self._stock, self._call, self._party = stock, call, party
+        self._writing = asyncio.Lock()
+        self._open_item: tuple[DealItem, bytearray] | None = None
+        self._tasks: set[asyncio.Task[None]] = set()
+        self.tuple_seed: asyncio.Future[bytes] = asyncio.get_running_loop().create_future()
+        self._tuple: tuple[int, bytearray] | None = None
+        self._tuple_waits: dict[int, asyncio.Future[bytes]] = {}
+
+    async def open(self, session_id: bytes, lane: int, models: Sequence[str]) -> None:
+        """Open the session and grant credit for a full stock of each model."""
+        await self._send(
+            DealRequest(open=DealOpen(session_id=session_id, lane=lane, party=self._party))
+        )
+        self._stock.on_credit = self._grant
+        for model in models:
+            await self._credit(model, self._stock.depth(model))
+
+    async def pump(self) -> None:
+        """Read until the stream ends. Raises PeerUnavailable, MalformedMessage and whatever the
+        dealer answered."""
+        try:
+            while True:
+                response = await self._receive(self._call.read())
+                if response is grpc.aio.EOF:
+                    raise PeerUnavailable("the dealer closed the stream")
+                self._take(response)
+        except BaseException:
+            self._stock.close()
+            for wait in [self.tuple_seed, *self._tuple_waits.values()]:
+                wait.cancel()
+            raise
+
+    async def tuple_correction(self, request: DealTuple) -> bytes:
+        """Party 1's correction of one tuple of a CrypTen program."""
+        wait: asyncio.Future[bytes] = asyncio.get_running_loop().create_future()
+        self._tuple_waits[request.index] = wait
+        await self._send(DealRequest(tuple=request))
+        return await wait
+
+    def _take(self, response: DealResponse) -> None:
+        kind = response.WhichOneof("message")
+        if kind == "item":
+            self._head(response.item)
+        elif kind == "chunk":
+            chunk = response.chunk
+            head, data = self._unfinished()
+            if (chunk.model_hash, chunk.index, chunk.offset) != (
+                head.model_hash, head.index, len(data),
+            ):  # fmt: skip
+                raise MalformedMessage("chunk of an item", got=chunk.index, expected=head.index)
+            self._extend(data, chunk.data, head.correction_bytes)
+            if len(data) == head.correction_bytes:
+                self._finish(head, bytes(data))
+        elif kind == "tuple_seed":
+            if self.tuple_seed.done() or len(response.tuple_seed.seed) != SEED_BYTES:
+                raise MalformedMessage("seed for tuples", expected=f"{SEED_BYTES} bytes, once")
+            self.tuple_seed.set_result(response.tuple_seed.seed)
+        elif kind == "tuple_chunk":
+            self._tuple_part(response)
+        else:
+            raise MalformedMessage("message of the dealer", got=kind, expected="item or chunk")
+
+    def _head(self, head: DealItem) -> None:
+        if self._open_item is not None:
+            raise MalformedMessage("item", got="a new one", expected="the rest of the last")
+        expected = self._stock.correction_bytes(head.model_hash)
+        if head.correction_bytes != expected or len(head.seed) != SEED_BYTES:
+            raise MalformedMessage("item", got=head.correction_bytes, expected=expected)
+        if expected:
+            self._open_item = (head, bytearray())
+        else:
+            self._finish(head, b"")
+
+    def _finish(self, head: DealItem, corrections: bytes) -> None:
+        self._open_item = None
+        self._stock.put(head.model_hash, head.index, Item(self._party, head.seed, corrections))
+
+    def _unfinished(self) -> tuple[DealItem, bytearray]:
+        if self._open_item is None:
+            raise MalformedMessage("chunk", expected="an item before it")
+        return self._open_item
+
+    @staticmethod
+    def _extend(data: bytearray, more: bytes, total: int) -> None:
+        if not more or len(data) + len(more) > total:
+            raise MalformedMessage("chunk", got=f"{len(data) + len(more)} bytes", expected=total)
+        data += more
+
+    def _tuple_part(self, response: DealResponse) -> None:
+        chunk = response.tuple_chunk
+        index, data = self._tuple or (chunk.index, bytearray())
+        if chunk.index != index or chunk.offset != len(data) or index not in self._tuple_waits:
+            raise MalformedMessage("chunk of a tuple", got=chunk.index, expected=index)
+        self._extend(data, chunk.data, chunk.total_bytes)
+        self._tuple = (index, data)
+        if len(data) == chunk.total_bytes:
+            self._tuple = None
+            self._tuple_waits.pop(index).set_result(bytes(data))
+
+    def _grant(self, model: str, count: int) -> None:
+        task = asyncio.create_task(self._credit(model, count))
+        self._tasks.add(task)
+        task.add_done_callback(self._granted)
+
+    def _granted(self, task: asyncio.Task[None]) -> None:
+        self._tasks.discard(task)
+        if not task.cancelled() and task.exception() is not None:
+            self._call.cancel()  # the pump sees it and ends the session
+
+    async def _credit(self, model: str, count: int) -> None:
+        await self._send(DealRequest(credit=DealCredit(model_hash=model, items=count)))
+
+    async def _send(self, request: DealRequest) -> None:
+        async with self._writing:
+            await self._receive(self._call.write(request))
+
+    @staticmethod
+    async def _receive(operation: Awaitable[DealResponse | None]) -> DealResponse | None:
+        try:
+            return await operation
+        except grpc.aio.AioRpcError as error:
+            raise raised(error) from error
+        except (grpc.aio.UsageError, asyncio.InvalidStateError) as error:
+            raise PeerUnavailable("the dealer closed the stream") from error

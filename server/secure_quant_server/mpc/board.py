@@ -1,0 +1,103 @@
+"""Party 1's board: clients' shares that wait until party 0's lane asks for them."""
+
+from __future__ import annotations
+
+import asyncio
+from dataclasses import dataclass
+
+from secure_quant.errors import DeadlineExceeded, MalformedMessage, Overloaded, SecureQuantError
+from secure_quant_server.mpc.lanes import Outcome
+
+__all__ = ["Board", "Posted"]
+
+
+@dataclass
+class Posted:
+    """One client's share and the answer it waits for."""
+
+    model: str
+    batch: int
+    share: bytes
+    answer: asyncio.Future[Outcome]
+    claimed: bool = False
+
+
+class Board:
+    """Shares by request id, in hexadecimal. Bounded in entries and bytes."""
+
+    def __init__(self, entries: int, size: int) -> None:
+        self._entries, self._size = entries, size
+        self._posted: dict[str, Posted] = {}
+        self._wanted: dict[str, asyncio.Future[None]] = {}
+        self._bytes = 0
+
+    def post(self, key: str, model: str, batch: int, share: bytes) -> asyncio.Future[Outcome]:
+        """Put up a share; the future is its answer. Raises Overloaded."""
+        if len(self._posted) >= self._entries or self._bytes + len(share) > self._size:
+            raise Overloaded("requests that wait for the other party", got=len(self._posted))
+        if key in self._posted:
+            raise MalformedMessage("request id", got="one that is being served")
+        answer: asyncio.Future[Outcome] = asyncio.get_running_loop().create_future()
+        self._posted[key] = Posted(model, batch, share, answer)
+        self._bytes += len(share)
+        wanted = self._wanted.get(key)
+        if wanted is not None and not wanted.done():
+            wanted.set_result(None)
+        return answer
+
+    def claimed(self, key: str) -> bool:
+        """True once a lane has the share."""
+        posted = self._posted.get(key)
+        return posted is not None and posted.claimed
+
+    def remove(self, key: str) -> None:
+        """Forget a share: answered, or its client gave up."""
+        posted = self._posted.pop(key, None)
+        if posted is not None:
+            self._bytes -= len(posted.share)
+
+    async def fetch(self, keys: str, model: str, batches: list[int], wait_s: float) -> bytes:
+        """The shares of one job, joined; each is given out once.
+
+        Raises DeadlineExceeded if one does not come in ``wait_s`` seconds, MalformedMessage if the
+        two parties were sent different things under the same id.
+        """
+        try:
+            async with asyncio.timeout(wait_s):
+                posted = [await self._get(key) for key in keys.split(",")]
+        except TimeoutError as error:
+            raise DeadlineExceeded(
+                "the other party did not get the client's second share",
+                got=f"{wait_s:.1f} s waited",
+            ) from error
+        if [each.batch for each in posted] != batches or any(p.model != model for p in posted):
+            raise MalformedMessage("request", got="another model or batch at the other party")
+        if any(each.claimed for each in posted):
+            raise MalformedMessage("request id", got="one that is being served")
+        for each in posted:
+            each.claimed = True
+        return b"".join(each.share for each in posted)
+
+    def settle(self, key: str, outcome: Outcome | SecureQuantError) -> None:
+        """Hand an answer to the client that waits for it, if it still does."""
+        posted = self._posted.get(key)
+        if posted is None or posted.answer.done():
+            return
+        if isinstance(outcome, SecureQuantError):
+            posted.answer.set_exception(outcome)
+        else:
+            posted.answer.set_result(outcome)
+
+    async def _get(self, key: str) -> Posted:
+        if key not in self._posted:
+            if key in self._wanted:
+                raise MalformedMessage("request id", got="one that is offered already")
+            self._wanted[key] = asyncio.get_running_loop().create_future()
+            try:
+                await self._wanted[key]
+            finally:
+                del self._wanted[key]
+        posted = self._posted.get(key)
+        if posted is None:
+            raise DeadlineExceeded("the client gave up", expected="both of its calls to wait")
+        return posted

@@ -1,0 +1,293 @@
+"""The dealer: makes one-time material ahead of demand and hands each item out once."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import time
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Any
+
+import grpc.aio
+from prometheus_client import Counter, Gauge, Histogram
+from secure_quant.mpc.bundle import load_dealer
+from secure_quant.mpc.deal import DealerProgram, DealtItem
+
+from secure_quant.errors import (
+    ConfigError,
+    DeadlineExceeded,
+    MalformedMessage,
+    ModelNotFound,
+    PeerUnavailable,
+    PermissionDenied,
+)
+from secure_quant.transport import Security
+from secure_quant.wire.gen import dealer_pb2_grpc
+from secure_quant.wire.gen.dealer_pb2 import (
+    DealChunk,
+    DealItem,
+    DealOpen,
+    DealRequest,
+    DealResponse,
+)
+from secure_quant_server.common import (
+    Access,
+    GrpcServer,
+    Metrics,
+    ServerOptions,
+    current_caller,
+    logs,
+    on_stop_signal,
+    read_bundle,
+)
+
+__all__ = ["DealerOptions", "serve_dealer"]
+
+SERVICE = "secure_quant.v1.DealerService"
+CHUNK = 2**20
+MAX_CREDIT = 4096
+PAIRING_S = 10.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class DealerOptions(ServerOptions):
+    """stock_bytes: memory for each model's finished items. workers: threads that make them."""
+
+    stock_bytes: int = 256 * 2**20
+    workers: int = 1
+
+    def __post_init__(self) -> None:
+        if self.stock_bytes <= 0 or self.workers <= 0:
+            raise ConfigError(
+                "dealer options", got=(self.stock_bytes, self.workers), expected="> 0"
+            )
+
+
+async def serve_dealer(
+    bundles: Sequence[str | os.PathLike[str] | bytes],
+    *,
+    listen: str,
+    tls: Security,
+    **options: Any,
+) -> None:
+    """Serve correlated randomness until SIGTERM or SIGINT. ``options`` are those of DealerOptions.
+
+    Raises ConfigError, ModelError, InsecureRefused and the errors of ``Tls.load``.
+    """
+    chosen = DealerOptions(listen=listen, security=tls, **options)
+    stop = on_stop_signal()
+    programs = [load_dealer(read_bundle(bundle)) for bundle in bundles]
+    access = Access({SERVICE: frozenset({"party0", "party1"})})
+    server = GrpcServer(chosen, access, [SERVICE])
+    gauges = _Gauges(server.metrics)
+    works = {program.model_hash: _Works(program, chosen, gauges) for program in programs}
+    if len(works) != len(programs):
+        raise ConfigError("bundles", expected="a different model each")
+    dealer_pb2_grpc.add_DealerServiceServicer_to_server(_Dealer(works, gauges), server.server)
+    with ThreadPoolExecutor(chosen.workers, thread_name_prefix="deal") as pool:
+        makers = [
+            asyncio.create_task(each.make(pool))
+            for each in works.values()
+            for _ in range(chosen.workers)
+        ]
+        await server.start()
+        await server.set_serving(True)
+        stopped = asyncio.ensure_future(stop.wait())
+        try:
+            done, _ = await asyncio.wait([stopped, *makers], return_when=asyncio.FIRST_COMPLETED)
+            for task in done:
+                task.result()
+        finally:
+            await server.stop()
+            for task in [stopped, *makers]:
+                task.cancel()
+            await asyncio.gather(stopped, *makers, return_exceptions=True)
+
+
+class _Gauges:
+    def __init__(self, metrics: Metrics) -> None:
+        registry = metrics.registry
+        self.stock = Gauge(
+            "secure_quant_dealer_stock", "Finished items", ["model"], registry=registry
+        )
+        self.dealt = Counter(
+            "secure_quant_dealer_items", "Items handed out", ["model"], registry=registry
+        )
+        self.seconds = Histogram(
+            "secure_quant_dealer_item_seconds", "Time to make an item", ["model"], registry=registry
+        )
+        self.sessions = Gauge(
+            "secure_quant_dealer_sessions", "Sessions with both parties", registry=registry
+        )
+
+
+class _Works:
+    """Makes one model's items; the queue's bound is what keeps it from making too many."""
+
+    def __init__(self, program: DealerProgram, options: DealerOptions, gauges: _Gauges) -> None:
+        self._program, self._gauges = program, gauges
+        self.label = program.model_hash[:12]
+        size = max(program.plan.cost(1).offline_bytes_party1, 1)
+        depth = max(2, min(1024, options.stock_bytes // size))
+        self._stock: asyncio.Queue[DealtItem] = asyncio.Queue(depth)
+
+    async def make(self, pool: ThreadPoolExecutor) -> None:
+        """Until cancelled."""
+        loop = asyncio.get_running_loop()
+        while True:
+            start = time.perf_counter()
+            item = await loop.run_in_executor(pool, self._program.deal)
+            self._gauges.seconds.labels(self.label).observe(time.perf_counter() - start)
+            await self._stock.put(item)
+            self._gauges.stock.labels(self.label).set(self._stock.qsize())
+
+    async def take(self) -> DealtItem:
+        """An item nobody had before; it is the caller's to hand out once."""
+        item = await self._stock.get()
+        self._gauges.stock.labels(self.label).set(self._stock.qsize())
+        self._gauges.dealt.labels(self.label).inc()
+        return item
+
+
+class _Session:
+    """What two paired lanes share: the same items in the same order, one for both."""
+
+    def __init__(self, lane: int, works: Mapping[str, _Works]) -> None:
+        self.lane = lane
+        self.joined: set[int] = set()
+        self.dealing = False
+        self.complete = asyncio.Event()
+        self.ended = asyncio.Event()
+        self._works = works
+        self._credit = (dict.fromkeys(works, 0), dict.fromkeys(works, 0))
+        self._granted = {name: asyncio.Event() for name in works}
+        # Short: what is in flight is destroyed when the session ends.
+        self.outgoing: tuple[asyncio.Queue[DealResponse], ...] = (
+            asyncio.Queue(64), asyncio.Queue(4),
+        )  # fmt: skip
+
+    def grant(self, party: int, model: str, items: int) -> None:
+        """Raises ModelNotFound, MalformedMessage."""
+        credit = self._credit[party]
+        if model not in credit:
+            raise ModelNotFound("model", got=model[:64], expected="one that is dealt here")
+        if not 1 <= items <= MAX_CREDIT - credit[model]:
+            raise MalformedMessage("credit", got=items, expected=f"1 to {MAX_CREDIT} in all")
+        credit[model] += items
+        self._granted[model].set()
+
+    async def deal(self, model: str) -> None:
+        """Hand out items of a model as both parties' credit allows, until cancelled."""
+        index = 0
+        while True:
+            while not all(credit[model] for credit in self._credit):
+                self._granted[model].clear()
+                await self._granted[model].wait()
+            for credit in self._credit:
+                credit[model] -= 1
+            item = await self._works[model].take()
+            head = DealItem(model_hash=model, index=index, seed=item.seed0)
+            await self.outgoing[0].put(DealResponse(item=head))
+            await self._put_corrections(model, index, item)
+            index += 1
+
+    async def _put_corrections(self, model: str, index: int, item: DealtItem) -> None:
+        total = len(item.corrections)
+        head = DealItem(model_hash=model, index=index, seed=item.seed1, correction_bytes=total)
+        await self.outgoing[1].put(DealResponse(item=head))
+        for start in range(0, total, CHUNK):
+            part = bytes(item.corrections[start : start + CHUNK])
+            chunk = DealChunk(model_hash=model, index=index, offset=start, data=part)
+            await self.outgoing[1].put(DealResponse(chunk=chunk))
+
+
+class _Dealer(dealer_pb2_grpc.DealerServiceServicer):
+    def __init__(self, works: Mapping[str, _Works], gauges: _Gauges) -> None:
+        self._works, self._gauges = works, gauges
+        self._sessions: dict[bytes, _Session] = {}
+
+    async def Deal(self, request_iterator: Any, context: Any) -> None:  # noqa: N802
+        """See dealer.proto."""
+        opened = await self._opened(context)
+        session = self._join(opened)
+        tasks = [
+            asyncio.create_task(each)
+            for each in (
+                self._listen(session, opened.party, context),
+                self._send(session, opened.party, context),
+                self._pair(session),
+            )
+        ]
+        try:
+            done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+            for task in done:
+                task.result()
+        finally:
+            session.ended.set()
+            self._sessions.pop(opened.session_id, None)
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
+        raise PeerUnavailable("the session ended")
+
+    async def _opened(self, context: Any) -> DealOpen:
+        request = await asyncio.wait_for(context.read(), PAIRING_S)
+        if request is grpc.aio.EOF or request.WhichOneof("message") != "open":
+            raise MalformedMessage("first message to the dealer", expected="open")
+        opened: DealOpen = request.open
+        if opened.party not in (0, 1) or len(opened.session_id) != 16:
+            raise MalformedMessage("open", got=(opened.party, len(opened.session_id)))
+        role = current_caller().role
+        if role is not None and role.kind != f"party{opened.party}":
+            raise PermissionDenied("party", got=role.kind, expected=f"party{opened.party}")
+        return opened
+
+    def _join(self, opened: DealOpen) -> _Session:
+        session = self._sessions.get(opened.session_id)
+        if session is None:
+            session = self._sessions[opened.session_id] = _Session(opened.lane, self._works)
+        if opened.party in session.joined or session.lane != opened.lane:
+            raise MalformedMessage("session", got="one that is open already, or of another lane")
+        session.joined.add(opened.party)
+        if len(session.joined) == 2:
+            session.complete.set()
+            logs.event("session", lane=session.lane)
+        return session
+
+    async def _listen(self, session: _Session, party: int, context: Any) -> None:
+        while True:
+            request: DealRequest = await context.read()
+            if request is grpc.aio.EOF:
+                return
+            kind = request.WhichOneof("message")
+            if kind != "credit":
+                raise MalformedMessage("message to the dealer", got=kind, expected="credit")
+            session.grant(party, request.credit.model_hash, request.credit.items)
+
+    async def _send(self, session: _Session, party: int, context: Any) -> None:
+        while True:
+            await context.write(await session.outgoing[party].get())
+
+    async def _pair(self, session: _Session) -> None:
+        """Wait for the other party, then deal (one of the two streams does), until either ends."""
+        try:
+            await asyncio.wait_for(session.complete.wait(), PAIRING_S)
+        except TimeoutError as error:
+            raise DeadlineExceeded("the other party did not open the session") from error
+        if not session.dealing:
+            session.dealing = True
+            await self._deal(session)
+        await session.ended.wait()
+
+    async def _deal(self, session: _Session) -> None:
+        deals = [asyncio.create_task(session.deal(model)) for model in self._works]
+        self._gauges.sessions.inc()
+        try:
+            await session.ended.wait()
+        finally:
+            self._gauges.sessions.dec()
+            for task in deals:
+                task.cancel()
+            await asyncio.gather(*deals, return_exceptions=True)

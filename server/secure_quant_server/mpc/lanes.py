@@ -1,0 +1,245 @@
+"""A front's view of its lanes: worker processes that it starts, feeds and starts again."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import socket
+import subprocess
+import sys
+from collections.abc import Awaitable, Callable, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, replace
+from typing import Any
+
+from secure_quant.errors import InternalError, PeerUnavailable, SecureQuantError
+from secure_quant_server.common import logs
+from secure_quant_server.mpc.config import LaneConfig
+from secure_quant_server.mpc.pipe import Pipe, error_from_fields, error_to_fields
+
+__all__ = ["LaneHandle", "Lanes", "Outcome"]
+
+RESTART_S = 0.5
+STOP_S = 3.0
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """An output share, uint64 little-endian, and what it cost this party."""
+
+    share: bytes
+    rounds: int
+    bytes_sent: int
+    offline_bytes: int
+    microseconds: int
+
+    def split(self, batches: Sequence[int]) -> list[Outcome]:
+        """The part of each request, in order; rounds and time are those of the whole."""
+        row = len(self.share) // sum(batches)
+        parts, start = [], 0
+        for batch in batches:
+            stop = start + row * batch
+            parts.append(replace(
+                self, share=self.share[start:stop],
+                bytes_sent=self.bytes_sent * batch // sum(batches),
+                offline_bytes=self.offline_bytes * batch // sum(batches),
+            ))  # fmt: skip
+            start = stop
+        return parts
+
+
+Fetch = Callable[[str, str, list[int], float], Awaitable[bytes]]
+Settle = Callable[[str, Outcome | SecureQuantError], None]
+
+
+class LaneHandle:
+    """One lane: its process, its pipe, the jobs it has."""
+
+    def __init__(
+        self, config: LaneConfig, fetch: Fetch, settle: Settle, changed: Callable[[], None]
+    ) -> None:
+        self._config, self._fetch, self._settle, self._changed = config, fetch, settle, changed
+        self._process: subprocess.Popen[bytes] | None = None
+        self._pipe: Pipe | None = None
+        self._jobs: dict[str, asyncio.Future[Outcome]] = {}
+        self._tasks: set[asyncio.Task[None]] = set()
+        self.ready = False
+
+    @property
+    def load(self) -> int:
+        """Jobs that wait or run."""
+        return len(self._jobs)
+
+    async def run(self) -> None:
+        """Keep a worker alive until cancelled."""
+        try:
+            while True:
+                await self._start()
+                try:
+                    await self._listen()
+                except SecureQuantError as error:
+                    logs.event("lane lost", lane=self._config.options.lane, reason=str(error))
+                self._lost()
+                await asyncio.sleep(RESTART_S)
+        finally:
+            await self._stop()
+
+    async def infer(
+        self, request_id: bytes, model: str, batch: int, share: bytes, wait_s: float
+    ) -> Outcome:
+        """Party 0: one request. Raises PeerUnavailable, InternalError and what the lane says."""
+        if self._pipe is None:
+            raise PeerUnavailable("this lane starts again")
+        key = request_id.hex()
+        outcome: asyncio.Future[Outcome] = asyncio.get_running_loop().create_future()
+        self._jobs[key] = outcome
+        try:
+            self._pipe.send(
+                {"kind": "infer", "ids": key, "model": model, "batches": [batch], "wait_s": wait_s},
+                share,
+            )
+            return await outcome
+        finally:
+            self._jobs.pop(key, None)
+
+    async def _start(self) -> None:
+        ours, theirs = socket.socketpair()
+        environment = dict.fromkeys(
+            ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "NUMBA_NUM_THREADS"), "1"
+        ) | dict(os.environ)
+        command = [sys.executable, "-m", "secure_quant_server.mpc.worker", str(theirs.fileno())]
+        with theirs:
+            self._process = subprocess.Popen(  # noqa: S603  our own module
+                command, pass_fds=[theirs.fileno()], stdin=subprocess.DEVNULL, env=environment
+            )
+        self._pipe = await Pipe.over(ours)
+        fields, body = self._config.to_frame()
+        self._pipe.send(fields, body)
+
+    async def _listen(self) -> None:
+        pipe = self._pipe
+        if pipe is None:
+            raise InternalError("the worker was not started")
+        while True:
+            fields, body = await pipe.receive()
+            kind = fields["kind"]
+            if kind == "answer":
+                figures = (fields[name] for name in ("rounds", "sent", "offline", "us"))
+                parts = Outcome(body, *figures).split(fields["batches"])
+                for key, part in zip(fields["ids"].split(","), parts, strict=True):
+                    self._finish(key, part)
+            elif kind == "failed":
+                for key in fields["ids"].split(","):
+                    self._finish(key, error_from_fields(fields))
+            elif kind == "want":
+                task = asyncio.create_task(self._bring(pipe, fields))
+                self._tasks.add(task)
+                task.add_done_callback(self._tasks.discard)
+            elif kind == "state":
+                self.ready = bool(fields["ready"])
+                self._changed()
+
+    async def _bring(self, pipe: Pipe, fields: dict[str, Any]) -> None:
+        """Party 1: the share that the worker asks for, or why it will not come."""
+        answer: dict[str, Any] = {"kind": "share", "ids": fields["ids"]}
+        body = b""
+        try:
+            body = await self._fetch(
+                fields["ids"], fields["model"], fields["batches"], fields["wait_s"]
+            )
+        except SecureQuantError as error:
+            answer |= error_to_fields(error)
+        with suppress(InternalError):  # a worker that is gone needs no answer
+            pipe.send(answer, body)
+
+    def _finish(self, key: str, outcome: Outcome | SecureQuantError) -> None:
+        if self._config.party == 1:
+            self._settle(key, outcome)
+            return
+        waiting = self._jobs.get(key)
+        if waiting is None or waiting.done():
+            return  # its client has gone
+        if isinstance(outcome, SecureQuantError):
+            waiting.set_exception(outcome)
+        else:
+            waiting.set_result(outcome)
+
+    def _lost(self) -> None:
+        self.ready = False
+        self._changed()
+        if self._pipe is not None:
+            self._pipe.close()
+            self._pipe = None
+        error = InternalError("the lane's process ended", hint="send the request again")
+        for waiting in self._jobs.values():
+            if not waiting.done():
+                waiting.set_exception(error)
+        if self._process is not None:
+            self._process.kill()
+            self._process.wait()
+
+    async def _stop(self) -> None:
+        if self._pipe is not None:
+            self._pipe.close()
+        for task in self._tasks:
+            task.cancel()
+        if self._process is not None:
+            deadline = asyncio.get_running_loop().time() + STOP_S
+            while self._process.poll() is None and asyncio.get_running_loop().time() < deadline:
+                await asyncio.sleep(0.02)
+            self._process.kill()
+            self._process.wait()
+
+
+class Lanes:
+    """All lanes of a party; those that are ready share the work."""
+
+    def __init__(
+        self,
+        config: LaneConfig,
+        count: int,
+        *,
+        fetch: Fetch,
+        settle: Settle,
+        changed: Callable[[bool], None],
+    ) -> None:
+        self._changed = changed
+        self._handles = [
+            LaneHandle(_of_lane(config, lane), fetch, settle, self._look) for lane in range(count)
+        ]
+        self._runs: list[asyncio.Task[None]] = []
+
+    def start(self) -> None:
+        """Start every worker process."""
+        self._runs = [asyncio.create_task(handle.run()) for handle in self._handles]
+
+    async def stop(self) -> None:
+        """End every worker process."""
+        for run in self._runs:
+            run.cancel()
+        await asyncio.gather(*self._runs, return_exceptions=True)
+
+    @property
+    def ready(self) -> Sequence[LaneHandle]:
+        """The lanes that could take a request now."""
+        return [handle for handle in self._handles if handle.ready]
+
+    def least_loaded(self) -> LaneHandle:
+        """Raises PeerUnavailable if no lane is ready."""
+        ready = self.ready
+        if not ready:
+            raise PeerUnavailable(
+                "no lane is connected to the other party and the dealer",
+                hint="lanes heal by themselves; try again soon",
+            )
+        return min(ready, key=lambda handle: handle.load)
+
+    def _look(self) -> None:
+        self._changed(bool(self.ready))
+
+
+def _of_lane(config: LaneConfig, lane: int) -> LaneConfig:
+    """Lane n's link is n ports above the first."""
+    host, _, port = config.link.rpartition(":")
+    options = replace(config.options, lane=lane)
+    return replace(config, link=f"{host}:{int(port) + lane}", options=options)

@@ -1,0 +1,273 @@
+"""One of the two parties of secret sharing: takes clients' shares, hands them to lanes."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from collections import OrderedDict
+from collections.abc import Sequence
+from dataclasses import dataclass
+from math import prod
+from typing import Any
+
+from prometheus_client import Counter, Gauge
+from secure_quant.mpc.bundle import load_party
+from secure_quant.mpc.party import PartyProgram
+
+from secure_quant.errors import (
+    ConfigError,
+    DeadlineExceeded,
+    MalformedMessage,
+    MessageTooLarge,
+    ModelNotFound,
+    Overloaded,
+)
+from secure_quant.mpc.lane import LaneOptions
+from secure_quant.transport import Security
+from secure_quant.wire import info_to_proto
+from secure_quant.wire.gen import share_inference_pb2_grpc
+from secure_quant.wire.gen.share_inference_pb2 import (
+    InferRequest,
+    InferResponse,
+    InferStats,
+    ShareInferenceServiceGetModelRequest,
+    ShareInferenceServiceGetModelResponse,
+)
+from secure_quant_server.common import (
+    Access,
+    Budgets,
+    GrpcServer,
+    Metrics,
+    ServerOptions,
+    current_caller,
+    on_stop_signal,
+    read_bundle,
+)
+from secure_quant_server.mpc.board import Board
+from secure_quant_server.mpc.config import LaneConfig
+from secure_quant_server.mpc.lanes import Lanes, Outcome
+
+__all__ = ["PartyOptions", "serve_party"]
+
+SERVICE = "secure_quant.v1.ShareInferenceService"
+ID_BYTES = 16
+SEEN_IDS = 200_000
+
+
+@dataclass(frozen=True, kw_only=True)
+class PartyOptions(ServerOptions):
+    """A server's options, and a party's own.
+
+    link            party 0: where party 1's link listens; party 1: where to listen. Lane n uses
+                    the port n above.
+    dealer          ``host:port``.
+    lanes           inferences that run side by side, one worker process each.
+    batch           most samples of one request.
+    material_bytes  memory for each model's stock of material, per lane.
+    wait_s          longest wait for a client's other share.
+    pending         requests that may wait at once; per_client: of one client.
+    """
+
+    link: str
+    dealer: str
+    lanes: int = 1
+    batch: int = 64
+    material_bytes: int = 64 * 2**20
+    wait_s: float = 10.0
+    pending: int = 256
+    per_client: int = 64
+
+    def __post_init__(self) -> None:
+        for name in ("lanes", "batch", "material_bytes", "wait_s", "pending", "per_client"):
+            if getattr(self, name) <= 0:
+                raise ConfigError(name, got=getattr(self, name), expected="> 0")
+
+
+async def serve_party(
+    bundles: Sequence[str | os.PathLike[str] | bytes],
+    *,
+    listen: str,
+    link: str,
+    dealer: str,
+    tls: Security,
+    **options: Any,
+) -> None:
+    """Serve a party until SIGTERM or SIGINT; which one, its bundles say.
+
+    bundles  paths, or bytes. ``options`` are those of PartyOptions.
+    Raises ConfigError, ModelError, InsecureRefused and the errors of ``Tls.load``.
+    """
+    chosen = PartyOptions(listen=listen, security=tls, link=link, dealer=dealer, **options)
+    stop = on_stop_signal()
+    front = _Front([read_bundle(bundle) for bundle in bundles], chosen)
+    await front.start()
+    try:
+        await stop.wait()
+    finally:
+        await front.stop()
+
+
+class _Front:
+    def __init__(self, bundles: Sequence[bytes], options: PartyOptions) -> None:
+        programs = [load_party(bundle) for bundle in bundles]
+        parties = {program.party for program in programs}
+        if len(parties) != 1:
+            raise ConfigError("bundles", got=f"parties {sorted(parties)}", expected="of one party")
+        self.party = parties.pop()
+        self.models = {program.model_hash: program for program in programs}
+        if len(self.models) != len(programs):
+            raise ConfigError("bundles", expected="a different model each")
+        self.options = options
+        access = Access({SERVICE: frozenset({"client"})})
+        self._grpc = GrpcServer(options, access, [SERVICE])
+        self.gauges = Gauges(self._grpc.metrics)
+        self.board = Board(options.pending, options.pending * 2**20)
+        self._serving: set[asyncio.Task[None]] = set()
+        config = LaneConfig(
+            party=self.party, link=options.link, dealer=options.dealer,
+            options=LaneOptions(0, options.material_bytes, options.batch),
+            security=options.security, bundles=tuple(bundles),
+        )  # fmt: skip
+        self.lanes = Lanes(
+            config, options.lanes,
+            fetch=self.board.fetch, settle=self.board.settle, changed=self._lanes_changed,
+        )  # fmt: skip
+        servicer = _ShareInference(self)
+        share_inference_pb2_grpc.add_ShareInferenceServiceServicer_to_server(
+            servicer, self._grpc.server
+        )
+
+    async def start(self) -> None:
+        await self._grpc.start()
+        self.lanes.start()
+
+    async def stop(self) -> None:
+        await self._grpc.stop()
+        await self.lanes.stop()
+
+    def _lanes_changed(self, ready: bool) -> None:
+        self.gauges.lanes.set(len(self.lanes.ready))
+        task = asyncio.create_task(self._grpc.set_serving(ready))
+        self._serving.add(task)
+        task.add_done_callback(self._serving.discard)
+
+
+class Gauges:
+    """What an operator watches besides what every server has."""
+
+    def __init__(self, metrics: Metrics) -> None:
+        registry = metrics.registry
+        self.lanes = Gauge("secure_quant_lanes_ready", "Lanes in session", registry=registry)
+        self.samples = Counter("secure_quant_samples", "Samples inferred", registry=registry)
+        self.online = Counter(
+            "secure_quant_online_bytes", "Payload sent to the other party", registry=registry
+        )
+        self.offline = Counter(
+            "secure_quant_offline_bytes", "Dealt material consumed", registry=registry
+        )
+
+
+class _ShareInference(share_inference_pb2_grpc.ShareInferenceServiceServicer):
+    def __init__(self, front: _Front) -> None:
+        self._front = front
+        self._seen: OrderedDict[bytes, None] = OrderedDict()
+        self._of_client: dict[str, int] = {}
+        options = front.options
+        self._budgets = Budgets(options.budget, options.budget_window_s)
+
+    async def GetModel(  # noqa: N802
+        self, request: ShareInferenceServiceGetModelRequest, context: Any
+    ) -> ShareInferenceServiceGetModelResponse:
+        """See share_inference.proto."""
+        program = self._program(request.model_hash)
+        info = info_to_proto(program.graph, program.plan.to_json())
+        return ShareInferenceServiceGetModelResponse(info=info, party=self._front.party)
+
+    async def Infer(self, request: InferRequest, context: Any) -> InferResponse:  # noqa: N802
+        """See share_inference.proto."""
+        program = self._program(request.model_hash)
+        self._check(request, program)
+        name = current_caller().name
+        self._budgets.charge(name, program.model_hash, request.batch)
+        if self._of_client.get(name, 0) >= self._front.options.per_client:
+            raise Overloaded("requests of one client at once", got=self._of_client[name])
+        self._remember(request.request_id)
+        self._of_client[name] = self._of_client.get(name, 0) + 1
+        try:
+            outcome = await self._answer(request, self._wait_s(context))
+        finally:
+            self._of_client[name] -= 1
+            if not self._of_client[name]:
+                del self._of_client[name]
+        return self._response(request, outcome)
+
+    async def _answer(self, request: InferRequest, wait_s: float) -> Outcome:
+        front, key = self._front, request.request_id.hex()
+        model, batch, share = request.model_hash, request.batch, request.share
+        try:
+            async with asyncio.timeout(wait_s + front.options.wait_s):
+                if front.party == 0:
+                    lane = front.lanes.least_loaded()
+                    return await lane.infer(request.request_id, model, batch, share, wait_s)
+                front.lanes.least_loaded()  # refuses at once while no lane could ever ask
+                answer = front.board.post(key, model, batch, share)
+                done, _ = await asyncio.wait({answer}, timeout=wait_s)
+                if not done and not front.board.claimed(key):
+                    raise DeadlineExceeded(
+                        "the other party did not get the client's first share",
+                        got=f"{wait_s:.1f} s waited",
+                    )
+                return await answer
+        except TimeoutError as error:
+            raise DeadlineExceeded("no answer in time", got=f"{wait_s:.1f} s waited") from error
+        finally:
+            if front.party == 1:
+                front.board.remove(key)
+
+    def _response(self, request: InferRequest, outcome: Outcome) -> InferResponse:
+        gauges = self._front.gauges
+        gauges.samples.inc(request.batch)
+        gauges.online.inc(outcome.bytes_sent)
+        gauges.offline.inc(outcome.offline_bytes)
+        stats = InferStats(
+            rounds=outcome.rounds,
+            online_bytes_sent=outcome.bytes_sent,
+            offline_bytes=outcome.offline_bytes,
+            engine_microseconds=outcome.microseconds,
+        )
+        return InferResponse(share=outcome.share, stats=stats)
+
+    def _program(self, model: str) -> PartyProgram:
+        models = self._front.models
+        if not model and len(models) == 1:
+            return next(iter(models.values()))
+        if model not in models:
+            served = ", ".join(sorted(name[:12] for name in models))
+            raise ModelNotFound("model", got=model[:64] or "none named", expected=served)
+        return models[model]
+
+    def _check(self, request: InferRequest, program: PartyProgram) -> None:
+        if request.model_hash != program.model_hash:
+            raise ModelNotFound("model", got="none named", expected="a hash")
+        if len(request.request_id) != ID_BYTES:
+            got = f"{len(request.request_id)} bytes"
+            raise MalformedMessage("request id", got=got, expected=f"{ID_BYTES} bytes")
+        if not 1 <= request.batch <= self._front.options.batch:
+            limit = self._front.options.batch
+            raise MessageTooLarge("batch", got=request.batch, expected=f"1 to {limit}")
+        expected = 8 * request.batch * prod(program.graph.input.shape)
+        if len(request.share) != expected:
+            raise MalformedMessage("share", got=f"{len(request.share)} bytes", expected=expected)
+
+    def _remember(self, request_id: bytes) -> None:
+        """Each id once, as far back as memory reaches; material is never reused in any case."""
+        if request_id in self._seen:
+            raise MalformedMessage("request id", got="one used before", expected="a fresh one")
+        self._seen[request_id] = None
+        if len(self._seen) > SEEN_IDS:
+            self._seen.popitem(last=False)
+
+    def _wait_s(self, context: Any) -> float:
+        left = context.time_remaining()
+        limit = self._front.options.wait_s
+        return limit if left is None else max(0.0, min(limit, left))

@@ -1,0 +1,298 @@
+"""The process of one lane: ``python -m secure_quant_server.mpc.worker FD``, started by the front.
+
+FD is one end of a socket pair; its first frame is the configuration. The process ends when the
+front closes its end.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import secrets
+import signal
+import socket
+import sys
+from collections.abc import Awaitable, Mapping
+from typing import Any, TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
+from secure_quant.mpc.bundle import load_party
+from secure_quant.mpc.party import PartyProgram
+
+from secure_quant.errors import (
+    DeadlineExceeded,
+    InternalError,
+    MalformedMessage,
+    PeerUnavailable,
+    SecureQuantError,
+)
+from secure_quant.mpc.lane import (
+    Answer,
+    Border,
+    Session,
+    check_hello,
+    make_hello,
+    make_stock,
+)
+from secure_quant.mpc.link import Job, PartyLink
+from secure_quant.mpc.stock import DealStream
+from secure_quant.transport import aio_channel
+from secure_quant.wire.gen import party_link_pb2_grpc
+from secure_quant.wire.gen.dealer_pb2_grpc import DealerServiceStub
+from secure_quant.wire.gen.party_link_pb2 import ExchangeRequest, ExchangeResponse
+from secure_quant_server.common import Access, GrpcServer, ServerOptions, logs
+from secure_quant_server.mpc.config import LaneConfig
+from secure_quant_server.mpc.pipe import Pipe, error_from_fields, error_to_fields
+
+__all__ = ["main"]
+
+LINK_SERVICE = "secure_quant.v1.PartyLinkService"
+GREETING_S = 5.0
+BACKOFF_S = (0.1, 2.0)
+
+Shares = NDArray[np.uint64]
+T = TypeVar("T")
+
+
+class _FrontDesk:
+    """Party 1: shares come from the front, answers go back to it."""
+
+    def __init__(self, pipe: Pipe) -> None:
+        self._pipe = pipe
+        self._wanted: dict[str, asyncio.Future[bytes]] = {}
+
+    async def fetch(self, job: Job) -> Shares:
+        key = _key(job)
+        if key in self._wanted:
+            raise MalformedMessage("offer", got="request ids that are offered already")
+        self._wanted[key] = asyncio.get_running_loop().create_future()
+        self._pipe.send({
+            "kind": "want", "ids": key, "model": job.model_hash, "batches": job.batches,
+            "wait_s": job.wait_s,
+        })  # fmt: skip
+        try:
+            # The front keeps the time; this is for a front that does not answer.
+            body = await asyncio.wait_for(self._wanted[key], job.wait_s + 5.0)
+        except TimeoutError as error:
+            raise DeadlineExceeded("the client's share did not come") from error
+        finally:
+            del self._wanted[key]
+        return np.frombuffer(body, "<u8")
+
+    def deliver(self, job: Job, answer: Answer) -> None:
+        self._pipe.send(_figures(job, answer), _bytes(answer))
+
+    def fail(self, job: Job, error: SecureQuantError) -> None:
+        self._pipe.send({"kind": "failed", "ids": _key(job), **error_to_fields(error)})
+
+    def arrived(self, key: str, body: bytes, error: SecureQuantError | None) -> None:
+        """The front's answer to a ``want``."""
+        waiting = self._wanted.get(key)
+        if waiting is None or waiting.done():
+            return
+        if error is None:
+            waiting.set_result(body)
+        else:
+            waiting.set_exception(error)
+
+
+class _Worker:
+    def __init__(self, config: LaneConfig, pipe: Pipe, border: Border) -> None:
+        self._config, self._pipe, self._border = config, pipe, border
+        loaded = [load_party(bundle) for bundle in config.bundles]
+        self._programs: Mapping[str, PartyProgram] = {each.model_hash: each for each in loaded}
+        self._desk = _FrontDesk(pipe)
+        self._session: Session | None = None
+        self._current: asyncio.Task[Any] | None = None
+        self._tasks: set[asyncio.Task[None]] = set()
+
+    async def serve(self) -> None:
+        """Until the front closes the pipe."""
+        link = self._dial() if self._config.party == 0 else self._listen()
+        tasks = [asyncio.create_task(link), asyncio.create_task(self._obey())]
+        done, pending = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+        for task in pending:
+            task.cancel()
+        await asyncio.gather(*pending, return_exceptions=True)
+        for task in done:
+            task.result()
+
+    async def _obey(self) -> None:
+        while True:
+            try:
+                fields, body = await self._pipe.receive()
+            except InternalError:
+                return  # the front is gone, and so is the reason to be
+            if fields["kind"] == "infer":
+                task = asyncio.create_task(self._infer(fields, body))
+                self._tasks.add(task)
+                task.add_done_callback(self._tasks.discard)
+            elif fields["kind"] == "share":
+                error = error_from_fields(fields) if "error" in fields else None
+                self._desk.arrived(fields["ids"], body, error)
+
+    async def _infer(self, fields: dict[str, Any], body: bytes) -> None:
+        """Party 0: one job of the front."""
+        ids = tuple(bytes.fromhex(each) for each in fields["ids"].split(","))
+        job = Job(fields["model"], ids, tuple(fields["batches"]), fields["wait_s"])
+        try:
+            if self._session is None or not self._session.ready.is_set():
+                raise PeerUnavailable("this lane has no session with the other party now")
+            answer = await self._session.infer(job, np.frombuffer(body, "<u8"))
+        except SecureQuantError as error:
+            self._pipe.send({"kind": "failed", "ids": fields["ids"], **error_to_fields(error)})
+        else:
+            self._pipe.send(_figures(job, answer), _bytes(answer))
+
+    async def _dial(self) -> None:
+        """Party 0: one session after another, with growing pauses while they fail at once."""
+        pause, longest = BACKOFF_S
+        while True:
+            started = asyncio.get_running_loop().time()
+            try:
+                await self._offer_session()
+            except SecureQuantError as error:
+                logs.event("session ended", lane=self._config.options.lane, reason=str(error))
+            if asyncio.get_running_loop().time() - started > 10.0:
+                pause = BACKOFF_S[0]
+            await asyncio.sleep(pause * (0.5 + secrets.randbelow(1000) / 1000))
+            pause = min(pause * 2, longest)
+
+    async def _offer_session(self) -> None:
+        config, session_id = self._config, secrets.token_bytes(16)
+        async with aio_channel(config.link, config.security, server_role="party1") as channel:
+            call = party_link_pb2_grpc.PartyLinkServiceStub(channel).Exchange()
+            try:
+                link = PartyLink(ExchangeRequest, call.read, call.write)
+                hello = make_hello(session_id, config.options.lane, self._programs)
+                await _in_time(link.greet(hello))
+                theirs = await _in_time(link.greeted())
+                check_hello(theirs, config.options.lane, self._programs)
+                if theirs.session_id != session_id:
+                    raise MalformedMessage("session id", expected="the one that was offered")
+                await self._run_session(link, session_id)
+            finally:
+                call.cancel()
+
+    async def _listen(self) -> None:
+        """Party 1: the port of this lane's link, until cancelled."""
+        access = Access({LINK_SERVICE: frozenset({"party0"})})
+        options = ServerOptions(
+            listen=self._config.link, security=self._config.security, reflection=False, grace_s=0.5
+        )
+        server = GrpcServer(options, access, [LINK_SERVICE])
+        party_link_pb2_grpc.add_PartyLinkServiceServicer_to_server(_Link(self), server.server)
+        await server.start()
+        await server.set_serving(True)
+        try:
+            await asyncio.Event().wait()
+        finally:
+            await server.stop()
+
+    async def accept_session(self, link: PartyLink) -> None:
+        """Party 1: serve one link; raises when it ends."""
+        hello = await _in_time(link.greeted())
+        check_hello(hello, self._config.options.lane, self._programs)
+        # A newer link replaces an older one: party 0 has given that up, seen from here or not.
+        before, self._current = self._current, asyncio.current_task()
+        if before is not None and not before.done():
+            before.cancel()
+            await asyncio.wait([before])
+        mine = make_hello(hello.session_id, self._config.options.lane, self._programs)
+        await link.greet(mine)
+        await self._run_session(link, hello.session_id)
+
+    async def _run_session(self, link: PartyLink, session_id: bytes) -> None:
+        config = self._config
+        stock = make_stock(config.party, self._programs, config.options)
+        async with aio_channel(config.dealer, config.security, server_role="dealer") as channel:
+            call = DealerServiceStub(channel).Deal()
+            try:
+                dealer = DealStream(stock, call, config.party)
+                await _in_time(dealer.open(session_id, config.options.lane, list(self._programs)))
+                session = Session(
+                    config.party, self._programs, link, dealer, stock,
+                    border=self._border, desk=self._desk if config.party == 1 else None,
+                )  # fmt: skip
+                self._session = session
+                announcer = asyncio.create_task(self._announce(session))
+                try:
+                    await session.run()
+                finally:
+                    announcer.cancel()
+                    self._session = None
+                    self._say_ready(ready=False)
+            finally:
+                call.cancel()
+
+    async def _announce(self, session: Session) -> None:
+        await session.ready.wait()
+        logs.event("lane ready", lane=self._config.options.lane)
+        self._say_ready(ready=True)
+
+    def _say_ready(self, *, ready: bool) -> None:
+        try:
+            self._pipe.send({"kind": "state", "ready": ready})
+        except InternalError:
+            return  # the front went first; `_obey` ends this process
+
+
+class _Link(party_link_pb2_grpc.PartyLinkServiceServicer):
+    def __init__(self, worker: _Worker) -> None:
+        self._worker = worker
+
+    async def Exchange(self, request_iterator: Any, context: Any) -> None:  # noqa: N802
+        """See party_link.proto."""
+        await self._worker.accept_session(PartyLink(ExchangeResponse, context.read, context.write))
+
+
+async def _in_time(step: Awaitable[T]) -> T:
+    try:
+        return await asyncio.wait_for(step, GREETING_S)
+    except TimeoutError as error:
+        raise DeadlineExceeded("the peer does not answer", got=f"{GREETING_S} s") from error
+
+
+def _key(job: Job) -> str:
+    return ",".join(each.hex() for each in job.request_ids)
+
+
+def _figures(job: Job, answer: Answer) -> dict[str, Any]:
+    return {
+        "kind": "answer",
+        "ids": _key(job),
+        "batches": job.batches,
+        "rounds": answer.meter.rounds,
+        "sent": answer.meter.bytes_sent,
+        "offline": answer.offline_bytes,
+        "us": int(answer.meter.seconds * 1e6),
+    }
+
+
+def _bytes(answer: Answer) -> bytes:
+    return answer.share.astype("<u8", copy=False).tobytes()
+
+
+async def _main(descriptor: int) -> None:
+    pipe = await Pipe.over(socket.socket(fileno=descriptor))
+    fields, body = await pipe.receive()
+    config = LaneConfig.from_frame(fields, body)
+    logs.setup(config.log_level)
+    try:
+        await _Worker(config, pipe, lambda share: share).serve()
+    except SecureQuantError as error:
+        logs.event("lane failed", lane=config.options.lane, reason=str(error))
+        raise SystemExit(1) from error
+    finally:
+        pipe.close()
+
+
+def main() -> None:
+    """Entry point."""
+    # Ctrl-C reaches the whole process group; the front decides when its workers stop.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    asyncio.run(_main(int(sys.argv[1])))
+
+
+if __name__ == "__main__":
+    main()
