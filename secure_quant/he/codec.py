@@ -1,7 +1,8 @@
 """Integers of a fixed bit width <-> bytes: the whole wire format of ciphertexts.
 
-Each value's upper ``width // 8`` bytes stand little-endian, one value after the other. The low
-``r = width % 8`` bits of all values follow, eight values to r bytes, the first value lowest.
+A record holds n values. The upper ``width // 8`` bytes of each stand little-endian, one value
+after the other; then the low ``r = width % 8`` bits of all, eight values to r bytes, the first
+value lowest.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from secure_quant.errors import MalformedMessage
 __all__ = ["pack", "packed_size", "unpack", "width_of"]
 
 U64 = NDArray[np.uint64]
+U8 = NDArray[np.uint8]
 
 
 def width_of(prime: int, drop: int) -> int:
@@ -22,40 +24,42 @@ def width_of(prime: int, drop: int) -> int:
 
 
 def packed_size(count: int, width: int) -> int:
-    """Bytes of ``count`` values."""
+    """Bytes of a record of ``count`` values."""
     return count * (width // 8) + -(-count // 8) * (width % 8)
 
 
-def pack(values: U64, prime: int, drop: int) -> bytes:
-    """Residues of any shape -> ``packed_size(values.size, width_of(prime, drop))`` bytes."""
+def pack(values: U64, prime: int, drop: int) -> U8:
+    """Residues uint64[records, n] -> uint8[records, packed_size(n, width_of(prime, drop))]."""
     whole, rest = divmod(width_of(prime, drop), 8)
-    flat = values.reshape(-1) >> np.uint64(drop)
-    octets = (flat >> np.uint64(rest)).astype("<u8", copy=False).view(np.uint8).reshape(-1, 8)
-    head = octets[:, :whole].tobytes()
-    if not rest:
-        return head
-    low = np.zeros((-(-len(flat) // 8), 8), np.uint64)
-    low.reshape(-1)[: len(flat)] = flat & np.uint64((1 << rest) - 1)
-    joined = np.bitwise_or.reduce(low << _shifts(rest), axis=1)
-    octets = joined.astype("<u8", copy=False).view(np.uint8).reshape(-1, 8)
-    return head + octets[:, :rest].tobytes()
+    records, count = values.shape
+    made = np.empty((records, packed_size(count, width_of(prime, drop))), np.uint8)
+    octets = (values >> np.uint64(drop + rest)).astype("<u8", copy=False).view(np.uint8)
+    upper = made[:, : count * whole].reshape(records, count, whole)
+    upper[:] = octets.reshape(records, count, 8)[:, :, :whole]
+    if rest:
+        low = np.zeros((records, -(-count // 8) * 8), np.uint64)
+        low[:, :count] = (values >> np.uint64(drop)) & np.uint64((1 << rest) - 1)
+        joined = np.bitwise_or.reduce(low.reshape(records, -1, 8) << _shifts(rest), axis=2)
+        octets = joined.astype("<u8", copy=False).view(np.uint8).reshape(records, -1, 8)
+        made[:, count * whole :] = octets[:, :, :rest].reshape(records, -1)
+    return made
 
 
-def unpack(data: memoryview, shape: tuple[int, ...], prime: int, drop: int) -> U64:
-    """Inverse of ``pack``; a value stands for the middle of what its dropped bits could be.
+def unpack(octets: U8, count: int, prime: int, drop: int) -> U64:
+    """Inverse of ``pack``: uint8[records, size] -> uint64[records, count].
 
-    ``data`` must have the right length. Raises MalformedMessage for a value not below ``prime``
-    or for padding that is not zero.
+    The records must have the right size. A value stands for the middle of what its dropped bits
+    could be. Raises MalformedMessage for a value not below ``prime`` or padding that is not zero.
     """
     whole, rest = divmod(width_of(prime, drop), 8)
-    count = int(np.prod(shape))
-    values = _widen(data[: count * whole], count, whole)
+    values = _widen(octets[:, : count * whole], count, whole)
     if rest:
-        joined = _widen(data[count * whole :], -(-count // 8), rest)[:, None]
-        low = ((joined >> _shifts(rest)) & np.uint64((1 << rest) - 1)).reshape(-1)
-        if low[count:].any():
+        joined = _widen(octets[:, count * whole :], -(-count // 8), rest)
+        low = (joined[:, :, None] >> _shifts(rest)) & np.uint64((1 << rest) - 1)
+        low = low.reshape(len(low), -1)
+        if low[:, count:].any():
             raise MalformedMessage("padding of a ciphertext", got="not zero", expected="zero")
-        values = (values << np.uint64(rest)) | low[:count]
+        values = (values << np.uint64(rest)) | low[:, :count]
     values <<= np.uint64(drop)
     if values.max(initial=0) >= prime:
         raise MalformedMessage("ciphertext coefficient", got="too large", expected=f"< {prime}")
@@ -63,15 +67,15 @@ def unpack(data: memoryview, shape: tuple[int, ...], prime: int, drop: int) -> U
         values += np.uint64(1 << (drop - 1))
         # Only in the topmost step can the middle lie beyond the prime.
         np.minimum(values, np.uint64(prime - 1), out=values)
-    return values.reshape(shape)
+    return values
 
 
 def _shifts(rest: int) -> U64:
     return np.arange(0, 8 * rest, rest, dtype=np.uint64)
 
 
-def _widen(data: memoryview, count: int, size: int) -> U64:
-    """uint64[count] of little-endian numbers of ``size`` bytes."""
-    octets = np.zeros((count, 8), np.uint8)
-    octets[:, :size] = np.frombuffer(data, np.uint8).reshape(count, size)
-    return octets.view("<u8").reshape(count).astype(np.uint64, copy=False)
+def _widen(octets: U8, count: int, size: int) -> U64:
+    """uint64[records, count] of little-endian numbers of ``size`` bytes."""
+    wide = np.zeros((len(octets), count, 8), np.uint8)
+    wide[:, :, :size] = octets.reshape(len(octets), count, size)
+    return wide.view("<u8").reshape(len(octets), count).astype(np.uint64, copy=False)

@@ -8,6 +8,7 @@ the client, who could divide. ``docs/spec/ckks.md`` states what each term hides.
 from __future__ import annotations
 
 from collections import OrderedDict, deque
+from collections.abc import Iterator
 from dataclasses import dataclass
 from threading import Lock
 from typing import Any
@@ -20,13 +21,14 @@ from secure_quant.he.codec import pack, packed_size, unpack, width_of
 from secure_quant.he.parameters import Parameters
 from secure_quant.he.plan import MAX_BATCH, Call, HePlan, Layout
 from secure_quant.he.ring import Ring, ring
-from secure_quant.he.sampling import Stream, fresh, uniform_polynomials
+from secure_quant.he.sampling import Stream, Uniform, fresh
 from secure_quant.ir import Graph
 
 __all__ = ["Evaluator"]
 
 U64 = NDArray[np.uint64]
-Int = NDArray[np.int64]
+
+_BLOCK = 64
 
 
 @dataclass(frozen=True)
@@ -40,10 +42,11 @@ class _Weights:
 
 @dataclass(frozen=True)
 class _Blind:
-    """The input-independent half of one response; used once.
+    """The input-independent half of some responses; used once.
 
-    u: one plaintext per ciphertext. c1: errors uint64[down, primes, degree]. c0: errors and
-    flood, per wanted coefficient with one prime, per coefficient with two.
+    u: one plaintext per response. c1: errors uint64[responses, primes, degree]. c0: errors and
+    flood, per wanted coefficient [responses, ...] with one prime, and
+    [responses, primes, degree] with two.
     """
 
     u: list[Any]
@@ -67,7 +70,7 @@ class Evaluator:
         self._graph = graph
         self._weight_memory, self._stock_limit = weight_memory, stock_limit
         self._weights: OrderedDict[tuple[int, Layout], _Weights] = OrderedDict()
-        self._stock: dict[tuple[int, int], deque[_Blind]] = {}
+        self._stock: dict[tuple[int, int], deque[list[_Blind]]] = {}
         self._lock = Lock()
 
     def evaluate(self, step: int, batch: int, ciphertexts: bytes | memoryview) -> bytes:
@@ -83,17 +86,22 @@ class Evaluator:
                 "ciphertexts", got=f"{len(data)} bytes", expected=f"{sum(call.request_sizes)}"
             )
         field = ring(call.ring)
-        key, inputs = _parse(call, field, data)
-        blind = self._take(step, batch) or _blind(call, field)
         weights = self._prepared(step, batch, field)
-        if len(call.ring.primes) == 1:
-            c0, c1 = _answer(call, field, weights, key, inputs, blind)
-        else:
-            c0, c1 = _answer_rescaled(call, field, weights, key, inputs, blind)
-        prime, scaling = call.ring.prime, call.scaling
-        biased = c0 + weights.bias[:, :, None, None]
-        biased = np.minimum(biased, biased - np.uint64(prime))
-        return pack(c1, prime, scaling.drop_c1) + pack(biased, prime, scaling.drop_c0)
+        blinds = self._take(step, batch)
+        request = _Request(call, field, data)
+        answer = _answer if len(call.ring.primes) == 1 else _answer_rescaled
+        packing, prime, scaling = call.packing, call.ring.prime, call.scaling
+        c1: list[bytes] = []
+        wanted: list[U64] = []
+        for cells in _blocks(call):
+            blind = next(blinds, None) or _blind(call, field, len(cells) * packing.n_out)
+            products = _products(call, field, weights, request, cells, blind)
+            masks, results = answer(call, field, products, blind)
+            c1.append(pack(masks, prime, scaling.drop_c1).tobytes())
+            wanted.append(results)
+        c0 = packing.output(np.concatenate(wanted)) + weights.bias[:, :, None, None]
+        c0 = np.minimum(c0, c0 - np.uint64(prime))  # a difference below zero wraps to huge
+        return b"".join([*c1, pack(c0.reshape(1, -1), prime, scaling.drop_c0).tobytes()])
 
     def prepare(self, step: int, batch: int) -> bool:
         """Make weights ready and one blind ahead of demand. False if the stock is full.
@@ -106,7 +114,7 @@ class Evaluator:
         stock = self._stock.setdefault((step, batch), deque())
         if len(stock) >= self._stock_limit:
             return False
-        stock.append(_blind(call, field))
+        stock.append([_blind(call, field, len(c) * call.packing.n_out) for c in _blocks(call)])
         return True
 
     def _checked(self, step: int, batch: int) -> Call:
@@ -116,11 +124,11 @@ class Evaluator:
             raise MalformedMessage("batch", got=batch, expected=f"1 to {MAX_BATCH}")
         return self.plan.steps[step].call(batch)
 
-    def _take(self, step: int, batch: int) -> _Blind | None:
+    def _take(self, step: int, batch: int) -> Iterator[_Blind]:
         try:
-            return self._stock[step, batch].popleft()
+            return iter(self._stock[step, batch].popleft())
         except (KeyError, IndexError):
-            return None
+            return iter(())
 
     def _prepared(self, step: int, batch: int, field: Ring) -> _Weights:
         planned = self.plan.steps[step]
@@ -159,85 +167,92 @@ class Evaluator:
         return _Weights(factors, np.array(scaled, np.uint64).reshape(shape), size)
 
 
-def _parse(call: Call, field: Ring, data: memoryview) -> tuple[Any, list[Any]]:
-    """(public key, input ciphertexts) as SEAL ciphertexts. Raises MalformedMessage."""
-    primes, degree, count = field.primes, field.degree, call.ciphertexts_up
-    seed_size, key_size, _ = call.request_sizes
-    scaling = call.scaling
-    c0 = np.zeros((1 + count, len(primes), degree), np.uint64)
-    # With two primes the key is a multiple of the second: its residues there are the zeros.
-    key_part = data[seed_size : seed_size + key_size]
-    drop_key = scaling.drop_key if len(primes) == 1 else 0
-    c0[0, 0] = unpack(key_part, (degree,), primes[0], drop_key)
-    start = seed_size + key_size
-    for i, prime in enumerate(primes):
-        stop = start + packed_size(count * degree, width_of(prime, scaling.drop_up))
-        c0[1:, i] = unpack(data[start:stop], (count, degree), prime, scaling.drop_up)
-        start = stop
-    field.forward(c0)
-    c1 = uniform_polynomials(bytes(data[:seed_size]), 1 + count, primes, degree)
-    made = [field.ciphertext(*pair) for pair in zip(c0, c1, strict=True)]
-    return made[0], made[1:]
+class _Request:
+    """A request of the right length, read in order. Raises MalformedMessage as it is read."""
+
+    def __init__(self, call: Call, field: Ring, data: memoryview) -> None:
+        self._field, self._drop = field, call.scaling.drop_up
+        seed, key, _ = call.request_sizes
+        octets = np.frombuffer(data, np.uint8)
+        self._uniform = Uniform(octets[:seed].tobytes(), field.primes, field.degree)
+        self._rest = octets[seed + key :].reshape(call.ciphertexts_up, -1)
+        c0 = np.zeros((1, len(field.primes), field.degree), np.uint64)
+        # With two primes the key is a multiple of the second: its residues there are the zeros.
+        part = octets[None, seed : seed + key]
+        c0[:, 0] = unpack(part, field.degree, field.primes[0], call.scaling.drop_key)
+        self.key = self._ciphertexts(c0)[0]
+
+    def take(self, count: int) -> list[Any]:
+        """The next ``count`` ciphertexts."""
+        field = self._field
+        part, self._rest = self._rest[:count], self._rest[count:]
+        c0 = np.empty((count, len(field.primes), field.degree), np.uint64)
+        start = 0
+        for i, prime in enumerate(field.primes):
+            stop = start + packed_size(field.degree, width_of(prime, self._drop))
+            c0[:, i] = unpack(part[:, start:stop], field.degree, prime, self._drop)
+            start = stop
+        return self._ciphertexts(c0)
+
+    def _ciphertexts(self, c0: U64) -> list[Any]:
+        self._field.forward(c0)
+        c1 = self._uniform.polynomials(len(c0))
+        return [self._field.ciphertext(*pair) for pair in zip(c0, c1, strict=True)]
+
+
+def _blocks(call: Call) -> Iterator[range]:
+    """Cells in blocks of about ``_BLOCK`` responses, so that memory stays near the message's."""
+    step = max(1, _BLOCK // call.packing.n_out)
+    for start in range(0, call.packing.cells, step):
+        yield range(start, min(start + step, call.packing.cells))
 
 
 def _products(
-    call: Call, field: Ring, weights: _Weights, key: Any, inputs: list[Any], blind: _Blind
+    call: Call, field: Ring, weights: _Weights, request: _Request, cells: range, blind: _Blind
 ) -> U64:
-    """uint64[down, 2, primes, degree]: transformed, before errors are added."""
-    packing = call.packing
-    made = np.empty((call.ciphertexts_down, 2, len(field.primes), field.degree), np.uint64)
-    for cell in range(packing.cells):
-        mine = inputs[cell * packing.n_in : (cell + 1) * packing.n_in]
-        for o, row in enumerate(weights.factors[packing.group_of(cell)]):
-            place = cell * packing.n_out + o
+    """uint64[responses, 2, primes, degree]: transformed, before errors are added."""
+    n_in = call.packing.n_in
+    inputs = request.take(len(cells) * n_in)
+    made = np.empty((len(blind.u), 2, len(field.primes), field.degree), np.uint64)
+    place = 0
+    for i, cell in enumerate(cells):
+        mine = inputs[i * n_in : (i + 1) * n_in]
+        for row in weights.factors[call.packing.group_of(cell)]:
             pairs = [(x, w) for x, w in zip(mine, row, strict=True) if w is not None]
-            total = field.sum_of_products([*pairs, (key, blind.u[place])])
-            made[place] = field.polynomials(total)
+            pairs.append((request.key, blind.u[place]))
+            made[place] = field.polynomials(field.sum_of_products(pairs))
+            place += 1
     return made
 
 
-def _answer(
-    call: Call, field: Ring, weights: _Weights, key: Any, inputs: list[Any], blind: _Blind
-) -> tuple[U64, U64]:
-    """(wanted c0 in the order of the result, c1 [down, degree])."""
-    products = _products(call, field, weights, key, inputs, blind)
+def _answer(call: Call, field: Ring, products: U64, blind: _Blind) -> tuple[U64, U64]:
+    """(c1 [responses, degree], wanted coefficients of c0 [responses, ...])."""
     field.inverse(products.reshape(-1, 1, field.degree))
     c1 = field.add(products[:, 1], blind.c1)[:, 0]
-    packing = call.packing
-    c0 = packing.output(packing.wanted(products[:, 0, 0]))
-    return field.add(c0, blind.c0.reshape(c0.shape)), c1
+    return c1, field.add(call.packing.wanted(products[:, 0, 0]), blind.c0)
 
 
-def _answer_rescaled(
-    call: Call, field: Ring, weights: _Weights, key: Any, inputs: list[Any], blind: _Blind
-) -> tuple[U64, U64]:
+def _answer_rescaled(call: Call, field: Ring, products: U64, blind: _Blind) -> tuple[U64, U64]:
     """The same with two primes: errors and flood go in before the second is divided away."""
-    products = _products(call, field, weights, key, inputs, blind)
-    made = np.empty((call.ciphertexts_down, 2, field.degree), np.uint64)
     errors = np.stack([blind.c0, blind.c1], 1)
     field.forward(errors.reshape(-1, *errors.shape[2:]))
+    made = np.empty((len(products), 2, field.degree), np.uint64)
     for i, pair in enumerate(field.add(products, errors)):
         ciphertext = field.ciphertext(*pair)
         field.rescale(ciphertext)
-        field.evaluator.transform_from_ntt_inplace(ciphertext)
         made[i] = field.polynomials(ciphertext)[:, 0]
-    packing = call.packing
-    return packing.output(packing.wanted(made[:, 0])), made[:, 1]
+    return made[:, 1], call.packing.wanted(made[:, 0])
 
 
-def _blind(call: Call, field: Ring) -> _Blind:
-    """Fresh u, errors and flood for one response."""
-    stream = fresh()
-    count, degree = call.ciphertexts_down, field.degree
+def _blind(call: Call, field: Ring, count: int) -> _Blind:
+    """Fresh u, errors and flood for ``count`` responses."""
+    stream, degree, flood = fresh(), field.degree, call.scaling.flood
     u = field.residues(stream.ternary((count, degree)))
     field.forward(u)
     c1 = field.residues(stream.errors((count, degree)))
-    flood = call.scaling.flood
     if len(field.primes) == 1:
-        noise = stream.errors((call.packing.outputs,)) + stream.flood(
-            (call.packing.outputs,), flood
-        )
-        c0 = field.residues(noise[None])[0]
+        shape = (count, *call.packing.wanted_shape)
+        c0 = field.residues(stream.errors(shape) + stream.flood(shape, flood))[..., 0, :]
     else:
         errors = field.residues(stream.errors((count, degree)))
         c0 = field.add(errors, _wide_flood(stream, (count, degree), flood, call.ring))

@@ -90,6 +90,11 @@ class Packing:
         """Wanted coefficients."""
         return self.batch * self.geometry.outputs
 
+    @cached_property
+    def wanted_shape(self) -> tuple[int, int, int, int]:
+        """Shape of what ``wanted`` takes from one polynomial."""
+        return self.tile.rows, self.tile.cout, *self._out_tile
+
     @property
     def _out_tile(self) -> tuple[int, int]:
         return self.tile.height - self.geometry.kh + 1, self.tile.width - self.geometry.kw + 1

@@ -111,8 +111,9 @@ class Ring:
         return total
 
     def rescale(self, ciphertext: Any) -> None:
-        """Divide by the last prime and drop it, in place."""
+        """Divide by the last prime, drop it and go back to coefficients, in place."""
         self.evaluator.rescale_to_next_inplace(ciphertext)
+        self.evaluator.transform_from_ntt_inplace(ciphertext)
 
     def secret_key(self) -> tuple[Any, U64]:
         """A fresh ternary key of SEAL's own making (random from the operating system): the object
@@ -130,7 +131,9 @@ class Ring:
     def add(self, x: U64, y: U64) -> U64:
         """Sum of residues."""
         total = x + y
-        return np.minimum(total, total - self.moduli)  # a difference below zero wraps to huge
+        # Where the sum is below the modulus, the difference wraps to something huge.
+        made: U64 = np.minimum(total, total - self.moduli)
+        return made
 
     def _ciphertext(self, size: int, *, transformed: bool) -> Any:
         made = seal.Ciphertext(self.context)

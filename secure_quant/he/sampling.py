@@ -10,19 +10,23 @@ from numpy.typing import NDArray
 
 from secure_quant.he.noise import ERROR_BOUND
 
-__all__ = ["SEED_BYTES", "Stream", "fresh", "uniform_polynomials"]
+__all__ = ["SEED_BYTES", "Stream", "Uniform", "fresh"]
 
 SEED_BYTES = 32
 U64 = NDArray[np.uint64]
+Int = NDArray[np.int64]
 _MASK = np.uint64((1 << ERROR_BOUND) - 1)
 
 
 class Stream:
-    """A keystream, every bit of which is used once. Not safe to share between threads."""
+    """A keystream, every bit of which is used once. Not safe to share between threads.
 
-    def __init__(self, key: bytes) -> None:
-        # The key is used for this one stream, so a fixed first counter is sound.
-        self._cipher = Cipher(algorithms.AES(key), modes.CTR(bytes(16))).encryptor()
+    key: 32 bytes. lane: separates the streams of one key; it is the upper half of the counter.
+    """
+
+    def __init__(self, key: bytes, lane: int = 0) -> None:
+        counter = lane.to_bytes(8, "big") + bytes(8)
+        self._cipher = Cipher(algorithms.AES(key), modes.CTR(counter)).encryptor()
 
     def bytes(self, count: int) -> NDArray[np.uint8]:
         """uint8[count], uniform."""
@@ -42,14 +46,15 @@ class Stream:
                 return found
             found = np.concatenate([found, self.words(count - len(found)) >> shift])
 
-    def errors(self, shape: tuple[int, ...]) -> NDArray[np.int64]:
+    def errors(self, shape: tuple[int, ...]) -> Int:
         """int64[shape], centred binomial: 21 bits less 21 other bits."""
         words = self.words(int(np.prod(shape)))
         ones = np.bitwise_count(words & _MASK).astype(np.int64)
         ones -= np.bitwise_count((words >> np.uint64(ERROR_BOUND)) & _MASK)
-        return ones.reshape(shape)
+        made: Int = ones.reshape(shape)
+        return made
 
-    def ternary(self, shape: tuple[int, ...]) -> NDArray[np.int64]:
+    def ternary(self, shape: tuple[int, ...]) -> Int:
         """int64[shape], uniform in {-1, 0, 1}."""
         count = int(np.prod(shape))
         found = self.bytes(count)
@@ -59,14 +64,14 @@ class Stream:
                 return (found % 3).astype(np.int64).reshape(shape) - 1
             found = np.concatenate([found, self.bytes(count - len(found))])
 
-    def bits(self, shape: tuple[int, ...]) -> NDArray[np.int64]:
+    def bits(self, shape: tuple[int, ...]) -> Int:
         """int64[shape], uniform in {0, 1}."""
         count = int(np.prod(shape))
         return (
             np.unpackbits(self.bytes(-(-count // 8)), count=count).astype(np.int64).reshape(shape)
         )
 
-    def flood(self, shape: tuple[int, ...], bound: int) -> NDArray[np.int64]:
+    def flood(self, shape: tuple[int, ...], bound: int) -> Int:
         """int64[shape], uniform in [-bound, bound); bound < 2**62."""
         words = self.residues(int(np.prod(shape)), 2 * bound)
         return words.astype(np.int64).reshape(shape) - bound
@@ -77,11 +82,16 @@ def fresh() -> Stream:
     return Stream(secrets.token_bytes(32))
 
 
-def uniform_polynomials(seed: bytes, count: int, primes: tuple[int, ...], degree: int) -> U64:
-    """uint64[count, primes, degree], uniform residues that both ends expand from ``seed``:
-    all polynomials modulo the first prime, then all modulo the next."""
-    stream = Stream(seed)
-    made = np.empty((count, len(primes), degree), np.uint64)
-    for i, prime in enumerate(primes):
-        made[:, i] = stream.residues(count * degree, prime).reshape(count, degree)
-    return made
+class Uniform:
+    """Uniform polynomials that both ends expand from one seed, in order, a stream per prime."""
+
+    def __init__(self, seed: bytes, primes: tuple[int, ...], degree: int) -> None:
+        self._streams = [Stream(seed, lane) for lane in range(len(primes))]
+        self._primes, self._degree = primes, degree
+
+    def polynomials(self, count: int) -> U64:
+        """The next ones, uint64[count, primes, degree]."""
+        made = np.empty((count, len(self._primes), self._degree), np.uint64)
+        for i, (stream, prime) in enumerate(zip(self._streams, self._primes, strict=True)):
+            made[:, i] = stream.residues(count * self._degree, prime).reshape(count, -1)
+        return made

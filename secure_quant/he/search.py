@@ -51,20 +51,17 @@ def layer_of(geometry: Geometry, tile: Tile) -> Layer:
 
 def request_size(packing: Packing, ring: Parameters, scaling: Scaling) -> tuple[int, int]:
     """(bytes of the public key, bytes of all c0) in a request."""
-    count = packing.cells * packing.n_in * ring.degree
-    key_drop = scaling.drop_key if len(ring.primes) == 1 else 0
-    key = packed_size(ring.degree, width_of(ring.prime, key_drop))
-    c0 = sum(packed_size(count, width_of(p, scaling.drop_up)) for p in ring.primes)
-    return key, c0
+    n = ring.degree
+    c0 = sum(packed_size(n, width_of(prime, scaling.drop_up)) for prime in ring.primes)
+    key = packed_size(n, width_of(ring.prime, scaling.drop_key))
+    return key, packing.cells * packing.n_in * c0
 
 
 def response_size(packing: Packing, ring: Parameters, scaling: Scaling) -> tuple[int, int]:
     """(bytes of all c1, bytes of the wanted coefficients of c0) in a response."""
-    count = packing.cells * packing.n_out * ring.degree
-    return (
-        packed_size(count, width_of(ring.prime, scaling.drop_c1)),
-        packed_size(packing.outputs, width_of(ring.prime, scaling.drop_c0)),
-    )
+    c1 = packed_size(ring.degree, width_of(ring.prime, scaling.drop_c1))
+    c0 = packed_size(packing.outputs, width_of(ring.prime, scaling.drop_c0))
+    return packing.cells * packing.n_out * c1, c0
 
 
 def search(

@@ -20,7 +20,7 @@ from secure_quant.he.codec import pack, unpack
 from secure_quant.he.parameters import Parameters
 from secure_quant.he.plan import Call, HePlan
 from secure_quant.he.ring import ring
-from secure_quant.he.sampling import SEED_BYTES, fresh, uniform_polynomials
+from secure_quant.he.sampling import SEED_BYTES, Uniform, fresh
 from secure_quant.ir import Graph
 
 __all__ = ["CkksSession"]
@@ -77,7 +77,7 @@ class CkksSession:
         c0 = field.add(pad.c0, table[:, message + geometry.magnitude].swapaxes(0, 1))
         drop = call.scaling.drop_up
         parts = [pack(c0[:, i], prime, drop) for i, prime in enumerate(field.primes)]
-        return b"".join([pad.head, *parts])
+        return pad.head + np.concatenate(parts, axis=1).tobytes()
 
     def decrypt(self, step: int, batch: int, response: bytes) -> Int:
         """Response -> exact accumulators with bias, int64[batch, *output shape].
@@ -91,19 +91,20 @@ class CkksSession:
             raise MalformedMessage(
                 "response", got=f"{len(response)} bytes", expected=f"{sum(sizes)}"
             )
-        data, prime, scaling = memoryview(response), call.ring.prime, call.scaling
-        packing, geometry = call.packing, call.packing.geometry
-        shape = (call.ciphertexts_down, 1, call.ring.degree)
-        product = unpack(data[: sizes[0]], shape, prime, scaling.drop_c1)
+        octets, prime, scaling = np.frombuffer(response, np.uint8), call.ring.prime, call.scaling
+        packing, degree = call.packing, call.ring.degree
+        c1 = octets[: sizes[0]].reshape(call.ciphertexts_down, -1)
+        product = unpack(c1, degree, prime, scaling.drop_c1)[:, None]
         field = ring(_response_ring(call.ring))
         field.forward(product)
         field.multiply(product, self._key(call.ring).response)
         field.inverse(product)
         own = packing.output(packing.wanted(product[:, 0]))
-        c0 = unpack(data[sizes[0] :], own.shape, prime, scaling.drop_c0)
-        raw = field.add(c0, own).astype(np.int64)
+        c0 = unpack(octets[None, sizes[0] :], packing.outputs, prime, scaling.drop_c0)
+        raw = field.add(c0.reshape(own.shape), own).astype(np.int64)
         centred = np.where(raw > prime // 2, raw - prime, raw)
-        return geometry.restore((centred + (1 << (scaling.scale - 1))) >> scaling.scale)
+        rounded = (centred + (1 << (scaling.scale - 1))) >> scaling.scale
+        return packing.geometry.restore(rounded)
 
     def _check(self, step: int, x: Int) -> int:
         geometry = self.plan.steps[step].geometry
@@ -133,7 +134,7 @@ class CkksSession:
         field, key = ring(call.ring), self._key(call.ring)
         count = 1 + call.ciphertexts_up
         seed = self._random.bytes(SEED_BYTES).tobytes()
-        product = uniform_polynomials(seed, count, field.primes, field.degree)
+        product = Uniform(seed, field.primes, field.degree).polynomials(count)
         field.multiply(product, key.request)
         field.inverse(product)
         errors = self._random.errors((count, field.degree))
@@ -148,11 +149,12 @@ class CkksSession:
 def _public_key(call: Call, p0: U64) -> bytes:
     """p0 [primes, degree] rounded: to its upper bits, or to a multiple of the second prime."""
     if len(call.ring.primes) == 1:
-        return pack(p0[0], call.ring.prime, call.scaling.drop_key)
+        return pack(p0[:1], call.ring.prime, call.scaling.drop_key).tobytes()
     q, p = call.ring.primes
     low = p0[1].astype(np.int64)
     low = np.where(low > p // 2, low - p, low)
-    return pack(((p0[0].astype(np.int64) - low) % q).astype(np.uint64), q, 0)
+    high = (p0[:1].astype(np.int64) - low) % q
+    return pack(high.astype(np.uint64), q, 0).tobytes()
 
 
 @lru_cache(maxsize=64)
