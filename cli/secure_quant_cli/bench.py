@@ -85,8 +85,8 @@ def measure(graph: Graph, arguments: argparse.Namespace) -> dict[str, Any]:
     with (
         tempfile.TemporaryDirectory(prefix="secure-quant-") as work,
         serving(
-            graph, Path(work), engines=(arguments.engine,), logs=arguments.logs, lanes=arguments.lanes,
-            workers=arguments.workers, objective=arguments.objective,
+            graph, Path(work), engines=(arguments.engine,), logs=arguments.logs,
+            lanes=arguments.lanes, workers=arguments.workers, objective=arguments.objective,
         ) as service,
     ):  # fmt: skip
         client = service.clients[arguments.engine]
@@ -94,9 +94,11 @@ def measure(graph: Graph, arguments: argparse.Namespace) -> dict[str, Any]:
         stats = client.stats
         for name in (
             "rounds", "online_bytes_per_direction", "offline_bytes_party0", "offline_bytes_party1",
-            "bytes_up", "bytes_down", "key_bytes",
+            "bytes_up", "bytes_down",
         ):  # fmt: skip
-            figures[name] = getattr(stats, name, None)
+            figures[name] = getattr(stats, name)
+        # Under homomorphic encryption the server needs no evaluation key; shares have none.
+        figures["key_bytes"] = 0 if arguments.engine == "he" else None
         memory = service.cluster.memory()
     known = [size for size in memory.values() if size is not None]
     figures["peak_memory_bytes"] = max(known, default=None)
