@@ -1,6 +1,6 @@
 """Float torch model -> integer graph. The only room that imports torch for models."""
 
 from secure_quant.quantize.api import quantize
-from secure_quant.quantize.observers import RangeObserver, WeightObserver
+from secure_quant.quantize.schemes import Clip, KMeans, Log, Scheme, Uniform
 
-__all__ = ["RangeObserver", "WeightObserver", "quantize"]
+__all__ = ["Clip", "KMeans", "Log", "Scheme", "Uniform", "quantize"]

@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.fx import GraphModule, Node
 from torchao.quantization.pt2e.quantize_pt2e import convert_pt2e, prepare_pt2e
 
 from secure_quant.errors import CalibrationError, ConfigError
@@ -15,6 +16,7 @@ from secure_quant.quantize.annotate import IntegerQuantizer
 from secure_quant.quantize.capture import capture, check_calibration
 from secure_quant.quantize.lower import lower
 from secure_quant.quantize.observers import Calibrator, RangeObserver, WeightObserver
+from secure_quant.quantize.schemes import Scheme, make_scheme
 
 __all__ = ["quantize"]
 
@@ -30,7 +32,7 @@ def quantize(
     calibration: Any,
     *,
     mode: str = "static",
-    scheme: str = "uniform",
+    scheme: str | Scheme = "uniform",
     calibrator: Calibrator = "minmax",
     grid: int = 0,
     batch_size: int = 64,
@@ -41,6 +43,7 @@ def quantize(
     model        a torch module: one float32[batch, ...] tensor in, one tensor out.
     calibration  float[n, *input shape] array or tensor of typical inputs, or an iterable of such
                  batches. Some hundred samples do.
+    scheme       how weights are rounded: uniform, log, clip, kmeans or a ``Scheme``.
     calibrator   how activation ranges are chosen; see ``RangeObserver``.
     grid         largest integer multiplier of a weight channel; see ``WeightObserver``.
 
@@ -49,8 +52,7 @@ def quantize(
     """
     if mode != "static":
         raise ConfigError("mode", got=mode, expected="static")
-    if scheme != "uniform":
-        raise ConfigError("scheme", got=scheme, expected="uniform")
+    chosen = make_scheme(scheme)
     batches = split_batches(calibration, batch_size)
     example = torch.cat([batches[0][:1]] * 2)
     tell = progress or _silent
@@ -62,6 +64,8 @@ def quantize(
         output_weight=WeightObserver.with_args(grid=grid or OUTPUT_GRID),
     )
     prepared = prepare_pt2e(module, quantizer)
+    tell("weights", 0, 1)
+    apply_scheme(prepared, chosen)
     with torch.no_grad():
         for done, batch in enumerate(batches):
             tell("calibrate", done, len(batches))
@@ -69,6 +73,24 @@ def quantize(
     tell("convert", 0, 1)
     converted = convert_pt2e(prepared)
     return lower(converted, example)
+
+
+def apply_scheme(prepared: GraphModule, scheme: Scheme) -> None:
+    """Put each weight on its integers at once, so that calibration sees the weights it gets."""
+    for node in prepared.graph.nodes:
+        if node.op != "call_module":
+            continue
+        observer = prepared.get_submodule(str(node.target))
+        source = node.args[0]
+        if not isinstance(observer, WeightObserver) or not isinstance(source, Node):
+            continue
+        owner, _, name = str(source.target).rpartition(".")
+        parameter: Any = getattr(prepared.get_submodule(owner), name)
+        q, scale = scheme.quantize(parameter, observer.grid)
+        observer.fix(scale)
+        made = (q * scale.double()[:, None]).reshape(parameter.shape)
+        with torch.no_grad():
+            parameter.copy_(made)
 
 
 def _silent(stage: str, done: int, of: int) -> None:
