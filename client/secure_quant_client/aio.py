@@ -38,8 +38,9 @@ class AsyncHeClient:
         expected_hash: str | None = None,
         token: str | None = None,
         limits: Limits | None = None,
+        stock: int = 2,
     ) -> None:
-        self._limits = limits or Limits()
+        self._limits, self._stock_size = limits or Limits(), stock
         self._metadata = call_metadata(tls, token)
         self._channel = aio_channel(target, tls, server_role="he", limits=self._limits)
         self._stub = SecureInferenceServiceStub(self._channel)
@@ -62,6 +63,13 @@ class AsyncHeClient:
     async def close(self) -> None:
         """Give up the connection."""
         await self._channel.close()
+        if self._model is not None:
+            await asyncio.to_thread(self._model.stock.close)
+
+    async def prepare(self, batch: int = 1) -> None:
+        """Connect, and make the stock for ``batch`` full now rather than in the background."""
+        model = await self._connect(Deadline(self._limits.deadline_s))
+        await asyncio.to_thread(model.stock.fill, batch)
 
     async def graph(self) -> Graph:
         """The public graph, fetched at first use. Raises HashMismatch and the like."""
@@ -102,14 +110,15 @@ class AsyncHeClient:
     async def _walk(
         self, model: HeModel, q: NDArray[np.int64], deadline: Deadline, meter: Meter
     ) -> Values:
-        walking = walk(model.graph, model.plan, q)
-        step = await asyncio.to_thread(_advance, walking, None)
-        while isinstance(step, list):
-            start = time.perf_counter()
-            answers = await self._evaluate(model, step, deadline)
-            meter.round(step, answers, time.perf_counter() - start)
-            step = await asyncio.to_thread(_advance, walking, answers)
-        return step
+        with model.stock.session(len(q)) as session:
+            walking = walk(model.graph, session, q)
+            step = await asyncio.to_thread(_advance, walking, None)
+            while isinstance(step, list):
+                start = time.perf_counter()
+                answers = await self._evaluate(model, step, deadline)
+                meter.round(step, answers, time.perf_counter() - start)
+                step = await asyncio.to_thread(_advance, walking, answers)
+            return step
 
     async def _evaluate(
         self, model: HeModel, requests: list[Request], deadline: Deadline
@@ -140,7 +149,10 @@ class AsyncHeClient:
                 except grpc.RpcError as error:
                     raise raised(error) from error
                 self._model = HeModel.receive(
-                    answer.info, self._expected_hash, message_bytes=self._limits.message_bytes
+                    answer.info,
+                    self._expected_hash,
+                    message_bytes=self._limits.message_bytes,
+                    stock=self._stock_size,
                 )
             return self._model
 

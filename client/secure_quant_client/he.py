@@ -35,6 +35,8 @@ class HeClient:
                    and it must serve a single model.
     token          where the server asks for one besides the certificate.
     limits         largest message, default deadline.
+    stock          inferences whose keys and encryptions of zero are made ahead in the background,
+                   for the batch sizes used last; 0 for none.
 
     The server never sees inputs, activations or outputs. This client sees each linear layer's
     integers, from which the weights can be worked out with enough queries: a model that must stay
@@ -51,8 +53,9 @@ class HeClient:
         expected_hash: str | None = None,
         token: str | None = None,
         limits: Limits | None = None,
+        stock: int = 2,
     ) -> None:
-        self._limits = limits or Limits()
+        self._limits, self._stock_size = limits or Limits(), stock
         self._metadata = call_metadata(tls, token)
         self._channel = sync_channel(target, tls, server_role="he", limits=self._limits)
         self._stub = SecureInferenceServiceStub(self._channel)
@@ -75,6 +78,12 @@ class HeClient:
     def close(self) -> None:
         """Give up the connection."""
         self._channel.close()
+        if self._model is not None:
+            self._model.stock.close()
+
+    def prepare(self, batch: int = 1) -> None:
+        """Connect, and make the stock for ``batch`` full now rather than in the background."""
+        self._connect(Deadline(self._limits.deadline_s)).stock.fill(batch)
 
     @property
     def graph(self) -> Graph:
@@ -112,35 +121,34 @@ class HeClient:
     def _walk(
         self, model: HeModel, q: NDArray[np.int64], deadline: Deadline, meter: Meter
     ) -> Values:
-        walking = walk(model.graph, model.plan, q)
-        try:
-            requests = next(walking)
-            while True:
-                start = time.perf_counter()
-                answers = self._evaluate(model, requests, deadline)
-                meter.round(requests, answers, time.perf_counter() - start)
-                requests = walking.send(answers)
-        except StopIteration as done:
-            values: Values = done.value
-            return values
-        finally:
-            walking.close()
+        with model.stock.session(len(q)) as session:
+            walking = walk(model.graph, session, q)
+            try:
+                requests = next(walking)
+                while True:
+                    start = time.perf_counter()
+                    answers = self._evaluate(model, requests, deadline)
+                    meter.round(requests, answers, time.perf_counter() - start)
+                    requests = walking.send(answers)
+            except StopIteration as done:
+                values: Values = done.value
+                return values
 
     def _evaluate(self, model: HeModel, requests: list[Request], deadline: Deadline) -> list[bytes]:
         """All requests at once; the answers in their order."""
-        calls = [
-            self._stub.EvaluateLinear.future(
-                model.message(request), timeout=deadline.remaining(), metadata=self._metadata
-            )
-            for request in requests
-        ]
+        messages = [model.message(request) for request in requests]
+        evaluate, metadata, left = self._stub.EvaluateLinear, self._metadata, deadline.remaining()
         try:
-            return [call.result().ciphertexts for call in calls]
+            if len(messages) == 1:  # the usual case: no second thread
+                return [evaluate(messages[0], timeout=left, metadata=metadata).ciphertexts]
+            calls = [evaluate.future(m, timeout=left, metadata=metadata) for m in messages]
+            try:
+                return [call.result().ciphertexts for call in calls]
+            finally:
+                for call in calls:
+                    call.cancel()  # those that are not done
         except grpc.RpcError as error:
             raise raised(error) from error
-        finally:
-            for call in calls:
-                call.cancel()  # those that are not done
 
     def _connect(self, deadline: Deadline) -> HeModel:
         with self._lock:
@@ -153,6 +161,9 @@ class HeClient:
                 except grpc.RpcError as error:
                     raise raised(error) from error
                 self._model = HeModel.receive(
-                    answer.info, self._expected_hash, message_bytes=self._limits.message_bytes
+                    answer.info,
+                    self._expected_hash,
+                    message_bytes=self._limits.message_bytes,
+                    stock=self._stock_size,
                 )
             return self._model

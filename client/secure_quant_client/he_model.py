@@ -15,6 +15,7 @@ from secure_quant.reference.executor import check_int8
 from secure_quant.wire import info_from_proto
 from secure_quant.wire.gen.model_pb2 import ModelInfo
 from secure_quant.wire.gen.secure_inference_pb2 import EvaluateLinearRequest
+from secure_quant_client.session_stock import SessionStock
 from secure_quant_client.stats import InferenceStats
 from secure_quant_client.walk import Request, Values, largest_batch
 
@@ -30,17 +31,21 @@ class HeModel:
 
     graph: Graph
     plan: HePlan
+    stock: SessionStock
     batch: int
     """Samples that go into one walk."""
 
     @classmethod
-    def receive(cls, info: ModelInfo, expected_hash: str | None, *, message_bytes: int) -> HeModel:
+    def receive(
+        cls, info: ModelInfo, expected_hash: str | None, *, message_bytes: int, stock: int
+    ) -> HeModel:
         """Raises HashMismatch, MalformedModel and its kin, MalformedMessage."""
         from secure_quant.he.plan import HePlan  # only who infers pays for the import
 
         received = info_from_proto(info, expected_hash=expected_hash)
         plan = HePlan.from_json(received.plan, received.graph)
-        return cls(received.graph, plan, largest_batch(plan, message_bytes))
+        sessions = SessionStock(received.graph, plan, stock)
+        return cls(received.graph, plan, sessions, largest_batch(plan, message_bytes))
 
     def parts(self, q: NDArray[Any]) -> Iterator[NDArray[np.int64]]:
         """``q`` as int64 in pieces that fit the message limit. Raises InputError's leaves."""

@@ -18,6 +18,7 @@ from secure_quant.ir.ops import Conv2d, Linear, Node
 
 if TYPE_CHECKING:
     from secure_quant.he.plan import HePlan
+    from secure_quant.protect.ckks import CkksSession
 
 __all__ = ["Request", "Values", "Walk", "largest_batch", "walk"]
 
@@ -36,16 +37,14 @@ Walk = Generator[list[Request], list[bytes], Values]
 """Yields the requests that may go out now, is sent their answers in order, returns every value."""
 
 
-def walk(graph: Graph, plan: HePlan, q: NDArray[np.int64]) -> Walk:
+def walk(graph: Graph, session: CkksSession, q: NDArray[np.int64]) -> Walk:
     """int64[batch, *input shape] holding int8 -> every node's value, int64[batch, *shape].
 
-    A fresh secret key is made here and dies with the generator; nothing that depends on it is sent
-    but fresh encryptions of rounded integers, and nothing is sent twice.
+    ``session`` holds a secret key that no other inference has used; nothing that depends on it is
+    sent but fresh encryptions of rounded integers, and nothing is sent twice.
     Raises MalformedMessage if the server's answer is not what the plan promises.
     """
-    from secure_quant.protect.ckks import CkksSession  # loads TenSEAL; only when it is needed
-
-    session, batch = CkksSession(graph, plan), len(q)
+    plan, batch = session.plan, len(q)
     values: Values = {graph.input.name: q}
     left = list(graph.nodes[1:])
     while left:

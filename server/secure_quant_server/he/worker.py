@@ -8,9 +8,11 @@ from __future__ import annotations
 
 import gc
 import resource
+import select
 import signal
 import socket
 import sys
+from collections import OrderedDict
 from typing import TYPE_CHECKING
 
 from secure_quant.errors import SecureQuantError
@@ -21,7 +23,10 @@ from secure_quant_server.he.frames import COUNT, ERROR, LENGTH, OK, REPLY, REQUE
 if TYPE_CHECKING:
     from secure_quant.he.evaluate import Evaluator
 
-__all__ = ["describe", "load", "main"]
+__all__ = ["Stock", "describe", "load", "main"]
+
+# Longer than a client computes between two layers, so that stock is made between inferences.
+IDLE_S = 0.01
 
 
 def main(arguments: list[str]) -> int:
@@ -35,7 +40,8 @@ def main(arguments: list[str]) -> int:
         link.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, SOCKET_BUFFER)
         try:
             evaluators = _start(link)
-            while _serve_one(link, evaluators):
+            stock = Stock(evaluators)
+            while _serve_one(link, evaluators, stock):
                 pass
         except (ConnectionError, EOFError):
             return 0
@@ -43,6 +49,34 @@ def main(arguments: list[str]) -> int:
             logs.failure("worker failed", error)
             return 1
     return 0
+
+
+class Stock:
+    """Which input-independent halves to make ahead while nobody waits: those of the calls seen
+    last."""
+
+    KINDS = 64
+
+    def __init__(self, evaluators: list[Evaluator]) -> None:
+        self._evaluators = evaluators
+        self._seen: OrderedDict[tuple[int, int, int], None] = OrderedDict()
+        self.wanted: OrderedDict[tuple[int, int, int], None] = OrderedDict()
+
+    def note(self, model: int, step: int, batch: int) -> None:
+        """A call of this kind came: replace what it uses up."""
+        kind = (model, step, batch)
+        self._seen[kind] = self.wanted[kind] = None
+        self._seen.move_to_end(kind)
+        if len(self._seen) > self.KINDS:
+            forgotten, _ = self._seen.popitem(last=False)
+            self.wanted.pop(forgotten, None)
+
+    def make_one(self) -> None:
+        """One more of the kind that waited longest; a full kind is wanted no more."""
+        kind, _ = self.wanted.popitem(last=False)
+        model, step, batch = kind
+        if self._evaluators[model].prepare(step, batch):
+            self.wanted[kind] = None
 
 
 def load(bundle: bytes) -> Evaluator:
@@ -69,19 +103,24 @@ def _start(link: socket.socket) -> list[Evaluator]:
             _reply_error(link, error)
             raise ConnectionError from error
         _reply(link, OK, describe(evaluators[-1]))
+        for step in range(len(evaluators[-1].plan.steps)):
+            evaluators[-1].prepare(step, 1)  # the first request is no slower than the second
     gc.collect()
     gc.freeze()  # models live as long as the process
     return evaluators
 
 
-def _serve_one(link: socket.socket, evaluators: list[Evaluator]) -> bool:
+def _serve_one(link: socket.socket, evaluators: list[Evaluator], stock: Stock) -> bool:
     """False once the front hung up between two requests."""
+    while not select.select([link], [], [], IDLE_S if stock.wanted else None)[0]:
+        stock.make_one()
     head = link.recv(REQUEST.size)
     if not head:
         return False
     head += _receive(link, REQUEST.size - len(head))
     model, step, batch, length = REQUEST.unpack(head)
     ciphertexts = _receive(link, length)
+    stock.note(model, step, batch)
     try:
         answer = evaluators[model].evaluate(step, batch, ciphertexts)
     except SecureQuantError as error:
