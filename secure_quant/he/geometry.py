@@ -70,6 +70,9 @@ class Geometry:
     cin, cout      channels of one group after the split into phases.
     height, width  of the rearranged, padded input.
     kh, kw         of the rearranged kernel.
+    bound          largest accumulator.
+    row_l1         public bound on Σ|w| of one output channel.
+    magnitude      largest |x̂|.
     """
 
     rows: int
@@ -82,7 +85,6 @@ class Geometry:
     kw: int
     in_shape: tuple[int, ...]
     out_shape: tuple[int, ...]
-    fan_in: int
     bound: int
     row_l1: int
     magnitude: int
@@ -95,7 +97,7 @@ class Geometry:
         if isinstance(node, Linear):
             rows = prod(x.shape[:-1])
             sizes = (rows, 1, node.in_features, node.out_features, 1, 1, 1, 1)
-            return cls(*sizes, x.shape, y.shape, node.in_features, node.bound, *_public(x, node))
+            return cls(*sizes, x.shape, y.shape, *_public(x, node, node.in_features))
         axes = tuple(
             _Axis(*sizes)
             for sizes in zip(
@@ -108,7 +110,7 @@ class Geometry:
             1, node.groups, channels * len(high.phases) * len(wide.phases),
             node.out_channels // node.groups,
             high.out + high.places - 1, wide.out + wide.places - 1, high.places, wide.places,
-            x.shape, y.shape, channels * prod(node.kernel), node.bound, *_public(x, node), axes,
+            x.shape, y.shape, *_public(x, node, channels * prod(node.kernel)), axes,
         )  # fmt: skip
 
     @property
@@ -151,18 +153,12 @@ class Geometry:
         return y.reshape(-1, *self.out_shape)
 
 
-def _public(x: Value, node: Linear | Conv2d) -> tuple[int, int]:
-    """(row_l1, magnitude): a bound on Σ|w| of one output channel that follows from the declared
-    bound alone, and the largest |x̂|.
+def _public(x: Value, node: Linear | Conv2d, fan_in: int) -> tuple[int, int, int]:
+    """(bound, row_l1, magnitude) of a node.
 
     The two ends of channel o's range differ by Σ|w|·(hi - lo), and both lie within the bound, so
     Σ|w| <= 2·bound / (hi - lo). Nothing of the weights enters a plan but that bound.
     """
     low, high = min(x.centred.lo, 0), max(x.centred.hi, 0)
-    fan_in = (
-        node.in_features
-        if isinstance(node, Linear)
-        else node.in_channels // node.groups * prod(node.kernel)
-    )
     l1 = 2 * node.bound // max(high - low, 1)
-    return max(min(l1, 128 * fan_in), 1), x.centred.magnitude
+    return node.bound, max(min(l1, 128 * fan_in), 1), x.centred.magnitude

@@ -40,7 +40,8 @@ class Layer:
     def tail(self) -> float:
         """r: a sum of proxy variance v exceeds r·√v in one of the outputs with probability at
         most 2**-42."""
-        return math.sqrt(2 * math.log(2) * (1 + math.log2(self.outputs) + _TAIL_BITS))
+        exact = math.sqrt(2 * math.log(2) * (1 + math.log2(self.outputs) + _TAIL_BITS))
+        return math.ceil(64 * exact) / 64  # the same on every machine
 
     @property
     def l1(self) -> int:
@@ -128,11 +129,11 @@ def choose(
             answer = answer_noise(layer, ring, drop_c1, drop_c0)
             left = half - answer - key_noise(layer, ring, drop_key) / ring.dropped
             # Flood and weight noise share what is left in the ratio the tier asks.
-            allowed = left / (2.0 ** HIDING_BITS[tier] / ring.dropped + 1 / ring.dropped)
+            allowed = 0.99 * left * ring.dropped / (2 ** HIDING_BITS[tier] + 1)
             if weight_noise(layer, 0) > allowed:
                 continue
             drop_up = _deepest(scale, allowed, partial(weight_noise, layer)) if single else 0
-            flood = int((left - weight_noise(layer, drop_up) / ring.dropped) * (1 - 2**-20))
+            flood = _round_down(left - weight_noise(layer, drop_up) / ring.dropped)
             found = Scaling(scale, drop_up, drop_key, drop_c1, drop_c0, flood)
             room, hiding = margin(layer, ring, tier, found)
             drops = (drop_up, drop_key, drop_c1, drop_c0)
@@ -149,6 +150,13 @@ def _deepest(scale: int, limit: float, noise: Callable[[int], float]) -> int:
         middle = (low + high + 1) // 2
         low, high = (middle, high) if noise(middle) <= limit else (low, middle - 1)
     return low
+
+
+def _round_down(value: float) -> int:
+    """To 8 significant bits, so that another machine's last digits do not change a plan."""
+    whole = max(int(value), 1)
+    shift = max(whole.bit_length() - 8, 0)
+    return whole >> shift << shift
 
 
 def _largest_rounding(drop: int) -> float:

@@ -14,6 +14,7 @@ In the product, terms that are not wanted land on other coefficients, and those 
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -123,17 +124,19 @@ class Packing:
         blocks[:, :, 0] = cut.reshape(blocks.shape[0], t.rows, t.cin * t.area)
         return made
 
-    def weight(self, weight: Array, group: int) -> Int:
-        """int8[groups, cout, cin, kh, kw] -> int64[n_in, n_out, degree] of one chunk of groups."""
+    def weight(self, weight: Array, group: int) -> Iterator[Int]:
+        """int8[groups, cout, cin, kh, kw] -> for each input chunk, the polynomials int64[n_out,
+        degree] that one chunk of groups multiplies it with."""
         g, t = self.geometry, self.tile
         chosen = weight[group * t.merge : (group + 1) * t.merge]
-        whole = np.zeros((self.n_out * t.cout, self.n_in * t.cin, g.kh, g.kw), np.int64)
+        whole = np.zeros((self.n_out * t.cout, self.n_in * t.cin, g.kh, g.kw), np.int8)
         for i, one in enumerate(chosen):  # merged groups: a block diagonal of channels
             whole[i * g.cout : (i + 1) * g.cout, i * g.cin : (i + 1) * g.cin] = one
         split = whole.reshape(self.n_out, t.cout, self.n_in, t.cin, g.kh, g.kw)
-        made = np.zeros((self.n_in, self.n_out, self.degree), np.int64)
-        made[:, :, self._weight_places] = split.transpose(2, 0, 1, 3, 4, 5)
-        return made
+        for chunk in range(self.n_in):
+            made = np.zeros((self.n_out, self.degree), np.int64)
+            made[:, self._weight_places] = split[:, :, chunk]
+            yield made
 
     @cached_property
     def _weight_places(self) -> Int:

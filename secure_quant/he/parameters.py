@@ -63,15 +63,16 @@ class Parameters:
         return self.primes[1] if len(self.primes) == 2 else 1
 
 
+_WIDEST = Parameters(8192, (36028797018652673, 1125899906826241), 163841)
+"""Holds every layer that the graph allows: accumulators up to 2**31."""
+
 TIERS: dict[Tier, tuple[Parameters, ...]] = {
     "T1": (
         Parameters(2048, (9007199254614017,)),
         Parameters(4096, (1152921504606830593,)),
         Parameters(8192, (1152921504606830593,)),
+        _WIDEST,
     ),
-    "T1-strict": (
-        Parameters(4096, (140737488273409, 70368743669761), 40961),
-        Parameters(8192, (36028797018652673, 1125899906826241), 163841),
-    ),
+    "T1-strict": (Parameters(4096, (140737488273409, 70368743669761), 40961), _WIDEST),
 }
 """Hiding tier -> the rings a plan may use; no other is accepted from a peer."""

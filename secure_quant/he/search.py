@@ -41,6 +41,7 @@ MAX_WEIGHT_BYTES = 4 * 2**30
 _UP, _DOWN, _PRODUCT = 60, 100, 7
 _PER_BYTE = {"latency": 20, "traffic": 1000}  # 20 ns: 400 Mbit/s
 _FINALISTS = 6
+_LIGHT = 2**28  # bytes of transformed weights that any layer may take to be fast
 
 
 def layer_of(geometry: Geometry, tile: Tile) -> Layer:
@@ -101,45 +102,57 @@ def _cost(packing: Packing, ring: Parameters, scaling: Scaling, objective: Objec
     return work * ring.degree * len(ring.primes) + sent * _PER_BYTE[objective]
 
 
-def _finalists(g: Geometry, batch: int, ring: Parameters, objective: Objective) -> Iterator[Tile]:
+def _finalists(g: Geometry, batch: int, ring: Parameters, objective: Objective) -> list[Tile]:
     """The most promising tiles by an estimate with fixed widths."""
-    coefficients = ring.degree
-    high = _splits(g.out_height) + g.kh - 1
-    wide = _splits(g.out_width) + g.kw - 1
-    high, wide = (a.reshape(-1) for a in np.meshgrid(high, wide, indexing="ij"))
-    fits = high * wide <= coefficients
-    high, wide = high[fits], wide[fits]
-    for merge in _splits(g.groups).tolist():
-        if not len(high) or merge * merge > coefficients:
-            continue
-        rows, cin, place = (
-            a.reshape(-1)
-            for a in np.meshgrid(
-                _splits(batch * g.rows), _splits(g.cin * merge), np.arange(len(high)), indexing="ij"
-            )
+    found: list[tuple[int, Tile]] = []
+    high, wide = (
+        a.reshape(-1)
+        for a in np.meshgrid(
+            _splits(g.out_height) + g.kh - 1, _splits(g.out_width) + g.kw - 1, indexing="ij"
         )
-        used = rows * cin * high[place] * wide[place]
-        keep = used <= coefficients
-        rows, cin, place, used = rows[keep], cin[keep], place[keep], used[keep]
-        if not len(rows):
-            continue
-        channels = g.cout * merge
-        n_out = -(-channels // np.minimum(coefficients // used, channels))
-        n_in = -(-g.cin * merge // cin)
-        groups = -(-g.groups // merge)
-        cells = -(-batch * g.rows // rows) * groups
-        cells = cells * -(-g.out_height // (high[place] - g.kh + 1))
-        cells = cells * -(-g.out_width // (wide[place] - g.kw + 1))
-        work = cells * (n_in * _UP + n_out * _DOWN + n_in * n_out * _PRODUCT)
-        sent = cells * (6 * n_in + 4 * n_out)
-        cost = work * len(ring.primes) + sent * _PER_BYTE[objective]
-        weights = groups * n_in * n_out * ring.degree * 8 * len(ring.primes)
-        cost = np.where(weights <= MAX_WEIGHT_BYTES, cost, np.iinfo(np.int64).max)
-        for i in np.argsort(cost, kind="stable")[:_FINALISTS].tolist():
-            if weights[i] <= MAX_WEIGHT_BYTES:
-                cout = -(-channels // int(n_out[i]))
-                at = int(place[i])
-                yield Tile(int(rows[i]), merge, int(cin[i]), cout, int(high[at]), int(wide[at]))
+    )
+    fits = high * wide <= ring.degree
+    for merge in _splits(g.groups).tolist():
+        found += _merged(g, batch, ring, objective, merge, high[fits], wide[fits])
+    return [tile for _, tile in sorted(found, key=lambda entry: entry[0])[:_FINALISTS]]
+
+
+def _merged(
+    g: Geometry,
+    batch: int,
+    ring: Parameters,
+    objective: Objective,
+    merge: int,
+    high: Int,
+    wide: Int,
+) -> Iterator[tuple[int, Tile]]:
+    """Estimated cost and tile of the best with ``merge`` groups joined, over the given sizes."""
+    rows, cin, place = (
+        a.reshape(-1)
+        for a in np.meshgrid(
+            _splits(batch * g.rows), _splits(g.cin * merge), np.arange(len(high)), indexing="ij"
+        )
+    )
+    used = rows * cin * high[place] * wide[place]
+    keep = used <= ring.degree
+    rows, cin, place, used = rows[keep], cin[keep], place[keep], used[keep]
+    channels = g.cout * merge
+    n_out = -(-channels // np.clip(ring.degree // used, 1, channels))
+    n_in = -(-g.cin * merge // cin)
+    groups = -(-g.groups // merge)
+    cells = -(-batch * g.rows // rows) * groups
+    cells = cells * -(-g.out_height // (high[place] - g.kh + 1))
+    cells = cells * -(-g.out_width // (wide[place] - g.kw + 1))
+    work = cells * (n_in * _UP + n_out * _DOWN + n_in * n_out * _PRODUCT)
+    cost = work * len(ring.primes) + cells * (6 * n_in + 4 * n_out) * _PER_BYTE[objective]
+    weights = groups * n_in * n_out * ring.degree * 8 * len(ring.primes)
+    least = 8 * len(ring.primes) * g.groups * g.cin * g.cout * g.kh * g.kw
+    light = np.flatnonzero(weights <= min(max(2 * least, _LIGHT), MAX_WEIGHT_BYTES))
+    for i in light[np.argsort(cost[light], kind="stable")[:_FINALISTS]].tolist():
+        cout = -(-channels // int(n_out[i]))
+        at = int(place[i])
+        tile = Tile(int(rows[i]), merge, int(cin[i]), cout, int(high[at]), int(wide[at]))
+        yield int(cost[i]), tile
 
 
 def _splits(size: int) -> Int:
