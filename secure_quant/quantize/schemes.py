@@ -168,7 +168,7 @@ def _lloyd(units: Tensor, row_weight: Tensor, count: int) -> Tensor:
         return present
     start = torch.linspace(0, 1, 2 * count + 1, dtype=torch.float64)[1::2]
     share = mass.cumsum(0) / mass.sum()
-    levels = values[torch.searchsorted(share, start).clamp(max=254)]
+    levels = values[torch.searchsorted(share, start.contiguous()).clamp(max=254)]
     # Quantiles crowd at the centre; an even spread reaches the tails. Half of each.
     levels = (levels + torch.linspace(float(present[0]), float(present[-1]), count).double()) / 2
     for _ in range(50):
@@ -179,7 +179,7 @@ def _lloyd(units: Tensor, row_weight: Tensor, count: int) -> Tensor:
         if torch.equal(moved, levels):
             break
         levels = moved
-    return levels.round().clamp(-127, 127).unique()
+    return torch.unique(levels.round().clamp(-127, 127))  # type: ignore[no-any-return, no-untyped-call]
 
 
 def _owner(values: Tensor, levels: Tensor) -> Tensor:
