@@ -65,14 +65,16 @@ def he_engine(graph: Graph) -> Engine:
 
     Raises OpNotSupported.
     """
-    from secure_quant.he.bundle import load_client, load_server, split
     from secure_quant_client.walk import walk
+
+    from secure_quant.he.bundle import load_client, load_server, split
+    from secure_quant.protect.ckks import CkksSession
 
     bundles = split(graph)
     server, (public, plan) = load_server(bundles["server"]), load_client(bundles["client"])
 
     def run(q: NDArray[np.int8]) -> Run:
-        client = walk(public, plan, q.astype(np.int64))
+        client = walk(public, CkksSession(public, plan), q.astype(np.int64))  # a fresh key
         trips = sent = 0
         try:
             requests = next(client)

@@ -5,6 +5,7 @@ engine would cost for one inference, planned without running anything.
 from __future__ import annotations
 
 import argparse
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -50,7 +51,10 @@ def describe(graph: Graph, stored: int, batch: int) -> dict[str, Any]:
         "float_bytes": float_bytes(graph),
         "batch": batch,
         "layers": [_layer(node, graph.values[node.name]) for node in graph.nodes],
-        "plans": {"mpc": _plan_mpc(graph, batch), "he": _plan_he(graph, batch)},
+        "plans": {
+            "mpc": _planned(lambda: _plan_mpc(graph, batch)),
+            "he": _planned(lambda: _plan_he(graph, batch)),
+        },
     }
 
 
@@ -68,15 +72,22 @@ def _layer(node: ops.Node, value: Value) -> dict[str, Any]:
     }
 
 
-def _plan_mpc(graph: Graph, batch: int) -> dict[str, Any]:
-    from secure_quant.mpc.plan import plan
-
+def _planned(make: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+    """The plan, or why there is none."""
     from secure_quant.errors import OpNotSupported
 
     try:
-        cost = plan(graph.public()).cost(batch)
+        return make()
     except OpNotSupported as error:
         return {"refused": str(error)}
+    except ModuleNotFoundError as error:
+        return {"refused": f"{error.name} is not installed"}
+
+
+def _plan_mpc(graph: Graph, batch: int) -> dict[str, Any]:
+    from secure_quant.mpc.plan import plan
+
+    cost = plan(graph.public()).cost(batch)
     return {
         "rounds": cost.rounds,
         "online_bytes_per_direction": cost.online_bytes_per_direction,
@@ -86,13 +97,9 @@ def _plan_mpc(graph: Graph, batch: int) -> dict[str, Any]:
 
 
 def _plan_he(graph: Graph, batch: int) -> dict[str, Any]:
-    from secure_quant.errors import OpNotSupported
     from secure_quant.he.plan import plan
 
-    try:
-        cost = plan(graph).cost(batch)
-    except OpNotSupported as error:
-        return {"refused": str(error)}
+    cost = plan(graph).cost(batch)
     return {
         "ciphertexts_up": cost.ciphertexts_up,
         "ciphertexts_down": cost.ciphertexts_down,
