@@ -1,0 +1,126 @@
+"""What breaks costs one request, is named, and heals."""
+
+import os
+import signal
+import socket
+import time
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+import pytest
+from e2e.he_server import HeServerProcess, alive, inputs, lenet, running_calls
+from secure_quant_client import HeClient
+
+from secure_quant import reference
+from secure_quant.errors import DeadlineExceeded, InternalError, PeerUnavailable
+
+
+def unused_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+def wait_until(condition: Callable[[], bool], seconds: float = 20.0) -> None:
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end, "waited in vain"
+        time.sleep(0.01)
+
+
+def held_inference(server: HeServerProcess, client: HeClient, metrics: str) -> Future[np.ndarray]:
+    """An inference that is certainly inside the stopped worker."""
+    q = inputs(client.graph, 1)
+    (worker,) = server.workers()
+    os.kill(worker, signal.SIGSTOP)
+    with ThreadPoolExecutor(1) as pool:
+        future = pool.submit(client.infer_int8, q)
+        wait_until(lambda: running_calls(metrics) == 1)
+        time.sleep(0.05)  # from the guard to the worker's socket
+        os.kill(worker, signal.SIGKILL)
+    return future
+
+
+def test_a_killed_worker_costs_one_request(tmp_path: Path) -> None:
+    graph, metrics = lenet(), f"127.0.0.1:{unused_port()}"
+    q = inputs(graph, 1)
+    with (
+        HeServerProcess(tmp_path, graph, metrics=metrics) as server,
+        HeClient(server.target, tls=server.tls()) as client,
+    ):
+        client.infer_int8(q)
+        (before,) = server.workers()
+        future = held_inference(server, client, metrics)
+        with pytest.raises(InternalError, match="may be sent again"):
+            future.result(10)
+        server.event("worker ended")
+        # The very next one waits for the new worker and is right.
+        assert np.array_equal(client.infer_int8(q), reference.run_int(graph, q))
+        (after,) = server.workers()
+        assert after != before
+
+
+def test_a_worker_that_hangs_is_replaced(tmp_path: Path) -> None:
+    graph = lenet()
+    q = inputs(graph, 1)
+    with (
+        HeServerProcess(tmp_path, graph, evaluate_s=0.5) as server,
+        HeClient(server.target, tls=server.tls()) as client,
+    ):
+        client.infer_int8(q)
+        os.kill(server.workers()[0], signal.SIGSTOP)
+        with pytest.raises(DeadlineExceeded, match="evaluation"):
+            client.infer_int8(q)
+        assert np.array_equal(client.infer_int8(q), reference.run_int(graph, q))
+
+
+def test_a_caller_that_gives_up_leaves_the_worker_in_order(tmp_path: Path) -> None:
+    graph = lenet()
+    q = inputs(graph, 1)
+    with (
+        HeServerProcess(tmp_path, graph) as server,
+        HeClient(server.target, tls=server.tls()) as client,
+    ):
+        client.infer_int8(q)
+        (worker,) = server.workers()
+        os.kill(worker, signal.SIGSTOP)
+        with pytest.raises(DeadlineExceeded):
+            client.infer_int8(q, timeout=0.3)
+        os.kill(worker, signal.SIGCONT)
+        assert np.array_equal(client.infer_int8(q), reference.run_int(graph, q))
+        assert server.workers() == [worker]
+
+
+def test_a_stopped_server_ends_cleanly_and_a_new_one_is_found(tmp_path: Path) -> None:
+    graph, port = lenet(), unused_port()
+    q = inputs(graph, 1)
+    with HeServerProcess(tmp_path, graph, port=port) as server:
+        client = HeClient(server.target, tls=server.tls())
+        expected = client.infer_int8(q)
+        workers = server.workers()
+        server.process.send_signal(signal.SIGTERM)
+        assert server.process.wait(15) == 0
+        wait_until(lambda: not any(map(alive, workers)))
+    start = time.monotonic()
+    with pytest.raises(PeerUnavailable):
+        client.infer_int8(q)
+    assert time.monotonic() - start < 2
+    with HeServerProcess(tmp_path, graph, port=port), client:
+        wait_until(lambda: _answers(client, q, expected))
+
+
+def _answers(client: HeClient, q: np.ndarray, expected: np.ndarray) -> bool:
+    try:
+        return bool(np.array_equal(client.infer_int8(q), expected))
+    except PeerUnavailable:
+        return False
+
+
+def test_a_server_that_dies_takes_its_workers_along(tmp_path: Path) -> None:
+    with HeServerProcess(tmp_path, lenet(), workers=2) as server:
+        wait_until(lambda: len(server.workers()) == 2)
+        workers = server.workers()
+        server.process.kill()
+        wait_until(lambda: not any(map(alive, workers)))
