@@ -118,20 +118,29 @@ class PartyLink:
 
         Raises MalformedMessage if the peer's is longer, PeerUnavailable once the link is lost.
         """
-        size = len(payload)
-        if size <= CHUNK:
+        await self.send(payload)
+        return await self.receive(len(payload))
+
+    async def send(self, payload: bytes) -> None:
+        """Send a payload, in chunks if it is long. Raises PeerUnavailable."""
+        if len(payload) <= CHUNK:
             await self._send(self._kind(payload=payload))
-        else:
-            for start in range(0, size, CHUNK):
-                await self._send(self._kind(payload=payload[start : start + CHUNK]))
-        parts = [await self._payload()]
-        got = len(parts[0])
+            return
+        for start in range(0, len(payload), CHUNK):
+            await self._send(self._kind(payload=payload[start : start + CHUNK]))
+
+    async def receive(self, size: int) -> bytes:
+        """The peer's next payload, ``size`` bytes. Raises MalformedMessage, PeerUnavailable."""
+        first = await self._payload()
+        if len(first) == size:
+            return first
+        parts, got = [first], len(first)
         while got < size:
             parts.append(await self._payload())
             got += len(parts[-1])
         if got != size:
             raise MalformedMessage("payload of a round", got=f"{got} bytes", expected=size)
-        return parts[0] if len(parts) == 1 else b"".join(parts)
+        return b"".join(parts)
 
     async def drive(self, run: Generator[bytes, bytes, Result]) -> tuple[Result, Meter]:
         """Run a protocol to its end. Raises what it raises, and what ``exchange`` raises."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import secrets
 import time
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -23,6 +24,7 @@ from secure_quant.errors import (
     PeerUnavailable,
     PermissionDenied,
 )
+from secure_quant.mpc.tuples import TupleSpec, correction
 from secure_quant.transport import Security
 from secure_quant.wire.gen import dealer_pb2_grpc
 from secure_quant.wire.gen.dealer_pb2 import (
@@ -31,6 +33,9 @@ from secure_quant.wire.gen.dealer_pb2 import (
     DealOpen,
     DealRequest,
     DealResponse,
+    DealTuple,
+    DealTupleChunk,
+    DealTupleSeed,
 )
 from secure_quant_server.common import (
     Access,
@@ -158,6 +163,8 @@ class _Session:
         self.lane = lane
         self.joined: set[int] = set()
         self.dealing = False
+        self.tuple_keys = (secrets.token_bytes(32), secrets.token_bytes(32))
+        self._tuples = 0
         self.complete = asyncio.Event()
         self.ended = asyncio.Event()
         self._works = works
@@ -167,6 +174,13 @@ class _Session:
         self.outgoing: tuple[asyncio.Queue[DealResponse], ...] = (
             asyncio.Queue(64), asyncio.Queue(4),
         )  # fmt: skip
+
+    def next_tuple(self, index: int) -> int:
+        """``index`` itself if it is the next. Raises MalformedMessage; no index comes twice."""
+        if index != self._tuples:
+            raise MalformedMessage("index of a tuple", got=index, expected=self._tuples)
+        self._tuples += 1
+        return index
 
     def grant(self, party: int, model: str, items: int) -> None:
         """Raises ModelNotFound, MalformedMessage."""
@@ -262,11 +276,30 @@ class _Dealer(dealer_pb2_grpc.DealerServiceServicer):
             if request is grpc.aio.EOF:
                 return
             kind = request.WhichOneof("message")
-            if kind != "credit":
+            if kind == "credit":
+                session.grant(party, request.credit.model_hash, request.credit.items)
+            elif kind == "tuple" and party == 1:
+                await self._deal_tuple(session, request.tuple)
+            else:
                 raise MalformedMessage("message to the dealer", got=kind, expected="credit")
-            session.grant(party, request.credit.model_hash, request.credit.items)
+
+    async def _deal_tuple(self, session: _Session, message: DealTuple) -> None:
+        """One correlated tuple for a CrypTen program; nothing of it is kept."""
+        spec = TupleSpec.from_proto(message)
+        index = session.next_tuple(message.index)
+        loop = asyncio.get_running_loop()
+        made = await loop.run_in_executor(None, correction, spec, index, *session.tuple_keys)
+        data = made.astype("<i8", copy=False).tobytes()
+        for start in range(0, len(data), CHUNK):
+            chunk = DealTupleChunk(
+                index=index, total_bytes=len(data), offset=start, data=data[start : start + CHUNK]
+            )
+            await session.outgoing[1].put(DealResponse(tuple_chunk=chunk))
 
     async def _send(self, session: _Session, party: int, context: Any) -> None:
+        await session.complete.wait()
+        seed = DealTupleSeed(seed=session.tuple_keys[party])
+        await context.write(DealResponse(tuple_seed=seed))
         while True:
             await context.write(await session.outgoing[party].get())
 

@@ -35,6 +35,7 @@ from secure_quant.mpc.lane import (
     make_stock,
 )
 from secure_quant.mpc.link import Job, PartyLink
+from secure_quant.mpc.session import from_shared, to_shared
 from secure_quant.mpc.stock import DealStream
 from secure_quant.transport import aio_channel
 from secure_quant.wire.gen import party_link_pb2_grpc
@@ -52,6 +53,11 @@ BACKOFF_S = (0.1, 2.0)
 
 Shares = NDArray[np.uint64]
 T = TypeVar("T")
+
+
+def crypten_border(share: Shares) -> Shares:
+    """Input and output shares pass as CrypTen's ArithmeticSharedTensor, its type at our borders."""
+    return from_shared(to_shared(share))
 
 
 class _FrontDesk:
@@ -279,7 +285,7 @@ async def _main(descriptor: int) -> None:
     config = LaneConfig.from_frame(fields, body)
     logs.setup(config.log_level)
     try:
-        await _Worker(config, pipe, lambda share: share).serve()
+        await _Worker(config, pipe, crypten_border).serve()
     except SecureQuantError as error:
         logs.event("lane failed", lane=config.options.lane, reason=str(error))
         raise SystemExit(1) from error

@@ -1,0 +1,218 @@
+"""CrypTen over our link and our dealer.
+
+``CrypTenSession.run`` runs an unmodified CrypTen program: its conv2d, matmul, relu, comparisons
+travel over the mutual-TLS party link, its correlated randomness comes from the dealer, and every
+random number it uses comes from AES-CTR streams. CrypTen's process-wide state is replaced while a
+program runs and put back after it.
+
+    async with connect(0, link="b.example:9000", dealer="c.example:9100", security=tls) as session:
+        y = await session.run(program)
+
+``to_shared`` and ``from_shared`` are the borders of our own inference: CrypTen's share type in and
+out, without any communication.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import secrets
+from collections.abc import AsyncIterator, Callable
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
+from typing import Any, TypeVar
+
+import grpc.aio
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from secure_quant.errors import DeadlineExceeded, MalformedMessage, SecureQuantError
+from secure_quant.mpc.communicator import LinkCommunicator
+from secure_quant.mpc.crypten_compat import ArithmeticSharedTensor, bound
+from secure_quant.mpc.lane import check_hello, make_hello
+from secure_quant.mpc.link import PartyLink
+from secure_quant.mpc.provider import Correct, DealtTupleProvider, random_bits, ring_element
+from secure_quant.mpc.stock import DealStream, Stock
+from secure_quant.mpc.tuples import Stream, TupleSpec
+from secure_quant.transport import (
+    Limits,
+    Role,
+    Security,
+    add_port,
+    aio_channel,
+    peer_role,
+    server_options,
+)
+from secure_quant.wire import to_status
+from secure_quant.wire.gen.dealer_pb2_grpc import DealerServiceStub
+from secure_quant.wire.gen.party_link_pb2 import ExchangeRequest, ExchangeResponse
+from secure_quant.wire.gen.party_link_pb2_grpc import (
+    PartyLinkServiceServicer,
+    PartyLinkServiceStub,
+    add_PartyLinkServiceServicer_to_server,
+)
+
+__all__ = ["CrypTenSession", "connect", "from_shared", "to_shared"]
+
+T = TypeVar("T")
+SEED_BYTES = 32
+WAIT_S = 30.0
+
+
+def to_shared(share: NDArray[np.uint64]) -> Any:
+    """uint64[...] share of integers mod 2^64 -> ArithmeticSharedTensor of precision 0."""
+    return ArithmeticSharedTensor.from_shares(
+        torch.from_numpy(np.array(share, np.uint64).view(np.int64)), precision=0
+    )
+
+
+def from_shared(shared: Any) -> NDArray[np.uint64]:
+    """Inverse of ``to_shared``."""
+    array: NDArray[np.int64] = shared.share.numpy()
+    return array.view(np.uint64)
+
+
+class CrypTenSession:
+    """One session; ``run`` programs in it one after the other, the same on both sides."""
+
+    def __init__(self, rank: int, link: PartyLink, dealer: DealStream) -> None:
+        self._loop = asyncio.get_running_loop()
+        self._dealer = dealer
+        self.communicator = LinkCommunicator(rank, link, self._loop)
+        self._provider: DealtTupleProvider | None = None
+        self._generators: dict[str, Any] | None = None
+
+    async def run(self, program: Callable[[], T]) -> T:
+        """The program's result; it runs in a thread. Raises what it raises, and PeerUnavailable
+        when the link or the dealer is lost."""
+        key = await self._dealer.tuple_seed
+        if self._provider is None:
+            self._provider = DealtTupleProvider(key, self._correction())
+        return await asyncio.to_thread(self._run, self._provider, program)
+
+    def _run(self, provider: DealtTupleProvider, program: Callable[[], T]) -> T:
+        if self._generators is None:
+            self._generators = self._agree()
+        with bound(self.communicator, provider, self._generators, ring_element, random_bits):
+            return program()
+
+    def _agree(self) -> dict[str, Any]:
+        """Streams that the parties share pairwise ("prev", "next") or own ("local"). The "global"
+        one is public by design, CrypTen feeds it to torch.rand for dropout."""
+        mine = secrets.token_bytes(2 * SEED_BYTES)
+        theirs = self.communicator.exchange_bytes(mine)
+        coin = bytes(a ^ b for a, b in zip(mine[SEED_BYTES:], theirs[SEED_BYTES:], strict=True))
+        public = torch.Generator()
+        public.manual_seed(int.from_bytes(coin[:8], "little", signed=True))
+        return {
+            "next": Stream(mine[:SEED_BYTES]),
+            "prev": Stream(theirs[:SEED_BYTES]),
+            "local": Stream(secrets.token_bytes(SEED_BYTES)),
+            "global": public,
+        }
+
+    def _correction(self) -> Correct | None:
+        if self.communicator.rank == 0:
+            return None
+
+        def correct(spec: TupleSpec, index: int) -> bytes:
+            work = self._dealer.tuple_correction(spec.to_proto(index))
+            return asyncio.run_coroutine_threadsafe(work, self._loop).result()
+
+        return correct
+
+
+@asynccontextmanager
+async def connect(
+    party: int, *, link: str, dealer: str, security: Security, limits: Limits | None = None
+) -> AsyncIterator[CrypTenSession]:
+    """A session of ``party`` 0, which dials ``link``, or 1, which listens on it (``host:port``).
+
+    Raises PeerUnavailable, DeadlineExceeded, MalformedMessage and the errors of ``Tls.load``.
+    """
+    async with AsyncExitStack() as stack:
+        opened = _dial if party == 0 else _accept
+        wires, session_id = await stack.enter_async_context(opened(link, security, limits))
+        channel = await stack.enter_async_context(
+            aio_channel(dealer, security, server_role="dealer", limits=limits)
+        )
+        call = DealerServiceStub(channel).Deal()
+        stack.callback(call.cancel)
+        tuples = DealStream(Stock(party, {}), call, party)
+        await tuples.open(session_id, 0, [])
+        pumps = [asyncio.ensure_future(wires.pump()), asyncio.ensure_future(tuples.pump())]
+        try:
+            yield CrypTenSession(party, wires, tuples)
+        finally:
+            for pump in pumps:
+                pump.cancel()
+            await asyncio.gather(*pumps, return_exceptions=True)
+
+
+@asynccontextmanager
+async def _dial(
+    link: str, security: Security, limits: Limits | None
+) -> AsyncIterator[tuple[PartyLink, bytes]]:
+    async with aio_channel(link, security, server_role="party1", limits=limits) as channel:
+        call = PartyLinkServiceStub(channel).Exchange(wait_for_ready=True, timeout=None)
+        try:
+            wires = PartyLink(ExchangeRequest, call.read, call.write)
+            session_id = secrets.token_bytes(16)
+            await wires.greet(make_hello(session_id, 0, {}))
+            theirs = await _in_time(wires.greeted())
+            check_hello(theirs, 0, {})
+            if theirs.session_id != session_id:
+                raise MalformedMessage("session id", expected="the one that was offered")
+            yield wires, session_id
+        finally:
+            call.cancel()
+
+
+@asynccontextmanager
+async def _accept(
+    link: str, security: Security, limits: Limits | None
+) -> AsyncIterator[tuple[PartyLink, bytes]]:
+    server = grpc.aio.server(options=server_options(limits or Limits()))
+    door = _Door()
+    add_PartyLinkServiceServicer_to_server(door, server)
+    add_port(server, link, security)
+    await server.start()
+    try:
+        yield await _in_time(door.opened)
+    finally:
+        door.closed.set()
+        await server.stop(0.5)
+
+
+class _Door(PartyLinkServiceServicer):
+    """Lets one party 0 in."""
+
+    def __init__(self) -> None:
+        loop = asyncio.get_running_loop()
+        self.opened: asyncio.Future[tuple[PartyLink, bytes]] = loop.create_future()
+        self.closed = asyncio.Event()
+
+    async def Exchange(self, request_iterator: Any, context: Any) -> None:  # noqa: N802
+        """See party_link.proto."""
+        wires = PartyLink(ExchangeResponse, context.read, context.write)
+        try:
+            role = peer_role(context)
+            if role is not None and role != Role("party0"):
+                raise MalformedMessage("role", got=role, expected="party0")
+            hello = await wires.greeted()
+            check_hello(hello, 0, {})
+            await wires.greet(make_hello(hello.session_id, 0, {}))
+        except SecureQuantError as error:
+            code, text, details = to_status(error)
+            await context.abort(code, text, details)
+        if self.opened.done():
+            await context.abort(grpc.StatusCode.RESOURCE_EXHAUSTED, "the session is taken")
+        self.opened.set_result((wires, hello.session_id))
+        with suppress(asyncio.CancelledError):
+            await self.closed.wait()
+
+
+async def _in_time(step: Any) -> Any:
+    try:
+        return await asyncio.wait_for(step, WAIT_S)
+    except TimeoutError as error:
+        raise DeadlineExceeded("the other party does not come", got=f"{WAIT_S:g} s") from error
