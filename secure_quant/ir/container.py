@@ -124,4 +124,6 @@ def _entry(name: str, entry: Any) -> tuple[np.dtype[Any], tuple[int, ...], int, 
     whole = len(entry) == 3 and isinstance(shape, list) and len(shape) <= MAX_RANK
     if not whole or not all(type(n) is int and 0 <= n <= MAX_FILE for n in numbers):
         raise MalformedModel(f"tensor {name[:80]!r}", expected="a shape and offsets of naturals")
+    if prod(n or 1 for n in shape) > MAX_FILE:  # an empty array may still have giant axes
+        raise MalformedModel(f"tensor {name[:80]!r}", got="giant axes", expected=f"<= {MAX_FILE}")
     return dtype, tuple(shape), start, stop

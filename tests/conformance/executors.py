@@ -117,7 +117,7 @@ class He:
 
     may_refuse: frozenset[str] = frozenset()
 
-    def __init__(self, objective: str = "latency", tier: str = "T1") -> None:
+    def __init__(self, objective: str, tier: str = "T1") -> None:
         self.objective, self.tier = objective, tier
 
     def __repr__(self) -> str:
@@ -159,4 +159,11 @@ class _He:
         return values
 
 
-EXECUTORS = (Reference(), Mpc("latency"), Mpc("traffic"), He(), He("traffic"))
+EXECUTORS = (
+    Reference(),
+    Mpc("latency"),
+    Mpc("traffic"),
+    He("latency"),
+    He("traffic"),
+    He("latency", "T1-strict"),
+)
