@@ -86,25 +86,30 @@ class CkksSession:
         sender knows); an answer of the right form always decrypts to something.
         """
         call = self.plan.steps[step].call(batch)
-        sizes = call.response_sizes
-        if len(response) != sum(sizes):
+        scale = call.scaling.scale
+        rounded = (self._raw(call, response) + (1 << (scale - 1))) >> scale
+        return call.packing.geometry.restore(rounded)
+
+    def _raw(self, call: Call, response: bytes) -> Int:
+        """Accumulators times 2**scale plus their error, centred. Secret: it never leaves."""
+        size, last = call.response_sizes
+        if len(response) != size + last:
             raise MalformedMessage(
-                "response", got=f"{len(response)} bytes", expected=f"{sum(sizes)}"
+                "response", got=f"{len(response)} bytes", expected=f"{size + last}"
             )
         octets, prime, scaling = np.frombuffer(response, np.uint8), call.ring.prime, call.scaling
         packing, degree = call.packing, call.ring.degree
-        c1 = octets[: sizes[0]].reshape(call.ciphertexts_down, -1)
+        c1 = octets[:size].reshape(call.ciphertexts_down, -1)
         product = unpack(c1, degree, prime, scaling.drop_c1)[:, None]
         field = ring(_response_ring(call.ring))
         field.forward(product)
         field.multiply(product, self._key(call.ring).response)
         field.inverse(product)
         own = packing.output(packing.wanted(product[:, 0]))
-        c0 = unpack(octets[None, sizes[0] :], packing.outputs, prime, scaling.drop_c0)
+        c0 = unpack(octets[None, size:], packing.outputs, prime, scaling.drop_c0)
         raw = field.add(c0.reshape(own.shape), own).astype(np.int64)
-        centred = np.where(raw > prime // 2, raw - prime, raw)
-        rounded = (centred + (1 << (scaling.scale - 1))) >> scaling.scale
-        return packing.geometry.restore(rounded)
+        centred: Int = np.where(raw > prime // 2, raw - prime, raw)
+        return centred
 
     def _check(self, step: int, x: Int) -> int:
         geometry = self.plan.steps[step].geometry
