@@ -43,7 +43,9 @@ class Net:
         return self._add(node, shape, Interval(-bound, bound))
 
     def _weights(self, name, shape, bias, largest) -> tuple[np.ndarray, np.ndarray]:
-        weight = self.rng.integers(-largest, largest + 1, shape).astype(np.int8)
+        """``largest`` 0: all weights 0; -128: all of them -128."""
+        low, high = (-largest, largest + 1) if largest >= 0 else (largest, largest + 1)
+        weight = self.rng.integers(low, high, shape).astype(np.int8)
         made = self.rng.integers(-1000, 1001, shape[0]).astype(np.int32)
         self.parameters[f"{name}.weight"] = weight
         if not bias:

@@ -272,10 +272,54 @@ def two_heads() -> Graph:
     return net.done(salt=SALT)
 
 
+def zero_weights() -> Graph:
+    """Layers whose answer is their bias, or nothing at all."""
+    net = Net(20, (3, 4, 4), zero_point=1)
+    net.conv(2, (3, 3), largest=0)
+    net.requantize()
+    net.flatten()
+    net.linear(5, largest=0, bias=False)
+    net.requantize()
+    net.linear(3)
+    return net.done(salt=SALT)
+
+
+def extreme_weights() -> Graph:
+    """Every weight -128: with the extreme inputs each accumulator stands at its bound."""
+    net = Net(21, (4, 5, 5), zero_point=-128)
+    net.conv(3, (3, 3), padding=(1, 1), largest=-128)
+    net.requantize(zero_point=127)
+    net.flatten()
+    net.linear(6, largest=-128)
+    net.requantize(zero_point=-128)
+    net.linear(2, largest=-128)
+    return net.done(salt=SALT, per_channel=True)
+
+
+def wide() -> Graph:
+    """Layers that no engine holds in one piece."""
+    net = Net(22, (700,))
+    net.linear(90)
+    net.requantize()
+    net.linear(300)
+    net.requantize()
+    net.linear(1)
+    return net.done(salt=SALT)
+
+
+def large_picture() -> Graph:
+    net = Net(23, (2, 41, 37), zero_point=-9)
+    net.conv(5, (5, 3), stride=(2, 1), padding=(2, 1))
+    net.requantize()
+    net.conv(5, (7, 7), stride=(3, 2), groups=5)
+    return net.done(salt=SALT, per_channel=True, axis=0)
+
+
 NAMED: tuple[Callable[[], Graph], ...] = (
     linear, linear_rows, mlp, deep_conv, conv_one_pixel, pools, global_average, residual,
     saturating, nothing_saturates, odd_tables, requantize_activation, shapes, output_activation,
-    moves_only, softmax, attention, two_heads, lenet,
+    moves_only, softmax, attention, two_heads, zero_weights, extreme_weights, wide, large_picture,
+    lenet,
 )  # fmt: skip
 
 
