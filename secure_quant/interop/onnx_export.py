@@ -1,0 +1,263 @@
+"""A graph as standard ONNX integer operators, which any ONNX runtime computes to the same integers.
+
+Linear and Conv2d become MatMulInteger and ConvInteger with int32 accumulators; a Requantize
+becomes Mul, Add, Clip, BitShift and Gather on 64-bit integers. Activations stay int8 (int16 where
+the graph has int16). The model maps int8[batch, *input shape] to int64[batch, *output shape], the
+integers of ``secure_quant.reference.run_int``.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+from numpy.typing import NDArray
+from onnx import TensorProto, helper, numpy_helper
+
+from secure_quant.errors import MissingParameters, OpNotSupported
+from secure_quant.ir import Graph, ops
+from secure_quant.ir.values import INT8
+
+__all__ = ["OPSET", "export_onnx", "to_onnx"]
+
+OPSET = 21
+_INT64 = TensorProto.INT64
+
+
+def export_onnx(graph: Graph, path: str | os.PathLike[str]) -> None:
+    """Write ``to_onnx(graph)`` to a file. The file holds the weights."""
+    Path(path).write_bytes(to_onnx(graph).SerializeToString())
+
+
+def to_onnx(graph: Graph) -> onnx.ModelProto:
+    """The ONNX model of ``graph``. Raises MissingParameters, OpNotSupported."""
+    if graph.is_public:
+        raise MissingParameters("a public graph has no weights to export")
+    writer = _Writer(graph)
+    for node in graph.nodes:
+        writer.names[node.name] = _RULES[type(node)](writer, node)
+    batch = "batch"
+    source, result = graph.input, graph.values[graph.output.name]
+    made = helper.make_graph(
+        writer.nodes,
+        "secure_quant",
+        [helper.make_tensor_value_info("x", TensorProto.INT8, [batch, *source.shape])],
+        [helper.make_tensor_value_info("y", _INT64, [batch, *result.shape])],
+        writer.constants,
+    )
+    model = helper.make_model(
+        made, opset_imports=[helper.make_opsetid("", OPSET)], producer_name="secure_quant"
+    )
+    model.ir_version = 10
+    model.metadata_props.add(key="secure_quant.hash", value=graph.hash)
+    onnx.checker.check_model(model, full_check=True)
+    return model
+
+
+class _Writer:
+    """Nodes and constants so far; ``names`` maps ir values to ONNX values."""
+
+    def __init__(self, graph: Graph) -> None:
+        self.graph = graph
+        self.nodes: list[onnx.NodeProto] = []
+        self.constants: list[onnx.TensorProto] = []
+        self.names: dict[str, str] = {}
+        self._count = 0
+
+    def op(self, kind: str, *inputs: str, **attributes: Any) -> str:
+        """One ONNX node with one output, whose name is returned."""
+        self._count += 1
+        made = f"v{self._count}"
+        self.nodes.append(helper.make_node(kind, list(inputs), [made], **attributes))
+        return made
+
+    def constant(self, array: NDArray[Any]) -> str:
+        self._count += 1
+        made = f"c{self._count}"
+        self.constants.append(numpy_helper.from_array(np.ascontiguousarray(array), made))
+        return made
+
+    def integer(self, value: int) -> str:
+        return self.constant(np.array(value, np.int64))
+
+    def wide(self, name: str) -> str:
+        """x̂ (or acc) of an ir value as int64."""
+        made = self.op("Cast", self.names[name], to=_INT64)
+        zero_point = self.graph.values[name].zero_point
+        return self.op("Sub", made, self.integer(zero_point)) if zero_point else made
+
+    def is_int8(self, name: str) -> bool:
+        value = self.graph.values[name]
+        return not value.accumulator and value.range.within(INT8)
+
+    def zero_point(self, name: str) -> str:
+        return self.constant(np.array(self.graph.values[name].zero_point, np.int8))
+
+    def need_int8(self, node: ops.Node) -> None:
+        for name in node.inputs:
+            if not self.is_int8(name):
+                raise OpNotSupported(
+                    f"{type(node).__name__} {node.name!r} in ONNX", got="int16", expected="int8"
+                )
+
+
+def _input(w: _Writer, node: Any) -> str:
+    return "x"
+
+
+def _linear(w: _Writer, node: Any) -> str:
+    (name,) = node.inputs
+    weight = w.graph.weight(node).T
+    if w.is_int8(name):
+        acc = w.op("MatMulInteger", w.names[name], w.constant(weight), w.zero_point(name))
+        bias = w.graph.bias(node).astype(np.int32)
+    else:
+        acc = w.op("MatMul", w.wide(name), w.constant(weight.astype(np.int64)))
+        bias = w.graph.bias(node).astype(np.int64)
+    return w.op("Add", acc, w.constant(bias)) if node.bias else acc
+
+
+def _conv2d(w: _Writer, node: Any) -> str:
+    w.need_int8(node)
+    (name,) = node.inputs
+    acc = w.op(
+        "ConvInteger", w.names[name], w.constant(w.graph.weight(node)), w.zero_point(name),
+        group=node.groups, dilations=node.dilation, **_window(node),
+    )  # fmt: skip
+    if not node.bias:
+        return acc
+    return w.op("Add", acc, w.constant(w.graph.bias(node).astype(np.int32)[:, None, None]))
+
+
+def _window(node: Any) -> dict[str, Any]:
+    (ph, pw), stride = node.padding, node.stride
+    return {"kernel_shape": node.kernel, "strides": stride, "pads": (ph, pw, ph, pw)}
+
+
+def _sum_pool(w: _Writer, node: Any) -> str:
+    w.need_int8(node)
+    (name,) = node.inputs
+    channels = w.graph.values[name].shape[0]
+    ones = w.constant(np.ones((channels, 1, *node.kernel), np.int8))
+    return w.op(
+        "ConvInteger", w.names[name], ones, w.zero_point(name), group=channels, **_window(node)
+    )
+
+
+def _matmul(w: _Writer, node: Any) -> str:
+    a, b = node.inputs
+    both = w.is_int8(a) and w.is_int8(b)
+    left, right = (w.names[a], w.names[b]) if both else (w.wide(a), w.wide(b))
+    if node.transpose_b:
+        order = list(range(len(w.graph.values[b].shape) + 1))
+        order[-2:] = order[:-3:-1]
+        right = w.op("Transpose", right, perm=order)
+    if both:
+        return w.op("MatMulInteger", left, right, w.zero_point(a), w.zero_point(b))
+    return w.op("MatMul", left, right)
+
+
+def _mul(w: _Writer, node: Any) -> str:
+    return w.op("Mul", *(w.wide(name) for name in node.inputs))
+
+
+def _add(w: _Writer, node: Any) -> str:
+    terms = [
+        w.op("Mul", w.wide(name), w.integer(factor)) if factor != 1 else w.wide(name)
+        for name, factor in zip(node.inputs, node.factors, strict=True)
+    ]
+    return w.op("Add", *terms)
+
+
+def _reduce_sum(w: _Writer, node: Any) -> str:
+    axes = w.constant(np.array([-1], np.int64))
+    return w.op("ReduceSum", w.wide(node.inputs[0]), axes, keepdims=1)
+
+
+def _requantize(w: _Writer, node: Any) -> str:
+    (name,) = node.inputs
+    v = w.wide(name)
+    if node.multiplier != (1,):
+        shape = [1] * len(w.graph.values[name].shape)
+        shape[node.axis] = len(node.multiplier)
+        v = w.op("Mul", v, w.constant(np.array(node.multiplier, np.int64).reshape(shape)))
+    if node.offset:
+        v = w.op("Add", v, w.integer(node.offset))
+    # Clipped before the shift, so that an unsigned shift is the floor that the ir means.
+    top = (len(node.table) << node.shift) - 1
+    v = w.op("Clip", v, w.integer(0), w.integer(top))
+    if node.shift:
+        shift = w.constant(np.array(node.shift, np.uint64))
+        v = w.op("BitShift", w.op("Cast", v, to=TensorProto.UINT64), shift, direction="RIGHT")
+        v = w.op("Cast", v, to=_INT64)
+    dtype = np.int8 if w.is_int8(node.name) else np.int16
+    return w.op("Gather", w.constant(np.array(node.table, dtype)), v, axis=0)
+
+
+def _max_pool(w: _Writer, node: Any) -> str:
+    w.need_int8(node)
+    return w.op("MaxPool", w.names[node.inputs[0]], **_window(node))
+
+
+def _reduce_max(w: _Writer, node: Any) -> str:
+    (name,) = node.inputs
+    axes = w.constant(np.array([-1], np.int64))
+    if w.is_int8(name):
+        return w.op("ReduceMax", w.names[name], axes, keepdims=1)
+    made = w.op("Cast", w.names[name], to=TensorProto.INT32)
+    return w.op("Cast", w.op("ReduceMax", made, axes, keepdims=1), to=TensorProto.INT16)
+
+
+def _reshape(w: _Writer, node: Any) -> str:
+    shape = w.constant(np.array([0, *node.shape], np.int64))  # 0 keeps the batch axis
+    return w.op("Reshape", w.names[node.inputs[0]], shape)
+
+
+def _transpose(w: _Writer, node: Any) -> str:
+    perm = [0, *(axis + 1 for axis in node.permutation)]
+    return w.op("Transpose", w.names[node.inputs[0]], perm=perm)
+
+
+def _slice(w: _Writer, node: Any) -> str:
+    bounds = [
+        w.constant(np.array([n], np.int64))
+        for n in (node.start, node.stop, node.axis + 1, node.step)
+    ]
+    return w.op("Slice", w.names[node.inputs[0]], *bounds)
+
+
+def _concat(w: _Writer, node: Any) -> str:
+    kinds = {w.is_int8(name) for name in node.inputs}
+    names = [w.names[name] for name in node.inputs]
+    if len(kinds) > 1:
+        names = [w.op("Cast", name, to=TensorProto.INT16) for name in names]
+    return w.op("Concat", *names, axis=node.axis + 1)
+
+
+def _output(w: _Writer, node: Any) -> str:
+    w.nodes.append(helper.make_node("Cast", [w.names[node.inputs[0]]], ["y"], to=_INT64))
+    return "y"
+
+
+_RULES: Mapping[type[ops.Node], Callable[[_Writer, Any], str]] = {
+    ops.Input: _input,
+    ops.Linear: _linear,
+    ops.Conv2d: _conv2d,
+    ops.MatMul: _matmul,
+    ops.Mul: _mul,
+    ops.Add: _add,
+    ops.SumPool: _sum_pool,
+    ops.ReduceSum: _reduce_sum,
+    ops.Requantize: _requantize,
+    ops.MaxPool: _max_pool,
+    ops.ReduceMax: _reduce_max,
+    ops.Reshape: _reshape,
+    ops.Transpose: _transpose,
+    ops.Slice: _slice,
+    ops.Concat: _concat,
+    ops.Output: _output,
+}
