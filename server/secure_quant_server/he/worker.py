@@ -27,6 +27,12 @@ __all__ = ["Stock", "describe", "load", "main"]
 
 # Longer than a client computes between two layers, so that stock is made between inferences.
 IDLE_S = 0.01
+STOCK_BYTES = 256 * 2**20
+# Four halves of a kind, each with three 8-byte words where an answer has one of about 6 bytes.
+BYTES_PER_ANSWERED = 4 * 4
+
+Kind = tuple[int, int, int]
+"""(model, step, batch)"""
 
 
 def main(arguments: list[str]) -> int:
@@ -52,31 +58,40 @@ def main(arguments: list[str]) -> int:
 
 
 class Stock:
-    """Which input-independent halves to make ahead while nobody waits: those of the calls seen
-    last."""
+    """Which input-independent halves to make ahead while nobody waits.
 
-    KINDS = 64
+    A kind of call (model, step, batch) is admitted at its first success and stays; once
+    ``STOCK_BYTES`` could be in use, no more are, whatever batches clients come with.
+    """
 
     def __init__(self, evaluators: list[Evaluator]) -> None:
         self._evaluators = evaluators
-        self._seen: OrderedDict[tuple[int, int, int], None] = OrderedDict()
-        self.wanted: OrderedDict[tuple[int, int, int], None] = OrderedDict()
+        self._admitted: set[Kind] = set()
+        self._bytes = 0
+        self._short: OrderedDict[Kind, None] = OrderedDict()
 
-    def note(self, model: int, step: int, batch: int) -> None:
-        """A call of this kind came: replace what it uses up."""
-        kind = (model, step, batch)
-        self._seen[kind] = self.wanted[kind] = None
-        self._seen.move_to_end(kind)
-        if len(self._seen) > self.KINDS:
-            forgotten, _ = self._seen.popitem(last=False)
-            self.wanted.pop(forgotten, None)
+    @property
+    def wanted(self) -> bool:
+        """Whether there is anything to make."""
+        return bool(self._short)
+
+    def note(self, kind: Kind) -> None:
+        """A call of this kind was answered: replace what it used up."""
+        if kind not in self._admitted:
+            model, step, batch = kind
+            answer = self._evaluators[model].plan.steps[step].call(batch).cost.bytes_down
+            if self._bytes + answer * BYTES_PER_ANSWERED > STOCK_BYTES:
+                return
+            self._bytes += answer * BYTES_PER_ANSWERED
+            self._admitted.add(kind)
+        self._short[kind] = None
 
     def make_one(self) -> None:
         """One more of the kind that waited longest; a full kind is wanted no more."""
-        kind, _ = self.wanted.popitem(last=False)
+        kind, _ = self._short.popitem(last=False)
         model, step, batch = kind
         if self._evaluators[model].prepare(step, batch):
-            self.wanted[kind] = None
+            self._short[kind] = None
 
 
 def load(bundle: bytes) -> Evaluator:
@@ -120,13 +135,13 @@ def _serve_one(link: socket.socket, evaluators: list[Evaluator], stock: Stock) -
     head += _receive(link, REQUEST.size - len(head))
     model, step, batch, length = REQUEST.unpack(head)
     ciphertexts = _receive(link, length)
-    stock.note(model, step, batch)
     try:
         answer = evaluators[model].evaluate(step, batch, ciphertexts)
     except SecureQuantError as error:
         _reply_error(link, error)
     else:
         _reply(link, OK, answer)
+        stock.note((model, step, batch))
     return True
 
 
