@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import importlib
+import logging
 import signal
 import sys
 from collections.abc import Sequence
@@ -21,6 +22,10 @@ __all__ = ["COMMANDS", "build_parser", "main"]
 COMMANDS = (
     "quantize", "inspect", "split", "certs", "serve", "health", "infer", "verify", "bench", "demo",
 )  # fmt: skip
+
+# torchao tells of accelerator libraries that this machine cannot load, torch of an internal change;
+# neither concerns who runs a command.
+_NOISY = ("torchao", "torch.utils._pytree")
 
 # Top-level module -> the extra that brings it.
 _EXTRAS = {
@@ -64,6 +69,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run one command and return its exit code."""
     arguments = build_parser().parse_args(argv)
     signal.signal(signal.SIGTERM, _terminated)
+    for noisy in _NOISY:
+        logging.getLogger(noisy).setLevel(logging.ERROR)
     try:
         code: int = _module(arguments.command).run(arguments)
     except KeyboardInterrupt:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -11,11 +10,6 @@ from secure_quant.errors import ConfigError
 if TYPE_CHECKING:
     from secure_quant.ir import Graph
     from secure_quant.quantize.zoo import Split
-
-# torchao tells of accelerator libraries that this machine cannot load, torch of an internal change;
-# neither concerns who quantizes a model.
-for _noisy in ("torchao", "torch.utils._pytree"):
-    logging.getLogger(_noisy).setLevel(logging.ERROR)
 
 __all__ = ["NAMES", "bench_model", "quantize_shown", "trained_lenet"]
 
