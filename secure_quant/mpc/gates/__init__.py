@@ -1,0 +1,1 @@
+"""The gates: one class per kind, each with its dealing, its offline and its online half."""

@@ -1,0 +1,209 @@
+"""Compiled loops of Requantize: what each party looks up, selects and lifts, and what is dealt.
+
+``at`` holds the bit places of the dealt fields (main, saturation, record, lift, digits...) and
+``free`` one word of an element's own mask bits, in the order in which bits are opened.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from numba import types
+
+from secure_quant.mpc.kernels import (
+    IN,
+    IN2,
+    ONE,
+    ONES,
+    OUT,
+    ZERO,
+    I,
+    correct,
+    flip,
+    kernel,
+    lookup,
+    parity_around,
+    parity_between,
+    prefix,
+    read,
+)
+
+__all__ = ["deal_v4", "lift", "open_v4", "select_v4"]
+
+INT = types.Array(I, 1, "C", readonly=True)
+
+# Places in the vector of constants.
+SHIFT, WIDTH, GRANULE, REACH, START, COUNT, OVER, OVER_COUNT, BITS, BELOW, ABOVE = range(11)
+VARIABLES, PRODUCTS, RECORD, OPENED, FLOOR, RING, LIFT, CONSTANTS = range(11, 19)
+MAIN, SAT, RECORDS, LIFTS, DIGITS = range(5)
+
+
+@kernel(types.void(IN, IN, IN, INT, INT, INT, IN2, OUT, OUT, OUT))
+def open_v4(
+    c: Any, dealt: Any, free: Any, con: Any, at: Any, digits: Any, planes: Any,
+    scratch: Any, high: Any, out: Any,
+) -> None:  # fmt: skip
+    """Own share of every looked-up bit, masked; ``high`` keeps the share of [u above the table]."""
+    shift, width, reach = con[SHIFT], con[WIDTH], con[REACH]
+    keep = (ONE << np.uint64(width)) - ONE
+    around = (1 << reach) - 1
+    for i in range(c.shape[0]):
+        turn = np.int64((c[i] >> np.uint64(shift)) & keep)
+        word = lookup(dealt, at[MAIN] + (i << width), width, turn, planes, scratch)
+        fill = planes.shape[0]
+        if reach > 0:
+            top, base = np.int64(c[i] >> np.uint64(shift + con[GRANULE])), at[SAT] + (i << reach)
+            start = (top - (con[START] + con[COUNT] - 1)) & around
+            word |= parity_around(dealt, base, 1 << reach, start, con[COUNT]) << np.uint64(fill)
+            start = (top - (con[OVER] + con[OVER_COUNT] - 1)) & around
+            high[i] = parity_around(dealt, base, 1 << reach, start, con[OVER_COUNT])
+            fill += 1
+        place = 0
+        for j in range(digits.shape[0]):
+            size = 1 << digits[j]
+            digit = np.int64(c[i] >> np.uint64(place)) & (size - 1)
+            base = at[DIGITS + j] + i * size
+            if j == 0:
+                word |= read(dealt, base + digit, 1) << np.uint64(fill)
+            else:
+                less = parity_between(dealt, base + digit + 1, base + size)
+                word |= less << np.uint64(fill)
+                fill += 1
+                word |= read(dealt, base + digit, 1) << np.uint64(fill)
+            fill += 1
+            place += digits[j]
+        out[i] = word ^ (free[i] & (ONES >> np.uint64(64 - fill)))
+
+
+@kernel(types.void(IN, IN, IN, IN, IN, I, INT, INT, OUT))
+def select_v4(
+    opened: Any, dealt: Any, free: Any, high: Any, kappa: Any, party: int, con: Any, at: Any,
+    out: Any,
+) -> None:  # fmt: skip
+    """Own share of the looked-up number, masked by the next bits of ``free``."""
+    bits, reach, variables, count = con[BITS], con[REACH], con[VARIABLES], con[PRODUCTS]
+    keep = ONES >> np.uint64(64 - bits)
+    shift = np.uint64(bits)
+    first = bits if variables == 0 else 2 * bits
+    digits_at = first + (1 if reach > 0 else 0)
+    one = ONE if party == 0 else ZERO
+    full = keep * one
+    for i in range(opened.shape[0]):
+        op, own, place = opened[i], free[i], at[RECORDS] + i * con[RECORD]
+        tau, mu = op & keep, own & keep
+        inner, gated = (tau & full) ^ mu, ZERO
+        inside = ZERO
+        if reach > 0:
+            inside = (own >> np.uint64(first)) & ONE
+            gated = (tau * inside) ^ read(dealt, place, bits)
+            place += bits
+        if variables > 0:
+            delta, change = (own >> shift) & keep, (op >> shift) & keep
+            kap = kappa[(op >> np.uint64(digits_at)) & ((ONE << np.uint64(variables)) - ONE)]
+            borrow, borrow_in = (kap & ONE) * one, ZERO
+            by, by_in = ZERO, ZERO
+            if kap & ONE:
+                by = delta
+            if reach > 0:
+                if kap & ONE:
+                    borrow_in = inside
+                    by_in = read(dealt, place, bits)
+                place += bits
+            for j in range(count):
+                size = bits + (bits + 1 if reach > 0 else 0) + (1 if j >= variables else 0)
+                if (kap >> np.uint64(j + 1)) & ONE:
+                    part = read(dealt, place, size)
+                    by ^= part & keep
+                    rest = part >> shift
+                    if reach > 0:
+                        by_in ^= rest & keep
+                        rest >>= shift
+                        borrow_in ^= rest & ONE
+                        rest >>= ONE
+                    if j >= variables:
+                        borrow ^= rest & ONE
+                    else:
+                        borrow ^= (own >> np.uint64(digits_at + j)) & ONE
+                place += size
+            inner ^= (change * borrow) ^ by
+            gated ^= (change * borrow_in) ^ by_in
+        if reach > 0:
+            if (op >> np.uint64(first)) & ONE:
+                gated ^= inner
+            number = gated ^ (np.uint64(con[ABOVE]) * high[i]) ^ (np.uint64(con[BELOW]) & full)
+        else:
+            number = inner
+        out[i] = number ^ ((own >> np.uint64(con[OPENED])) & keep)
+
+
+@kernel(types.void(IN, IN, IN, I, INT, INT, OUT))
+def lift(opened: Any, dealt: Any, masks: Any, party: int, con: Any, at: Any, out: Any) -> None:
+    """Own share of floor + Σ 2^j (p_j ^ m_j) + mask in the output's ring."""
+    bits, ring = con[BITS], con[RING]
+    keep = ONES >> np.uint64(64 - ring)
+    for i in range(opened.shape[0]):
+        made, place = masks[i], at[LIFTS] + i * con[LIFT]
+        if party == 0:
+            made += opened[i] + np.uint64(con[FLOOR])
+        for j in range(min(bits, ring)):
+            share = read(dealt, place, ring - j)
+            if (opened[i] >> np.uint64(j)) & ONE:
+                share = ZERO - share
+            made += share << np.uint64(j)
+            place += ring - j
+        out[i] = made & keep
+
+
+@kernel(types.void(IN, IN, OUT, IN, INT, INT, INT))
+def deal_v4(r: Any, free: Any, dealt: Any, monomials: Any, con: Any, at: Any, digits: Any) -> None:
+    """Party 0's stream in ``dealt`` becomes party 1's corrections for the masks r (mod 2^k) and the
+    opened mask bits ``free`` (both parties' together)."""
+    bits, reach, variables, count = con[BITS], con[REACH], con[VARIABLES], con[PRODUCTS]
+    shift, width, ring = con[SHIFT], con[WIDTH], con[RING]
+    keep = ONES >> np.uint64(64 - bits)
+    first = bits if variables == 0 else 2 * bits
+    digits_at = first + (1 if reach > 0 else 0)
+    for i in range(r.shape[0]):
+        turn = np.int64((r[i] >> np.uint64(shift)) & ((ONE << np.uint64(width)) - ONE))
+        flip(dealt, at[MAIN] + (i << width) + turn, 1, ONE)
+        own, place = free[i], at[RECORDS] + i * con[RECORD]
+        if reach > 0:
+            top = np.int64(r[i] >> np.uint64(shift + con[GRANULE])) & ((1 << reach) - 1)
+            flip(dealt, at[SAT] + (i << reach) + top, 1, ONE)
+        low = 0
+        for j in range(digits.shape[0]):
+            size = 1 << digits[j]
+            digit = np.int64(r[i] >> np.uint64(low)) & (size - 1)
+            if j == 0:
+                prefix(dealt, at[DIGITS] + i * size, digits[0], digit)
+            else:
+                flip(dealt, at[DIGITS + j] + i * size + digit, 1, ONE)
+            low += digits[j]
+        inside = (own >> np.uint64(first)) & ONE if reach > 0 else ZERO
+        delta = (own >> np.uint64(bits)) & keep if variables > 0 else ZERO
+        if reach > 0:
+            flip(dealt, place, bits, (own & keep) * inside)
+            place += bits
+            if variables > 0:
+                flip(dealt, place, bits, delta * inside)
+                place += bits
+        if variables > 0:
+            made = monomials[(own >> np.uint64(digits_at)) & ((ONE << np.uint64(variables)) - ONE)]
+            for j in range(count):
+                n = (made >> np.uint64(j)) & ONE
+                part, size = delta * n, bits
+                if reach > 0:
+                    part |= (delta * n * inside) << np.uint64(size)
+                    part |= (n * inside) << np.uint64(size + bits)
+                    size += bits + 1
+                if j >= variables:
+                    part |= n << np.uint64(size)
+                    size += 1
+                flip(dealt, place, size, part)
+                place += size
+        place = at[LIFTS] + i * con[LIFT]
+        number = (own >> np.uint64(con[OPENED])) & keep
+        for j in range(min(bits, ring)):
+            correct(dealt, place, ring - j, (number >> np.uint64(j)) & ONE)
+            place += ring - j

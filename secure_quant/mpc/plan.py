@@ -1,0 +1,206 @@
+"""The plan: which gate computes each node, in which ring, and what it costs. Needs no weights.
+
+Rings are chosen backwards, each the smallest that its consumers' proofs allow. The plan is a
+function of public graph and objective, so both parties, the dealer and the client derive the same.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cached_property
+from math import prod
+from typing import Any, Literal, get_args
+
+from secure_quant.errors import HashMismatch, MalformedModel, OpNotSupported
+from secure_quant.ir import Graph, ops
+from secure_quant.mpc.cost import SEED_BYTES, Cost
+from secure_quant.mpc.gates.base import Gate
+from secure_quant.mpc.gates.edge import InputGate, OutputGate
+from secure_quant.mpc.gates.linear import LinearGate
+from secure_quant.mpc.gates.local import LocalGate
+from secure_quant.mpc.gates.requantize import RequantizeGate
+from secure_quant.mpc.tables import Lookup, choose
+
+__all__ = ["MpcPlan", "Objective", "plan"]
+
+Objective = Literal["latency", "traffic"]
+
+PLAN_VERSION = 1
+SHARE_BITS = 64
+
+
+@dataclass(frozen=True, eq=False)
+class MpcPlan:
+    """graph: public. gates: one per node, in the nodes' order."""
+
+    graph: Graph
+    objective: Objective
+    gates: tuple[Gate, ...]
+
+    def cost(self, batch: int = 1) -> Cost:
+        """Exact rounds and bytes of one call with ``batch`` samples."""
+        online = sum(sum(gate.payload_bytes(batch)) for gate in self.gates)
+        corrections = 8 * sum(gate.dealt_words for gate in self.gates)
+        return Cost(self.rounds, online, batch * SEED_BYTES, batch * (SEED_BYTES + corrections))
+
+    @cached_property
+    def rounds(self) -> int:
+        """Length of the longest chain: gates that are ready together share their rounds."""
+        done: dict[str, int] = {}
+        for gate in self.gates:
+            start = max((done[name] for name in gate.inputs), default=0)
+            done[gate.name] = start + len(gate.payloads)
+        return max(done.values())
+
+    @cached_property
+    def free_words(self) -> int:
+        return sum(gate.free_words for gate in self.gates)
+
+    @cached_property
+    def dealt_words(self) -> int:
+        return sum(gate.dealt_words for gate in self.gates)
+
+    def to_json(self) -> bytes:
+        """Canonical; equal for equal plans."""
+        cost = self.cost()
+        document = {
+            "version": PLAN_VERSION,
+            "model": self.graph.hash,
+            "objective": self.objective,
+            "rounds": cost.rounds,
+            "online_bytes": cost.online_bytes_per_direction,
+            "correction_bytes": 8 * self.dealt_words,
+            "gates": [gate.describe() for gate in self.gates],
+        }
+        return json.dumps(document, sort_keys=True, separators=(",", ":")).encode()
+
+    @staticmethod
+    def from_json(data: bytes, graph: Graph) -> MpcPlan:
+        """The plan of ``graph``, derived anew; refused unless it is the one that ``data`` states.
+
+        Raises MalformedModel, HashMismatch, OpNotSupported.
+        """
+        try:
+            document = json.loads(data)
+        except (ValueError, RecursionError) as error:
+            raise MalformedModel("plan", got="not JSON") from error
+        objective = document.get("objective") if isinstance(document, dict) else None
+        if objective not in get_args(Objective):
+            raise MalformedModel("objective", expected="latency or traffic")
+        made = plan(graph, objective)
+        if made.to_json() != bytes(data):
+            raise HashMismatch("plan", got="another plan", expected="the one that the graph gives")
+        return made
+
+
+def plan(graph: Graph, objective: Objective = "latency") -> MpcPlan:
+    """The cheapest gates for ``objective``. Raises OpNotSupported."""
+    if objective not in get_args(Objective):
+        raise MalformedModel("objective", got=objective, expected="latency or traffic")
+    return _Planner(graph.public(), objective).plan()
+
+
+class _Planner:
+    def __init__(self, graph: Graph, objective: Objective) -> None:
+        self.graph, self.objective = graph, objective
+        self.rings: dict[str, int] = {node.name: 1 for node in graph.nodes}
+        self.opened: dict[str, int] = {node.name: 0 for node in graph.nodes}
+        self.looks: dict[str, Lookup] = {}
+
+    def plan(self) -> MpcPlan:
+        for node in reversed(self.graph.nodes):
+            self._demand(node)
+        gates = tuple(_MAKERS[type(node)](self, node) for node in self.graph.nodes)
+        return MpcPlan(self.graph, self.objective, gates)
+
+    def _demand(self, node: ops.Node) -> None:
+        """Raise the rings of the node's inputs to what the node needs."""
+        need = self.rings[node.name]
+        if isinstance(node, ops.Output):
+            need = SHARE_BITS
+        elif isinstance(node, ops.Requantize):
+            look = choose(node, self.graph.values[node.inputs[0]].centred, self.objective, need)
+            self.looks[node.name] = look
+            need = look.ring
+            self.opened[node.inputs[0]] = max(self.opened[node.inputs[0]], need)
+        elif isinstance(node, ops.MaxPool | ops.ReduceMax):
+            need = max(need, self._compared(node))
+        for name in node.inputs:
+            self.rings[name] = max(self.rings[name], need)
+
+    def _compared(self, node: ops.Node) -> int:
+        x = self.graph.values[node.inputs[0]].range
+        return (x.hi - x.lo).bit_length() + 1
+
+    def common(self, node: ops.Node) -> dict[str, Any]:
+        shape = self.graph.values[node.name].shape
+        return {
+            "name": node.name, "inputs": node.inputs, "shape": shape, "bits": self.rings[node.name]
+        }  # fmt: skip
+
+    def zero(self, name: str) -> int:
+        return self.graph.values[name].zero_point
+
+    def left_open(self, node: ops.Node) -> tuple[int, bool]:
+        """(bits that a Requantize reads of an accumulator, whether the Output reads it)."""
+        shared = any(isinstance(user, ops.Output) for user in self.graph.consumers[node.name])
+        return self.opened[node.name], shared
+
+    def input(self, node: ops.Input) -> Gate:
+        common = self.common(node)
+        count = prod(common["shape"])
+        payloads = (((count, common["bits"]),),)
+        return InputGate(**common, free_words=count, payloads=payloads)
+
+    def output(self, node: ops.Output) -> Gate:
+        return OutputGate(**self.common(node))
+
+    def linear(self, node: ops.Linear | ops.Conv2d) -> Gate:
+        common = self.common(node)
+        count = prod(common["shape"])
+        opened, shared = self.left_open(node)
+        return LinearGate(
+            **common, node=node, zero_point=self.zero(node.inputs[0]), opened=opened, shared=shared,
+            free_words=count if opened else 0, dealt_words=count if shared else 0,
+            payloads=(((count, opened),),) if opened else (),
+        )  # fmt: skip
+
+    def requantize(self, node: ops.Requantize) -> Gate:
+        common, look = self.common(node), self.looks[node.name]
+        count = prod(common["shape"])
+        free, dealt = RequantizeGate.material(look, count, common["bits"])
+        return RequantizeGate(
+            **common, look=look, zero_point=self.zero(node.inputs[0]), axis=node.axis,
+            free_words=free, dealt_words=dealt,
+            payloads=tuple(((count, bits),) for bits in look.payloads(common["bits"])),
+        )  # fmt: skip
+
+    def local(self, node: ops.Node) -> Gate:
+        sums = isinstance(node, ops.Add | ops.SumPool | ops.ReduceSum)
+        zeros = tuple(self.zero(name) if sums else 0 for name in node.inputs)
+        return LocalGate(**self.common(node), node=node, zero_points=zeros)
+
+    def refuse(self, node: ops.Node) -> Gate:
+        raise OpNotSupported("op under secret sharing", got=type(node).__name__)
+
+
+_MAKERS: dict[type[ops.Node], Callable[[_Planner, Any], Gate]] = {
+    ops.Input: _Planner.input,
+    ops.Linear: _Planner.linear,
+    ops.Conv2d: _Planner.linear,
+    ops.MatMul: _Planner.refuse,
+    ops.Mul: _Planner.refuse,
+    ops.Add: _Planner.local,
+    ops.SumPool: _Planner.local,
+    ops.ReduceSum: _Planner.local,
+    ops.Requantize: _Planner.requantize,
+    ops.MaxPool: _Planner.refuse,
+    ops.ReduceMax: _Planner.refuse,
+    ops.Reshape: _Planner.local,
+    ops.Transpose: _Planner.local,
+    ops.Slice: _Planner.local,
+    ops.Concat: _Planner.local,
+    ops.Output: _Planner.output,
+}

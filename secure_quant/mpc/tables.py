@@ -1,0 +1,298 @@
+"""The public constants of one Requantize: which bits of the masked value are looked up where.
+
+With v = acc·m + o and c = v + r mod 2^k public, and r known to the dealer:
+
+- u = v >> s is (c >> s) - (r >> s) - b, where b = [c mod 2^s < r mod 2^s] is the borrow;
+- X, 2^W entries, holds the table where u mod 2^W can come from inside, its last entry above and its
+  first below, so that a lookup at u mod 2^W is right for -2^q <= u < (G+1)·2^q, G = ceil(R / 2^q);
+- g = (c >> (s+q)) - (r >> (s+q)) mod 2^H is floor(v / 2^(s+q)) plus an unknown carry of 0 or 1;
+  0 <= g <= G means that the lookup is right, g > G that u is above the table, g < 0 below it.
+
+Where 2^W covers every u there is, no g is needed (H = 0). ``docs/spec/mpc.md`` proves it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cached_property
+from math import gcd
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from secure_quant.errors import OpNotSupported
+from secure_quant.ir.ops import Requantize
+from secure_quant.ir.values import Interval
+
+__all__ = ["Borrow", "Lookup", "choose"]
+
+Variant = Literal["V3", "V4"]
+
+MAX_WIDTH = 14
+"""Largest log2 of a one-hot: 2 KiB an element."""
+
+
+@dataclass(frozen=True)
+class Borrow:
+    """b = [c0 < r0] from digits, lowest first: l_i = [c_i < r_i] and, above the lowest,
+    e_i = [c_i = r_i]; b = l_top ^ e_top·(l_next ^ e_next·(...)).
+
+    Variables in order l_0, l_1, e_1, l_2, e_2, ... The products of masks that b needs are listed by
+    ``products`` (bit sets of variables), single ones first.
+    """
+
+    digits: tuple[int, ...]
+
+    @property
+    def variables(self) -> int:
+        return max(2 * len(self.digits) - 1, 0)
+
+    @cached_property
+    def terms(self) -> tuple[int, ...]:
+        """b as an XOR of products of variables; at most one of them is 1."""
+        terms, above = [], 0
+        for i in reversed(range(len(self.digits))):
+            low = 0 if i == 0 else 2 * i - 1
+            terms.append(above | 1 << low)
+            if i:
+                above |= 1 << (low + 1)
+        return tuple(terms)
+
+    @cached_property
+    def products(self) -> tuple[int, ...]:
+        """Every nonempty subset of a term."""
+        found = {sub for term in self.terms for sub in _subsets(term) if sub}
+        return tuple(sorted(found, key=lambda sub: (sub.bit_count(), sub)))
+
+    @cached_property
+    def kappa(self) -> NDArray[np.uint64]:
+        """By the opened variables p: which mask products XOR to b; bit 0 stands for 1, bit 1 + i
+        for products[i]. From Π (p_i ^ n_i) = XOR_U Π_{i not in U} p_i · n_U."""
+        made = np.zeros(1 << self.variables, np.uint64)
+        for p in range(len(made)):
+            word = 0
+            for i, sub in enumerate((0, *self.products)):
+                hits = sum(
+                    (term & sub) == sub and (p & (term & ~sub)) == (term & ~sub)
+                    for term in self.terms
+                )
+                word |= (hits & 1) << i
+            made[p] = word
+        return made
+
+    @cached_property
+    def monomials(self) -> NDArray[np.uint64]:
+        """By the masks n: bit i is the product of masks products[i]."""
+        values = range(1 << self.variables)
+        return np.array(
+            [sum(((n & sub) == sub) << i for i, sub in enumerate(self.products)) for n in values],
+            np.uint64,
+        )
+
+
+def _subsets(whole: int) -> Iterator[int]:
+    sub = whole
+    while True:
+        yield sub
+        if not sub:
+            return
+        sub = (sub - 1) & whole
+
+
+@dataclass(frozen=True)
+class Lookup:
+    """ring: k. shift: s. multiplier: reduced m[c]. offset: reduced o. width: W. granule: q.
+    reach: H (0: the lookup needs no g). borrow: digits of s. low: least g. out_bits: 8 or 16."""
+
+    variant: Variant
+    ring: int
+    shift: int
+    multiplier: tuple[int, ...]
+    offset: int
+    width: int
+    granule: int
+    reach: int
+    low: int
+    borrow: Borrow
+    out_bits: int
+    table: tuple[int, ...]
+    least: int
+    """Of u, where reach is 0."""
+
+    @property
+    def floor(self) -> int:
+        """Least entry: what a looked-up number counts from."""
+        return min(self.table)
+
+    @property
+    def saturates(self) -> bool:
+        return self.reach > 0
+
+    @property
+    def below(self) -> int:
+        """Number that stands below the table, as unsigned; every looked-up one is XORed with it."""
+        return self.table[0] - self.floor if self.saturates else 0
+
+    @property
+    def above(self) -> int:
+        """Number above the table, XOR ``below``."""
+        return (self.table[-1] - self.floor) ^ self.below if self.saturates else 0
+
+    @property
+    def windows(self) -> tuple[int, int, int, int]:
+        """(first g, count) where the lookup is right and (first g, count) above the table."""
+        granules, top = -(-len(self.table) // 2**self.granule), self.low + 2**self.reach - 1
+        start, stop = max(0, self.low), min(granules, top)
+        over = max(granules + 1, self.low)
+        return start, max(stop - start + 1, 0), over, max(top - over + 1, 0)
+
+    @cached_property
+    def entries(self) -> NDArray[np.uint64]:
+        """X: uint64[2^W], numbers from ``floor`` XOR ``below``."""
+        size = 2**self.width
+        place = np.arange(size, dtype=np.int64)
+        if self.saturates:
+            u = np.where(place >= size - 2**self.granule, place - size, place)
+        else:
+            u = (place - self.least) % size + self.least
+        table = np.array(self.table, np.int64) - self.floor
+        return table[np.clip(u, 0, len(table) - 1)].astype(np.uint64) ^ np.uint64(self.below)
+
+    @cached_property
+    def planes(self) -> NDArray[np.uint64]:
+        """uint64[rows, words]: bit b of X[-j] at bit j; then the same of X[-j] ^ X[-j-1], the
+        difference that the borrow makes, where there is a borrow and the variant is V4."""
+        place = -np.arange(2**self.width)
+        now = self.entries[place % 2**self.width]
+        rows = [now >> np.uint64(b) & np.uint64(1) for b in range(self.out_bits)]
+        if self.variant == "V4" and self.shift:
+            change = now ^ self.entries[(place - 1) % 2**self.width]
+            rows += [change >> np.uint64(b) & np.uint64(1) for b in range(self.out_bits)]
+        bits = np.zeros((len(rows), max(2**self.width, 64)), np.uint64)
+        bits[:, : 2**self.width] = rows
+        grouped = bits.reshape(len(rows), -1, 64) << np.arange(64, dtype=np.uint64)
+        return np.ascontiguousarray(np.bitwise_or.reduce(grouped, axis=2))
+
+    # ---- material and payload, in bits per element
+
+    def lift_bits(self, ring: int) -> int:
+        """Ring shares of the bits of one number: the one of weight 2^j matters mod 2^(ring-j)."""
+        return sum(max(ring - j, 0) for j in range(self.out_bits))
+
+    @property
+    def opened_bits(self) -> int:
+        """Masked bits opened in the first round; 0: there is no such round."""
+        if self.variant == "V3":
+            return (1 + bool(self.shift)) * self.out_bits + 2 * self.saturates + bool(self.shift)
+        if not self.shift and not self.saturates:
+            return 0
+        return (1 + bool(self.shift)) * self.out_bits + self.saturates + self.borrow.variables
+
+    @property
+    def record_bits(self) -> int:
+        """V4: products of masks of the opened bits."""
+        if self.variant == "V3":
+            return 0
+        count, bits = len(self.borrow.products), self.out_bits
+        made = count * bits + count - self.borrow.variables
+        if self.saturates:
+            made += count * (bits + 1) + bits + (bits if self.shift else 0)
+        return made
+
+    def fields(self, ring: int) -> tuple[int, ...]:
+        """Bits per element of every dealt field for an output in Z_2^ring:
+        main (V3: two with a borrow), saturation, record, lift or ring products, then the digits."""
+        main, sat = 2**self.width, 2**self.reach if self.saturates else 0
+        digits = tuple(2**bits for bits in self.borrow.digits)
+        if self.variant == "V4":
+            return (main, sat, self.record_bits, self.lift_bits(ring), *digits)
+        cases = 1 + bool(self.shift)
+        products = cases * self.lift_bits(ring) * (1 + self.saturates)
+        return (cases * main, sat, 0, products + 2 * ring * self.saturates, *digits)
+
+    def payloads(self, ring: int) -> tuple[int, ...]:
+        """Bits per element of each round."""
+        if self.variant == "V3":
+            return (self.opened_bits, ring)
+        first = (self.opened_bits,) if self.opened_bits else ()
+        return (*first, self.out_bits, ring)
+
+
+def reduced(node: Requantize) -> tuple[tuple[int, ...], int, int]:
+    """(multiplier, offset, shift) with common powers of two dropped, which changes no floor:
+    (2^j·a + o) >> s = (a + (o >> j)) >> (s - j)."""
+    common = gcd(*node.multiplier)
+    drop = min((common & -common).bit_length() - 1, node.shift)
+    multiplier = tuple(m >> drop for m in node.multiplier)
+    return multiplier, node.offset >> drop, node.shift - drop
+
+
+def choose(node: Requantize, x: Interval, objective: str, ring: int) -> Lookup:
+    """The cheapest lookup for acc in ``x``; ``ring`` is the output's, for the cost alone.
+
+    Raises OpNotSupported where no lookup of reasonable size exists.
+    """
+    multiplier, offset, shift = reduced(node)
+    ends = x.times(min(multiplier)).hull(x.times(max(multiplier)))
+    v = Interval(ends.lo + offset, ends.hi + offset)
+    found = [
+        look
+        for look in _candidates(node, v, multiplier, offset, shift)
+        if objective == "latency" or look.variant == "V4"
+    ]
+    if not found:
+        raise OpNotSupported(
+            f"Requantize {node.name!r} under secret sharing: accumulator range over table",
+            got=f"{v.hi - v.lo} >> {shift} over {len(node.table)}",
+            expected=f"<= 2^{MAX_WIDTH}",
+            hint="a larger shift, or a tighter bound",
+        )
+
+    def price(look: Lookup) -> tuple[int, int]:
+        bits = sum(look.fields(ring)) + 10 * look.ring
+        rounds = len(look.payloads(ring))
+        # A round is worth some material, but not without end.
+        return (bits + (2500 * rounds if objective == "latency" else 0), look.ring)
+
+    return min(found, key=price)
+
+
+def _candidates(
+    node: Requantize, v: Interval, multiplier: tuple[int, ...], offset: int, shift: int
+) -> Iterator[Lookup]:
+    size, kind = len(node.table), 8 if max(node.table) - min(node.table) < 256 else 16
+    least, most = v.lo >> shift, v.hi >> shift
+    shapes: list[tuple[int, int, int, int]] = []
+    direct = max((most - least).bit_length(), 1)
+    if direct <= MAX_WIDTH:
+        shapes.append((direct, 0, 0, 0))
+    for width in range((size - 1).bit_length(), MAX_WIDTH + 1):
+        for granule in range(width):
+            if (-(-size // 2**granule) + 2) * 2**granule > 2**width:
+                continue
+            low, high = v.lo >> (shift + granule), (v.hi >> (shift + granule)) + 1
+            reach = max((high - low).bit_length(), 1)
+            if reach <= MAX_WIDTH and shift + granule + reach <= 64:
+                shapes.append((width, granule, reach, low))
+    for width, granule, reach, low in shapes:
+        ring = shift + (granule + reach if reach else width)
+        for variant, digits in _splits(shift):
+            yield Lookup(
+                variant, ring, shift, multiplier, offset, width, granule, reach, low,
+                Borrow(digits), kind, node.table, least,
+            )  # fmt: skip
+
+
+def _splits(shift: int) -> Iterator[tuple[Variant, tuple[int, ...]]]:
+    if not shift:
+        yield "V4", ()
+        pass
+        return
+    if shift <= MAX_WIDTH:
+        pass
+    for count in range(1, 5):
+        if count <= shift <= count * MAX_WIDTH:
+            short, long = divmod(shift, count)
+            yield "V4", tuple(short + (i < long) for i in range(count))
