@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,7 +14,7 @@ if TYPE_CHECKING:
 
 __all__ = ["NAMES", "bench_model", "quantize_shown", "trained_lenet"]
 
-NAMES = ("linear:IN,OUT", "mlp", "lenet", "FILE.sq")
+NAMES = ("linear:IN,OUT", "mlp", "lenet", "resnet20", "transformer", "FILE.sq")
 
 
 def bench_model(name: str) -> Graph:
@@ -30,10 +31,14 @@ def bench_model(name: str) -> Graph:
     from secure_quant.quantize import zoo
 
     torch.manual_seed(0)
-    if name == "lenet":
-        return quantize_shown(zoo.LeNet(), zoo.digits("image").train_x[:256])
-    if name == "mlp":
-        return quantize_shown(zoo.mlp(), zoo.digits("flat").train_x[:256])
+    made: dict[str, Callable[[], tuple[Any, Any]]] = {
+        "mlp": lambda: (zoo.mlp(), zoo.digits("flat").train_x[:256]),
+        "lenet": lambda: (zoo.LeNet(), zoo.digits("image").train_x[:256]),
+        "resnet20": lambda: (zoo.ResNet(), zoo.digits("image").train_x[:64]),
+        "transformer": lambda: (zoo.TransformerEncoder(), torch.randn(64, 16, 64)),
+    }
+    if name in made:
+        return quantize_shown(*made[name]())
     kind, _, sizes = name.partition(":")
     features = [int(size) for size in sizes.split(",") if size.isdecimal() and int(size) > 0]
     if kind != "linear" or len(features) != 2:
@@ -42,7 +47,7 @@ def bench_model(name: str) -> Graph:
 
 
 def quantize_shown(
-    model: Any, data: Any, *, mode: str = "static", scheme: str = "uniform"
+    model: Any, data: Any, *, mode: Any = "static", scheme: str = "uniform"
 ) -> Graph:
     """``quantize`` with its progress on stderr."""
     from secure_quant.quantize import quantize
@@ -66,5 +71,7 @@ def trained_lenet(data: Split, cache: Path) -> tuple[Any, bool]:
     with progress(f"training a LeNet on {len(data.train_x)} digits") as line:
         made = zoo.train(zoo.LeNet, data, progress=line.step)
     cache.parent.mkdir(parents=True, exist_ok=True)
-    safetensors.torch.save_file(made.state_dict(), cache)
+    whole = cache.with_suffix(".part")
+    safetensors.torch.save_file(made.state_dict(), whole)
+    whole.replace(cache)  # never half a file
     return made, False
