@@ -30,7 +30,7 @@ class Limits:
     """message_bytes     largest message sent or received; a longer one is refused by its length
                       prefix, before memory is taken for it.
     deadline_s        for a call whose caller names none.
-    connect_s         until a call on a channel that cannot connect fails.
+    connect_s         for one attempt to connect, handshake included.
     keepalive_s       idle time after which the peer is asked whether it still lives.
     keepalive_grace_s time it has to answer.
     """
@@ -48,8 +48,8 @@ class Limits:
 
 
 def channel_options(limits: Limits) -> Options:
-    """Of a client's end. The first reconnects come fast: a restarted peer is back in well under a
-    second."""
+    """Of a client's end. The first reconnects come fast: a restarted peer is found again in well
+    under a second. (gRPC takes the limit of one attempt from ``min_reconnect_backoff_ms``.)"""
     return [
         ("grpc.max_send_message_length", limits.message_bytes),
         ("grpc.max_receive_message_length", limits.message_bytes),
@@ -58,7 +58,7 @@ def channel_options(limits: Limits) -> Options:
         ("grpc.keepalive_permit_without_calls", 1),
         ("grpc.http2.max_pings_without_data", 0),
         ("grpc.initial_reconnect_backoff_ms", 100),
-        ("grpc.min_reconnect_backoff_ms", 100),
+        ("grpc.min_reconnect_backoff_ms", int(limits.connect_s * 1000)),
         ("grpc.max_reconnect_backoff_ms", 2000),
         ("grpc.use_local_subchannel_pool", 1),
     ]

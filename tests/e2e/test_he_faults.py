@@ -11,10 +11,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 from e2e.he_server import HeServerProcess, alive, inputs, lenet, running_calls
+from grpc_health.v1 import health_pb2, health_pb2_grpc
 from secure_quant_client import HeClient
 
 from secure_quant import reference
 from secure_quant.errors import DeadlineExceeded, InternalError, PeerUnavailable
+from secure_quant.transport import sync_channel
 
 
 def unused_port() -> int:
@@ -60,6 +62,26 @@ def test_a_killed_worker_costs_one_request(tmp_path: Path) -> None:
         assert np.array_equal(client.infer_int8(q), reference.run_int(graph, q))
         (after,) = server.workers()
         assert after != before
+
+
+def test_health_follows_the_workers(tmp_path: Path) -> None:
+    with (
+        HeServerProcess(tmp_path, lenet(), evaluate_s=0.2) as server,
+        sync_channel(server.target, server.tls("dealer"), server_role="he") as channel,
+        HeClient(server.target, tls=server.tls()) as client,
+    ):
+        stub, ask = health_pb2_grpc.HealthStub(channel), health_pb2.HealthCheckRequest()
+
+        def status() -> int:
+            return stub.Check(ask, timeout=5).status
+
+        assert status() == health_pb2.HealthCheckResponse.SERVING
+        q = inputs(client.graph, 1)
+        os.kill(server.workers()[0], signal.SIGSTOP)
+        with pytest.raises(DeadlineExceeded):
+            client.infer_int8(q)
+        wait_until(lambda: status() == health_pb2.HealthCheckResponse.NOT_SERVING)
+        wait_until(lambda: status() == health_pb2.HealthCheckResponse.SERVING)
 
 
 def test_a_worker_that_hangs_is_replaced(tmp_path: Path) -> None:

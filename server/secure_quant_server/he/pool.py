@@ -34,6 +34,11 @@ class Evaluators(ABC):
     async def stop(self) -> None:
         """Let nothing run on."""
 
+    @property
+    @abstractmethod
+    def available(self) -> bool:
+        """Whether a request would find somebody to evaluate it."""
+
 
 class InProcess(Evaluators):
     """In the server's own process: saves a hop, and gives up that a crash costs one request only,
@@ -56,6 +61,10 @@ class InProcess(Evaluators):
     async def stop(self) -> None:
         self._loaded.clear()
 
+    @property
+    def available(self) -> bool:
+        return bool(self._loaded)
+
 
 class Pool(Evaluators):
     """``workers`` processes, each with every model. ``limit_s``: longest evaluation; a worker that
@@ -67,6 +76,7 @@ class Pool(Evaluators):
         self._bundles, self._count, self._limit = list(bundles), workers, limit_s
         self._idle: asyncio.LifoQueue[WorkerProcess] = asyncio.LifoQueue()  # the warmest first
         self._alive: set[WorkerProcess] = set()
+        self._ready = 0  # loaded and not yet seen to fail
         self._tasks: set[asyncio.Task[Any]] = set()
         self._stopping = False
 
@@ -74,6 +84,10 @@ class Pool(Evaluators):
     def pids(self) -> list[int]:
         """Of the processes that live or are being started."""
         return [worker.pid for worker in self._alive]
+
+    @property
+    def available(self) -> bool:
+        return self._ready > 0
 
     async def start(self) -> list[bytes]:
         infos = await self._launch()
@@ -117,6 +131,7 @@ class Pool(Evaluators):
 
     async def _replace(self, worker: WorkerProcess) -> None:
         self._alive.discard(worker)
+        self._ready -= 1
         logs.event("worker ended", status=await worker.end())
         await self._add_worker()
 
@@ -141,6 +156,7 @@ class Pool(Evaluators):
             self._alive.discard(worker)
             await worker.end()
             raise
+        self._ready += 1
         self._idle.put_nowait(worker)
         return infos
 

@@ -26,6 +26,8 @@ from secure_quant_server.he.service import SERVICE, SecureInference
 
 __all__ = ["HeOptions", "HeServer", "serve_he"]
 
+HEALTH_S = 0.5
+
 
 @dataclass(frozen=True, kw_only=True)
 class HeOptions(ServerOptions):
@@ -55,6 +57,7 @@ class HeServer:
             Pool(bundles, workers, limit_s=options.evaluate_s) if workers else InProcess(bundles)
         )
         self._grpc: GrpcServer | None = None
+        self._watch: asyncio.Task[None] | None = None
 
     @property
     def port(self) -> int:
@@ -78,14 +81,23 @@ class HeServer:
             raise
         self._grpc = server
         await server.set_serving(True)
+        self._watch = asyncio.create_task(self._follow(server))
         logs.event("serving", models=service.hashes)
         return server.port
 
     async def stop(self) -> None:
         """Running calls may end, then the workers do."""
+        if self._watch is not None:
+            self._watch.cancel()
         if self._grpc is not None:
             await self._grpc.stop()
         await self.evaluators.stop()
+
+    async def _follow(self, server: GrpcServer) -> None:
+        """Health says SERVING only while somebody can evaluate."""
+        while True:
+            await asyncio.sleep(HEALTH_S)
+            await server.set_serving(self.evaluators.available)
 
 
 async def serve_he(options: HeOptions, *, stop: asyncio.Event | None = None) -> None:

@@ -52,6 +52,10 @@ class StandIn(Evaluators):
     async def stop(self) -> None:
         """Nothing runs."""
 
+    @property
+    def available(self) -> bool:
+        return True
+
 
 async def echo(data: bytes) -> bytes:
     return data[::-1]
