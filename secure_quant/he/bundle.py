@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from secure_quant.errors import HashMismatch, MalformedModel, UnsupportedVersion
+from secure_quant.errors import HashMismatch, MalformedModel, MissingParameters, UnsupportedVersion
 from secure_quant.he.evaluate import Evaluator
 from secure_quant.he.parameters import Tier
 from secure_quant.he.plan import HePlan, plan
@@ -23,6 +23,8 @@ def split(graph: Graph, objective: Objective = "latency", tier: Tier = "T1") -> 
 
     Raises MissingParameters on a public graph, OpNotSupported.
     """
+    if graph.is_public:
+        raise MissingParameters("server bundle", got="a public graph", expected="a whole model")
     text = plan(graph, objective, tier).to_json()
     return {
         "server": _write("he-server", graph, {"model": encode(graph), "plan": text}),
@@ -34,6 +36,8 @@ def load_server(data: bytes) -> Evaluator:
     """Raises MalformedModel and its kin, InvalidGraph, InsecureRefused."""
     parts, metadata = _read("he-server", ("model", "plan"), data)
     graph = decode(parts["model"], expected_hash=metadata["hash"])
+    if graph.is_public:
+        raise MalformedModel("server bundle", got="a public graph", expected="a whole model")
     return Evaluator(graph, HePlan.from_json(parts["plan"], graph))
 
 

@@ -120,17 +120,18 @@ def choose(
     half = 2.0 ** (scale - 1)
     single = ring.dropped == 1
     drop_c0 = scale - 6  # 2**-6 of half a step
-    # A c1 or key that takes all of half a step is too coarse; the best lies a few bits below.
+    # What takes all of half a step is too coarse; the best lies a few bits below.
     deep_c1 = _deepest(scale, half, lambda drop: answer_noise(layer, ring, drop, drop_c0))
     deep_key = _deepest(scale, half, lambda drop: key_noise(layer, ring, drop)) if single else 0
+    least = weight_noise(layer, 0)
     best: tuple[int, Scaling] | None = None
-    for drop_c1 in range(max(deep_c1 - 6, 0), deep_c1 + 1):
-        for drop_key in range(max(deep_key - 6, 0), deep_key + 1):
+    for drop_c1 in range(max(deep_c1 - 5, 0), deep_c1 + 1):
+        for drop_key in range(max(deep_key - 5, 0), deep_key + 1):
             answer = answer_noise(layer, ring, drop_c1, drop_c0)
             left = half - answer - key_noise(layer, ring, drop_key) / ring.dropped
             # Flood and weight noise share what is left in the ratio the tier asks.
             allowed = 0.99 * left * ring.dropped / (2 ** HIDING_BITS[tier] + 1)
-            if weight_noise(layer, 0) > allowed:
+            if least > allowed:
                 continue
             drop_up = _deepest(scale, allowed, partial(weight_noise, layer)) if single else 0
             flood = _round_down(left - weight_noise(layer, drop_up) / ring.dropped)

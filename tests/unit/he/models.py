@@ -88,9 +88,15 @@ def lenet(seed: int = 0) -> Graph:
         if len(shape) == 4:
             nodes.append(
                 ops.Conv2d(
-                    in_channels=shape[1], out_channels=shape[0], kernel=(5, 5), stride=(1, 1),
-                    padding=(padding, padding), dilation=(1, 1), groups=1, **common,
-                )  # fmt: skip
+                    in_channels=shape[1],
+                    out_channels=shape[0],
+                    kernel=(5, 5),
+                    stride=(1, 1),
+                    padding=(padding, padding),
+                    dilation=(1, 1),
+                    groups=1,
+                    **common,
+                )
             )
         else:
             nodes.append(ops.Linear(in_features=shape[1], out_features=shape[0], **common))
@@ -101,9 +107,16 @@ def lenet(seed: int = 0) -> Graph:
         table = tuple(np.clip(np.arange(256) - 128, -128, 127).tolist())
         nodes.append(
             ops.Requantize(
-                name=f"{name}.q", inputs=(name,), multiplier=(16,), axis=0, offset=0, shift=shift,
-                table=table, scale=0.02, zero_point=-128,
-            )  # fmt: skip
+                name=f"{name}.q",
+                inputs=(name,),
+                multiplier=(16,),
+                axis=0,
+                offset=0,
+                shift=shift,
+                table=table,
+                scale=0.02,
+                zero_point=-128,
+            )
         )
         at, x = f"{name}.q", Interval(0, 255)
 

@@ -28,7 +28,9 @@ def test_round_trip_errs_by_at_most_half_of_what_was_dropped(drop: int, count: i
 def test_frozen_bytes() -> None:
     values = np.array([[0x1_2345_6789_ABCD, 1, 0]], np.uint64)
     # 53 bits: six bytes of value >> 5 each, then the low 5 bits of all three in 5 bytes.
-    assert pack(values, PRIME, 0).tobytes().hex() == "5e4d3c2b1a090000000000000000000000002d00000000"
+    assert (
+        pack(values, PRIME, 0).tobytes().hex() == "5e4d3c2b1a090000000000000000000000002d00000000"
+    )
 
 
 def test_value_not_below_the_prime_is_refused() -> None:

@@ -95,5 +95,7 @@ def test_row_l1_follows_from_the_bound_and_covers_the_weights() -> None:
         graph = random_layer(np.random.default_rng(seed), seed)
         public = Geometry.of(graph.public(), graph.nodes[1])
         assert public == Geometry.of(graph, graph.nodes[1])
-        rows = np.abs(graph.weight(graph.nodes[1]).astype(int)).reshape(len(graph.bias(graph.nodes[1])), -1)
+        rows = np.abs(graph.weight(graph.nodes[1]).astype(int)).reshape(
+            len(graph.bias(graph.nodes[1])), -1
+        )
         assert rows.sum(1).max() <= public.row_l1

@@ -1,0 +1,155 @@
+"""Encrypted layers against the reference, to the last bit, and hostile requests."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from unit.he.models import conv, lenet, linear, random_input
+from unit.he.walk import infer, layer
+
+from secure_quant import reference
+from secure_quant.errors import MalformedMessage
+from secure_quant.he.evaluate import Evaluator
+from secure_quant.he.plan import HeCost, plan
+from secure_quant.ir import Graph
+from secure_quant.protect.ckks import CkksSession
+
+LAYERS = {
+    "linear": linear(400, 120),
+    "rows of a sequence": linear(48, 40, lead=(2, 5)),
+    "one weight": linear(1, 1),
+    "conv": conv(6, 16, (14, 14), (5, 5)),
+    "padding and stride": conv(3, 8, (17, 19), (3, 3), stride=(2, 2), padding=(1, 1)),
+    "dilation": conv(4, 4, (12, 12), (3, 3), padding=(2, 2), dilation=(2, 2)),
+    "groups": conv(12, 12, (10, 10), (3, 3), padding=(1, 1), groups=4),
+    "depthwise": conv(24, 24, (7, 7), (3, 3), padding=(1, 1), groups=24),
+    "image in tiles": conv(1, 2, (70, 70), (3, 3), padding=(1, 1)),
+}
+
+
+@pytest.mark.parametrize("tier", ["T1", "T1-strict"])
+@pytest.mark.parametrize("batch", [1, 3])
+@pytest.mark.parametrize("name", LAYERS)
+def test_layer_equals_the_reference(name: str, batch: int, tier: str) -> None:
+    graph = LAYERS[name]
+    q = random_input(graph, batch)
+    assert np.array_equal(layer(graph, plan(graph, tier=tier), q), reference.run_int(graph, q))
+
+
+@pytest.mark.parametrize("objective", ["latency", "traffic"])
+def test_extreme_values(objective: str) -> None:
+    rows = np.array([[127] * 300, [-127] * 300, [127, -127] * 150, [0] * 300])
+    graph = linear(300, 4, weight=rows)
+    q = np.array([[127] * 300, [-128] * 300, [127, -128] * 150, [-128, 127] * 150], np.int8)
+    got = layer(graph, plan(graph, objective), q)
+    assert np.array_equal(got, reference.run_int(graph, q))
+    assert np.abs(got).max() > 0.99 * 300 * 127 * 131
+
+
+def test_all_weights_zero() -> None:
+    graph = linear(50, 30, weight=np.zeros((30, 50)))
+    q = random_input(graph, 2)
+    assert np.array_equal(layer(graph, plan(graph), q), reference.run_int(graph, q))
+
+
+def test_zero_weight_polynomials_are_skipped() -> None:
+    weight = np.zeros((120, 400), np.int8)
+    weight[:3, :3] = 1
+    graph = linear(400, 120, weight=weight)
+    evaluator = Evaluator(graph, plan(graph))
+    evaluator.prepare(0, 1)
+    (weights,) = evaluator._weights.values()
+    factors = [factor for row in weights.factors[0] for factor in row]
+    assert len(factors) > 1
+    assert sum(factor is not None for factor in factors) == 1
+
+
+@pytest.fixture(scope="module")
+def net() -> Graph:
+    return lenet()
+
+
+@pytest.mark.parametrize("tier", ["T1", "T1-strict"])
+@pytest.mark.parametrize("batch", [1, 5, 8])
+def test_lenet_and_its_cost_to_the_byte(net: Graph, batch: int, tier: str) -> None:
+    made = plan(net, tier=tier)
+    q = random_input(net, batch)
+    got, sent = infer(net, Evaluator(net, made), CkksSession(net.public(), made), q)
+    assert np.array_equal(got, reference.run_int(net, q))
+    assert sent == made.cost(batch)
+
+
+def test_lenet_stays_within_its_traffic(net: Graph) -> None:
+    cost = plan(net, "traffic").cost()
+    assert cost.bytes_up + cost.bytes_down <= 345_000
+    assert isinstance(cost, HeCost)
+
+
+def test_stock_is_used_once_and_bounded(net: Graph) -> None:
+    made = plan(net)
+    evaluator = Evaluator(net, made, stock_limit=2)
+    assert [evaluator.prepare(4, 1) for _ in range(3)] == [True, True, False]
+    session = CkksSession(net.public(), made)
+    session.prepare(1)
+    x = np.ones((1, 84), np.int64)
+    request = session.encrypt(4, x)
+    responses = {evaluator.evaluate(4, 1, request) for _ in range(4)}
+    assert len(responses) == 4
+    decrypted = [session.decrypt(4, 1, response) for response in responses]
+    assert all(np.array_equal(decrypted[0], other) for other in decrypted)
+    assert evaluator.prepare(4, 1)
+
+
+def test_weights_over_the_memory_limit_make_room(net: Graph) -> None:
+    evaluator = Evaluator(net, plan(net), weight_memory=1)
+    for step in range(5):
+        evaluator.prepare(step, 1)
+        assert len(evaluator._weights) == 1
+
+
+class TestHostileRequests:
+    graph = linear(40, 10)
+    made = plan(graph)
+    evaluator = Evaluator(graph, made)
+
+    def request(self) -> bytes:
+        return CkksSession(self.graph.public(), self.made).encrypt(0, np.ones((1, 40), np.int64))
+
+    @pytest.mark.parametrize("change", [b"", b"x", b"\0" * 10**6])
+    def test_wrong_length(self, change: bytes) -> None:
+        for data in (change, self.request()[:-1], self.request() + b"\0"):
+            with pytest.raises(MalformedMessage, match="bytes"):
+                self.evaluator.evaluate(0, 1, data)
+
+    @pytest.mark.parametrize("batch", [0, -1, 257, 2**31, 2**63])
+    def test_batch_out_of_range(self, batch: int) -> None:
+        with pytest.raises(MalformedMessage, match="batch"):
+            self.evaluator.evaluate(0, batch, self.request())
+
+    def test_largest_batch_with_a_short_message(self) -> None:
+        with pytest.raises(MalformedMessage, match="bytes"):
+            self.evaluator.evaluate(0, 256, self.request())
+
+    @pytest.mark.parametrize("step", [-1, 1, 2**31])
+    def test_step_out_of_range(self, step: int) -> None:
+        with pytest.raises(MalformedMessage, match="step"):
+            self.evaluator.evaluate(step, 1, self.request())
+
+    @pytest.mark.parametrize(("tier", "parts"), [("T1", [1]), ("T1-strict", [0, 1])])
+    def test_values_not_below_the_prime(self, tier: str, parts: list[int]) -> None:
+        made = plan(self.graph, tier=tier)
+        evaluator, session = Evaluator(self.graph, made), CkksSession(self.graph.public(), made)
+        seed, key, c0 = made.steps[0].call(1).request_sizes
+        for part in parts:  # T1 sends too few bits of the key for a value beyond the prime
+            start, size = [(seed, key), (seed + key, c0)][part]
+            data = bytearray(session.encrypt(0, np.ones((1, 40), np.int64)))
+            data[start : start + size] = b"\xff" * size
+            with pytest.raises(MalformedMessage, match="coefficient"):
+                evaluator.evaluate(0, 1, bytes(data))
+
+    def test_any_other_bytes_are_answered(self) -> None:
+        call = self.made.steps[0].call(1)
+        for filler in (b"\0", b"\x01", b"\x7f"):
+            data = filler * sum(call.request_sizes)
+            answer = self.evaluator.evaluate(0, 1, memoryview(data))
+            assert len(answer) == sum(call.response_sizes)
