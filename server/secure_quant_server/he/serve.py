@@ -26,7 +26,7 @@ from secure_quant_server.he.service import SERVICE, SecureInference
 
 __all__ = ["HeOptions", "HeServer", "serve_he"]
 
-HEALTH_S = 0.5
+HEALTH_S = 0.1
 
 
 @dataclass(frozen=True, kw_only=True)
