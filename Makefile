@@ -23,7 +23,7 @@ types: $(READY)
 	$(BIN)/mypy
 
 imports: $(READY)
-	$(BIN)/lint-imports
+	$(BIN)/lint-imports --no-cache
 
 proto: $(READY)
 	$(BIN)/python tools/gen_protos.py
