@@ -12,7 +12,7 @@ import time
 from collections import deque
 from collections.abc import Awaitable, Callable, Generator
 from dataclasses import dataclass
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import grpc.aio
 
@@ -24,6 +24,7 @@ from secure_quant.wire.gen.party_link_pb2 import (
     LinkAbort,
     LinkBegin,
     LinkHello,
+    LinkStage,
 )
 
 __all__ = ["CHUNK", "PROTOCOL", "Job", "Meter", "PartyLink"]
@@ -74,8 +75,8 @@ class PartyLink:
     def __init__(
         self,
         kind: type[ExchangeRequest] | type[ExchangeResponse],
-        read: Callable[[], Awaitable[Frame]],
-        write: Callable[[Frame], Awaitable[None]],
+        read: Callable[[], Awaitable[Any]],
+        write: Callable[[Any], Awaitable[None]],
     ) -> None:
         self._kind, self._read, self._write = kind, read, write
         self._inbox: deque[bytes] = deque()
@@ -85,6 +86,7 @@ class PartyLink:
         self._lost: BaseException | None = None
         self.on_begin: Callable[[LinkBegin], None] | None = None
         self.on_decline: Callable[[LinkAbort], None] | None = None
+        self.on_stage: Callable[[LinkStage], None] | None = None
 
     async def greet(self, hello: LinkHello) -> None:
         """Send the first frame."""
@@ -107,6 +109,11 @@ class PartyLink:
             wait_ms=int(job.wait_s * 1000),
         )
         await self._send(self._kind(begin=message))
+
+    async def stage(self, model_hash: str, first_item: int, items: int) -> None:
+        """Party 1: set material aside for one inference to come."""
+        message = LinkStage(model_hash=model_hash, first_item=first_item, items=items)
+        await self._send(self._kind(stage=message))
 
     async def decline(self, code: int, message: str, request_ids: tuple[bytes, ...]) -> None:
         """Turn one offer down, or end the session where ``request_ids`` is empty."""
@@ -181,6 +188,8 @@ class PartyLink:
                 self._waiter.set_result(None)
         elif kind == "begin" and self.on_begin is not None:
             self.on_begin(frame.begin)
+        elif kind == "stage" and self.on_stage is not None:
+            self.on_stage(frame.stage)
         elif kind == "abort" and frame.abort.request_ids and self.on_decline is not None:
             self.on_decline(frame.abort)
         elif kind == "abort":
@@ -210,7 +219,8 @@ class PartyLink:
             raise PeerUnavailable("the other party closed the link") from error
         if frame is grpc.aio.EOF:
             raise PeerUnavailable("the other party closed the link")
-        return frame
+        found: Frame = frame
+        return found
 
     async def _send(self, frame: Frame) -> None:
         try:

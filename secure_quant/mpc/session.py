@@ -191,7 +191,9 @@ class _Door(PartyLinkServiceServicer):
         self.opened: asyncio.Future[tuple[PartyLink, bytes]] = loop.create_future()
         self.closed = asyncio.Event()
 
-    async def Exchange(self, request_iterator: Any, context: Any) -> None:  # noqa: N802
+    async def Exchange(  # type: ignore[override]  # noqa: N802  reads and writes by the context
+        self, request_iterator: Any, context: Any
+    ) -> None:
         """See party_link.proto."""
         wires = PartyLink(ExchangeResponse, context.read, context.write)
         try:

@@ -10,6 +10,7 @@ import asyncio
 from collections import deque
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import grpc.aio
 
@@ -50,7 +51,6 @@ class _Shelf:
     items: dict[int, Item] = field(default_factory=dict)
     arrived: int = 0
     taken: int = 0
-    owed: int = 0
 
 
 @dataclass
@@ -128,11 +128,8 @@ class Stock:
             raise MaterialReused("item", got=first, expected="one that was not taken before")
         found = [shelf.items.pop(index) for index in wanted]
         shelf.taken = max(shelf.taken, first + count)
-        shelf.owed += count
-        # Granted in batches: one request for several items.
-        if self.on_credit is not None and (shelf.owed * 4 >= shelf.depth or not shelf.items):
-            self.on_credit(model, shelf.owed)
-            shelf.owed = 0
+        if self.on_credit is not None:
+            self.on_credit(model, count)
         return found
 
     async def _until(self, ready: Callable[[], bool], timeout: float, model: str) -> None:
@@ -288,7 +285,7 @@ class DealStream:
             await self._receive(self._call.write(request))
 
     @staticmethod
-    async def _receive(operation: Awaitable[DealResponse | None]) -> DealResponse | None:
+    async def _receive(operation: Awaitable[Any]) -> Any:
         try:
             return await operation
         except grpc.aio.AioRpcError as error:

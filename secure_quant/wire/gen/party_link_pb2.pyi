@@ -26,6 +26,7 @@ class ExchangeRequest(_message.Message):
     BEGIN_FIELD_NUMBER: _builtins.int
     ABORT_FIELD_NUMBER: _builtins.int
     PAYLOAD_FIELD_NUMBER: _builtins.int
+    STAGE_FIELD_NUMBER: _builtins.int
     payload: _builtins.bytes
     """One round of the current inference: this party's bit-packed share of what is opened."""
     @_builtins.property
@@ -34,6 +35,8 @@ class ExchangeRequest(_message.Message):
     def begin(self) -> Global___LinkBegin: ...
     @_builtins.property
     def abort(self) -> Global___LinkAbort: ...
+    @_builtins.property
+    def stage(self) -> Global___LinkStage: ...
     def __init__(
         self,
         *,
@@ -41,12 +44,13 @@ class ExchangeRequest(_message.Message):
         begin: Global___LinkBegin | None = ...,
         abort: Global___LinkAbort | None = ...,
         payload: _builtins.bytes = ...,
+        stage: Global___LinkStage | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["abort", b"abort", "begin", b"begin", "frame", b"frame", "hello", b"hello", "payload", b"payload"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["abort", b"abort", "begin", b"begin", "frame", b"frame", "hello", b"hello", "payload", b"payload", "stage", b"stage"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["abort", b"abort", "begin", b"begin", "frame", b"frame", "hello", b"hello", "payload", b"payload"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["abort", b"abort", "begin", b"begin", "frame", b"frame", "hello", b"hello", "payload", b"payload", "stage", b"stage"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_frame: _TypeAlias = _typing.Literal["hello", "begin", "abort", "payload"]  # noqa: Y015
+    _WhichOneofReturnType_frame: _TypeAlias = _typing.Literal["hello", "begin", "abort", "payload", "stage"]  # noqa: Y015
     _WhichOneofArgType_frame: _TypeAlias = _typing.Literal["frame", b"frame"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_frame) -> _WhichOneofReturnType_frame | None: ...
 
@@ -60,6 +64,7 @@ class ExchangeResponse(_message.Message):
     BEGIN_FIELD_NUMBER: _builtins.int
     ABORT_FIELD_NUMBER: _builtins.int
     PAYLOAD_FIELD_NUMBER: _builtins.int
+    STAGE_FIELD_NUMBER: _builtins.int
     payload: _builtins.bytes
     @_builtins.property
     def hello(self) -> Global___LinkHello: ...
@@ -67,6 +72,8 @@ class ExchangeResponse(_message.Message):
     def begin(self) -> Global___LinkBegin: ...
     @_builtins.property
     def abort(self) -> Global___LinkAbort: ...
+    @_builtins.property
+    def stage(self) -> Global___LinkStage: ...
     def __init__(
         self,
         *,
@@ -74,12 +81,13 @@ class ExchangeResponse(_message.Message):
         begin: Global___LinkBegin | None = ...,
         abort: Global___LinkAbort | None = ...,
         payload: _builtins.bytes = ...,
+        stage: Global___LinkStage | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["abort", b"abort", "begin", b"begin", "frame", b"frame", "hello", b"hello", "payload", b"payload"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["abort", b"abort", "begin", b"begin", "frame", b"frame", "hello", b"hello", "payload", b"payload", "stage", b"stage"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["abort", b"abort", "begin", b"begin", "frame", b"frame", "hello", b"hello", "payload", b"payload"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["abort", b"abort", "begin", b"begin", "frame", b"frame", "hello", b"hello", "payload", b"payload", "stage", b"stage"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_frame: _TypeAlias = _typing.Literal["hello", "begin", "abort", "payload"]  # noqa: Y015
+    _WhichOneofReturnType_frame: _TypeAlias = _typing.Literal["hello", "begin", "abort", "payload", "stage"]  # noqa: Y015
     _WhichOneofArgType_frame: _TypeAlias = _typing.Literal["frame", b"frame"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_frame) -> _WhichOneofReturnType_frame | None: ...
 
@@ -162,6 +170,35 @@ class LinkBegin(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___LinkBegin: _TypeAlias = LinkBegin  # noqa: Y015
+
+@_typing.final
+class LinkStage(_message.Message):
+    """Party 1 sets consecutive items of material aside for one inference to come, so that both parties
+    can expand them ahead of it. A LinkBegin that party 1 sends names items it staged before.
+    """
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    MODEL_HASH_FIELD_NUMBER: _builtins.int
+    FIRST_ITEM_FIELD_NUMBER: _builtins.int
+    ITEMS_FIELD_NUMBER: _builtins.int
+    model_hash: _builtins.str
+    first_item: _builtins.int
+    items: _builtins.int
+    def __init__(
+        self,
+        *,
+        model_hash: _builtins.str = ...,
+        first_item: _builtins.int = ...,
+        items: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["first_item", b"first_item", "items", b"items", "model_hash", b"model_hash"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___LinkStage: _TypeAlias = LinkStage  # noqa: Y015
 
 @_typing.final
 class LinkAbort(_message.Message):

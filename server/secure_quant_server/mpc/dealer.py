@@ -222,7 +222,9 @@ class _Dealer(dealer_pb2_grpc.DealerServiceServicer):
         self._works, self._gauges = works, gauges
         self._sessions: dict[bytes, _Session] = {}
 
-    async def Deal(self, request_iterator: Any, context: Any) -> None:  # noqa: N802
+    async def Deal(  # type: ignore[override]  # noqa: N802  reads and writes by the context
+        self, request_iterator: Any, context: Any
+    ) -> None:
         """See dealer.proto."""
         opened = await self._opened(context)
         session = self._join(opened)
@@ -272,9 +274,10 @@ class _Dealer(dealer_pb2_grpc.DealerServiceServicer):
 
     async def _listen(self, session: _Session, party: int, context: Any) -> None:
         while True:
-            request: DealRequest = await context.read()
-            if request is grpc.aio.EOF:
+            received = await context.read()
+            if received is grpc.aio.EOF:
                 return
+            request: DealRequest = received
             kind = request.WhichOneof("message")
             if kind == "credit":
                 session.grant(party, request.credit.model_hash, request.credit.items)

@@ -16,8 +16,6 @@ from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
-from secure_quant.mpc.bundle import load_party
-from secure_quant.mpc.party import PartyProgram
 
 from secure_quant.errors import (
     DeadlineExceeded,
@@ -26,6 +24,7 @@ from secure_quant.errors import (
     PeerUnavailable,
     SecureQuantError,
 )
+from secure_quant.mpc.bundle import load_party
 from secure_quant.mpc.lane import (
     Answer,
     Border,
@@ -35,6 +34,7 @@ from secure_quant.mpc.lane import (
     make_stock,
 )
 from secure_quant.mpc.link import Job, PartyLink
+from secure_quant.mpc.party import PartyProgram
 from secure_quant.mpc.session import from_shared, to_shared
 from secure_quant.mpc.stock import DealStream
 from secure_quant.transport import aio_channel
@@ -219,6 +219,7 @@ class _Worker:
                 session = Session(
                     config.party, self._programs, link, dealer, stock,
                     border=self._border, desk=self._desk if config.party == 1 else None,
+                    staged=config.options.staged,
                 )  # fmt: skip
                 self._session = session
                 announcer = asyncio.create_task(self._announce(session))
@@ -247,7 +248,9 @@ class _Link(party_link_pb2_grpc.PartyLinkServiceServicer):
     def __init__(self, worker: _Worker) -> None:
         self._worker = worker
 
-    async def Exchange(self, request_iterator: Any, context: Any) -> None:  # noqa: N802
+    async def Exchange(  # type: ignore[override]  # noqa: N802  reads and writes by the context
+        self, request_iterator: Any, context: Any
+    ) -> None:
         """See party_link.proto."""
         await self._worker.accept_session(PartyLink(ExchangeResponse, context.read, context.write))
 
