@@ -286,6 +286,16 @@ def test_graphs(name):
     assert len(str(caught.value)) < 5000
 
 
+@pytest.mark.parametrize("name", GRAPHS)
+def test_graphs_from_the_wire(name):
+    """There no hash stands beside the graph: what is not canonical is refused for itself."""
+    tensors, metadata = forge.parts()
+    wide = tensors["tables"].astype("<i2").tobytes()
+    parts = codec.PublicParts(GRAPHS[name], wide, tensors["multipliers"].tobytes())
+    with pytest.raises(ModelError):
+        codec.from_parts(parts, commitment=bytes.fromhex(metadata["commitment"]))
+
+
 def test_another_version_is_called_so():
     with pytest.raises(UnsupportedVersion):
         artifact.decode(forge.with_graph(TEXT.replace(b'"version":1', b'"version":2')))

@@ -347,6 +347,48 @@ def test_the_largest_accumulators_are_still_exact():
     np.testing.assert_array_equal(reference.run_int(graph, q), want)
 
 
+@pytest.mark.parametrize("features", [510, 512, 515, 517, 520, 2000])
+def test_accumulators_around_the_end_of_float32_are_exact(features):
+    """127 · 255 · 518 is about 2**24, from where float32 skips odd integers."""
+    weight = np.full((2, features), 127, np.int8)
+    bias = np.array([1, -2], np.int32)
+    node = linear(
+        in_features=features, bias=True, bound=linear_bound(weight, bias, Interval(0, 255))
+    )
+    graph = Graph(
+        (src((features,), zero_point=-128), node, end("fc")), {"fc.weight": weight, "fc.bias": bias}
+    )
+    q = np.full((1, features), 127, np.int8)
+    for step in range(4):
+        q[0, :step] -= 1
+        want = 127 * (q[0].astype(int) + 128).sum() + bias
+        assert reference.run_int(graph, q).tolist() == [want.tolist()]
+
+
+def test_padding_counts_where_zero_is_not_in_the_range():
+    """x̂ is 100 or 120, but 0 in the padding, where the two weights no longer cancel."""
+    weight = np.array([[[[127, -127]]]], np.int8)
+    nodes = (
+        src((1, 1, 3)),
+        requantize(table=(100, 120), axis=0),
+        conv(
+            inputs=("q",),
+            in_channels=1,
+            out_channels=1,
+            kernel=(1, 2),
+            padding=(0, 1),
+            bound=127 * 120,
+        ),
+        end("c", axis=0),
+    )
+    graph = Graph(nodes, {"c.weight": weight})
+    made = reference.run_int(graph, np.full((1, 1, 1, 3), 127, np.int8))
+    assert np.abs(made).max() == 127 * 120
+    tight = (*nodes[:2], dataclasses.replace(nodes[2], bound=127 * 120 - 1), nodes[3])
+    with pytest.raises(OverflowRisk):
+        Graph(tight, {"c.weight": weight})
+
+
 def test_specification_example_of_a_bound():
     assert linear_bound(np.array([[3, -2]], np.int8), np.array([5]), Interval(0, 255)) == 770
 
