@@ -7,6 +7,7 @@ the client, who could divide. ``docs/spec/ckks.md`` states what each term hides.
 
 from __future__ import annotations
 
+import os
 from collections import OrderedDict, deque
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -71,6 +72,7 @@ class Evaluator:
         self._weight_memory, self._stock_limit = weight_memory, stock_limit
         self._weights: OrderedDict[tuple[int, Layout], _Weights] = OrderedDict()
         self._stock: dict[tuple[int, int], deque[list[_Blind]]] = {}
+        self._process = os.getpid()
         self._lock = Lock()
 
     def evaluate(self, step: int, batch: int, ciphertexts: bytes | memoryview) -> bytes:
@@ -125,6 +127,9 @@ class Evaluator:
         return self.plan.steps[step].call(batch)
 
     def _take(self, step: int, batch: int) -> Iterator[_Blind]:
+        if self._process != os.getpid():  # a forked copy would use the same blinds again
+            self._process = os.getpid()
+            self._stock.clear()
         try:
             return iter(self._stock[step, batch].popleft())
         except (KeyError, IndexError):

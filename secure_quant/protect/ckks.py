@@ -8,6 +8,8 @@ server (Li and Micciancio, 2021).
 
 from __future__ import annotations
 
+import os
+import secrets
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
@@ -53,7 +55,7 @@ class CkksSession:
 
     def __init__(self, graph: Graph, plan: HePlan) -> None:
         self.graph, self.plan = graph, plan
-        self._random = fresh()
+        self._process = os.getpid()
         self._keys: dict[Parameters, _Key] = {}
         self._pads: dict[tuple[int, int], _Pad] = {}
 
@@ -70,6 +72,9 @@ class CkksSession:
         """
         batch = self._check(step, x)
         call = self.plan.steps[step].call(batch)
+        if self._process != os.getpid():  # a forked copy would use the same pads again
+            self._process = os.getpid()
+            self._pads.clear()
         pad = self._pads.pop((step, batch), None) or self._pad(call)
         geometry, field = call.packing.geometry, ring(call.ring)
         message = call.packing.input(geometry.arrange(x))
@@ -138,15 +143,15 @@ class CkksSession:
         c0 = -a·s + e."""
         field, key = ring(call.ring), self._key(call.ring)
         count = 1 + call.ciphertexts_up
-        seed = self._random.bytes(SEED_BYTES).tobytes()
+        seed, random = secrets.token_bytes(SEED_BYTES), fresh()
         product = Uniform(seed, field.primes, field.degree).polynomials(count)
         field.multiply(product, key.request)
         field.inverse(product)
-        errors = self._random.errors((count, field.degree))
+        errors = random.errors((count, field.degree))
         if call.scaling.drop_up:
             # The server puts a value in the middle of its dropped bits, which errs by +1/2 on
             # average; this errs by -1/2.
-            errors -= self._random.bits(errors.shape)
+            errors -= random.bits(errors.shape)
         c0 = field.add(field.moduli - product, field.residues(errors))
         return _Pad(seed + _public_key(call, c0[0]), c0[1:])
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 
@@ -107,3 +108,21 @@ def test_the_client_half_is_light() -> None:
         "assert not {'torch', 'crypten', 'numba'} & set(sys.modules), 'loaded'"
     )
     subprocess.run([sys.executable, "-c", code], check=True, timeout=60)
+
+
+def test_a_forked_process_does_not_reuse_what_was_prepared() -> None:
+    session, evaluator = CkksSession(PUBLIC, MADE), Evaluator(GRAPH, MADE)
+    session.prepare(1)
+    evaluator.prepare(0, 1)
+    (pad,) = session._pads.values()
+    reader, writer = os.pipe()
+    child = os.fork()
+    if not child:
+        request = session.encrypt(0, X)
+        evaluator.evaluate(0, 1, request)
+        fresh = not request.startswith(pad.head) and not evaluator._stock
+        os.write(writer, b"1" if fresh else b"0")
+        os._exit(0)
+    os.waitpid(child, 0)
+    assert os.read(reader, 1) == b"1"
+    assert session.encrypt(0, X).startswith(pad.head)
