@@ -29,7 +29,7 @@ from secure_quant.mpc.kernels import (
     read,
 )
 
-__all__ = ["deal_v4", "lift", "open_v4", "select_v4"]
+__all__ = ["deal_v3", "deal_v4", "lift", "lift_v3", "open_v3", "open_v4", "select_v4"]
 
 INT = types.Array(I, 1, "C", readonly=True)
 
@@ -207,3 +207,119 @@ def deal_v4(r: Any, free: Any, dealt: Any, monomials: Any, con: Any, at: Any, di
         for j in range(min(bits, ring)):
             correct(dealt, place, ring - j, (number >> np.uint64(j)) & ONE)
             place += ring - j
+
+
+@kernel(types.void(IN, IN, IN, INT, INT, INT, IN2, OUT, OUT, OUT))
+def open_v3(
+    c: Any, dealt: Any, free: Any, con: Any, at: Any, digits: Any, planes: Any,
+    scratch: Any, high: Any, out: Any,
+) -> None:  # fmt: skip
+    """As ``open_v4``: a number for either case of the opened borrow bit, inside, above, borrow."""
+    shift, width, reach, bits = con[SHIFT], con[WIDTH], con[REACH], con[BITS]
+    cases = 2 if shift > 0 else 1
+    keep, around = (ONE << np.uint64(width)) - ONE, (1 << reach) - 1
+    for i in range(c.shape[0]):
+        turn = np.int64((c[i] >> np.uint64(shift)) & keep)
+        word, fill = ZERO, 0
+        for case in range(cases):
+            base = at[MAIN] + ((i * cases + case) << width)
+            word |= lookup(dealt, base, width, turn, planes, scratch) << np.uint64(fill)
+            fill += bits
+        if reach > 0:
+            top, base = np.int64(c[i] >> np.uint64(shift + con[GRANULE])), at[SAT] + (i << reach)
+            start = (top - (con[START] + con[COUNT] - 1)) & around
+            word |= parity_around(dealt, base, 1 << reach, start, con[COUNT]) << np.uint64(fill)
+            start = (top - (con[OVER] + con[OVER_COUNT] - 1)) & around
+            above = parity_around(dealt, base, 1 << reach, start, con[OVER_COUNT])
+            word |= above << np.uint64(fill + 1)
+            fill += 2
+        if shift > 0:
+            digit = np.int64(c[i] & ((ONE << np.uint64(shift)) - ONE))
+            word |= read(dealt, at[DIGITS] + (i << shift) + digit, 1) << np.uint64(fill)
+            fill += 1
+        out[i] = word ^ (free[i] & (ONES >> np.uint64(64 - fill)))
+
+
+@kernel(types.void(IN, IN, IN, I, INT, INT, OUT))
+def lift_v3(opened: Any, dealt: Any, masks: Any, party: int, con: Any, at: Any, out: Any) -> None:
+    """Own share of the number in the output's ring, masked: the case that the opened borrow bit
+    selects, times [inside], plus [above] times its constant, in products that were dealt."""
+    bits, ring, reach = con[BITS], con[RING], con[REACH]
+    cases = 2 if con[SHIFT] > 0 else 1
+    keep, number = ONES >> np.uint64(64 - ring), ONES >> np.uint64(64 - bits)
+    one = ONE if party == 0 else ZERO
+    below = np.uint64(con[BELOW])
+    step = (np.uint64(con[ABOVE]) ^ below) - below
+    size = 2 if reach > 0 else 1
+    for i in range(opened.shape[0]):
+        place, op = at[LIFTS] + i * con[LIFT], opened[i]
+        made = masks[i] + one * (np.uint64(con[FLOOR]) + below)
+        gates = op >> np.uint64(cases * bits)
+        inside, share_in = ONE, ZERO
+        if reach > 0:
+            inside, above = gates & ONE, (gates >> ONE) & ONE
+            gates >>= np.uint64(2)
+            share_in = read(dealt, place, ring)
+            share = read(dealt, place + ring, ring)
+            made += step * (above * one + ((ZERO - share) if above else share))
+            if inside:
+                share_in = ZERO - share_in
+            place += 2 * ring
+        case = np.int64(gates & ONE) if cases == 2 else 0
+        tau = (op >> np.uint64(case * bits)) & number
+        for _ in range(case):
+            for j in range(min(bits, ring)):
+                place += size * (ring - j)
+        for j in range(min(bits, ring)):
+            bit = (tau >> np.uint64(j)) & ONE
+            term = inside * bit * one + bit * share_in
+            mu = read(dealt, place, ring - j)
+            by = inside * mu
+            if reach > 0:
+                both = read(dealt, place + ring - j, ring - j)
+                by += (ZERO - both) if inside else both
+            term += (ZERO - by) if bit else by
+            if (below >> np.uint64(j)) & ONE:
+                term = ZERO - term
+            made += term << np.uint64(j)
+            place += size * (ring - j)
+        out[i] = made & keep
+
+
+@kernel(types.void(IN, IN, OUT, INT, INT))
+def deal_v3(r: Any, free: Any, dealt: Any, con: Any, at: Any) -> None:
+    """As ``deal_v4``. The opened borrow bit p = b ^ n selects a case: p = 0 the one-hot of
+    r1 + n, p = 1 that of r1 + 1 - n, so that either is of r1 + b."""
+    bits, reach, shift, width = con[BITS], con[REACH], con[SHIFT], con[WIDTH]
+    ring = con[RING]
+    cases = 2 if shift > 0 else 1
+    keep, number = (1 << width) - 1, ONES >> np.uint64(64 - bits)
+    for i in range(r.shape[0]):
+        own = free[i]
+        gates = own >> np.uint64(cases * bits)
+        place = at[LIFTS] + i * con[LIFT]
+        inside = ZERO
+        if reach > 0:
+            inside = gates & ONE
+            correct(dealt, place, ring, inside)
+            correct(dealt, place + ring, ring, (gates >> ONE) & ONE)
+            place += 2 * ring
+            gates >>= np.uint64(2)
+            top = np.int64(r[i] >> np.uint64(shift + con[GRANULE])) & ((1 << reach) - 1)
+            flip(dealt, at[SAT] + (i << reach) + top, 1, ONE)
+        borrow = np.int64(gates & ONE) if cases == 2 else 0
+        turn = np.int64(r[i] >> np.uint64(shift)) + borrow
+        for case in range(cases):
+            hot = (turn if case == 0 else turn + 1 - 2 * borrow) & keep
+            flip(dealt, at[MAIN] + ((i * cases + case) << width) + hot, 1, ONE)
+            mu = (own >> np.uint64(case * bits)) & number
+            for j in range(min(bits, ring)):
+                bit = (mu >> np.uint64(j)) & ONE
+                correct(dealt, place, ring - j, bit)
+                place += ring - j
+                if reach > 0:
+                    correct(dealt, place, ring - j, bit * inside)
+                    place += ring - j
+        if shift > 0:
+            low = np.int64(r[i] & ((ONE << np.uint64(shift)) - ONE))
+            prefix(dealt, at[DIGITS] + (i << shift), shift, low)

@@ -20,8 +20,10 @@ from secure_quant.mpc.gates.base import Gate
 from secure_quant.mpc.gates.edge import InputGate, OutputGate
 from secure_quant.mpc.gates.linear import LinearGate
 from secure_quant.mpc.gates.local import LocalGate
+from secure_quant.mpc.gates.maximum import MaximumGate, levels
+from secure_quant.mpc.gates.product import ProductGate
 from secure_quant.mpc.gates.requantize import RequantizeGate
-from secure_quant.mpc.tables import Lookup, choose
+from secure_quant.mpc.tables import MAX_WIDTH, Lookup, choose
 
 __all__ = ["MpcPlan", "Objective", "plan"]
 
@@ -126,7 +128,7 @@ class _Planner:
             need = look.ring
             self.opened[node.inputs[0]] = max(self.opened[node.inputs[0]], need)
         elif isinstance(node, ops.MaxPool | ops.ReduceMax):
-            need = max(need, self._compared(node))
+            need = self.rings[node.name] = max(need, self._compared(node))
         for name in node.inputs:
             self.rings[name] = max(self.rings[name], need)
 
@@ -182,22 +184,47 @@ class _Planner:
         zeros = tuple(self.zero(name) if sums else 0 for name in node.inputs)
         return LocalGate(**self.common(node), node=node, zero_points=zeros)
 
-    def refuse(self, node: ops.Node) -> Gate:
-        raise OpNotSupported("op under secret sharing", got=type(node).__name__)
+    def product(self, node: ops.MatMul | ops.Mul) -> Gate:
+        common = self.common(node)
+        count = prod(common["shape"])
+        opened, shared = self.left_open(node)
+        first, second = (self.zero(name) for name in node.inputs)
+        return ProductGate(
+            **common, node=node, zero_points=(first, second), opened=opened, shared=shared,
+            free_words=count if opened else 0, dealt_words=count if shared else 0,
+            payloads=(((count, opened),),) if opened else (),
+        )  # fmt: skip
+
+    def maximum(self, node: ops.MaxPool | ops.ReduceMax) -> Gate:
+        common, source = self.common(node), self.graph.values[node.inputs[0]].shape
+        outputs, ring, width = prod(common["shape"]), common["bits"], self._compared(node)
+        if width > MAX_WIDTH:
+            raise OpNotSupported(
+                f"{type(node).__name__} {node.name!r} under secret sharing: bits of a difference",
+                got=width, expected=f"<= {MAX_WIDTH}",
+            )  # fmt: skip
+        candidates = MaximumGate.candidates(node, source)
+        tournament = levels(candidates, 4 if self.objective == "latency" else 2)
+        free, dealt = MaximumGate.material(tournament, outputs, width, ring)
+        return MaximumGate(
+            **common, node=node, width=width, source=source, tournament=tournament,
+            free_words=free, dealt_words=dealt,
+            payloads=MaximumGate.rounds(tournament, outputs, ring),
+        )  # fmt: skip
 
 
 _MAKERS: dict[type[ops.Node], Callable[[_Planner, Any], Gate]] = {
     ops.Input: _Planner.input,
     ops.Linear: _Planner.linear,
     ops.Conv2d: _Planner.linear,
-    ops.MatMul: _Planner.refuse,
-    ops.Mul: _Planner.refuse,
+    ops.MatMul: _Planner.product,
+    ops.Mul: _Planner.product,
     ops.Add: _Planner.local,
     ops.SumPool: _Planner.local,
     ops.ReduceSum: _Planner.local,
     ops.Requantize: _Planner.requantize,
-    ops.MaxPool: _Planner.refuse,
-    ops.ReduceMax: _Planner.refuse,
+    ops.MaxPool: _Planner.maximum,
+    ops.ReduceMax: _Planner.maximum,
     ops.Reshape: _Planner.local,
     ops.Transpose: _Planner.local,
     ops.Slice: _Planner.local,

@@ -286,13 +286,12 @@ def _candidates(
 
 
 def _splits(shift: int) -> Iterator[tuple[Variant, tuple[int, ...]]]:
+    """Variants and digits of the borrow worth a look."""
+    if shift <= MAX_WIDTH:
+        yield "V3", (shift,) if shift else ()
     if not shift:
         yield "V4", ()
-        pass
-        return
-    if shift <= MAX_WIDTH:
-        pass
-    for count in range(1, 5):
-        if count <= shift <= count * MAX_WIDTH:
+    for count in range(1, min(shift, 4) + 1):
+        if shift <= count * MAX_WIDTH:
             short, long = divmod(shift, count)
             yield "V4", tuple(short + (i < long) for i in range(count))

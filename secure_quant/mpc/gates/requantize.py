@@ -24,6 +24,7 @@ from secure_quant.mpc.tables import Lookup
 __all__ = ["RequantizeGate"]
 
 Ints = NDArray[np.int64]
+LIFTED = 3  # of Lookup.fields
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,7 +61,7 @@ class RequantizeGate(Gate):
                 look.shift, look.width, look.granule, look.reach, start, count, over, over_count,
                 look.out_bits, look.below, look.above, look.borrow.variables,
                 len(look.borrow.products), look.record_bits, look.opened_bits, look.floor,
-                self.bits, look.lift_bits(self.bits),
+                self.bits, look.fields(self.bits)[LIFTED],
             ],
             np.int64,
         )  # fmt: skip
