@@ -38,7 +38,6 @@ def mpc_engine(graph: Graph) -> Engine:
     """
     from secure_quant.mpc.bundle import load_dealer, load_party, split
     from secure_quant.mpc.material import Item
-
     from secure_quant.protect.sharing import join, share
 
     bundles = split(graph)
@@ -65,10 +64,9 @@ def he_engine(graph: Graph) -> Engine:
 
     Raises OpNotSupported.
     """
-    from secure_quant_client.walk import walk
-
     from secure_quant.he.bundle import load_client, load_server, split
     from secure_quant.protect.ckks import CkksSession
+    from secure_quant_client.walk import walk
 
     bundles = split(graph)
     server, (public, plan) = load_server(bundles["server"]), load_client(bundles["client"])

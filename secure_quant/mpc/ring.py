@@ -8,6 +8,7 @@ sum is an integer below 2^53, which float64 holds; BLAS then rounds nothing in a
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -65,6 +66,7 @@ def split(x: Ring, bits: int, count: int) -> Limbs:
     return Limbs(tuple(part.astype(np.float64) for part in parts), width)
 
 
+@lru_cache(maxsize=4096)
 def limb_counts(bits: int, inner: int) -> Pair:
     """Limbs of the left and of the right operand for an exact sum of ``inner`` products.
 

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from functools import cached_property
 
 import numpy as np
-from conformance.builder import Net
 
+from conformance.builder import Net
 from secure_quant.ir import Graph, ops
 
 SALT = bytes(range(32))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+
 from conformance import oracle
 from conformance.cases import Case, all_cases
 from conformance.executors import EXECUTORS

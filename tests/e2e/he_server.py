@@ -14,8 +14,8 @@ from queue import Empty, Queue
 from typing import Any
 
 import numpy as np
-from conformance.builder import Net
 
+from conformance.builder import Net
 from secure_quant import Graph
 from secure_quant.he.bundle import split
 from secure_quant.transport import Tls

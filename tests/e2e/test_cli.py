@@ -10,11 +10,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from secure_quant_cli.cluster import Cluster, free_ports, peak_memory
-from secure_quant_cli.main import main
 
 import secure_quant as sq
 from secure_quant.errors import PeerUnavailable
+from secure_quant_cli.cluster import Cluster, free_ports, peak_memory
+from secure_quant_cli.main import main
 
 OWNER = """
 import torch

@@ -8,7 +8,6 @@ import grpc
 import numpy as np
 import pytest
 from e2e.he_server import HeServerProcess, inputs, lenet
-from secure_quant_client import AsyncHeClient, HeClient, InsecurePlaintext, Tls
 
 from secure_quant import Graph, reference
 from secure_quant.errors import (
@@ -26,6 +25,7 @@ from secure_quant.transport.certs import make_all
 from secure_quant.wire import raised
 from secure_quant.wire.gen.secure_inference_pb2 import GetModelRequest
 from secure_quant.wire.gen.secure_inference_pb2_grpc import SecureInferenceServiceStub
+from secure_quant_client import AsyncHeClient, HeClient, InsecurePlaintext, Tls
 
 
 @pytest.fixture(scope="module")

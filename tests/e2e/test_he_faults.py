@@ -12,11 +12,11 @@ import numpy as np
 import pytest
 from e2e.he_server import HeServerProcess, alive, inputs, lenet, running_calls
 from grpc_health.v1 import health_pb2, health_pb2_grpc
-from secure_quant_client import HeClient
 
 from secure_quant import reference
 from secure_quant.errors import DeadlineExceeded, InternalError, PeerUnavailable
 from secure_quant.transport import sync_channel
+from secure_quant_client import HeClient
 
 
 def unused_port() -> int:

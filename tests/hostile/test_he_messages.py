@@ -9,7 +9,6 @@ import grpc
 import numpy as np
 import pytest
 from e2e.he_server import HeServerProcess, inputs, lenet
-from secure_quant_client import HeClient
 
 from secure_quant import reference
 from secure_quant.errors import (
@@ -24,6 +23,7 @@ from secure_quant.transport import Limits, sync_channel
 from secure_quant.wire import raised
 from secure_quant.wire.gen.secure_inference_pb2 import EvaluateLinearRequest
 from secure_quant.wire.gen.secure_inference_pb2_grpc import SecureInferenceServiceStub
+from secure_quant_client import HeClient
 
 GRAPH = lenet()
 _, PLAN = load_client(split(GRAPH)["client"])
@@ -136,10 +136,9 @@ def test_methods_that_are_not_there(channel: grpc.Channel, method: str) -> None:
 def test_a_bundle_that_is_none_is_named(tmp_path: Path) -> None:
     import asyncio
 
-    from secure_quant_server.he import HeOptions, HeServer
-
     from secure_quant.errors import ConfigError, MalformedModel
     from secure_quant.transport import InsecurePlaintext
+    from secure_quant_server.he import HeOptions, HeServer
 
     async def start(bundle: bytes | Path) -> None:
         options = HeOptions(

@@ -7,11 +7,11 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+
+import secure_quant
 import secure_quant_cli
 import secure_quant_client
 import secure_quant_server
-
-import secure_quant
 
 PACKAGES = (secure_quant, secure_quant_client, secure_quant_server, secure_quant_cli)
 

@@ -4,6 +4,7 @@ import json
 
 import numpy as np
 import pytest
+
 from secure_quant_cli.console import human_bytes, milliseconds, print_json, progress, table
 
 

@@ -4,10 +4,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from secure_quant_cli.arrays import read_array, read_labels
-from secure_quant_cli.owner_code import build_model
 
 from secure_quant.errors import ConfigError, InputError
+from secure_quant_cli.arrays import read_array, read_labels
+from secure_quant_cli.owner_code import build_model
 
 
 def test_named_array_wins(tmp_path: Path) -> None:

@@ -5,6 +5,7 @@ import subprocess
 import sys
 
 import pytest
+
 from secure_quant_cli.main import COMMANDS, build_parser, main
 
 DOCUMENTED = """

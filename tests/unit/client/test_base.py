@@ -1,12 +1,12 @@
 import time
 
 import pytest
-from secure_quant_client import HeClient, Tls
-from secure_quant_client.base import Deadline, call_metadata
 
 from secure_quant.errors import ConfigError, DeadlineExceeded, InsecureRefused, ServiceError
 from secure_quant.transport import InsecurePlaintext
 from secure_quant.transport.certs import Authority
+from secure_quant_client import HeClient, Tls
+from secure_quant_client.base import Deadline, call_metadata
 
 
 def test_a_token_is_never_sent_in_the_clear() -> None:

@@ -4,13 +4,13 @@ import threading
 
 import numpy as np
 import pytest
-from conformance.builder import Net
-from secure_quant_client.session_stock import SessionStock
-from secure_quant_client.walk import Values, largest_batch, walk
 
+from conformance.builder import Net
 from secure_quant import Graph, reference
 from secure_quant.errors import ConfigError
 from secure_quant.he.bundle import load_client, load_server, split
+from secure_quant_client.session_stock import SessionStock
+from secure_quant_client.walk import Values, largest_batch, walk
 
 
 def net() -> Graph:

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import yaml
+
 from secure_quant_cli.main import build_parser
 
 DEPLOY = Path(__file__).parents[3] / "deploy"

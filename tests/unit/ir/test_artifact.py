@@ -8,11 +8,11 @@ import stat
 import numpy as np
 import pytest
 import safetensors.numpy
-from conformance import cases
-from conformance.builder import Net
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from conformance import cases
+from conformance.builder import Net
 from secure_quant import reference
 from secure_quant.errors import HashMismatch, MalformedModel
 from secure_quant.ir import Graph, artifact, codec, load, save

@@ -6,9 +6,9 @@ import dataclasses
 
 import numpy as np
 import pytest
+
 from conformance import cases
 from conformance.builder import Net
-
 from secure_quant.errors import HashMismatch, InvalidGraph, MissingParameters
 from secure_quant.ir import Graph, ops
 

@@ -6,9 +6,9 @@ import dataclasses
 
 import numpy as np
 import pytest
+
 from conformance import cases
 from conformance.builder import Net
-
 from secure_quant import reference
 from secure_quant.errors import InvalidGraph, OverflowRisk
 from secure_quant.ir import Graph, Interval, ops

@@ -5,10 +5,10 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from conformance.builder import Net
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from conformance.builder import Net
 from secure_quant import reference
 
 few = settings(max_examples=40, deadline=None)

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from conformance.builder import Net
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from conformance.builder import Net
 from secure_quant import reference
 from secure_quant.errors import (
     DtypeMismatch,

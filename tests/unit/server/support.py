@@ -7,11 +7,8 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 
 import grpc.aio
-from conformance.builder import Net
-from secure_quant_server.common import Access, Budgets, GrpcServer, ServerOptions, Tokens
-from secure_quant_server.he.pool import Evaluators
-from secure_quant_server.he.service import SERVICE, SecureInference
 
+from conformance.builder import Net
 from secure_quant import Graph
 from secure_quant.transport import Security, Tls, aio_channel
 from secure_quant.transport.certs import Authority
@@ -20,6 +17,9 @@ from secure_quant.wire.gen.secure_inference_pb2_grpc import (
     SecureInferenceServiceStub,
     add_SecureInferenceServiceServicer_to_server,
 )
+from secure_quant_server.common import Access, Budgets, GrpcServer, ServerOptions, Tokens
+from secure_quant_server.he.pool import Evaluators
+from secure_quant_server.he.service import SERVICE, SecureInference
 
 AUTHORITY = Authority()
 

@@ -2,9 +2,9 @@ import hashlib
 from pathlib import Path
 
 import pytest
-from secure_quant_server.common import Budgets, Tokens, make_token
 
 from secure_quant.errors import BudgetExceeded, ConfigError, Unauthenticated
+from secure_quant_server.common import Budgets, Tokens, make_token
 
 
 class Clock:

@@ -10,7 +10,6 @@ import grpc
 import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
-from secure_quant_server.common import Budgets, Tokens, make_token
 from unit.server.support import calling, graph, run, serving, tls
 
 from secure_quant.errors import (
@@ -30,6 +29,7 @@ from secure_quant.transport import InsecurePlaintext, Limits, Tls
 from secure_quant.transport.certs import Authority
 from secure_quant.wire import raised
 from secure_quant.wire.gen.secure_inference_pb2 import EvaluateLinearRequest, GetModelRequest
+from secure_quant_server.common import Budgets, Tokens, make_token
 
 
 def request(data: bytes = b"abc", **fields: int) -> EvaluateLinearRequest:

@@ -1,10 +1,10 @@
 """What a worker makes ahead is bounded, whatever batches clients come with."""
 
 import pytest
-from conformance.builder import Net
-from secure_quant_server.he import worker
 
+from conformance.builder import Net
 from secure_quant.he.bundle import load_client, load_server, split
+from secure_quant_server.he import worker
 
 
 def test_admission_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -4,8 +4,8 @@ import hashlib
 
 import numpy as np
 import pytest
-from conformance.builder import Net
 
+from conformance.builder import Net
 from secure_quant import Graph
 from secure_quant.errors import HashMismatch, MalformedMessage, MalformedModel
 from secure_quant.ir import ops
