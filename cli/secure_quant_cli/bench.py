@@ -1,8 +1,8 @@
 """Measure one engine on one model: real processes on loopback, mutual TLS, every answer compared
 with the reference.
 
-Models: linear:IN,OUT  mlp (64-128-10)  lenet  resnet20  transformer (16×64)  or a model file. --json prints one
-object; a figure that does not apply is null. --against runs a peer library on the same network
+Models: linear:IN,OUT  mlp (64-128-10)  lenet  resnet20  transformer (16×64)  or a model file.
+--json prints one object; a figure that does not apply is null. --against runs a peer library on the same network
 right after, on the same machine: CrypTen with its trusted third party, or TenSEAL's own layers.
 """
 

@@ -70,9 +70,8 @@ def run(arguments: argparse.Namespace) -> int:
     """Serve; returns once told to stop."""
     import asyncio
 
-    from secure_quant_server.common import logs
-
     from secure_quant.errors import ValueOutOfRange
+    from secure_quant_server.common import logs
 
     for name in ("lanes", "workers", "budget"):
         if (getattr(arguments, name, None) or 1) < 1:
@@ -86,9 +85,8 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 async def _party(arguments: argparse.Namespace) -> None:
-    from secure_quant_server.mpc import serve_party
-
     from secure_quant_cli.tls_options import tls_from
+    from secure_quant_server.mpc import serve_party
 
     # Party 0 calls the link of party 1; the bundle must be of the party that the options imply.
     role, link = ("party0", arguments.peer) if arguments.peer else ("party1", arguments.link_listen)
@@ -99,9 +97,8 @@ async def _party(arguments: argparse.Namespace) -> None:
 
 
 async def _dealer(arguments: argparse.Namespace) -> None:
-    from secure_quant_server.mpc import serve_dealer
-
     from secure_quant_cli.tls_options import tls_from
+    from secure_quant_server.mpc import serve_dealer
 
     await serve_dealer(
         arguments.bundle, listen=arguments.listen, tls=tls_from(arguments, "dealer"),
@@ -110,9 +107,8 @@ async def _dealer(arguments: argparse.Namespace) -> None:
 
 
 async def _he(arguments: argparse.Namespace) -> None:
-    from secure_quant_server.he import HeOptions, serve_he
-
     from secure_quant_cli.tls_options import tls_from
+    from secure_quant_server.he import HeOptions, serve_he
 
     options = HeOptions(
         bundles=arguments.bundle, listen=arguments.listen, security=tls_from(arguments, "he"),
