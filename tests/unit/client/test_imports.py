@@ -2,9 +2,11 @@
 
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
+TESTS = Path(__file__).resolve().parents[2]
 HEAVY = {"torch", "crypten", "numba"}
 
 
@@ -30,7 +32,7 @@ def test_naming_a_client_class_loads_no_heavy_part(name: str) -> None:
 
 def test_a_whole_encrypted_inference_loads_no_torch() -> None:
     loaded = modules_after(
-        "import sys; sys.path.insert(0, 'tests')\n"
+        f"import sys; sys.path.insert(0, {str(TESTS)!r})\n"
         "from unit.client.test_walk import local, net, inputs\n"
         "local(net(), inputs(net(), 1))"
     )
