@@ -35,7 +35,16 @@ __all__ = ["IntegerQuantizer"]
 
 aten = torch.ops.aten
 
-_WEIGHTED = (aten.linear.default, aten.conv2d.default, aten.conv2d.padding, aten.conv1d.default)
+_RESHAPED = SUMS | {aten.conv1d.default, aten.conv1d.padding}
+"""Their accumulators have another shape than the model's values, so they cannot be the output."""
+
+_WEIGHTED = (
+    aten.linear.default,
+    aten.conv1d.default,
+    aten.conv1d.padding,
+    aten.conv2d.default,
+    aten.conv2d.padding,
+)
 
 
 @dataclass
@@ -48,9 +57,9 @@ class IntegerQuantizer(Quantizer):  # type: ignore[misc]
     """
 
     activation: Callable[..., Any] = field(default=RangeObserver)
-    row: Callable[..., Any] = field(default=RangeObserver)
     weight: Callable[..., Any] = field(default=WeightObserver)
     output_weight: Callable[..., Any] = field(default=WeightObserver)
+    bits: int = 8
 
     def transform_for_annotation(self, model: GraphModule) -> GraphModule:
         """Rewrites composite ops; torchao calls this after it folded BatchNorm."""
@@ -66,7 +75,7 @@ class IntegerQuantizer(Quantizer):  # type: ignore[misc]
                 self._annotate_concat(node)
                 continue
             weights = {node.args[1]: self._weight_spec(node)} if node.target in _WEIGHTED else {}
-            bits = node.meta.get(BITS, 8)
+            bits = 8 if node.op == "placeholder" else max(node.meta.get(BITS, 8), self.bits)
             spec = self._activation_spec(bits) if _is_observed(node, roots) else None
             node.meta["quantization_annotation"] = QuantizationAnnotation(
                 input_qspec_map=weights, output_qspec=spec, _annotated=True
@@ -91,7 +100,7 @@ class IntegerQuantizer(Quantizer):  # type: ignore[misc]
         joined: Any = node.args[0]
         first, *others = joined
         shared = SharedQuantizationSpec((first, node))
-        specs: dict[Any, Any] = {first: self._activation_spec()}
+        specs: dict[Any, Any] = {first: self._activation_spec(self.bits)}
         specs |= dict.fromkeys(others, shared)
         node.meta["quantization_annotation"] = QuantizationAnnotation(
             input_qspec_map=specs, output_qspec=shared, _annotated=True
@@ -101,7 +110,7 @@ class IntegerQuantizer(Quantizer):  # type: ignore[misc]
         if bits != 8:
             half = 2 ** (bits - 1)
             return QuantizationSpec(
-                torch.int16, self.row, quant_min=-half, quant_max=half - 1,
+                torch.int16, self.activation, quant_min=-half, quant_max=half - 1,
                 qscheme=torch.per_tensor_affine,
             )  # fmt: skip
         return QuantizationSpec(
@@ -124,7 +133,7 @@ def _is_observed(node: Node, roots: dict[Node, Node]) -> bool:
         return True
     if node.target not in PRODUCTS | SUMS | ADDITIVE | ELEMENTWISE:
         return False
-    accumulator = roots[node] is node and node.target not in SUMS
+    accumulator = roots[node] is node and node.target not in _RESHAPED
     return any(
         not accumulator if user.op == "output" else roots.get(user) is not roots[node]
         for user in node.users

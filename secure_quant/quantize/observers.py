@@ -14,7 +14,6 @@ __all__ = ["BINS", "Calibrator", "RangeObserver", "WeightObserver"]
 
 Calibrator = Literal["minmax", "percentile", "mse"]
 BINS = 4096
-_SMALLEST_SCALE = 1e-12
 _ERROR_GROWTH = 2.0
 """Squared rounding error of weights, mean over channels, that a small grid may cost."""
 
@@ -115,7 +114,8 @@ class RangeObserver(ObserverBase):  # type: ignore[misc]
     def calculate_qparams(self) -> tuple[Tensor, Tensor]:
         """float32[1] scale and int64[1] zero point."""
         low, high = self.thresholds()
-        scale = max((high - low) / (self.quant_max - self.quant_min), _SMALLEST_SCALE)
+        # A tensor that was always 0 tells no scale; any will do.
+        scale = (high - low) / (self.quant_max - self.quant_min) or 1.0
         zero_point = round(self.quant_min - low / scale)
         zero_point = min(max(zero_point, self.quant_min), self.quant_max)
         return torch.tensor([scale]), torch.tensor([zero_point])
@@ -158,12 +158,14 @@ class WeightObserver(ObserverBase):  # type: ignore[misc]
 
 def channel_scales(threshold: Tensor, grid: int) -> Tensor:
     """float32[out] scales m·base that carry weights up to ``threshold`` [out] in 127 steps."""
-    free = (threshold.double() / 127).clamp(min=_SMALLEST_SCALE)
+    free = threshold.double() / 127
+    if not bool((free > 0).any()):
+        return torch.ones_like(threshold)
     if grid:
         return _on_grid(free, grid).float()
     for grid in (1, 2, 4, 8, 16):
         scale = _on_grid(free, grid)
-        if float(((scale / free)[threshold > 0] ** 2).mean()) <= _ERROR_GROWTH:
+        if float(((scale / free)[free > 0] ** 2).mean()) <= _ERROR_GROWTH:
             break
     return scale.float()
 

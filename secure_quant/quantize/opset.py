@@ -24,6 +24,7 @@ aten = torch.ops.aten
 PRODUCTS = {
     aten.linear.default,
     aten.conv1d.default,
+    aten.conv1d.padding,
     aten.conv2d.default,
     aten.conv2d.padding,
     aten.matmul.default,
@@ -83,6 +84,7 @@ SHAPING = {
     aten.permute.default,
     aten.transpose.int,
     aten.t.default,
+    aten.mT.default,
     aten.unsqueeze.default,
     aten.squeeze.default,
     aten.squeeze.dim,

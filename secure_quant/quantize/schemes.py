@@ -97,12 +97,11 @@ class KMeans:
         units = rows / scale.double()[:, None]
         levels = _lloyd(units, scale.double() ** 2, self.centroids)
         q = _nearest(units, levels)
-        if self.keep_small:
-            for sign in (-1, 1):
-                side = levels[torch.sign(levels) == sign]
-                lost = (q == 0) & (torch.sign(units) == sign)
-                if len(side) and bool(lost.any()):
-                    q[lost] = side[side.abs().argmin()]
+        for sign in (-1, 1) if self.keep_small else ():
+            side = levels[torch.sign(levels) == sign]
+            lost = (torch.sign(units) == sign) & (torch.sign(q) != sign)
+            if len(side):
+                q[lost] = side[side.abs().argmin()]
         return q, scale
 
 
@@ -179,7 +178,7 @@ def _lloyd(units: Tensor, row_weight: Tensor, count: int) -> Tensor:
         if torch.equal(moved, levels):
             break
         levels = moved
-    return torch.unique(levels.round().clamp(-127, 127))  # type: ignore[no-any-return, no-untyped-call]
+    return torch.unique(levels.round().clamp(-127, 127))  # type: ignore[no-any-return]
 
 
 def _owner(values: Tensor, levels: Tensor) -> Tensor:

@@ -14,7 +14,7 @@ from secure_quant.ir.verify import public_bound
 from secure_quant.quantize.lower.tables import Grid, make_table
 from secure_quant.quantize.lower.terms import Term
 
-__all__ = ["Builder", "int_bias", "short"]
+__all__ = ["INT16_TABLE", "Builder", "int_bias", "short"]
 
 INT8_TABLE = 272
 """Entries of a table to int8: buckets at most two steps of the output wide, on average one and a
@@ -26,7 +26,8 @@ INT16_TABLE = 1700
 class Builder:
     """The graph under construction. Every method returns the Term of the value it made."""
 
-    def __init__(self) -> None:
+    def __init__(self, int16_table: int) -> None:
+        self._int16_table = int16_table
         self.nodes: list[ops.Node] = []
         self.parameters: dict[str, NDArray[Any]] = {}
         self._names: set[str] = set()
@@ -72,7 +73,7 @@ class Builder:
         if same and grid.low <= term.range.lo and term.range.hi <= grid.high:
             return term
         wide = grid.low < -128 or grid.high > 127
-        limit = INT16_TABLE if wide else INT8_TABLE
+        limit = self._int16_table if wide else INT8_TABLE
         table = make_table(term.span, term.scale, term.apply, grid, limit)
         node = ops.Requantize(
             name=self.name(name), inputs=(term.name,), multiplier=term.multiplier,

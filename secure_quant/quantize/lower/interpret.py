@@ -13,8 +13,9 @@ from torch.fx.passes.shape_prop import ShapeProp
 
 from secure_quant.errors import UnsupportedModule
 from secure_quant.ir import Graph, Interval, ops
+from secure_quant.ir.verify import MAX_TABLE
 from secure_quant.quantize.capture import module_path
-from secure_quant.quantize.lower.builder import Builder, short
+from secure_quant.quantize.lower.builder import INT16_TABLE, Builder, short
 from secure_quant.quantize.lower.rules import RULES
 from secure_quant.quantize.lower.tables import Grid
 from secure_quant.quantize.lower.terms import Term, Weight
@@ -27,14 +28,16 @@ _SHORT_NAMES = {"max_pool2d": "pool", "avg_pool2d": "pool", "adaptive_avg_pool2d
 _QUANTIZED = torch.ops.quantized_decomposed
 
 
-def lower(converted: GraphModule, example: Tensor) -> Graph:
+def lower(converted: GraphModule, example: Tensor, *, fine: bool = False) -> Graph:
     """The integer graph of a converted model; ``example`` float32[batch, ...] gives the shapes.
+    ``fine`` gives tables to int16 as many entries as they may have.
 
     Raises UnsupportedModule, OverflowRisk, InvalidGraph.
     """
     with torch.no_grad():
         ShapeProp(converted).propagate(example)
-    return Lowering(converted, len(example)).run()
+    builder = Builder(MAX_TABLE if fine else INT16_TABLE)
+    return Lowering(converted, len(example), builder).run()
 
 
 @dataclass
@@ -43,7 +46,7 @@ class Lowering:
 
     module: GraphModule
     batch: int
-    builder: Builder = field(default_factory=Builder)
+    builder: Builder
     env: dict[Node, Any] = field(default_factory=dict)
 
     def run(self) -> Graph:

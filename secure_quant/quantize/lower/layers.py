@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -14,7 +15,15 @@ from secure_quant.quantize.lower.builder import int_bias, short
 from secure_quant.quantize.lower.terms import Term, Weight
 from secure_quant.quantize.refuse import unsupported
 
-__all__ = ["adaptive_avg_pool2d", "avg_pool2d", "conv2d", "linear", "max_pool2d", "sum_pool"]
+__all__ = [
+    "adaptive_avg_pool2d",
+    "avg_pool2d",
+    "conv1d",
+    "conv2d",
+    "linear",
+    "max_pool2d",
+    "sum_pool",
+]
 
 
 def argument(node: Node, place: int, name: str, default: Any = None) -> Any:
@@ -61,6 +70,38 @@ def conv2d(walk: Any, node: Node) -> Term:
     )  # fmt: skip
     term: Term = walk.builder.accumulator(layer, walk.shape(node), weight.multiplier, 0)
     return term
+
+
+def conv1d(walk: Any, node: Node) -> Term:
+    """Conv1d on [C, L], as a Conv2d of height 1."""
+    x: Term = walk.activation(node.args[0], node)
+    weight, bias = _parameters(walk, node)
+    flat = replace(weight, values=weight.values[:, :, None, :])
+    view = ops.Reshape(
+        name=walk.builder.name(f"{walk.label(node)}.in"), inputs=(x.name,),
+        shape=(x.shape[0], 1, x.shape[1]),
+    )  # fmt: skip
+    x = walk.builder.move(view, x, view.shape)
+    name = walk.name(node)
+    has_bias, bound, scale = _store(walk, name, x, flat, bias)
+    out, _, _, width = flat.values.shape
+    dilation = (1, _only(argument(node, 5, "dilation", 1)))
+    padding = argument(node, 4, "padding", 0)
+    if not isinstance(padding, str):
+        padding = [0, _only(padding)]
+    layer = ops.Conv2d(
+        name=name, inputs=(x.name,), in_channels=x.shape[0], out_channels=out, kernel=(1, width),
+        stride=(1, _only(argument(node, 3, "stride", 1))),
+        padding=_padding(node, padding, (1, width), dilation), dilation=dilation,
+        groups=argument(node, 6, "groups", 1), bias=has_bias, bound=bound, scale=scale,
+    )  # fmt: skip
+    shape = walk.shape(node)
+    term: Term = walk.builder.accumulator(layer, (out, 1, shape[-1]), weight.multiplier, 0)
+    return replace(term, shape=shape, own_shape=term.shape)
+
+
+def _only(value: Any) -> int:
+    return int(value if isinstance(value, int) else value[0])
 
 
 def _padding(node: Node, padding: Any, kernel: ops.Pair, dilation: ops.Pair) -> ops.Pair:

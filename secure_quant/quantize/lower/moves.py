@@ -13,9 +13,18 @@ from secure_quant.quantize.lower.terms import Term
 from secure_quant.quantize.refuse import unsupported
 
 __all__ = [
-    "concat", "narrow", "permute", "reshape", "reshape_to", "select", "split", "transpose",
+    "concat",
+    "narrow",
+    "permute",
+    "reshape",
+    "reshape_to",
+    "select",
+    "split",
+    "transpose",
+    "transpose_last",
+    "transpose_to",
     "unbind",
-]  # fmt: skip
+]
 
 
 def reshape(walk: Any, node: Node) -> Term:
@@ -66,6 +75,15 @@ def transpose(walk: Any, node: Node) -> Term:
     order = list(range(rank))
     order[a], order[b] = order[b], order[a]
     return transpose_to(walk, node, x, tuple(d - 1 for d in order[1:]))
+
+
+def transpose_last(walk: Any, node: Node) -> Term:
+    """The last two axes exchanged."""
+    x: Term = walk.activation(node.args[0], node)
+    order = tuple(range(len(x.shape)))
+    if len(order) < 2:
+        raise _moves_batch(node)
+    return transpose_to(walk, node, x, (*order[:-2], order[-1], order[-2]))
 
 
 def _axis(node: Node, x: Term, dim: int) -> int:

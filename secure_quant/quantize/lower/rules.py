@@ -16,6 +16,8 @@ aten = torch.ops.aten
 
 RULES: Mapping[Any, Callable[[Any, Any], Any]] = {
     aten.linear.default: layers.linear,
+    aten.conv1d.default: layers.conv1d,
+    aten.conv1d.padding: layers.conv1d,
     aten.conv2d.default: layers.conv2d,
     aten.conv2d.padding: layers.conv2d,
     aten.max_pool2d.default: layers.max_pool2d,
@@ -41,6 +43,7 @@ RULES: Mapping[Any, Callable[[Any, Any], Any]] = {
     aten.permute.default: moves.permute,
     aten.transpose.int: moves.transpose,
     aten.t.default: moves.transpose,
+    aten.mT.default: moves.transpose_last,
     aten.slice.Tensor: moves.narrow,
     aten.select.int: moves.select,
     aten.chunk.default: moves.split,

@@ -1,0 +1,73 @@
+"""onnxruntime computes the same integers as the reference, for every model of the zoo."""
+
+import numpy as np
+import onnxruntime
+import pytest
+import torch
+
+from secure_quant import reference
+from secure_quant.errors import MissingParameters
+from secure_quant.interop.onnx_export import export_onnx, to_onnx
+from secure_quant.quantize import Clip, KMeans, Log, Uniform, quantize
+from secure_quant.quantize.zoo import (
+    DepthwiseNet,
+    LeNet,
+    ResNet,
+    RowClassifier,
+    TransformerEncoder,
+    linear,
+    mlp,
+)
+
+ZOO = {
+    "linear": (linear, (8,), 1000),
+    "mlp": (mlp, (64,), 1000),
+    "lenet": (LeNet, (3, 32, 32), 200),
+    "lenet-no-bias": (lambda: LeNet(bias=False, padding=2), (3, 32, 32), 200),
+    "depthwise": (DepthwiseNet, (3, 32, 32), 100),
+    "resnet-8": (lambda: ResNet(1, width=8), (3, 32, 32), 50),
+    "row-classifier": (RowClassifier, (8, 8), 500),
+    "transformer": (TransformerEncoder, (16, 64), 100),
+}
+SCHEMES = [Uniform(per_channel=False), Clip(), Clip("percentile"), Log(), KMeans(), KMeans(256)]
+
+
+def quantized(name, **options):
+    build, shape, count = ZOO[name]
+    torch.manual_seed(1)
+    rng = np.random.default_rng(1)
+    graph = quantize(build(), rng.normal(size=(32, *shape)), **options)
+    # Uniform over all of int8: saturation on both sides everywhere.
+    return graph, rng.integers(-128, 128, (count, *shape)).astype(np.int8)
+
+
+def differing(graph, q):
+    session = onnxruntime.InferenceSession(to_onnx(graph).SerializeToString())
+    (y,) = session.run(None, {"x": q})
+    assert y.dtype == np.int64
+    return int((y != reference.run_int(graph, q)).sum())
+
+
+@pytest.mark.parametrize("name", ZOO)
+def test_same_integers(name):
+    assert differing(*quantized(name)) == 0
+
+
+@pytest.mark.parametrize("scheme", SCHEMES, ids=repr)
+def test_same_integers_with_every_scheme(scheme):
+    assert differing(*quantized("lenet", scheme=scheme)) == 0
+
+
+def test_only_standard_operators(tmp_path):
+    graph, _ = quantized("mlp")
+    export_onnx(graph, tmp_path / "model.onnx")
+    model = to_onnx(graph)
+    assert (tmp_path / "model.onnx").read_bytes() == model.SerializeToString()
+    assert {node.domain for node in model.graph.node} == {""}
+    assert {p.key: p.value for p in model.metadata_props}["secure_quant.hash"] == graph.hash
+
+
+def test_a_public_graph_is_refused():
+    graph, _ = quantized("linear")
+    with pytest.raises(MissingParameters):
+        to_onnx(graph.public())
