@@ -2,8 +2,9 @@
 with the reference.
 
 Models: linear:IN,OUT  mlp (64-128-10)  lenet  resnet20  transformer (16×64)  or a model file.
---json prints one object; a figure that does not apply is null. --against runs a peer library on the same network
-right after, on the same machine: CrypTen with its trusted third party, or TenSEAL's own layers.
+--json prints one object; a figure that does not apply is null. --against runs a peer library on
+the same network right after, on the same machine: CrypTen with its trusted third party, or
+TenSEAL's own layers.
 """
 
 from __future__ import annotations
