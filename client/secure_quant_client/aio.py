@@ -48,6 +48,7 @@ class AsyncHeClient:
         self._model: HeModel | None = None
         self._lock = asyncio.Lock()
         self._stats: InferenceStats | None = None
+        self._closed = False
 
     async def __aenter__(self) -> AsyncHeClient:
         return self
@@ -61,7 +62,8 @@ class AsyncHeClient:
         await self.close()
 
     async def close(self) -> None:
-        """Give up the connection."""
+        """Give up the connection and every key made ahead."""
+        self._closed = True
         await self._channel.close()
         if self._model is not None:
             await asyncio.to_thread(self._model.stock.close)
@@ -100,7 +102,7 @@ class AsyncHeClient:
 
     async def trace_int8(self, q: NDArray[Any], *, timeout: float | None = None) -> Values:
         """As ``infer_int8``, with every node's integers by name: this client sees them all."""
-        deadline = Deadline(timeout or self._limits.deadline_s)
+        deadline = Deadline(self._limits.deadline_s if timeout is None else timeout)
         model = await self._connect(deadline)
         meter = Meter(len(q))
         parts = [await self._walk(model, part, deadline, meter) for part in model.parts(q)]
@@ -140,6 +142,8 @@ class AsyncHeClient:
 
     async def _connect(self, deadline: Deadline) -> HeModel:
         async with self._lock:
+            if self._closed:
+                raise ServiceError("the client is closed")
             if self._model is None:
                 request = GetModelRequest(model_hash=self._expected_hash or "")
                 try:

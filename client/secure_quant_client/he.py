@@ -63,6 +63,7 @@ class HeClient:
         self._model: HeModel | None = None
         self._lock = threading.Lock()
         self._stats: InferenceStats | None = None
+        self._closed = False
 
     def __enter__(self) -> HeClient:
         return self
@@ -76,7 +77,8 @@ class HeClient:
         self.close()
 
     def close(self) -> None:
-        """Give up the connection."""
+        """Give up the connection and every key made ahead."""
+        self._closed = True
         self._channel.close()
         if self._model is not None:
             self._model.stock.close()
@@ -111,7 +113,7 @@ class HeClient:
 
     def trace_int8(self, q: NDArray[Any], *, timeout: float | None = None) -> Values:
         """As ``infer_int8``, with every node's integers by name: this client sees them all."""
-        deadline = Deadline(timeout or self._limits.deadline_s)
+        deadline = Deadline(self._limits.deadline_s if timeout is None else timeout)
         model = self._connect(deadline)
         meter = Meter(len(q))
         values = joined([self._walk(model, part, deadline, meter) for part in model.parts(q)])
@@ -152,6 +154,8 @@ class HeClient:
 
     def _connect(self, deadline: Deadline) -> HeModel:
         with self._lock:
+            if self._closed:
+                raise ServiceError("the client is closed")
             if self._model is None:
                 request = GetModelRequest(model_hash=self._expected_hash or "")
                 try:

@@ -12,10 +12,12 @@ from e2e.he_server import HeServerProcess, inputs, lenet
 from secure_quant import Graph, reference
 from secure_quant.errors import (
     BudgetExceeded,
+    ConfigError,
     DeadlineExceeded,
     ModelNotFound,
     PeerUnavailable,
     PermissionDenied,
+    ServiceError,
     ShapeMismatch,
     ValueOutOfRange,
 )
@@ -168,6 +170,23 @@ def test_a_deadline_is_kept(server: HeServerProcess, graph: Graph) -> None:
         with pytest.raises(DeadlineExceeded):
             client.infer_int8(q, timeout=0.001)
         assert np.array_equal(client.infer_int8(q), reference.run_int(graph, q))
+        with pytest.raises(ConfigError, match="timeout"):
+            client.infer_int8(q, timeout=0)
+
+
+def test_a_closed_client_says_so(server: HeServerProcess, graph: Graph) -> None:
+    with HeClient(server.target, tls=server.tls()) as client:
+        client.infer_int8(inputs(graph, 1))
+    with pytest.raises(ServiceError, match="closed"):
+        client.infer_int8(inputs(graph, 1))
+
+    async def main() -> None:
+        async with AsyncHeClient(server.target, tls=server.tls()) as client:
+            await client.infer_int8(inputs(graph, 1))
+        with pytest.raises(ServiceError, match="closed"):
+            await client.infer_int8(inputs(graph, 1))
+
+    asyncio.run(asyncio.wait_for(main(), 60))
 
 
 def test_two_models_a_budget_and_no_workers(graph: Graph, tmp_path: Path) -> None:
