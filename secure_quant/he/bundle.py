@@ -38,6 +38,8 @@ def load_server(data: bytes) -> Evaluator:
     graph = decode(parts["model"], expected_hash=metadata["hash"])
     if graph.is_public:
         raise MalformedModel("server bundle", got="a public graph", expected="a whole model")
+    if metadata["commitment"] != graph.commitment.hex():
+        raise HashMismatch("commitment", got="another", expected=graph.commitment.hex())
     return Evaluator(graph, HePlan.from_json(parts["plan"], graph))
 
 
@@ -72,7 +74,7 @@ def _read(
         known = got.startswith(f"secure-quant-{role}/")
         kind = UnsupportedVersion if known else MalformedModel
         raise kind("bundle", got=got[:80], expected=expected)
-    whole = set(tensors) == set(names) and {"hash", "commitment"} <= set(metadata)
-    if not whole or any(tensor.dtype != np.uint8 for tensor in tensors.values()):
+    whole = set(tensors) == set(names) and set(metadata) == {"format", "hash", "commitment"}
+    if not whole or any(t.dtype != np.uint8 or t.ndim != 1 for t in tensors.values()):
         raise MalformedModel("bundle", got=sorted(tensors)[:8], expected=sorted(names))
     return {name: tensor.tobytes() for name, tensor in tensors.items()}, metadata

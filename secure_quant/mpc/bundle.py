@@ -148,17 +148,19 @@ def _read(data: bytes, roles: tuple[str, ...]) -> tuple[str, MpcPlan, Tensors]:
         raise MalformedModel("bundle's role", got=got, expected=" or ".join(roles))
     try:
         commitment = bytes.fromhex(metadata["commitment"])
+        text, plan_text = metadata["graph"].encode(), metadata["plan"].encode()
     except ValueError as error:
-        raise MalformedModel("commitment", got="text that is not hexadecimal") from error
+        what = "commitment, graph or plan"
+        raise MalformedModel(what, got="not hexadecimal, or not UTF-8") from error
     parts = PublicParts(
-        metadata["graph"].encode(),
+        text,
         _take(tensors, "public.tables", np.int16).tobytes(),
         _take(tensors, "public.multipliers", np.uint8).tobytes(),
     )
     graph = from_parts(parts, commitment=commitment)
     if graph.hash != metadata["hash"]:
         raise HashMismatch("bundle", got=graph.hash, expected=ascii(metadata["hash"][:64]))
-    return metadata["role"], MpcPlan.from_json(metadata["plan"].encode(), graph), tensors
+    return metadata["role"], MpcPlan.from_json(plan_text, graph), tensors
 
 
 def _take(

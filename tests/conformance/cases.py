@@ -380,7 +380,8 @@ def _picture_step(net: Net) -> None:
             _conv_step(net)
         case 2:
             kernel = (min(2, height), min(3, width))
-            net.max_pool(kernel, (int(rng.integers(1, 3)), 2), (int(rng.integers(2)), 1))
+            padding = (int(rng.integers(2)) * (kernel[0] // 2), kernel[1] // 2)
+            net.max_pool(kernel, (int(rng.integers(1, 3)), 2), padding)
         case 3:
             net.sum_pool((min(2, height), min(2, width)), (1, 2), (1, int(rng.integers(2))))
             _random_requantize(net)
