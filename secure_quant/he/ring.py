@@ -126,7 +126,9 @@ class Ring:
     def residues(self, values: NDArray[np.int64]) -> U64:
         """Signed int64[..., degree], |value| below every prime -> uint64[..., primes, degree]."""
         signed = values[..., None, :]
-        return np.where(signed < 0, signed + self.moduli.astype(np.int64), signed).astype(np.uint64)
+        # An arithmetic shift makes -1, all ones, of what is negative.
+        made: U64 = (signed + ((signed >> 63) & self.moduli.view(np.int64))).view(np.uint64)
+        return made
 
     def add(self, x: U64, y: U64) -> U64:
         """Sum of residues."""

@@ -11,7 +11,8 @@ from secure_quant import reference
 from secure_quant.errors import MalformedMessage
 from secure_quant.he.evaluate import Evaluator
 from secure_quant.he.plan import HeCost, plan
-from secure_quant.ir import Graph
+from secure_quant.ir import Graph, Interval, ops
+from secure_quant.ir.verify import linear_bound, public_bound
 from secure_quant.protect.ckks import CkksSession
 
 LAYERS = {
@@ -44,6 +45,43 @@ def test_extreme_values(objective: str) -> None:
     got = layer(graph, plan(graph, objective), q)
     assert np.array_equal(got, reference.run_int(graph, q))
     assert np.abs(got).max() > 0.99 * 300 * 127 * 131
+
+
+@pytest.mark.parametrize("tier", ["T1", "T1-strict"])
+def test_accumulators_near_the_limit_of_the_graph(tier: str) -> None:
+    rows = np.full((2, 100_000), 127)
+    rows[1, ::2] = -127
+    graph = linear(100_000, 2, weight=rows)
+    q = np.full((1, 100_000), 127, np.int8)
+    q[0, 1::2] = -128
+    q[0, :60_000] = -128
+    got = layer(graph, plan(graph, tier=tier), q)
+    assert np.array_equal(got, reference.run_int(graph, q))
+    assert np.abs(got).max() > 2**29
+
+
+def test_int16_activations() -> None:
+    rng = np.random.default_rng(0)
+    weight = rng.integers(-127, 128, (10, 50)).astype(np.int8)
+    table = tuple(rng.integers(-32768, 32768, 256).tolist())
+    bound = public_bound(linear_bound(weight, np.zeros(10, np.int32), Interval(-32768, 32767)))
+    graph = Graph(
+        (
+            ops.Input(name="x", shape=(50,), scale=1.0, zero_point=0),
+            ops.Requantize(
+                name="wide", inputs=("x",), multiplier=(1,), axis=-1, offset=128, shift=0,
+                table=(*table[:-2], -32768, 32767), scale=1.0, zero_point=0,
+            ),
+            ops.Linear(
+                name="layer", inputs=("wide",), in_features=50, out_features=10, bias=False,
+                bound=bound, scale=1.0,
+            ),
+            ops.Output(name="y", inputs=("layer",), scale=1.0),
+        ),
+        {"layer.weight": weight},
+    )  # fmt: skip
+    q = random_input(graph, 3)
+    assert np.array_equal(layer(graph, plan(graph), q), reference.run_int(graph, q))
 
 
 def test_all_weights_zero() -> None:
