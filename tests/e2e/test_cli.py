@@ -177,6 +177,33 @@ def test_roles_end_when_their_starter_is_killed(home: Path) -> None:
     assert not left
 
 
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_an_interrupt_ends_every_role(
+    number: signal.Signals, code: int, home: Path, tmp_path: Path
+) -> None:
+    command = [sys.executable, "-m", "secure_quant_cli", "bench", "--engine", "he", "--runs", "1"]
+    bench = subprocess.Popen(
+        [*command, "--model", str(home / "model.sq"), "--seconds", "60"],
+        stderr=subprocess.PIPE, text=True, env=dict(os.environ, TMPDIR=str(tmp_path)),
+    )  # fmt: skip
+    assert bench.stderr is not None
+    while "sustained" not in bench.stderr.readline():
+        assert bench.poll() is None
+    bench.send_signal(number)
+    bench.communicate(timeout=30)
+    assert bench.returncode == code
+    assert list(tmp_path.iterdir()) == []
+    lines = [path for path in Path("/proc").glob("[0-9]*/cmdline") if _mentions(path, tmp_path)]
+    assert lines == []
+
+
+def _mentions(cmdline: Path, folder: Path) -> bool:
+    try:
+        return str(folder).encode() in cmdline.read_bytes()
+    except OSError:
+        return False
+
+
 def _runs(pid: int) -> bool:
     try:
         state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
