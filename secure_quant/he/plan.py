@@ -36,6 +36,8 @@ __all__ = ["MAX_BATCH", "Call", "HeCost", "HePlan", "Layout", "Step", "plan"]
 
 VERSION = 1
 MAX_PLAN_BYTES = 2**24
+MAX_MESSAGE = 2**30
+"""Bytes of a request or response for one sample; no sensible layout comes near."""
 BATCH_CLASSES = (1, 2, 4, 8, 16, 32, 64)
 """A layout is planned for each of these; a batch uses the one of the largest class within it."""
 
@@ -268,7 +270,11 @@ def _layout(value: Any, geometry: Geometry, tier: Tier) -> Layout:
         raise InsecureRefused("flooding noise of the plan", got="too little", expected=tier)
     if len(ring.primes) > 1 and (scaling.drop_up or scaling.drop_key):
         raise MalformedModel("dropped bits", got=drops, expected="none upward with two primes")
-    return Layout(batch, ring, tile, scaling)
+    layout = Layout(batch, ring, tile, scaling)
+    cost = _call(geometry, layout, 1).cost
+    if max(cost.bytes_up, cost.bytes_down) > MAX_MESSAGE:
+        raise MalformedModel("layout", got="messages too large", expected=f"<= {MAX_MESSAGE} bytes")
+    return layout
 
 
 def _ring(value: Any, tier: Tier) -> Parameters:

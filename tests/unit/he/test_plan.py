@@ -167,6 +167,15 @@ def test_other_bytes_are_no_plan(data: bytes) -> None:
         HePlan.from_json(data, NET.public())
 
 
+def test_a_layout_that_would_take_gigabytes_is_refused() -> None:
+    graph = conv(4, 1, (224, 224), (1, 1)).public()
+    document = json.loads(plan(graph).to_json())
+    for layout in document["steps"][0]["layouts"]:
+        layout["tile"].update(rows=1, cin=1, cout=1, height=1, width=1)
+    with pytest.raises(MalformedModel, match="too large"):
+        HePlan.from_json(json.dumps(document).encode(), graph)
+
+
 def test_tiers_keep_apart() -> None:
     document = json.loads(MADE.to_json())
     document["tier"] = "T1-strict"
