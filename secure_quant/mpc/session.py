@@ -135,10 +135,10 @@ async def connect(
         channel = await stack.enter_async_context(
             aio_channel(dealer, security, server_role="dealer", limits=limits)
         )
-        call = DealerServiceStub(channel).Deal()
+        call = DealerServiceStub(channel).Deal(wait_for_ready=True)
         stack.callback(call.cancel)
         tuples = DealStream(Stock(party, {}), call, party)
-        await tuples.open(session_id, 0, [])
+        await _in_time(tuples.open(session_id, 0, []))
         pumps = [asyncio.ensure_future(wires.pump()), asyncio.ensure_future(tuples.pump())]
         try:
             yield CrypTenSession(party, wires, tuples)
@@ -153,7 +153,7 @@ async def _dial(
     link: str, security: Security, limits: Limits | None
 ) -> AsyncIterator[tuple[PartyLink, bytes]]:
     async with aio_channel(link, security, server_role="party1", limits=limits) as channel:
-        call = PartyLinkServiceStub(channel).Exchange(wait_for_ready=True, timeout=None)
+        call = PartyLinkServiceStub(channel).Exchange(wait_for_ready=True)
         try:
             wires = PartyLink(ExchangeRequest, call.read, call.write)
             session_id = secrets.token_bytes(16)
@@ -217,4 +217,4 @@ async def _in_time(step: Any) -> Any:
     try:
         return await asyncio.wait_for(step, WAIT_S)
     except TimeoutError as error:
-        raise DeadlineExceeded("the other party does not come", got=f"{WAIT_S:g} s") from error
+        raise DeadlineExceeded("the peer does not come", got=f"{WAIT_S:g} s") from error

@@ -104,7 +104,7 @@ def test_credit_returns_what_was_taken():
     async def work():
         granted = []
         stock = filled(8)
-        stock.on_credit = lambda model, count: granted.append(count)
+        stock.on_credit = lambda _, count: granted.append(count)
         for _ in range(8):
             await stock.take("m", 1, 1)
         return granted
@@ -127,9 +127,9 @@ class _Call:
         self.requests: list[DealRequest] = []
 
     async def read(self):
-        if self.responses:
-            return self.responses.pop(0)
-        await asyncio.sleep(3600)
+        if not self.responses:
+            await asyncio.sleep(3600)
+        return self.responses.pop(0)
 
     async def write(self, request):
         self.requests.append(request)
