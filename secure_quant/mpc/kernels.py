@@ -13,7 +13,7 @@ import numba
 import numpy as np
 from numba import types
 
-__all__ = ["add_opened", "pack", "unpack", "xor_opened"]
+__all__ = ["add_opened", "kernel", "lookup", "pack", "xor_opened"]
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -40,22 +40,22 @@ def kernel(signature: Any) -> Callable[[F], F]:
 
 
 @kernel(U(IN, I, I))
-def read(words: Any, place: int, bits: int) -> Any:
+def read(words: Any, place: Any, bits: int) -> Any:
     """``bits`` (1 to 64) bits at ``place``."""
-    w, s = place >> 6, place & 63
+    w, s = np.uint64(place) >> np.uint64(6), place & 63  # an unsigned index is not wrapped around
     made = words[w] >> np.uint64(s)
     if s + bits > 64:
-        made |= words[w + 1] << np.uint64(64 - s)
+        made |= words[w + ONE] << np.uint64(64 - s)
     return made & (ONES >> np.uint64(64 - bits))
 
 
 @kernel(types.void(OUT, I, I, U))
 def flip(words: Any, place: int, bits: int, value: Any) -> None:
     """XOR ``value`` (< 2^bits) into the bits at ``place``."""
-    w, s = place >> 6, place & 63
+    w, s = np.uint64(place) >> np.uint64(6), place & 63
     words[w] ^= value << np.uint64(s)
     if s + bits > 64:
-        words[w + 1] ^= value >> np.uint64(64 - s)
+        words[w + ONE] ^= value >> np.uint64(64 - s)
 
 
 @kernel(types.void(OUT, I, I, U))
@@ -79,14 +79,17 @@ def parity_between(words: Any, start: int, stop: int) -> Any:
     """Parity of the bits at start, ..., stop - 1."""
     if stop <= start:
         return ZERO
-    first, last = start >> 6, (stop - 1) >> 6
+    first = np.uint64(start) >> np.uint64(6)
+    last = np.uint64(stop - 1) >> np.uint64(6)
     head = ONES << np.uint64(start & 63)
     tail = ONES >> np.uint64(63 - ((stop - 1) & 63))
     if first == last:
         return parity(words[first] & head & tail)
     made = words[first] & head
-    for w in range(first + 1, last):
+    w = first + ONE
+    while w < last:
         made ^= words[w]
+        w += ONE
     return parity(made ^ (words[last] & tail))
 
 
@@ -115,12 +118,6 @@ def pack(values: Any, bits: int, words: Any) -> None:
             done = value >> np.uint64(bits - fill) if fill > 0 else ZERO
     if fill > 0:
         words[w] = done
-
-
-@kernel(types.void(IN, I, OUT))
-def unpack(words: Any, bits: int, values: Any) -> None:
-    for i in range(values.shape[0]):
-        values[i] = read(words, i * bits, bits)
 
 
 @kernel(types.void(IN, I, OUT))
@@ -157,13 +154,17 @@ def lookup(words: Any, base: int, width: int, turn: Any, planes: Any, scratch: A
         for b in range(planes.shape[0]):
             made |= parity(e & planes[b, 0]) << np.uint64(b)
         return made
-    count = 1 << (width - 6)
-    first, w, s = base >> 6, turn >> 6, np.uint64(turn & 63)
-    for j in range(count):
-        e = words[first + ((w + j) & (count - 1))] >> s
-        if s > ZERO:
-            e |= words[first + ((w + j + 1) & (count - 1))] << (np.uint64(64) - s)
-        scratch[j] = e
+    count = np.uint64(1 << (width - 6))
+    first, w, s = np.uint64(base >> 6), np.uint64(turn >> 6), np.uint64(turn & 63)
+    around, back = count - ONE, np.uint64(64) - s
+    if s == ZERO:
+        for j in range(count):
+            scratch[j] = words[first + ((w + j) & around)]
+    else:
+        for j in range(count):
+            scratch[j] = (words[first + ((w + j) & around)] >> s) | (
+                words[first + ((w + j + ONE) & around)] << back
+            )
     made = ZERO
     for b in range(planes.shape[0]):
         x = ZERO
@@ -174,7 +175,7 @@ def lookup(words: Any, base: int, width: int, turn: Any, planes: Any, scratch: A
 
 
 @kernel(types.void(OUT, I, I, I))
-def prefix(words: Any, base: int, width: int, length: int) -> None:
+def prefix(words: Any, base: int, width: int, length: Any) -> None:
     """Flip the first ``length`` of the 2^width bits at ``base``."""
     size = 1 << width
     if size <= 64:

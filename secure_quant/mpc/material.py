@@ -27,7 +27,7 @@ _ZEROS = bytes(2**16)
 def expand(seed: bytes, into: Ring) -> None:
     """Fill the contiguous ``into`` with the first words of the stream under ``seed``."""
     encryptor = Cipher(algorithms.AES(seed), modes.CTR(bytes(16))).encryptor()
-    view = memoryview(into).cast("B")
+    view = into.view(np.uint8).data
     for start in range(0, len(view), len(_ZEROS)):  # a block of zeros that stays in the cache
         part = view[start : start + len(_ZEROS)]
         encryptor.update_into(_ZEROS[: len(part)], part)

@@ -7,7 +7,8 @@ masked by n_ij. With P = opened ^ top(D) ^ 1 and m_ij = n_ij ^ top(r), s_ij = P 
 
 Candidate i wins if it beats all others, a tie being the earlier one's; so with the last as a base
 y = y_last + Σ_i w_i·(y_i - y_last), w_i = Π_j s_ij, in products of masks that the dealer shares:
-first every m_ij, then per i < last its subsets U of two and more m, then every U times r_i - r_last.
+first every m_ij, then per i < last its subsets U of two and more m, then every U times
+r_i - r_last.
 """
 
 from __future__ import annotations
@@ -47,7 +48,8 @@ def products(arity: int) -> int:
 @kernel(types.int64(I, I, I))
 def pair_at(i: int, j: int, arity: int) -> int:
     """Place of the pair i < j."""
-    return i * arity - (i * (i + 1)) // 2 + j - i - 1
+    made: int = i * arity - (i * (i + 1)) // 2 + j - i - 1
+    return made
 
 
 @kernel(types.void(IN, IN, IN, I, I, I, OUT))
@@ -106,7 +108,7 @@ def select_maximum(
                     t += 1
             for sub in range(subsets):
                 inside = np.uint64(sub)
-                size, minus, single = 0, ZERO, 0
+                size, minus, single = 0, ZERO, np.int64(0)
                 for t in range(last):
                     if (inside >> np.uint64(t)) & ONE:
                         size += 1
@@ -163,7 +165,7 @@ def deal_maximum(
                 inside = np.uint64(sub)
                 size = 0
                 for t in range(last):
-                    size += np.int64((inside >> np.uint64(t)) & ONE)
+                    size += 1 if (inside >> np.uint64(t)) & ONE else 0
                 n = ONE if (won & inside) == inside else ZERO
                 if size > 1:
                     correct(dealt, several, ring, n)

@@ -158,7 +158,8 @@ class Lookup:
         else:
             u = (place - self.least) % size + self.least
         table = np.array(self.table, np.int64) - self.floor
-        return table[np.clip(u, 0, len(table) - 1)].astype(np.uint64) ^ np.uint64(self.below)
+        made: NDArray[np.uint64] = table[np.clip(u, 0, len(table) - 1)].astype(np.uint64)
+        return made ^ np.uint64(self.below)
 
     @cached_property
     def planes(self) -> NDArray[np.uint64]:
@@ -274,7 +275,8 @@ def _candidates(
                 continue
             low, high = v.lo >> (shift + granule), (v.hi >> (shift + granule)) + 1
             reach = max((high - low).bit_length(), 1)
-            if reach <= MAX_WIDTH and shift + granule + reach <= 64:
+            fits = width <= granule + reach <= MAX_WIDTH + granule  # u mod 2^W is in c at all
+            if fits and shift + granule + reach <= 64:
                 shapes.append((width, granule, reach, low))
     for width, granule, reach, low in shapes:
         ring = shift + (granule + reach if reach else width)

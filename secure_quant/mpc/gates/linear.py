@@ -6,7 +6,7 @@ two seeds. With x̂ = D - r: W·x̂ = (D_W - r_W)·D - D_W·r + r_W·r. Party i 
     c_i = A_i·D + off_i,   A_0 = D_W - r_W0,  A_1 = -r_W1,   off_i = z_i + [b]_i - D_W·[r]_i
 
 and the dealer defines the mask of the sum, r_c = z_0 + z_1 - r_W·r: nothing is dealt. Where the
-value leaves as shares, r_W·r is dealt as such, and z only masks an opening.
+value leaves as shares, r_W·r is dealt as such, and z falls away.
 """
 
 from __future__ import annotations
@@ -52,13 +52,12 @@ def weight_shape(node: ops.Linear | ops.Conv2d) -> tuple[int, int, int]:
 
 @dataclass(frozen=True, kw_only=True)
 class LinearGate(Gate):
-    """bits: of the ring the sum is computed in. opened: bits of the masked sum, 0 where only the
-    Output reads it. shared: the Output reads it."""
+    """bits: of the ring the sum is computed in. opened: False where the Output reads the sum; then
+    nothing else does, since a graph has no node that the Output does not depend on."""
 
     node: ops.Linear | ops.Conv2d
     zero_point: int
-    opened: int
-    shared: bool
+    opened: bool
 
     @property
     def counts(self) -> tuple[int, int]:
@@ -97,21 +96,18 @@ class LinearGate(Gate):
 
     def deal(self, side: Dealing, masks: list[Ring]) -> Ring:
         made = self.apply(side.parameters, masks[0][None])[0]
-        z = (side.free0 + side.free1).reshape(self.shape) if self.opened else np.uint64(0)
-        if self.shared:
+        if not self.opened:
             side.dealt[:] = made.reshape(-1) - side.dealt
-            return reduce(np.broadcast_to(z, self.shape), self.opened or 64)
-        return reduce(z - made, self.bits)
+            return np.zeros(self.shape, np.uint64)
+        return reduce((side.free0 + side.free1).reshape(self.shape) - made, self.bits)
 
     def offline(self, side: Side, masks: list[Ring | None]) -> tuple[Any, Ring | None]:
         weights: PartyWeights = side.parameters
         made = np.uint64(0) - self.apply(weights.masked, Value(mask=masks[0]).own)
         axis = (-1,) if isinstance(self.node, ops.Linear) else (-1, 1, 1)
         made += weights.bias.reshape(axis)
-        if self.shared:
-            made += np.stack(list(side.dealt)).reshape(made.shape)
-        elif self.opened:
-            made += side.free.reshape(made.shape)
+        source = side.free if self.opened else np.stack(list(side.dealt))
+        made += source.reshape(made.shape)
         return made, None
 
     def online(
@@ -122,6 +118,5 @@ class LinearGate(Gate):
         own = self.apply(weights.factor, x) + state
         if not self.opened:
             return Value(share=own)
-        sent = own + side.free.reshape(own.shape) if self.shared else own
-        masked = yield from opening(reduce(sent, self.opened), self.opened)
-        return Value(masked, share=own if self.shared else None)
+        masked = yield from opening(reduce(own, self.bits), self.bits)
+        return Value(masked)

@@ -25,10 +25,12 @@ class LocalGate(Gate):
 
     def apply(self, xs: list[Ring]) -> Ring:
         """uint64[batch, *shape] mod 2^bits, the op's linear map of ``xs``."""
-        return reduce(np.ascontiguousarray(_moved(self.node, xs)), self.bits)
+        made: Ring = np.ascontiguousarray(_moved(self.node, xs))
+        return reduce(made, self.bits)
 
     def deal(self, side: Dealing, masks: list[Ring]) -> Ring:
-        return self.apply([mask[None] for mask in masks])[0]
+        made: Ring = self.apply([mask[None] for mask in masks])[0]
+        return made
 
     def offline(self, side: Side, masks: list[Ring | None]) -> tuple[Any, Ring | None]:
         return None, self.apply([Value(mask=mask).own for mask in masks])
@@ -50,7 +52,8 @@ def _moved(node: ops.Node, xs: list[Ring]) -> Ring:
         case ops.SumPool():
             return _sum_pool(x, node)
         case ops.ReduceSum():
-            return np.sum(x, axis=-1, keepdims=True, dtype=np.uint64)
+            total: Ring = np.sum(x, axis=-1, keepdims=True, dtype=np.uint64)
+            return total
         case ops.Reshape():
             return x.reshape(batch, *node.shape)
         case ops.Transpose():

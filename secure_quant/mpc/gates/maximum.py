@@ -119,7 +119,7 @@ class MaximumGate(Gate):
 
     def gather(self, x: Ring) -> Ring:
         """uint64[batch, *source] -> [batch, outputs, candidates]."""
-        return x.reshape(len(x), -1)[:, self.places]
+        return reduce(x.reshape(len(x), -1)[:, self.places], self.bits)
 
     def _parts(self) -> Iterator[tuple[int, int, int, int, int, int]]:
         """(arity, maxima, first free word, first bit of tables, of products) in dealing order."""
@@ -148,7 +148,8 @@ class MaximumGate(Gate):
                 mask = reduce(side.free0[out] + side.free1[out], self.bits)
                 made.append(mask.reshape(self.outputs, groups))
             now = _next(level, now, made)
-        return now.reshape(self.shape)
+        whole: Ring = now.reshape(self.shape)
+        return whole
 
     def offline(self, side: Side, masks: list[Ring | None]) -> tuple[Any, Ring | None]:
         """State: own share of every level's candidates' masks."""
@@ -203,7 +204,8 @@ class MaximumGate(Gate):
 def _window(size: int, outputs: int, axis: int, node: ops.MaxPool) -> Places:
     """[outputs, kernel]: places along one axis, those in the padding drawn to the border."""
     start = np.arange(outputs) * node.stride[axis] - node.padding[axis]
-    return np.clip(start[:, None] + np.arange(node.kernel[axis]), 0, size - 1)
+    made: Places = np.clip(start[:, None] + np.arange(node.kernel[axis]), 0, size - 1)
+    return made
 
 
 def _candidates(x: Ring, cut: tuple[int, int, int]) -> Ring:

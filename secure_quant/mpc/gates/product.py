@@ -22,12 +22,11 @@ __all__ = ["ProductGate"]
 
 @dataclass(frozen=True, kw_only=True)
 class ProductGate(Gate):
-    """bits: ring of the product. opened, shared: as in LinearGate."""
+    """bits: ring of the product. opened: as in LinearGate."""
 
     node: ops.MatMul | ops.Mul
     zero_points: tuple[int, int]
-    opened: int
-    shared: bool
+    opened: bool
 
     def apply(self, x: Ring, y: Ring) -> Ring:
         """x·y mod 2^bits for uint64[batch, ...]."""
@@ -38,15 +37,14 @@ class ProductGate(Gate):
 
     def deal(self, side: Dealing, masks: list[Ring]) -> Ring:
         made = self.apply(masks[0][None], masks[1][None])[0]
-        z = (side.free0 + side.free1).reshape(self.shape) if self.opened else np.uint64(0)
-        if self.shared:
+        if not self.opened:
             side.dealt[:] = made.reshape(-1) - side.dealt
-            return reduce(np.broadcast_to(z, self.shape), self.opened or 64)
-        return reduce(z - made, self.bits)
+            return np.zeros(self.shape, np.uint64)
+        return reduce((side.free0 + side.free1).reshape(self.shape) - made, self.bits)
 
     def offline(self, side: Side, masks: list[Ring | None]) -> tuple[Any, Ring | None]:
         own = tuple(Value(mask=mask).own for mask in masks)
-        source = np.stack(list(side.dealt)) if self.shared else side.free
+        source = side.free if self.opened else np.stack(list(side.dealt))
         return (*own, source.reshape(side.batch, *self.shape)), None
 
     def online(
@@ -61,6 +59,5 @@ class ProductGate(Gate):
         own = self.apply(x, right) - self.apply(mask_x, y) + offset
         if not self.opened:
             return Value(share=own)
-        sent = own + side.free.reshape(own.shape) if self.shared else own
-        masked = yield from opening(reduce(sent, self.opened), self.opened)
-        return Value(masked, share=own if self.shared else None)
+        masked = yield from opening(reduce(own, self.bits), self.bits)
+        return Value(masked)

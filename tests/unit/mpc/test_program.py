@@ -1,0 +1,211 @@
+"""Whole graphs: both parties and the dealer against the reference; counts; views; misuse."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+
+from secure_quant import reference
+from secure_quant.errors import (
+    DtypeMismatch,
+    HashMismatch,
+    MalformedMessage,
+    MalformedModel,
+    MaterialReused,
+    ShapeMismatch,
+)
+from secure_quant.ir import artifact
+from secure_quant.mpc.bundle import load_client, load_dealer, load_party
+from secure_quant.mpc.material import Item, stream
+from secure_quant.mpc.plan import MpcPlan, plan
+from tests.unit.mpc import graphs
+from tests.unit.mpc.harness import Pair, words
+
+
+def inputs(graph: Any, batch: int, seed: int = 0) -> Any:
+    shape = (batch, *graph.input.shape)
+    return np.random.default_rng(seed).integers(-128, 128, shape).astype(np.int8)
+
+
+@pytest.mark.parametrize("objective", ["latency", "traffic"])
+@pytest.mark.parametrize("name", graphs.ALL)
+def test_equals_the_reference_at_the_planned_cost(name: str, objective: str) -> None:
+    graph = graphs.ALL[name]()
+    pair = Pair(graph, objective)
+    for batch in (1, 3):
+        q = inputs(graph, batch, batch)
+        got, _, rounds = pair.infer(q, batch)
+        assert (got == reference.run_int(graph, q)).all()
+        cost = pair.plan.cost(batch)
+        assert len(rounds) == cost.rounds
+        assert sum(len(a) for a, _ in rounds) == cost.online_bytes_per_direction
+        item = pair.dealer.deal()
+        assert (len(item.seed0), len(item.seed1)) == (32, 32)
+        assert cost.offline_bytes_party0 == 32 * batch
+        assert cost.offline_bytes_party1 == (32 + len(item.corrections)) * batch
+
+
+def test_the_figures_of_a_lenet() -> None:
+    fast, lean = (plan(graphs.lenet(), objective).cost() for objective in ("latency", "traffic"))
+    assert fast.rounds <= 17
+    assert fast.online_bytes_per_direction <= 75_000
+    assert lean.offline_bytes_party1 <= 1_000_000
+    assert lean.rounds <= 25
+
+
+def test_parallel_branches_share_rounds() -> None:
+    made = plan(graphs.attention())
+    alone = sum(len(gate.payloads) for gate in made.gates)
+    assert made.rounds < alone
+    by_name = {gate.name: gate for gate in made.gates}
+    chain = ("x", "q", "qr", "s", "sr", "top", "e", "nr", "p", "pr", "o")
+    assert made.rounds == sum(len(by_name[name].payloads) for name in chain)
+
+
+def test_bundles_say_no_more_than_their_role() -> None:
+    graph = graphs.mlp()
+    pair = Pair(graph)
+    held = {role: artifact.read_tensors(data)[0] for role, data in pair.bundles.items()}
+    public = {"public.tables", "public.multipliers"}
+    assert set(held["client"]) == public
+    assert set(held["dealer"]) == public | {"seeds"}
+    layers = {f"{name}.{kind}" for name in ("f1", "f2") for kind in ("masked", "bias")}
+    for role in ("party0", "party1"):
+        assert set(held[role]) == public | {"seed"} | layers
+    assert (held["party0"]["seed"] != held["party1"]["seed"]).any()
+    for name in ("f1", "f2"):
+        assert (held["party0"][f"{name}.masked"] == held["party1"][f"{name}.masked"]).all()
+        total = held["party0"][f"{name}.bias"] + held["party1"][f"{name}.bias"]
+        assert (total.view(np.int64) == graph.parameters[f"{name}.bias"]).all()
+    public_graph, made = load_client(pair.bundles["client"])
+    assert public_graph.hash == graph.hash == made.graph.hash == pair.dealer.model_hash
+    assert public_graph.is_public
+
+
+def test_bundles_of_another_role_or_plan_are_refused() -> None:
+    pair = Pair(graphs.mlp())
+    with pytest.raises(MalformedModel):
+        load_party(pair.bundles["dealer"])
+    with pytest.raises(MalformedModel):
+        load_dealer(pair.bundles["party0"])
+    text = pair.plan.to_json()
+    with pytest.raises(HashMismatch):
+        MpcPlan.from_json(text.replace(b'"rounds":', b'"rounds":1'), pair.plan.graph)
+    with pytest.raises(MalformedModel):
+        MpcPlan.from_json(b"[]", pair.plan.graph)
+    tensors, metadata = artifact.read_tensors(pair.bundles["party0"])
+    with pytest.raises(MalformedModel):
+        load_party(artifact.write_tensors(tensors | {"more": tensors["seed"]}, metadata))
+    short = {name: array for name, array in tensors.items() if name != "f1.bias"}
+    with pytest.raises(MalformedModel):
+        load_party(artifact.write_tensors(short, metadata))
+    with pytest.raises(HashMismatch):
+        load_party(artifact.write_tensors(tensors, metadata | {"hash": "0" * 64}))
+
+
+def test_material_is_used_once() -> None:
+    pair = Pair(graphs.single())
+    item = pair.dealer.deal()
+    mine, share = Item(0, item.seed0), np.zeros((1, 32), np.uint64)
+    assert item.seed0.hex() not in repr(mine)
+    next(pair.parties[0].run(share, [mine]))
+    with pytest.raises(MaterialReused):
+        pair.parties[0].run(share, [mine])
+    ready = pair.parties[1].prepare([Item(1, item.seed1, item.corrections)])
+    next(pair.parties[1].run(share, ready))
+    with pytest.raises(MaterialReused):
+        pair.parties[1].run(share, ready)
+
+
+def test_material_of_the_wrong_party_or_length() -> None:
+    pair = Pair(graphs.mlp())
+    item = pair.dealer.deal()
+    share = np.zeros((1, 64), np.uint64)
+    with pytest.raises(MalformedMessage):
+        pair.parties[1].run(share, [Item(0, item.seed0)])
+    with pytest.raises(MalformedMessage):
+        pair.parties[1].run(share, [Item(1, item.seed1, item.corrections[:-1])])
+    with pytest.raises(MalformedMessage):
+        Item(0, item.seed0[:-1])
+    with pytest.raises(MalformedMessage):
+        Item(0, item.seed0, item.corrections)
+
+
+@pytest.mark.parametrize("change", [lambda b: b[:-1], lambda b: b + b"\0", lambda b: b[:0]])
+def test_payloads_of_another_length(change: Any) -> None:
+    pair = Pair(graphs.mlp())
+    item = pair.dealer.deal()
+    run = pair.parties[0].run(np.zeros((1, 64), np.uint64), [Item(0, item.seed0)])
+    sent = next(run)
+    with pytest.raises(MalformedMessage):
+        run.send(change(sent))
+
+
+def test_shares_of_another_shape_or_dtype() -> None:
+    pair = Pair(graphs.mlp())
+    item = Item(0, pair.dealer.deal().seed0)
+    with pytest.raises(ShapeMismatch):
+        pair.parties[0].run(np.zeros((2, 64), np.uint64), [item])
+    with pytest.raises(DtypeMismatch):
+        pair.parties[0].run(np.zeros((1, 64), np.int64), [item])  # type: ignore[arg-type]
+    item.take()  # neither consumed it
+
+
+def test_corrections_may_start_at_any_address() -> None:
+    pair = Pair(graphs.mlp())
+    item, q = pair.dealer.deal(), inputs(pair.plan.graph, 1)
+    odd = memoryview(b"\0" + item.corrections)[1:]
+    runs = [
+        pair.parties[0].run(q.astype(np.int64).view(np.uint64), [Item(0, item.seed0)]),
+        pair.parties[1].run(np.zeros((1, 64), np.uint64), [Item(1, item.seed1, odd)]),
+    ]
+    from tests.unit.mpc.harness import drive
+
+    one, two, _ = drive(*runs)
+    assert ((one + two).view(np.int64) == reference.run_int(graphs.mlp(), q)).all()
+
+
+def test_what_is_seen_is_uniform() -> None:
+    """Opened values and each party's messages, over many runs of one input, look uniform.
+
+    A chi-square over 256 byte values with 255 degrees of freedom exceeds 380 with odds of 1e-6.
+    """
+    pair = Pair(graphs.mlp())
+    q = np.zeros((200, 64), np.int8)
+    _, shares, rounds = pair.infer(q)
+    # What a party sends alone, and what both open together (XOR of messages is not it, but the
+    # message of one party given the other's material is): every round's bytes, either side.
+    for party in range(2):
+        for messages in rounds:
+            data = np.frombuffer(messages[party], np.uint8)
+            counts = np.bincount(data, minlength=256)
+            expected = len(data) / 256
+            if expected >= 5:
+                assert ((counts - expected) ** 2 / expected).sum() < 380
+    data = np.concatenate([share.reshape(-1).view(np.uint8) for share in shares])
+    counts = np.bincount(data, minlength=256)
+    assert ((counts - len(data) / 256) ** 2 / (len(data) / 256)).sum() < 380
+
+
+def test_a_stream_is_aes_256_in_counter_mode() -> None:
+    """NIST SP 800-38A, F.5.5's key: the first block is the block cipher of a zero counter."""
+    from cryptography.hazmat.primitives.ciphers import Cipher, algorithms, modes
+
+    key = bytes.fromhex("603deb1015ca71be2b73aef0857d77811f352c073b6108d72d9810a30914dff4")
+    got = stream(key, 20000).astype("<u8").tobytes()
+    block = Cipher(algorithms.AES(key), modes.ECB()).encryptor()  # noqa: S305 - one block each
+    for number in (0, 1, 4095, 4096, 9999):
+        assert got[16 * number : 16 * number + 16] == block.update(number.to_bytes(16, "big"))
+
+
+def test_the_dealer_needs_no_randomness_but_the_seeds() -> None:
+    dealer = Pair(graphs.mlp()).dealer
+    rng = np.random.default_rng(0)
+    first = words(rng, dealer.plan.free_words + dealer.plan.dealt_words)
+    second = words(rng, dealer.plan.free_words)
+    assert (dealer.correct(first, second) == dealer.correct(first, second)).all()
+    one, two = dealer.deal(), dealer.deal()
+    assert len({one.seed0, one.seed1, two.seed0, two.seed1}) == 4
+    assert one.seed0.hex() not in repr(one)
