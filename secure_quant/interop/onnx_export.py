@@ -18,7 +18,7 @@ import onnx
 from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
-from secure_quant.errors import MissingParameters, OpNotSupported
+from secure_quant.errors import MissingParameters
 from secure_quant.ir import Graph, ops
 from secure_quant.ir.values import INT8
 
@@ -34,7 +34,7 @@ def export_onnx(graph: Graph, path: str | os.PathLike[str]) -> None:
 
 
 def to_onnx(graph: Graph) -> onnx.ModelProto:
-    """The ONNX model of ``graph``. Raises MissingParameters, OpNotSupported."""
+    """The ONNX model of ``graph``. Raises MissingParameters."""
     if graph.is_public:
         raise MissingParameters("a public graph has no weights to export")
     writer = _Writer(graph)
@@ -97,13 +97,6 @@ class _Writer:
     def zero_point(self, name: str) -> str:
         return self.constant(np.array(self.graph.values[name].zero_point, np.int8))
 
-    def need_int8(self, node: ops.Node) -> None:
-        for name in node.inputs:
-            if not self.is_int8(name):
-                raise OpNotSupported(
-                    f"{type(node).__name__} {node.name!r} in ONNX", got="int16", expected="int8"
-                )
-
 
 def _input(w: _Writer, node: Any) -> str:
     return "x"
@@ -122,15 +115,31 @@ def _linear(w: _Writer, node: Any) -> str:
 
 
 def _conv2d(w: _Writer, node: Any) -> str:
-    w.need_int8(node)
-    (name,) = node.inputs
-    acc = w.op(
-        "ConvInteger", w.names[name], w.constant(w.graph.weight(node)), w.zero_point(name),
-        group=node.groups, dilations=node.dilation, **_window(node),
-    )  # fmt: skip
+    weight = w.graph.weight(node)
+    options = {"group": node.groups, "dilations": node.dilation, **_window(node)}
+    acc = _correlate(w, node.inputs[0], weight, options)
     if not node.bias:
         return acc
-    return w.op("Add", acc, w.constant(w.graph.bias(node).astype(np.int32)[:, None, None]))
+    wide = not w.is_int8(node.inputs[0])
+    bias = w.graph.bias(node).astype(np.int64 if wide else np.int32)
+    return w.op("Add", acc, w.constant(bias[:, None, None]))
+
+
+def _correlate(w: _Writer, name: str, weight: NDArray[Any], options: dict[str, Any]) -> str:
+    """ConvInteger of an int8 value; of an int16 value, 256 · ConvInteger(high) + ConvInteger(low),
+    since x̂ = 256 · (high - 128) + low for the two bytes of x̂ + 2^15."""
+    kernel = w.constant(weight)
+    if w.is_int8(name):
+        return w.op("ConvInteger", w.names[name], kernel, w.zero_point(name), **options)
+    lifted = w.op("Add", w.wide(name), w.integer(2**15))
+    high = w.op("Div", lifted, w.integer(256))
+    low = w.op("Sub", lifted, w.op("Mul", high, w.integer(256)))
+    parts = []
+    for byte, zero_point in ((high, 128), (low, 0)):
+        x = w.op("Cast", byte, to=TensorProto.UINT8)
+        zero = w.constant(np.array(zero_point, np.uint8))
+        parts.append(w.op("Cast", w.op("ConvInteger", x, kernel, zero, **options), to=_INT64))
+    return w.op("Add", w.op("Mul", parts[0], w.integer(256)), parts[1])
 
 
 def _window(node: Any) -> dict[str, Any]:
@@ -139,13 +148,10 @@ def _window(node: Any) -> dict[str, Any]:
 
 
 def _sum_pool(w: _Writer, node: Any) -> str:
-    w.need_int8(node)
     (name,) = node.inputs
     channels = w.graph.values[name].shape[0]
-    ones = w.constant(np.ones((channels, 1, *node.kernel), np.int8))
-    return w.op(
-        "ConvInteger", w.names[name], ones, w.zero_point(name), group=channels, **_window(node)
-    )
+    ones = np.ones((channels, 1, *node.kernel), np.int8)
+    return _correlate(w, name, ones, {"group": channels, **_window(node)})
 
 
 def _matmul(w: _Writer, node: Any) -> str:
@@ -199,8 +205,11 @@ def _requantize(w: _Writer, node: Any) -> str:
 
 
 def _max_pool(w: _Writer, node: Any) -> str:
-    w.need_int8(node)
-    return w.op("MaxPool", w.names[node.inputs[0]], **_window(node))
+    (name,) = node.inputs
+    if w.is_int8(name):
+        return w.op("MaxPool", w.names[name], **_window(node))
+    real = w.op("Cast", w.names[name], to=TensorProto.FLOAT)  # exact for int16
+    return w.op("Cast", w.op("MaxPool", real, **_window(node)), to=TensorProto.INT16)
 
 
 def _reduce_max(w: _Writer, node: Any) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any, Literal, get_args
 
+import torch
 from torch import nn
 
 from secure_quant.errors import ConfigError
@@ -17,11 +18,12 @@ from secure_quant.quantize.pipeline import (
     silent,
     split_batches,
 )
-from secure_quant.quantize.schemes import Scheme, make_scheme
+from secure_quant.quantize.qat import Training, trained_model
+from secure_quant.quantize.schemes import Scheme, Uniform, make_scheme
 
 __all__ = ["Mode", "quantize"]
 
-Mode = Literal["static", "weight-only"]
+Mode = Literal["static", "weight-only", "qat"]
 WEIGHT_ONLY_BITS = 12
 
 
@@ -34,6 +36,8 @@ def quantize(
     calibrator: Calibrator = "minmax",
     grid: int = 0,
     batch_size: int = 64,
+    targets: Any = None,
+    training: Training | None = None,
     progress: Progress | None = None,
 ) -> Graph:
     """The integer graph of ``model``.
@@ -45,10 +49,14 @@ def quantize(
     mode         static: int8 weights and activations. weight-only: int8 weights; activations get
                  12 bits, so that next to nothing but the weights' rounding is felt, and encrypted
                  engines still run it, at a higher cost. The input itself is int8 in every mode.
+                 qat: static after a short fine-tune on ``calibration`` and ``targets``, in which
+                 weights learn to live with the rounding.
     scheme       how weights are rounded: uniform, log, clip, kmeans or a ``Scheme``.
     calibrator   how activation ranges are chosen; see ``RangeObserver``.
     grid         largest integer multiplier of a weight channel, 0 to choose; see
                  ``WeightObserver``.
+    targets      qat only: what the loss compares outputs with, one for each input.
+    training     qat only: epochs, learning rate, loss.
     progress     called with (stage, steps done, steps in all).
 
     Raises UnsupportedModule (with the op, the module's path and a hint), CalibrationError,
@@ -59,5 +67,13 @@ def quantize(
     bits = WEIGHT_ONLY_BITS if mode == "weight-only" else 8
     settings = Settings(make_scheme(scheme), calibrator, grid, bits)
     batches = split_batches(calibration, batch_size)
+    if mode == "qat":
+        if targets is None or not isinstance(settings.scheme, Uniform):
+            raise ConfigError("qat", expected="targets, and the uniform scheme")
+        inputs, goal = torch.cat(batches), torch.as_tensor(targets)
+        trained = trained_model(
+            model, inputs, goal, settings, training or Training(), progress or silent
+        )
+        return lower(*trained)
     converted, example = converted_model(model, batches, settings, progress or silent)
     return lower(converted, example, fine=mode == "weight-only")

@@ -9,6 +9,7 @@ from torch.fx import Node
 
 __all__ = [
     "ADDITIVE",
+    "BATCH_NORM",
     "CONCAT",
     "ELEMENTWISE",
     "MONOTONE",
@@ -109,8 +110,12 @@ def tensor_inputs(node: Node, roots: Mapping[Node, Node]) -> list[Node]:
     return [n for n in node.all_input_nodes if n in roots]
 
 
-def find_roots(nodes: list[Node]) -> dict[Node, Node]:
+BATCH_NORM = aten.batch_norm.default
+
+
+def find_roots(nodes: list[Node], *, fold_norms: bool = False) -> dict[Node, Node]:
     """Node -> the node whose value it is an elementwise function of (itself, if of none).
+    With ``fold_norms`` a BatchNorm counts as one, since it will be folded into the layer before.
 
     Nodes that do not depend on the input (weights, sizes) are absent.
     """
@@ -125,5 +130,6 @@ def find_roots(nodes: list[Node]) -> dict[Node, Node]:
         if not origins:
             continue
         pointwise = node.target in ELEMENTWISE or node.target in ADDITIVE
+        pointwise = pointwise or (fold_norms and node.target is BATCH_NORM)
         roots[node] = origins.pop() if pointwise and len(origins) == 1 else node
     return roots

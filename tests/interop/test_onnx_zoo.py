@@ -58,6 +58,12 @@ def test_same_integers_with_every_scheme(scheme):
     assert differing(*quantized("lenet", scheme=scheme)) == 0
 
 
+@pytest.mark.parametrize("name", ["mlp", "lenet", "depthwise", "row-classifier"])
+def test_same_integers_with_int16_activations(name):
+    graph, q = quantized(name, mode="weight-only")
+    assert differing(graph, q[:50]) == 0
+
+
 def test_only_standard_operators(tmp_path):
     graph, _ = quantized("mlp")
     export_onnx(graph, tmp_path / "model.onnx")

@@ -83,7 +83,7 @@ def test_clipping_by_error_beats_the_largest_weight():
         float(((q * scale.double()[:, None] - w) ** 2).mean())
         for q, scale in (scheme.quantize(w, 64) for scheme in (Clip(), Uniform()))
     ]
-    assert errors[0] < 0.8 * errors[1]
+    assert errors[0] < 0.9 * errors[1]
 
 
 def test_percentile_clipping_saturates_that_share():
