@@ -1,0 +1,1 @@
+"""Exact two-party inference on additive shares, with a dealer: ``docs/spec/mpc.md``."""

@@ -42,20 +42,21 @@ def kernel(signature: Any) -> Callable[[F], F]:
 @kernel(U(IN, I, I))
 def read(words: Any, place: Any, bits: int) -> Any:
     """``bits`` (1 to 64) bits at ``place``."""
-    w, s = np.uint64(place) >> np.uint64(6), place & 63  # an unsigned index is not wrapped around
-    made = words[w] >> np.uint64(s)
-    if s + bits > 64:
-        made |= words[w + ONE] << np.uint64(64 - s)
+    w, s = np.uint64(place) >> np.uint64(6), np.uint64(place) & np.uint64(63)
+    # No branch on where the bits end: it could not be predicted. Past the last word the same word
+    # is read twice, whose bits then fall outside the mask.
+    after = min(w + ONE, np.uint64(words.shape[0] - 1))
+    made = (words[w] >> s) | ((words[after] << ONE) << (np.uint64(63) - s))
     return made & (ONES >> np.uint64(64 - bits))
 
 
 @kernel(types.void(OUT, I, I, U))
 def flip(words: Any, place: int, bits: int, value: Any) -> None:
     """XOR ``value`` (< 2^bits) into the bits at ``place``."""
-    w, s = np.uint64(place) >> np.uint64(6), place & 63
-    words[w] ^= value << np.uint64(s)
-    if s + bits > 64:
-        words[w + ONE] ^= value >> np.uint64(64 - s)
+    w, s = np.uint64(place) >> np.uint64(6), np.uint64(place) & np.uint64(63)
+    after = min(w + ONE, np.uint64(words.shape[0] - 1))
+    words[w] ^= value << s
+    words[after] ^= (value >> ONE) >> (np.uint64(63) - s)
 
 
 @kernel(types.void(OUT, I, I, U))
@@ -138,11 +139,14 @@ def xor_opened(words: Any, bits: int, values: Any) -> None:
 # ---------------------------------------------------------------------------------------- lookups
 
 
-@kernel(U(IN, I, I, I, IN2, OUT))
-def lookup(words: Any, base: int, width: int, turn: Any, planes: Any, scratch: Any) -> Any:
+@kernel(U(IN, I, I, I, IN2, OUT, OUT))
+def lookup(
+    words: Any, base: int, width: int, turn: Any, planes: Any, scratch: Any, sums: Any
+) -> Any:
     """XOR_i e_i · X[(turn - i) mod 2^width] for the 2^width shared bits e at ``base``.
 
-    planes[b] holds bit b of X[-j] at bit j, so that e turned left by ``turn`` meets it in place.
+    planes[:, b] holds bit b of X[-j] at bit j, so that e turned by ``turn`` meets it in place.
+    scratch, sums: a word for each of planes' rows and columns.
     """
     if width < 6:
         size = 1 << width
@@ -151,8 +155,8 @@ def lookup(words: Any, base: int, width: int, turn: Any, planes: Any, scratch: A
             e = (e >> np.uint64(turn)) | (e << np.uint64(size - turn))
         e &= ONES >> np.uint64(64 - size)
         made = ZERO
-        for b in range(planes.shape[0]):
-            made |= parity(e & planes[b, 0]) << np.uint64(b)
+        for b in range(planes.shape[1]):
+            made |= parity(e & planes[0, b]) << np.uint64(b)
         return made
     count = np.uint64(1 << (width - 6))
     first, w, s = np.uint64(base >> 6), np.uint64(turn >> 6), np.uint64(turn & 63)
@@ -165,12 +169,22 @@ def lookup(words: Any, base: int, width: int, turn: Any, planes: Any, scratch: A
             scratch[j] = (words[first + ((w + j) & around)] >> s) | (
                 words[first + ((w + j + ONE) & around)] << back
             )
+    rows = planes.shape[1]
+    sums[:] = ZERO
+    for j in range(np.int64(count)):
+        e = scratch[j]
+        for b in range(rows):
+            sums[b] ^= e & planes[j, b]
     made = ZERO
-    for b in range(planes.shape[0]):
-        x = ZERO
-        for j in range(count):
-            x ^= scratch[j] & planes[b, j]
-        made |= parity(x) << np.uint64(b)
+    for b in range(rows):
+        x = sums[b]
+        x ^= x >> np.uint64(32)
+        x ^= x >> np.uint64(16)
+        x ^= x >> np.uint64(8)
+        x ^= x >> np.uint64(4)
+        x ^= x >> np.uint64(2)
+        x ^= x >> ONE
+        made |= (x & ONE) << np.uint64(b)
     return made
 
 

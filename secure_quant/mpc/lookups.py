@@ -39,10 +39,10 @@ VARIABLES, PRODUCTS, RECORD, OPENED, FLOOR, RING, LIFT, CONSTANTS = range(11, 19
 MAIN, SAT, RECORDS, LIFTS, DIGITS = range(5)
 
 
-@kernel(types.void(IN, IN, IN, INT, INT, INT, IN2, OUT, OUT, OUT))
+@kernel(types.void(IN, IN, IN, INT, INT, INT, IN2, OUT, OUT, OUT, OUT))
 def open_v4(
     c: Any, dealt: Any, free: Any, con: Any, at: Any, digits: Any, planes: Any,
-    scratch: Any, high: Any, out: Any,
+    scratch: Any, sums: Any, high: Any, out: Any,
 ) -> None:  # fmt: skip
     """Own share of every looked-up bit, masked; ``high`` keeps the share of [u above the table]."""
     shift, width, reach = con[SHIFT], con[WIDTH], con[REACH]
@@ -50,8 +50,8 @@ def open_v4(
     around = (1 << reach) - 1
     for i in range(c.shape[0]):
         turn = np.int64((c[i] >> np.uint64(shift)) & keep)
-        word = lookup(dealt, at[MAIN] + (i << width), width, turn, planes, scratch)
-        fill = planes.shape[0]
+        word = lookup(dealt, at[MAIN] + (i << width), width, turn, planes, scratch, sums)
+        fill = planes.shape[1]
         if reach > 0:
             top, base = np.int64(c[i] >> np.uint64(shift + con[GRANULE])), at[SAT] + (i << reach)
             start = (top - (con[START] + con[COUNT] - 1)) & around
@@ -129,8 +129,7 @@ def select_v4(
             inner ^= (change * borrow) ^ by
             gated ^= (change * borrow_in) ^ by_in
         if reach > 0:
-            if (op >> np.uint64(first)) & ONE:
-                gated ^= inner
+            gated ^= inner * ((op >> np.uint64(first)) & ONE)
             number = gated ^ (np.uint64(con[ABOVE]) * high[i]) ^ (np.uint64(con[BELOW]) & full)
         else:
             number = inner
@@ -147,10 +146,8 @@ def lift(opened: Any, dealt: Any, masks: Any, party: int, con: Any, at: Any, out
         if party == 0:
             made += opened[i] + np.uint64(con[FLOOR])
         for j in range(min(bits, ring)):
-            share = read(dealt, place, ring - j)
-            if (opened[i] >> np.uint64(j)) & ONE:
-                share = ZERO - share
-            made += share << np.uint64(j)
+            minus = ZERO - ((opened[i] >> np.uint64(j)) & ONE)  # no branch on a random bit
+            made += ((read(dealt, place, ring - j) ^ minus) - minus) << np.uint64(j)
             place += ring - j
         out[i] = made & keep
 
@@ -209,10 +206,10 @@ def deal_v4(r: Any, free: Any, dealt: Any, monomials: Any, con: Any, at: Any, di
             place += ring - j
 
 
-@kernel(types.void(IN, IN, IN, INT, INT, INT, IN2, OUT, OUT, OUT))
+@kernel(types.void(IN, IN, IN, INT, INT, INT, IN2, OUT, OUT, OUT, OUT))
 def open_v3(
     c: Any, dealt: Any, free: Any, con: Any, at: Any, digits: Any, planes: Any,
-    scratch: Any, high: Any, out: Any,
+    scratch: Any, sums: Any, high: Any, out: Any,
 ) -> None:  # fmt: skip
     """As ``open_v4``: a number for either case of the opened borrow bit, inside, above, borrow."""
     shift, width, reach, bits = con[SHIFT], con[WIDTH], con[REACH], con[BITS]
@@ -223,7 +220,7 @@ def open_v3(
         word, fill = ZERO, 0
         for case in range(cases):
             base = at[MAIN] + ((i * cases + case) << width)
-            word |= lookup(dealt, base, width, turn, planes, scratch) << np.uint64(fill)
+            word |= lookup(dealt, base, width, turn, planes, scratch, sums) << np.uint64(fill)
             fill += bits
         if reach > 0:
             top, base = np.int64(c[i] >> np.uint64(shift + con[GRANULE])), at[SAT] + (i << reach)
@@ -251,6 +248,9 @@ def lift_v3(opened: Any, dealt: Any, masks: Any, party: int, con: Any, at: Any, 
     below = np.uint64(con[BELOW])
     step = (np.uint64(con[ABOVE]) ^ below) - below
     size = 2 if reach > 0 else 1
+    lifted = 0  # bits of one case
+    for j in range(min(bits, ring)):
+        lifted += size * (ring - j)
     for i in range(opened.shape[0]):
         place, op = at[LIFTS] + i * con[LIFT], opened[i]
         made = masks[i] + one * (np.uint64(con[FLOOR]) + below)
@@ -267,9 +267,7 @@ def lift_v3(opened: Any, dealt: Any, masks: Any, party: int, con: Any, at: Any, 
             place += 2 * ring
         case = np.int64(gates & ONE) if cases == 2 else 0
         tau = (op >> np.uint64(case * bits)) & number
-        for _ in range(case):
-            for j in range(min(bits, ring)):
-                place += size * (ring - j)
+        place += case * lifted
         for j in range(min(bits, ring)):
             bit = (tau >> np.uint64(j)) & ONE
             term = inside * bit * one + bit * share_in
@@ -277,8 +275,8 @@ def lift_v3(opened: Any, dealt: Any, masks: Any, party: int, con: Any, at: Any, 
             by = inside * mu
             if reach > 0:
                 both = read(dealt, place + ring - j, ring - j)
-                by += (ZERO - both) if inside else both
-            term += (ZERO - by) if bit else by
+                by += (both ^ (ZERO - inside)) + inside
+            term += (by ^ (ZERO - bit)) + bit
             if (below >> np.uint64(j)) & ONE:
                 term = ZERO - term
             made += term << np.uint64(j)

@@ -42,7 +42,7 @@ def pairs(arity: int) -> int:
 def products(arity: int) -> int:
     """Dealt ring elements: 2, 11, 39 for 2, 3, 4 candidates."""
     rest = arity - 1
-    return pairs(arity) + rest * (2**rest - 1 - rest) + rest * (2**rest - 1)
+    return pairs(arity) + rest * ((1 << rest) - 1 - rest) + rest * ((1 << rest) - 1)
 
 
 @kernel(types.int64(I, I, I))
@@ -122,7 +122,7 @@ def select_maximum(
                     else:
                         at = base + single * ring if size == 1 else several
                         term = delta * read(dealt, at, ring) - read(dealt, gated, ring)
-                made += (ZERO - term) if minus else term
+                made += (term ^ (ZERO - minus)) + minus
                 if size > 1:
                     several += ring
                 if size > 0:

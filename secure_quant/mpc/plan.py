@@ -13,7 +13,7 @@ from functools import cached_property
 from math import prod
 from typing import Any, Literal, get_args
 
-from secure_quant.errors import HashMismatch, MalformedModel, OpNotSupported
+from secure_quant.errors import HashMismatch, MalformedModel
 from secure_quant.ir import Graph, ops
 from secure_quant.mpc.cost import SEED_BYTES, Cost
 from secure_quant.mpc.gates.base import Gate
@@ -23,7 +23,7 @@ from secure_quant.mpc.gates.local import LocalGate
 from secure_quant.mpc.gates.maximum import MaximumGate, levels
 from secure_quant.mpc.gates.product import ProductGate
 from secure_quant.mpc.gates.requantize import RequantizeGate
-from secure_quant.mpc.tables import MAX_WIDTH, Lookup, choose
+from secure_quant.mpc.tables import Lookup, choose
 
 __all__ = ["MpcPlan", "Objective", "plan"]
 
@@ -31,6 +31,8 @@ Objective = Literal["latency", "traffic"]
 
 PLAN_VERSION = 1
 SHARE_BITS = 64
+WIDE = 10
+"""Bits of a difference above which the six tables of a maximum of 4 are no bargain (int16)."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -193,13 +195,8 @@ class _Planner:
     def maximum(self, node: ops.MaxPool | ops.ReduceMax) -> Gate:
         common, source = self.common(node), self.graph.values[node.inputs[0]].shape
         outputs, ring, width = prod(common["shape"]), common["bits"], self._compared(node)
-        if width > MAX_WIDTH:
-            raise OpNotSupported(
-                f"{type(node).__name__} {node.name!r} under secret sharing: bits of a difference",
-                got=width, expected=f"<= {MAX_WIDTH}",
-            )  # fmt: skip
         candidates = MaximumGate.candidates(node, source)
-        tournament = levels(candidates, 4 if self.objective == "latency" else 2)
+        tournament = levels(candidates, 4 if self.objective == "latency" and width <= WIDE else 2)
         free, dealt = MaximumGate.material(tournament, outputs, width, ring)
         return MaximumGate(
             **common, node=node, width=width, source=source, tournament=tournament,

@@ -163,8 +163,8 @@ class Lookup:
 
     @cached_property
     def planes(self) -> NDArray[np.uint64]:
-        """uint64[rows, words]: bit b of X[-j] at bit j; then the same of X[-j] ^ X[-j-1], the
-        difference that the borrow makes, where there is a borrow and the variant is V4."""
+        """uint64[words, columns]: column b has bit b of X[-j] at bit j; then the same of
+        X[-j] ^ X[-j-1], what the borrow changes, where there is a borrow and the variant is V4."""
         place = -np.arange(2**self.width)
         now = self.entries[place % 2**self.width]
         rows = [now >> np.uint64(b) & np.uint64(1) for b in range(self.out_bits)]
@@ -174,7 +174,7 @@ class Lookup:
         bits = np.zeros((len(rows), max(2**self.width, 64)), np.uint64)
         bits[:, : 2**self.width] = rows
         grouped = bits.reshape(len(rows), -1, 64) << np.arange(64, dtype=np.uint64)
-        return np.ascontiguousarray(np.bitwise_or.reduce(grouped, axis=2))
+        return np.ascontiguousarray(np.bitwise_or.reduce(grouped, axis=2).T)
 
     # ---- material and payload, in bits per element
 

@@ -123,12 +123,12 @@ class RequantizeGate(Gate):
 
     def _open(self, side: Side, c: Ring, free: Ring, high: Ring) -> Ring:
         made = np.empty_like(c)
-        scratch = np.empty(max(2**self.look.width // 64, 1), np.uint64)
+        scratch, sums = (np.empty(size, np.uint64) for size in self.look.planes.shape)
         kernel = lookups.open_v3 if self.look.variant == "V3" else lookups.open_v4
         for i in range(side.batch):
             kernel(
                 c[i], side.dealt[i], free[i], self.constants, self.places, self.digits,
-                self.look.planes, scratch, high[i], made[i],
+                self.look.planes, scratch, sums, high[i], made[i],
             )  # fmt: skip
         return made
 

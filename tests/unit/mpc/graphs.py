@@ -137,12 +137,18 @@ def attention() -> Graph:
               Interval(-255, 255))  # fmt: skip
     exp = tuple(np.rint(4000 * np.exp((np.arange(256) - 255) / 60)).astype(int).tolist())
     e = b.requantize("e", d, axis=-1, shift=0, offset=255, table=exp, zero_point=0)
-    total = ops.ReduceSum(name="n", inputs=(e,), bound=16000, scale=1.0)
-    b.add(total, Interval(0, 16000))
+    most = b.add(ops.ReduceMax(name="most", inputs=(e,)))  # of an int16 wire
+    gap = ops.Add(name="gap", inputs=(e, most), factors=(2, -1), bound=8000, scale=1.0)
+    b.add(gap, Interval(-8000, 8000))
+    e = b.requantize(
+        "e2", "gap", axis=-1, shift=0, offset=0, table=tuple(range(4001)), zero_point=0
+    )
+    total = ops.ReduceSum(name="n", inputs=(e,), bound=16004, scale=1.0)
+    b.add(total, Interval(0, 16004))
     inverse = tuple(np.clip(100000 // (np.arange(512) * 32 + 1), 0, 127).tolist())
     n = b.requantize("nr", "n", axis=-1, shift=5, table=inverse, zero_point=0)
-    p = b.add(ops.Mul(name="p", inputs=(e, n), bound=4000 * 127, scale=1.0),
-              Interval(-4000 * 127, 4000 * 127))  # fmt: skip
+    p = b.add(ops.Mul(name="p", inputs=(e, n), bound=4001 * 127, scale=1.0),
+              Interval(-4001 * 127, 4001 * 127))  # fmt: skip
     p = b.requantize("pr", p, axis=-1, shift=11, offset=128 << 11, zero_point=0)
     o = ops.MatMul(name="o", inputs=(p, heads[2]), transpose_b=False, bound=bound, scale=1.0)
     return b.graph(b.add(o, Interval(-bound, bound)))

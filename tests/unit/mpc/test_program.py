@@ -60,7 +60,7 @@ def test_parallel_branches_share_rounds() -> None:
     alone = sum(len(gate.payloads) for gate in made.gates)
     assert made.rounds < alone
     by_name = {gate.name: gate for gate in made.gates}
-    chain = ("x", "q", "qr", "s", "sr", "top", "e", "nr", "p", "pr", "o")
+    chain = ("x", "q", "qr", "s", "sr", "top", "e", "most", "e2", "nr", "p", "pr", "o")
     assert made.rounds == sum(len(by_name[name].payloads) for name in chain)
 
 
