@@ -12,7 +12,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -57,6 +57,7 @@ class Cluster:
     mpc, he   folders as ``secure-quant split`` writes them, or None.
     certs     folder as ``secure-quant certs`` writes it.
     logs      folder for one log file per role.
+    dial      turns an address that a role listens on into the one its peers dial: a proxy's, say.
 
     A context manager: on entry everything serves or an error says why not (PeerUnavailable,
     DeadlineExceeded); on exit every process is gone.
@@ -68,6 +69,7 @@ class Cluster:
     he: Path | None = None
     lanes: int = 1
     workers: int = 1
+    dial: Callable[[str], str] = str
     parties: list[str] = field(init=False, default_factory=list)
     he_server: str | None = field(init=False, default=None)
     processes: dict[str, subprocess.Popen[bytes]] = field(init=False, default_factory=dict)
@@ -120,7 +122,7 @@ class Cluster:
         dealer, party0, party1, link, he = ports
         serve: dict[str, tuple[str, Sequence[str]]] = {}
         if self.mpc is not None:
-            common = ("--dealer", dealer, "--lanes", str(self.lanes))
+            common = ("--dealer", self.dial(dealer), "--lanes", str(self.lanes))
             bundle = self._bundle(self.mpc, "dealer")
             serve["dealer"] = dealer, ("dealer", *bundle, "--listen", dealer)
             serve["party1"] = party1, (
@@ -129,14 +131,14 @@ class Cluster:
             )  # fmt: skip
             serve["party0"] = party0, (
                 "party", *self._bundle(self.mpc, "party0"), "--listen", party0,
-                "--peer", link, *common,
+                "--peer", self.dial(link), *common,
             )  # fmt: skip
-            self.parties = [party0, party1]
+            self.parties = [self.dial(party0), self.dial(party1)]
         if self.he is not None:
             bundle = self._bundle(self.he, "server")
             workers = ("--workers", str(self.workers))
             serve["he"] = he, ("he", *bundle, "--listen", he, *workers)
-            self.he_server = he
+            self.he_server = self.dial(he)
         for role, (_, command) in serve.items():
             self._spawn(role, command)
         self._wait({role: address for role, (address, _) in serve.items()})

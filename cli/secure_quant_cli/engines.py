@@ -49,12 +49,13 @@ def serving(
     lanes: int = 1,
     workers: int = 1,
     objective: Literal["latency", "traffic"] = "latency",
+    dial: Callable[[str], str] = str,
 ) -> Iterator[Service]:
     """Split ``graph``, make certificates, start the roles of ``engines`` (mpc, he); on leaving,
     every process has ended.
 
     Bundles and certificates lie in the folder ``work``, which should be a temporary one, and so do
-    the log files unless ``logs`` is another folder.
+    the log files unless ``logs`` is another folder. ``dial`` as in Cluster.
     """
     from secure_quant.transport import Tls
     from secure_quant.transport.certs import make_all
@@ -70,6 +71,7 @@ def serving(
     cluster = Cluster(
         work / "certs", logs or work / "logs",
         mpc=folders.get("mpc"), he=folders.get("he"), lanes=lanes, workers=workers,
+        dial=dial,
     )  # fmt: skip
     with progress(f"starting {' and '.join(ROLES[name] for name in engines)}"):
         cluster.start()

@@ -1,0 +1,114 @@
+"""Many inferences through real processes: every integer compared, memory of each role watched.
+
+    python bench/soak.py --engine mpc --model lenet --inferences 10000 --batch 32
+    python bench/soak.py --engine he --nets 50 --inferences 5000
+
+``--nets`` draws that many small random convolutional nets instead of one model. Prints one JSON
+object: inferences, integers compared, mismatches, resident bytes of each role after a tenth of the
+run and at its end.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from secure_quant import reference
+from secure_quant.ir import Graph
+from secure_quant_cli.engines import Service, serving
+from secure_quant_cli.models import bench_model
+
+
+def resident(service: Service) -> dict[str, int]:
+    """Role -> resident bytes now, worker processes included."""
+    return {role: _tree(process.pid) for role, process in service.cluster.processes.items()}
+
+
+def _tree(pid: int) -> int:
+    pages = int(Path(f"/proc/{pid}/statm").read_text().split()[1])
+    total = pages * 4096
+    for task in Path(f"/proc/{pid}/task").glob("*/children"):
+        total += sum(_tree(int(child)) for child in task.read_text().split())
+    return total
+
+
+def random_net(seed: int) -> Graph:
+    """Two convolutions and two linear layers of random shape, quantized as a user would."""
+    import torch
+
+    import secure_quant as sq
+
+    rng = np.random.default_rng(seed)
+    torch.manual_seed(seed)
+    channels, size = int(rng.integers(1, 4)), int(rng.integers(8, 15))
+    first, second, hidden = (int(n) for n in rng.integers(2, 9, 3))
+    kernel, stride, padding = int(rng.integers(1, 4)), int(rng.integers(1, 3)), int(rng.integers(2))
+    features = torch.nn.Sequential(
+        torch.nn.Conv2d(channels, first, kernel, stride, padding),
+        torch.nn.ReLU(),
+        torch.nn.Conv2d(first, second, 3, padding=1),
+        torch.nn.ReLU(),
+        torch.nn.Flatten(),
+    )
+    x = torch.rand(64, channels, size, size)
+    width = features(x[:1]).shape[1]
+    net = torch.nn.Sequential(
+        features, torch.nn.Linear(width, hidden), torch.nn.ReLU(), torch.nn.Linear(hidden, 5)
+    )
+    return sq.quantize(net.eval(), calibration=x)
+
+
+def run(graph: Graph, engine: str, inferences: int, batch: int, seed: int) -> dict[str, Any]:
+    """Figures of one model."""
+    rng = np.random.default_rng(seed)
+    with tempfile.TemporaryDirectory() as work, serving(graph, Path(work), engines=(engine,)) as s:
+        client = s.clients[engine]
+        done = wrong = integers = 0
+        early: dict[str, int] | None = None
+        start = time.perf_counter()
+        while done < inferences:
+            q = rng.integers(
+                -128, 128, (min(batch, inferences - done), *graph.input.shape), np.int8
+            )
+            expected = reference.run_int(graph, q)
+            wrong += int((client.infer_int8(q) != expected).sum())
+            integers += expected.size
+            done += len(q)
+            if early is None and done >= inferences / 10:
+                early = resident(s)
+        return {
+            "engine": engine, "inferences": done, "integers": integers, "mismatches": wrong,
+            "seconds": time.perf_counter() - start, "resident_after_a_tenth": early,
+            "resident_at_the_end": resident(s),
+        }  # fmt: skip
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--engine", choices=("mpc", "he"), required=True)
+    parser.add_argument("--model", default="lenet")
+    parser.add_argument("--inferences", type=int, default=10_000)
+    parser.add_argument("--batch", type=int, default=1)
+    parser.add_argument("--nets", type=int, default=0, help="random nets instead of --model")
+    arguments = parser.parse_args()
+    if not arguments.nets:
+        graph = bench_model(arguments.model)
+        figures = run(graph, arguments.engine, arguments.inferences, arguments.batch, 0)
+        print(json.dumps({"model": arguments.model} | figures), flush=True)
+        return
+    share = -(-arguments.inferences // arguments.nets)
+    total = {"inferences": 0, "integers": 0, "mismatches": 0}
+    for seed in range(arguments.nets):
+        figures = run(random_net(seed), arguments.engine, share, arguments.batch, seed)
+        total = {name: total[name] + figures[name] for name in total}
+    print(json.dumps({"engine": arguments.engine, "nets": arguments.nets} | total), flush=True)
+
+
+if __name__ == "__main__":
+    main()
