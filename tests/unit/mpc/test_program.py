@@ -167,26 +167,46 @@ def test_corrections_may_start_at_any_address() -> None:
     assert ((one + two).view(np.int64) == reference.run_int(graphs.mlp(), q)).all()
 
 
-def test_what_is_seen_is_uniform() -> None:
-    """Opened values and each party's messages, over many runs of one input, look uniform.
+def unpacked(data: bytes, count: int, bits: int) -> Any:
+    """uint64[count] of elements end to end, lowest bit first."""
+    flat = np.unpackbits(np.frombuffer(data, np.uint8), bitorder="little")[: count * bits]
+    return flat.reshape(count, bits).astype(np.uint64) @ (1 << np.arange(bits, dtype=np.uint64))
 
-    A chi-square over 256 byte values with 255 degrees of freedom exceeds 380 with odds of 1e-6.
+
+def chi_square(values: Any, bits: int) -> float:
+    """Of the lowest or highest up to 8 bits, whichever is further from uniform, less its mean, in
+    standard deviations."""
+    size = min(bits, 8)
+    found = []
+    for part in (values % (1 << size), values >> np.uint64(bits - size)):
+        counts = np.bincount(part.astype(np.int64), minlength=1 << size)
+        expected = len(values) / (1 << size)
+        freedom = (1 << size) - 1
+        statistic = ((counts - expected) ** 2 / expected).sum()
+        found.append(float((statistic - freedom) / np.sqrt(2 * freedom)))
+    return max(found)
+
+
+@pytest.mark.parametrize("objective", ["latency", "traffic"])
+def test_what_is_seen_is_uniform(objective: str) -> None:
+    """One input 200 times: what each party sends and what both open, round by round.
+
+    A smoke test: six standard deviations of chi-square are never reached by chance, and a mask
+    left out, used twice or too narrow gives hundreds.
     """
-    pair = Pair(graphs.mlp())
-    q = np.zeros((200, 64), np.int8)
-    _, shares, rounds = pair.infer(q)
-    # What a party sends alone, and what both open together (XOR of messages is not it, but the
-    # message of one party given the other's material is): every round's bytes, either side.
-    for party in range(2):
-        for messages in rounds:
-            data = np.frombuffer(messages[party], np.uint8)
-            counts = np.bincount(data, minlength=256)
-            expected = len(data) / 256
-            if expected >= 5:
-                assert ((counts - expected) ** 2 / expected).sum() < 380
-    data = np.concatenate([share.reshape(-1).view(np.uint8) for share in shares])
-    counts = np.bincount(data, minlength=256)
-    assert ((counts - len(data) / 256) ** 2 / (len(data) / 256)).sum() < 380
+    pair = Pair(graphs.mlp(), objective)
+    _, shares, rounds = pair.infer(np.zeros((200, 64), np.int8))
+    gates = [(gate, parts) for gate in pair.plan.gates for parts in gate.payloads]
+    assert len(gates) == len(rounds)  # a chain: one gate a round
+    for number, ((gate, ((count, bits),)), sent) in enumerate(zip(gates, rounds, strict=True)):
+        one, two = (unpacked(data, 200 * count, bits) for data in sent)
+        added = bits == gate.bits or number < 2
+        opened = (one + two) % np.uint64(1 << bits) if added and bits < 64 else one ^ two
+        opened = one + two if added and bits == 64 else opened
+        for values in (one, two, opened):
+            assert chi_square(values, bits) < 6
+    for share in shares:
+        assert chi_square(share.reshape(-1), 64) < 6
 
 
 def test_a_stream_is_aes_256_in_counter_mode() -> None:
