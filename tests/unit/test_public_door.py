@@ -1,6 +1,7 @@
 """What is public: sorted, real, and complete; and the light door stays light."""
 
 import importlib
+import re
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -24,8 +25,8 @@ import secure_quant_client
 for name in secure_quant_client.__all__:
     getattr(secure_quant_client, name)
 heavy = {"torch", "torchao", "crypten", "numba", "sklearn", "onnx"} & set(sys.modules)
-ours = {name for name in sys.modules if name.startswith(
-    ("secure_quant.mpc", "secure_quant.quantize", "secure_quant_server", "secure_quant_cli"))}
+rooms = ("secure_quant.mpc", "secure_quant.quantize", "secure_quant_server", "secure_quant_cli")
+ours = {name for name in sys.modules if f"{name}.".startswith(tuple(f"{room}." for room in rooms))}
 sys.exit(f"imported {sorted(heavy | ours)}" if heavy | ours else 0)
 """
 
@@ -41,10 +42,11 @@ def modules() -> Iterator[str]:
                 yield name
 
 
-def order(name: str) -> tuple[int, str]:
-    """CONSTANTS, then Classes, then functions, as ruff's RUF022 sorts."""
+def order(name: str) -> tuple[int, list[tuple[int, str]]]:
+    """CONSTANTS, Classes, functions, with numbers by value: as ruff's RUF022 sorts."""
     kind = 0 if name.isupper() and len(name) > 1 else 1 if name[:1].isupper() else 2
-    return kind, name
+    parts = re.findall(r"\d+|\D+", name)
+    return kind, [(int(part), "") if part.isdecimal() else (-1, part) for part in parts]
 
 
 @pytest.mark.parametrize("name", list(modules()))
