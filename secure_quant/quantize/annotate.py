@@ -19,7 +19,6 @@ from torchao.quantization.pt2e.quantizer import (
 from secure_quant.quantize.observers import RangeObserver, WeightObserver
 from secure_quant.quantize.opset import (
     ADDITIVE,
-    BATCH_NORM,
     CONCAT,
     ELEMENTWISE,
     MONOTONE,
@@ -61,25 +60,21 @@ class IntegerQuantizer(Quantizer):  # type: ignore[misc]
     weight: Callable[..., Any] = field(default=WeightObserver)
     output_weight: Callable[..., Any] = field(default=WeightObserver)
     bits: int = 8
-    training: bool = False
 
     def transform_for_annotation(self, model: GraphModule) -> GraphModule:
-        """Rewrites composite ops; torchao calls this after it folded BatchNorm."""
+        """Rewrites composite ops; torchao calls this before annotation."""
         return rewrite(model)
 
     def annotate(self, model: GraphModule) -> GraphModule:
         nodes = list(model.graph.nodes)
-        roots = find_roots(nodes, fold_norms=self.training)
+        roots = find_roots(nodes)
         for node in nodes:
             if node not in roots:
                 continue
             if node.target in CONCAT:
                 self._annotate_concat(node)
                 continue
-            specs: dict[Any, Any] = {}
-            if node.target in _WEIGHTED:
-                # torchao's fusion of BatchNorm looks for an entry of the input too.
-                specs = {node.args[0]: None, node.args[1]: self._weight_spec(node)}
+            specs = {node.args[1]: self._weight_spec(node)} if node.target in _WEIGHTED else {}
             bits = 8 if node.op == "placeholder" else max(node.meta.get(BITS, 8), self.bits)
             spec = self._activation_spec(bits) if _is_observed(node, roots) else None
             node.meta["quantization_annotation"] = QuantizationAnnotation(
@@ -90,7 +85,6 @@ class IntegerQuantizer(Quantizer):  # type: ignore[misc]
     def validate(self, model: GraphModule) -> None:
         """Raises UnsupportedModule at the first op without a lowering."""
         known = PRODUCTS | SUMS | ADDITIVE | ELEMENTWISE | SHAPING | MONOTONE | CONCAT
-        known |= {BATCH_NORM} if self.training else set()
         for node in find_roots(list(model.graph.nodes)):
             if node.op in ("placeholder", "output") or node.target is operator.getitem:
                 continue
@@ -133,7 +127,7 @@ def _is_observed(node: Node, roots: dict[Node, Node]) -> bool:
     """True if ``node`` must be an integer activation: some reader is not fused with it."""
     if node.op == "placeholder":
         return True
-    if node.target not in PRODUCTS | SUMS | ADDITIVE | ELEMENTWISE | {BATCH_NORM}:
+    if node.target not in PRODUCTS | SUMS | ADDITIVE | ELEMENTWISE:
         return False
     accumulator = roots[node] is node and node.target not in _RESHAPED
     return any(

@@ -33,15 +33,14 @@ _NOTHING = {
 _CASTS = {aten.to.dtype, aten.to.device, aten.to.other, aten._to_copy.default, aten.to.dtype_layout}
 
 
-def capture(model: nn.Module, example: Tensor, *, train: bool = False) -> GraphModule:
-    """The graph of ``model`` for inputs float32[batch, ...] like ``example``: of inference, or of
-    training, where BatchNorm stands on its own and still learns.
+def capture(model: nn.Module, example: Tensor) -> GraphModule:
+    """The inference graph of ``model`` for inputs float32[batch, ...] like ``example``.
 
     The batch axis is dynamic where the model allows it. Raises UnsupportedModule, with the
     exporter's reason, if the model cannot be captured as one graph.
     """
-    module = copy.deepcopy(model).train(train)
-    batch = torch.export.Dim("batch", min=2 if train else 1)
+    module = copy.deepcopy(model).eval()
+    batch = torch.export.Dim("batch", min=1)
     try:
         program = torch.export.export(module, (example,), dynamic_shapes=({0: batch},))
     except Exception:  # noqa: BLE001  the exporter raises many kinds; the second try tells

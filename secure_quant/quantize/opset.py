@@ -9,7 +9,6 @@ from torch.fx import Node
 
 __all__ = [
     "ADDITIVE",
-    "BATCH_NORM",
     "CONCAT",
     "ELEMENTWISE",
     "MONOTONE",
@@ -110,12 +109,8 @@ def tensor_inputs(node: Node, roots: Mapping[Node, Node]) -> list[Node]:
     return [n for n in node.all_input_nodes if n in roots]
 
 
-BATCH_NORM = aten.batch_norm.default
-
-
-def find_roots(nodes: list[Node], *, fold_norms: bool = False) -> dict[Node, Node]:
+def find_roots(nodes: list[Node]) -> dict[Node, Node]:
     """Node -> the node whose value it is an elementwise function of (itself, if of none).
-    With ``fold_norms`` a BatchNorm counts as one, since it will be folded into the layer before.
 
     Nodes that do not depend on the input (weights, sizes) are absent.
     """
@@ -130,6 +125,5 @@ def find_roots(nodes: list[Node], *, fold_norms: bool = False) -> dict[Node, Nod
         if not origins:
             continue
         pointwise = node.target in ELEMENTWISE or node.target in ADDITIVE
-        pointwise = pointwise or (fold_norms and node.target is BATCH_NORM)
         roots[node] = origins.pop() if pointwise and len(origins) == 1 else node
     return roots

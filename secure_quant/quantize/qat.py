@@ -1,4 +1,8 @@
-"""Quantization-aware training: a short fine-tune that rounds in every step as the integers will."""
+"""Quantization-aware training: a short fine-tune that rounds in every step as the integers will.
+
+BatchNorm is folded first and so keeps its statistics: in a short fine-tune they hardly move, and
+the weights that are rounded are then the ones that will be stored.
+"""
 
 from __future__ import annotations
 
@@ -9,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.fx import GraphModule
-from torchao.quantization.pt2e import FakeQuantize, allow_exported_model_train_eval
+from torchao.quantization.pt2e import FakeQuantize
 from torchao.quantization.pt2e.quantize_pt2e import convert_pt2e, prepare_qat_pt2e
 
 from secure_quant.errors import CalibrationError, ConfigError
@@ -26,7 +30,7 @@ Loss = Callable[[Tensor, Tensor], Tensor]
 @dataclass(frozen=True)
 class Training:
     """The fine-tune: Adam over ``epochs`` with a falling learning rate. In the last third of the
-    steps ranges and BatchNorm statistics stand still."""
+    steps the activation ranges stand still."""
 
     epochs: int = 3
     batch_size: int = 64
@@ -69,11 +73,9 @@ def trained_model(
         raise ConfigError("epochs", got=training.epochs, expected=">= 1")
     example = inputs[:2]
     progress("capture", 0, 1)
-    module = capture(model, example, train=True)
+    module = capture(model, example)
     prepared = prepare_qat_pt2e(module, _quantizer(settings))
-    allow_exported_model_train_eval(prepared)
     _train(prepared, inputs, targets, training, progress)
-    prepared.eval()
     progress("convert", 0, 1)
     return convert_pt2e(prepared), example
 
@@ -86,7 +88,6 @@ def _quantizer(settings: Settings) -> IntegerQuantizer:
         activation=fake(MovingRangeObserver),
         weight=fake(WeightObserver, grid=settings.grid),
         output_weight=fake(WeightObserver, grid=settings.grid or OUTPUT_GRID),
-        training=True,
     )
 
 
@@ -98,7 +99,6 @@ def _train(
     optimizer = torch.optim.Adam(prepared.parameters(), lr=training.learning_rate)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
     step = 0
-    prepared.train()
     for _ in range(training.epochs):
         order = torch.randperm(len(inputs), generator=generator)
         for chosen in torch.split(order, training.batch_size):
@@ -114,10 +114,9 @@ def _train(
 
 
 def _freeze(prepared: GraphModule) -> None:
-    """Activation ranges and BatchNorm statistics stay as they are; weights go on."""
+    """Activation ranges stay as they are; weights go on."""
     for module in prepared.modules():
         if not isinstance(module, FakeQuantize):
             continue
         if isinstance(module.activation_post_process, RangeObserver):
             module.observer_enabled[0] = 0
-    prepared.eval()
