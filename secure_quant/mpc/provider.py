@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from secure_quant.errors import MalformedMessage, OpNotSupported
+from secure_quant.errors import OpNotSupported
 from secure_quant.mpc.crypten_compat import (
     ArithmeticSharedTensor,
     BinarySharedTensor,
@@ -22,7 +22,7 @@ from secure_quant.mpc.tuples import OPERATIONS, Stream, TupleSpec, own_parts
 
 __all__ = ["DealtTupleProvider", "random_bits", "ring_element"]
 
-Correct = Callable[[TupleSpec, int], bytes]
+Correct = Callable[[TupleSpec, int], memoryview]
 """Party 1's way to the dealer: (tuple, index) -> correction, int64 little-endian."""
 
 
@@ -66,11 +66,7 @@ class DealtTupleProvider(TupleProvider):  # type: ignore[misc]  # CrypTen has no
         index, self._next = self._next, self._next + 1
         parts = own_parts(spec, index, self._key)
         if self._correct is not None:
-            shape = parts[-1].shape
-            data = self._correct(spec, index)
-            if len(data) != 8 * parts[-1].size:
-                raise MalformedMessage("correction", got=f"{len(data)} bytes", expected=shape)
-            parts[-1] = np.frombuffer(bytearray(data), "<i8").reshape(shape)
+            parts[-1] = np.frombuffer(self._correct(spec, index), "<i8").reshape(parts[-1].shape)
         return [torch.from_numpy(part) for part in parts]
 
 

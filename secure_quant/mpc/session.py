@@ -18,6 +18,7 @@ import asyncio
 import secrets
 from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
+from math import prod
 from typing import Any, TypeVar
 
 import grpc.aio
@@ -114,8 +115,9 @@ class CrypTenSession:
         if self.communicator.rank == 0:
             return None
 
-        def correct(spec: TupleSpec, index: int) -> bytes:
-            work = self._dealer.tuple_correction(spec.to_proto(index))
+        def correct(spec: TupleSpec, index: int) -> memoryview:
+            size = 8 * prod(spec.result)
+            work = self._dealer.tuple_correction(spec.to_proto(index), size)
             return asyncio.run_coroutine_threadsafe(work, self._loop).result()
 
         return correct

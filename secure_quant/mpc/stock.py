@@ -159,6 +159,23 @@ class Stock:
         return shelf
 
 
+class _Parts:
+    """Something of a known size that arrives in chunks, in order."""
+
+    def __init__(self, size: int) -> None:
+        self.whole, self._got = memoryview(bytearray(size)), 0
+
+    def add(self, offset: int, data: bytes) -> bool:
+        """True once it is whole. Raises MalformedMessage."""
+        end = offset + len(data)
+        if offset != self._got or not data or end > len(self.whole):
+            got, expected = (offset, len(data)), f"from {self._got} of {len(self.whole)}"
+            raise MalformedMessage("chunk", got=got, expected=expected)
+        self.whole[offset:end] = data
+        self._got = end
+        return end == len(self.whole)
+
+
 class DealStream:
     """This party's end of ``Deal``: opens the session, grants credit, fills the stock."""
 
@@ -170,11 +187,10 @@ class DealStream:
     ) -> None:
         self._stock, self._call, self._party = stock, call, party
         self._writing = asyncio.Lock()
-        self._open_item: tuple[DealItem, bytearray] | None = None
+        self._open_item: tuple[DealItem, _Parts] | None = None
         self._tasks: set[asyncio.Task[None]] = set()
         self.tuple_seed: asyncio.Future[bytes] = asyncio.get_running_loop().create_future()
-        self._tuple: tuple[int, bytearray] | None = None
-        self._tuple_waits: dict[int, asyncio.Future[bytes]] = {}
+        self._tuples: dict[int, tuple[_Parts, asyncio.Future[memoryview]]] = {}
 
     async def open(self, session_id: bytes, lane: int, models: Sequence[str]) -> None:
         """Open the session and grant credit for a full stock of each model."""
@@ -196,14 +212,19 @@ class DealStream:
                 self._take(response)
         except BaseException:
             self._stock.close()
-            for wait in [self.tuple_seed, *self._tuple_waits.values()]:
-                wait.cancel()
+            lost = PeerUnavailable("the dealer closed the stream")
+            waits: list[asyncio.Future[Any]] = [self.tuple_seed]
+            waits += [each for _, each in self._tuples.values()]
+            for wait in waits:
+                if not wait.done():
+                    wait.set_exception(lost)
+                    wait.exception()  # nobody need be waiting
             raise
 
-    async def tuple_correction(self, request: DealTuple) -> bytes:
-        """Party 1's correction of one tuple of a CrypTen program."""
-        wait: asyncio.Future[bytes] = asyncio.get_running_loop().create_future()
-        self._tuple_waits[request.index] = wait
+    async def tuple_correction(self, request: DealTuple, size: int) -> memoryview:
+        """Party 1's correction of one tuple of a CrypTen program, ``size`` bytes."""
+        wait: asyncio.Future[memoryview] = asyncio.get_running_loop().create_future()
+        self._tuples[request.index] = (_Parts(size), wait)
         await self._send(DealRequest(tuple=request))
         return await wait
 
@@ -213,14 +234,11 @@ class DealStream:
             self._head(response.item)
         elif kind == "chunk":
             chunk = response.chunk
-            head, data = self._unfinished()
-            if (chunk.model_hash, chunk.index, chunk.offset) != (
-                head.model_hash, head.index, len(data),
-            ):  # fmt: skip
+            head, parts = self._unfinished()
+            if (chunk.model_hash, chunk.index) != (head.model_hash, head.index):
                 raise MalformedMessage("chunk of an item", got=chunk.index, expected=head.index)
-            self._extend(data, chunk.data, head.correction_bytes)
-            if len(data) == head.correction_bytes:
-                self._finish(head, bytes(data))
+            if parts.add(chunk.offset, chunk.data):
+                self._finish(head, parts.whole)
         elif kind == "tuple_seed":
             if self.tuple_seed.done() or len(response.tuple_seed.seed) != SEED_BYTES:
                 raise MalformedMessage("seed for tuples", expected=f"{SEED_BYTES} bytes, once")
@@ -237,35 +255,30 @@ class DealStream:
         if head.correction_bytes != expected or len(head.seed) != SEED_BYTES:
             raise MalformedMessage("item", got=head.correction_bytes, expected=expected)
         if expected:
-            self._open_item = (head, bytearray())
+            self._open_item = (head, _Parts(expected))
         else:
             self._finish(head, b"")
 
-    def _finish(self, head: DealItem, corrections: bytes) -> None:
+    def _finish(self, head: DealItem, corrections: bytes | memoryview) -> None:
         self._open_item = None
         self._stock.put(head.model_hash, head.index, Item(self._party, head.seed, corrections))
 
-    def _unfinished(self) -> tuple[DealItem, bytearray]:
+    def _unfinished(self) -> tuple[DealItem, _Parts]:
         if self._open_item is None:
             raise MalformedMessage("chunk", expected="an item before it")
         return self._open_item
 
-    @staticmethod
-    def _extend(data: bytearray, more: bytes, total: int) -> None:
-        if not more or len(data) + len(more) > total:
-            raise MalformedMessage("chunk", got=f"{len(data) + len(more)} bytes", expected=total)
-        data += more
-
     def _tuple_part(self, response: DealResponse) -> None:
         chunk = response.tuple_chunk
-        index, data = self._tuple or (chunk.index, bytearray())
-        if chunk.index != index or chunk.offset != len(data) or index not in self._tuple_waits:
-            raise MalformedMessage("chunk of a tuple", got=chunk.index, expected=index)
-        self._extend(data, chunk.data, chunk.total_bytes)
-        self._tuple = (index, data)
-        if len(data) == chunk.total_bytes:
-            self._tuple = None
-            self._tuple_waits.pop(index).set_result(bytes(data))
+        if chunk.index not in self._tuples:
+            raise MalformedMessage("tuple", got=chunk.index, expected="one that was asked for")
+        parts, wait = self._tuples[chunk.index]
+        if chunk.total_bytes != len(parts.whole):
+            got, expected = chunk.total_bytes, len(parts.whole)
+            raise MalformedMessage("bytes of a tuple", got=got, expected=expected)
+        if parts.add(chunk.offset, chunk.data):
+            del self._tuples[chunk.index]
+            wait.set_result(parts.whole)
 
     def _grant(self, model: str, count: int) -> None:
         task = asyncio.create_task(self._credit(model, count))

@@ -35,7 +35,7 @@ def answers(tmp_path_factory: pytest.TempPathFactory) -> list[dict]:
             for rank in (1, 0)
         ]
         try:
-            outputs = [party.communicate(timeout=60)[0] for party in parties]
+            outputs = [party.communicate(timeout=150)[0] for party in parties]
         finally:
             for party in parties:
                 party.kill()

@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 import os
 import secrets
+import sys
+import threading
 import time
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -13,8 +15,6 @@ from typing import Any
 
 import grpc.aio
 from prometheus_client import Counter, Gauge, Histogram
-from secure_quant.mpc.bundle import load_dealer
-from secure_quant.mpc.deal import DealerProgram, DealtItem
 
 from secure_quant.errors import (
     ConfigError,
@@ -24,6 +24,8 @@ from secure_quant.errors import (
     PeerUnavailable,
     PermissionDenied,
 )
+from secure_quant.mpc.bundle import load_dealer
+from secure_quant.mpc.deal import DealerProgram, DealtItem
 from secure_quant.mpc.tuples import TupleSpec, correction
 from secure_quant.transport import Security
 from secure_quant.wire.gen import dealer_pb2_grpc
@@ -91,7 +93,7 @@ async def serve_dealer(
     if len(works) != len(programs):
         raise ConfigError("bundles", expected="a different model each")
     dealer_pb2_grpc.add_DealerServiceServicer_to_server(_Dealer(works, gauges), server.server)
-    with ThreadPoolExecutor(chosen.workers, thread_name_prefix="deal") as pool:
+    with ThreadPoolExecutor(chosen.workers, "deal", _yield_to_others) as pool:
         makers = [
             asyncio.create_task(each.make(pool))
             for each in works.values()
@@ -109,6 +111,12 @@ async def serve_dealer(
             for task in [stopped, *makers]:
                 task.cancel()
             await asyncio.gather(stopped, *makers, return_exceptions=True)
+
+
+def _yield_to_others() -> None:
+    """Making stock ahead of demand is the one thing here that can wait (nice is per thread)."""
+    if sys.platform == "linux":
+        os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), 10)
 
 
 class _Gauges:

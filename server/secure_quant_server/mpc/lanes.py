@@ -20,6 +20,17 @@ from secure_quant_server.mpc.pipe import Pipe, error_from_fields, error_to_field
 __all__ = ["LaneHandle", "Lanes", "Outcome"]
 
 RESTART_S = 0.5
+ENVIRONMENT = {
+    # Lanes are the parallelism: one thread of arithmetic each, unless the operator says otherwise.
+    **dict.fromkeys(
+        ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "NUMBA_NUM_THREADS"), "1"
+    ),
+    # Material and activations are megabytes that come and go with every inference: keep the pages
+    # instead of asking the kernel for zeroed ones each time.
+    "MALLOC_ARENA_MAX": "2",
+    "MALLOC_MMAP_THRESHOLD_": str(32 * 2**20),
+    "MALLOC_TRIM_THRESHOLD_": str(512 * 2**20),
+}
 STOP_S = 3.0
 
 
@@ -104,9 +115,7 @@ class LaneHandle:
 
     async def _start(self) -> None:
         ours, theirs = socket.socketpair()
-        environment = dict.fromkeys(
-            ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "NUMBA_NUM_THREADS"), "1"
-        ) | dict(os.environ)
+        environment = ENVIRONMENT | dict(os.environ)
         command = [sys.executable, "-m", "secure_quant_server.mpc.worker", str(theirs.fileno())]
         with theirs:
             self._process = subprocess.Popen(  # noqa: S603  our own module

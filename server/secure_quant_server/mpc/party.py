@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import os
 from collections import OrderedDict
 from collections.abc import Sequence
@@ -11,8 +12,6 @@ from math import prod
 from typing import Any
 
 from prometheus_client import Counter, Gauge
-from secure_quant.mpc.bundle import load_party
-from secure_quant.mpc.party import PartyProgram
 
 from secure_quant.errors import (
     ConfigError,
@@ -22,7 +21,9 @@ from secure_quant.errors import (
     ModelNotFound,
     Overloaded,
 )
+from secure_quant.mpc.bundle import load_party
 from secure_quant.mpc.lane import LaneOptions
+from secure_quant.mpc.party import PartyProgram
 from secure_quant.transport import Security
 from secure_quant.wire import info_to_proto
 from secure_quant.wire.gen import share_inference_pb2_grpc
@@ -127,6 +128,7 @@ class _Front:
             party=self.party, link=options.link, dealer=options.dealer,
             options=LaneOptions(0, options.material_bytes, options.batch),
             security=options.security, bundles=tuple(bundles),
+            log_level=logging.getLevelName(logging.getLogger("secure_quant").getEffectiveLevel()),
         )  # fmt: skip
         self.lanes = Lanes(
             config, options.lanes,

@@ -7,6 +7,7 @@ front closes its end.
 from __future__ import annotations
 
 import asyncio
+import gc
 import secrets
 import signal
 import socket
@@ -235,6 +236,9 @@ class _Worker:
     async def _announce(self, session: Session) -> None:
         await session.ready.wait()
         logs.event("lane ready", lane=self._config.options.lane)
+        # What start-up made stays for good; the collector need not look at it again.
+        gc.collect()
+        gc.freeze()
         self._say_ready(ready=True)
 
     def _say_ready(self, *, ready: bool) -> None:

@@ -165,7 +165,7 @@ def test_an_item_arrives_in_chunks():
         pump = asyncio.ensure_future(DealStream(stock, call, 1).pump())
         _, items = await stock.take("m", 2, 1)
         pump.cancel()
-        return [item.take() for item in items]
+        return [(seed, bytes(data)) for seed, data in (item.take() for item in items)]
 
     assert asyncio.run(work()) == [(SEED, b"abcdef"), (SEED, b"ghijkl")]
 
