@@ -33,8 +33,12 @@ def export_onnx(graph: Graph, path: str | os.PathLike[str]) -> None:
     Path(path).write_bytes(to_onnx(graph).SerializeToString())
 
 
-def to_onnx(graph: Graph) -> onnx.ModelProto:
-    """The ONNX model of ``graph``. Raises MissingParameters."""
+def to_onnx(graph: Graph, *, inner: bool = False) -> onnx.ModelProto:
+    """The ONNX model of ``graph``. Raises MissingParameters.
+
+    inner  every node between input and output is an output of the model too, int64 and named
+           ``ir/NAME``, so that two runtimes can be compared layer by layer.
+    """
     if graph.is_public:
         raise MissingParameters("a public graph has no weights to export")
     writer = _Writer(graph)
@@ -42,11 +46,18 @@ def to_onnx(graph: Graph) -> onnx.ModelProto:
         writer.names[node.name] = _RULES[type(node)](writer, node)
     batch = "batch"
     source, result = graph.input, graph.values[graph.output.name]
+    outputs = [helper.make_tensor_value_info("y", _INT64, [batch, *result.shape])]
+    for node in graph.nodes[1:-1] if inner else ():
+        made_at = f"ir/{node.name}"
+        shape: list[str | int | None] = [batch, *graph.values[node.name].shape]
+        cast = helper.make_node("Cast", [writer.names[node.name]], [made_at], to=_INT64)
+        writer.nodes.append(cast)
+        outputs.append(helper.make_tensor_value_info(made_at, _INT64, shape))
     made = helper.make_graph(
         writer.nodes,
         "secure_quant",
         [helper.make_tensor_value_info("x", TensorProto.INT8, [batch, *source.shape])],
-        [helper.make_tensor_value_info("y", _INT64, [batch, *result.shape])],
+        outputs,
         writer.constants,
     )
     model = helper.make_model(
