@@ -17,6 +17,8 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from secure_quant_cli.split import OBJECTIVES
+
 if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
@@ -47,7 +49,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
                         help="length of the sustained run; 0 leaves it out")  # fmt: skip
     parser.add_argument("--lanes", type=int, default=1)
     parser.add_argument("--workers", type=int, default=1)
-    parser.add_argument("--objective", choices=("latency", "traffic"), default="latency")
+    parser.add_argument("--objective", choices=OBJECTIVES, help="as in split")
     parser.add_argument("--against", choices=("crypten", "tenseal"))
     parser.add_argument("--peer-runs", type=int, default=3, help="timed inferences of the peer")
     parser.add_argument("--logs", type=Path, metavar="DIR", help="keep the logs of the roles")
@@ -121,7 +123,7 @@ def _measure(graph: Graph, infer: Any, arguments: argparse.Namespace) -> dict[st
     from secure_quant import reference
     from secure_quant_cli.console import progress
     from secure_quant_cli.engines import timed
-    from secure_quant_cli.verify import mismatches
+    from secure_quant_cli.comparison import mismatches
 
     rng = np.random.default_rng(0)
     latencies: list[float] = []

@@ -122,7 +122,7 @@ def _infer(
     from secure_quant.quantize import zoo
     from secure_quant_cli.console import progress
     from secure_quant_cli.engines import bytes_sent, timed
-    from secure_quant_cli.verify import mismatches
+    from secure_quant_cli.comparison import mismatches
 
     infer = service.traced(engine)
     images = reference.quantize_input(graph, x)

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 if TYPE_CHECKING:
     import numpy as np
@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 
     from secure_quant.ir import Graph
     from secure_quant_cli.cluster import Cluster
+    from secure_quant_cli.split import Objective
 
 __all__ = ["Service", "bytes_sent", "serving", "timed"]
 
@@ -48,7 +49,7 @@ def serving(
     logs: Path | None = None,
     lanes: int = 1,
     workers: int = 1,
-    objective: Literal["latency", "traffic"] = "latency",
+    objective: Objective | None = None,
     dial: Callable[[str], str] = str,
 ) -> Iterator[Service]:
     """Split ``graph``, make certificates, start the roles of ``engines`` (mpc, he); on leaving,

@@ -9,12 +9,15 @@ from __future__ import annotations
 import argparse
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Literal, get_args
 
 if TYPE_CHECKING:
     from secure_quant.ir import Graph
 
-__all__ = ["HELP", "configure", "run", "split_for", "write_bundles"]
+__all__ = ["HELP", "OBJECTIVES", "Objective", "configure", "run", "split_for", "write_bundles"]
+
+Objective = Literal["latency", "balanced", "traffic"]
+OBJECTIVES: tuple[str, ...] = get_args(Objective)
 
 HELP = "model file -> one bundle per role"
 
@@ -25,8 +28,8 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--engine", choices=("mpc", "he"), required=True)
     parser.add_argument("--out", type=Path, required=True, metavar="DIR")
     parser.add_argument(
-        "--objective", choices=("latency", "traffic"), default="latency",
-        help="what the planner prefers: fewer rounds or fewer bytes",
+        "--objective", choices=OBJECTIVES,
+        help="what the planner spares: time or bytes; for mpc also balanced, which is its default",
     )  # fmt: skip
     parser.add_argument(
         "--tier", choices=("T1", "T1-strict"), default="T1",
@@ -54,17 +57,23 @@ def run(arguments: argparse.Namespace) -> int:
 def split_for(
     graph: Graph,
     engine: str,
-    objective: Literal["latency", "traffic"] = "latency",
+    objective: Objective | None = None,
     tier: Literal["T1", "T1-strict"] = "T1",
 ) -> dict[str, bytes]:
-    """Role -> bundle. Raises OpNotSupported where the engine has no exact gate for an op."""
+    """Role -> bundle; the objective None is the engine's own default.
+
+    Raises OpNotSupported where the engine has no exact gate for an op, ConfigError.
+    """
     if engine == "mpc":
         from secure_quant.mpc.bundle import split as split_mpc
 
-        return split_mpc(graph, objective)
+        return split_mpc(graph, objective or "balanced")
+    from secure_quant.errors import ConfigError
     from secure_quant.he.bundle import split as split_he
 
-    return split_he(graph, objective, tier)
+    if objective == "balanced":
+        raise ConfigError("--objective for he", got=objective, expected="latency or traffic")
+    return split_he(graph, objective or "latency", tier)
 
 
 def write_bundles(bundles: Mapping[str, bytes], out: Path) -> list[Path]:

@@ -32,7 +32,7 @@ FORMAT = "secure-quant-mpc/1"
 Tensors = dict[str, NDArray[Any]]
 
 
-def split(graph: Graph, objective: Objective = "latency") -> dict[str, bytes]:
+def split(graph: Graph, objective: Objective = "balanced") -> dict[str, bytes]:
     """Bundles "party0", "party1", "dealer" and "client", under fresh seeds of the operating system.
 
     Raises OpNotSupported, MissingParameters.

@@ -27,7 +27,8 @@ from secure_quant.mpc.tables import Lookup, choose
 
 __all__ = ["MpcPlan", "Objective", "plan"]
 
-Objective = Literal["latency", "traffic"]
+Objective = Literal["latency", "balanced", "traffic"]
+"""What the planner spares: rounds; material, at a few more rounds; every byte."""
 
 PLAN_VERSION = 1
 SHARE_BITS = 64
@@ -97,10 +98,10 @@ class MpcPlan:
         return made
 
 
-def plan(graph: Graph, objective: Objective = "latency") -> MpcPlan:
+def plan(graph: Graph, objective: Objective = "balanced") -> MpcPlan:
     """The cheapest gates for ``objective``. Raises OpNotSupported."""
     if objective not in get_args(Objective):
-        raise MalformedModel("objective", got=objective, expected="latency or traffic")
+        raise MalformedModel("objective", got=objective, expected=" or ".join(get_args(Objective)))
     return _Planner(graph.public(), objective).plan()
 
 
@@ -196,7 +197,8 @@ class _Planner:
         common, source = self.common(node), self.graph.values[node.inputs[0]].shape
         outputs, ring, width = prod(common["shape"]), common["bits"], self._compared(node)
         candidates = MaximumGate.candidates(node, source)
-        tournament = levels(candidates, 4 if self.objective == "latency" and width <= WIDE else 2)
+        pairwise = self.objective == "traffic" or width > WIDE
+        tournament = levels(candidates, 2 if pairwise else 4)
         free, dealt = MaximumGate.material(tournament, outputs, width, ring)
         return MaximumGate(
             **common, node=node, width=width, source=source, tournament=tournament,

@@ -162,6 +162,7 @@ class _He:
 EXECUTORS = (
     Reference(),
     Mpc("latency"),
+    Mpc("balanced"),
     Mpc("traffic"),
     He("latency"),
     He("traffic"),

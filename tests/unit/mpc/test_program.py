@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 import pytest
@@ -19,7 +19,7 @@ from secure_quant.errors import (
 from secure_quant.ir import artifact
 from secure_quant.mpc.bundle import load_client, load_dealer, load_party
 from secure_quant.mpc.material import Item, stream
-from secure_quant.mpc.plan import MpcPlan, plan
+from secure_quant.mpc.plan import MpcPlan, Objective, plan
 from tests.unit.mpc import graphs
 from tests.unit.mpc.harness import Pair, words
 
@@ -29,7 +29,7 @@ def inputs(graph: Any, batch: int, seed: int = 0) -> Any:
     return np.random.default_rng(seed).integers(-128, 128, shape).astype(np.int8)
 
 
-@pytest.mark.parametrize("objective", ["latency", "traffic"])
+@pytest.mark.parametrize("objective", ["latency", "balanced", "traffic"])
 @pytest.mark.parametrize("name", graphs.ALL)
 def test_equals_the_reference_at_the_planned_cost(name: str, objective: str) -> None:
     graph = graphs.ALL[name]()
@@ -48,7 +48,10 @@ def test_equals_the_reference_at_the_planned_cost(name: str, objective: str) -> 
 
 
 def test_the_figures_of_a_lenet() -> None:
-    fast, lean = (plan(graphs.lenet(), objective).cost() for objective in ("latency", "traffic"))
+    fast, even, lean = (plan(graphs.lenet(), each).cost() for each in get_args(Objective))
+    assert even.rounds <= 21
+    assert even.online_bytes_per_direction <= 75_000
+    assert even.offline_bytes_party1 <= 1_500_000
     assert fast.rounds <= 17
     assert fast.online_bytes_per_direction <= 75_000
     assert lean.offline_bytes_party1 <= 1_000_000
