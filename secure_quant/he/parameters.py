@@ -14,7 +14,7 @@ __all__ = ["MAX_MODULUS_BITS", "TIERS", "Parameters", "Tier"]
 
 Tier = Literal["T1", "T1-strict"]
 
-MAX_MODULUS_BITS = {1024: 27, 2048: 54, 4096: 109, 8192: 218}
+MAX_MODULUS_BITS = {1024: 27, 2048: 54, 4096: 109, 8192: 218, 16384: 438}
 """Degree -> bits of the whole modulus at 128-bit security with a ternary secret
 (HomomorphicEncryption.org security standard, 2018, table 1; SEAL's TC128)."""
 

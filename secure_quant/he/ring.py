@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from secure_quant.errors import ConfigError
 from secure_quant.he.parameters import Parameters
 
-__all__ = ["Ring", "ring"]
+__all__ = ["Ring", "polynomials", "ring"]
 
 U64 = NDArray[np.uint64]
 
@@ -153,6 +153,15 @@ class Ring:
 def ring(parameters: Parameters) -> Ring:
     """The ring of these parameters, made once per process."""
     return Ring(parameters)
+
+
+def polynomials(ciphertext: Any) -> U64:
+    """Copy uint64[size, primes, degree] of the polynomials of a ciphertext of either of TenSEAL's
+    modules."""
+    words = [_word(ciphertext, _CIPHERTEXT[name]) for name in ("size", "primes", "degree")]
+    size, primes, degree = words
+    flat = _buffer(ciphertext, _CIPHERTEXT, size * primes * degree)
+    return flat.reshape(size, primes, degree).copy()
 
 
 def _context(degree: int, chain: tuple[int, ...]) -> Any:
