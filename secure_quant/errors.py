@@ -14,6 +14,7 @@
     ├── InputError                 the caller's data is at fault
     │   ├── ShapeMismatch
     │   ├── DtypeMismatch
+    │   ├── MalformedDataset       a data-set file that is not of its format, or not there
     │   └── ValueOutOfRange
     ├── ConfigError                options, files or certificates that cannot be used
     │   ├── CertificateExpired     outside its period of validity
@@ -26,6 +27,7 @@
     │   └── MaterialReused         one-time material was asked for twice
     └── ServiceError               the service cannot answer now, or not to this caller
         ├── ModelNotFound
+        ├── SessionNotFound        no such session is held here, or no longer
         ├── Unauthenticated
         ├── PermissionDenied
         ├── BudgetExceeded         a client's query budget is spent
@@ -54,6 +56,7 @@ __all__ = [
     "InsecureRefused",
     "InternalError",
     "InvalidGraph",
+    "MalformedDataset",
     "MalformedMessage",
     "MalformedModel",
     "MaterialExhausted",
@@ -70,6 +73,7 @@ __all__ = [
     "ProtocolError",
     "SecureQuantError",
     "ServiceError",
+    "SessionNotFound",
     "ShapeMismatch",
     "Unauthenticated",
     "UnsupportedModule",
@@ -152,6 +156,10 @@ class DtypeMismatch(InputError):
     """An array of the wrong dtype."""
 
 
+class MalformedDataset(InputError):
+    """A data-set file that is missing, truncated, or not of its format."""
+
+
 class ValueOutOfRange(InputError):
     """A value outside what the operation is defined for (NaN, infinity, beyond int8, ...)."""
 
@@ -198,6 +206,10 @@ class ServiceError(SecureQuantError):
 
 class ModelNotFound(ServiceError):
     """No model of that hash is served here."""
+
+
+class SessionNotFound(ServiceError):
+    """No session of that id is held here for this caller, or no longer; open another."""
 
 
 class Unauthenticated(ServiceError):

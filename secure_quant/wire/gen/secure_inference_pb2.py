@@ -25,7 +25,7 @@ _sym_db = _symbol_database.Default()
 from secure_quant.wire.gen import model_pb2 as secure__quant_dot_v1_dot_model__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n&secure_quant/v1/secure_inference.proto\x12\x0fsecure_quant.v1\x1a\x1bsecure_quant/v1/model.proto\"%\n\x0fGetModelRequest\x12\x12\n\nmodel_hash\x18\x01 \x01(\t\"<\n\x10GetModelResponse\x12(\n\x04info\x18\x01 \x01(\x0b\x32\x1a.secure_quant.v1.ModelInfo\"]\n\x15\x45valuateLinearRequest\x12\x12\n\nmodel_hash\x18\x01 \x01(\t\x12\x0c\n\x04step\x18\x02 \x01(\r\x12\r\n\x05\x62\x61tch\x18\x03 \x01(\r\x12\x13\n\x0b\x63iphertexts\x18\x04 \x01(\x0c\"-\n\x16\x45valuateLinearResponse\x12\x13\n\x0b\x63iphertexts\x18\x01 \x01(\x0c\x32\xcc\x01\n\x16SecureInferenceService\x12O\n\x08GetModel\x12 .secure_quant.v1.GetModelRequest\x1a!.secure_quant.v1.GetModelResponse\x12\x61\n\x0e\x45valuateLinear\x12&.secure_quant.v1.EvaluateLinearRequest\x1a\'.secure_quant.v1.EvaluateLinearResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n&secure_quant/v1/secure_inference.proto\x12\x0fsecure_quant.v1\x1a\x1bsecure_quant/v1/model.proto\"%\n\x0fGetModelRequest\x12\x12\n\nmodel_hash\x18\x01 \x01(\t\"k\n\x10GetModelResponse\x12(\n\x04info\x18\x01 \x01(\x0b\x32\x1a.secure_quant.v1.ModelInfo\x12-\n\x07leveled\x18\x02 \x01(\x0b\x32\x1c.secure_quant.v1.LeveledInfo\"1\n\x0bLeveledInfo\x12\x14\n\x0cpublic_model\x18\x01 \x01(\x0c\x12\x0c\n\x04plan\x18\x02 \x01(\x0c\"]\n\x15\x45valuateLinearRequest\x12\x12\n\nmodel_hash\x18\x01 \x01(\t\x12\x0c\n\x04step\x18\x02 \x01(\r\x12\r\n\x05\x62\x61tch\x18\x03 \x01(\r\x12\x13\n\x0b\x63iphertexts\x18\x04 \x01(\x0c\"-\n\x16\x45valuateLinearResponse\x12\x13\n\x0b\x63iphertexts\x18\x01 \x01(\x0c\"6\n\x12OpenSessionRequest\x12\x12\n\nmodel_hash\x18\x01 \x01(\t\x12\x0c\n\x04keys\x18\x02 \x01(\x0c\")\n\x13OpenSessionResponse\x12\x12\n\nsession_id\x18\x01 \x01(\x0c\"S\n\x14\x45valuateModelRequest\x12\x12\n\nmodel_hash\x18\x01 \x01(\t\x12\x12\n\nsession_id\x18\x02 \x01(\x0c\x12\x13\n\x0b\x63iphertexts\x18\x03 \x01(\x0c\",\n\x15\x45valuateModelResponse\x12\x13\n\x0b\x63iphertexts\x18\x01 \x01(\x0c\x32\x88\x03\n\x16SecureInferenceService\x12O\n\x08GetModel\x12 .secure_quant.v1.GetModelRequest\x1a!.secure_quant.v1.GetModelResponse\x12\x61\n\x0e\x45valuateLinear\x12&.secure_quant.v1.EvaluateLinearRequest\x1a\'.secure_quant.v1.EvaluateLinearResponse\x12Z\n\x0bOpenSession\x12#.secure_quant.v1.OpenSessionRequest\x1a$.secure_quant.v1.OpenSessionResponse(\x01\x12^\n\rEvaluateModel\x12%.secure_quant.v1.EvaluateModelRequest\x1a&.secure_quant.v1.EvaluateModelResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -35,11 +35,21 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_GETMODELREQUEST']._serialized_start=88
   _globals['_GETMODELREQUEST']._serialized_end=125
   _globals['_GETMODELRESPONSE']._serialized_start=127
-  _globals['_GETMODELRESPONSE']._serialized_end=187
-  _globals['_EVALUATELINEARREQUEST']._serialized_start=189
-  _globals['_EVALUATELINEARREQUEST']._serialized_end=282
-  _globals['_EVALUATELINEARRESPONSE']._serialized_start=284
-  _globals['_EVALUATELINEARRESPONSE']._serialized_end=329
-  _globals['_SECUREINFERENCESERVICE']._serialized_start=332
-  _globals['_SECUREINFERENCESERVICE']._serialized_end=536
+  _globals['_GETMODELRESPONSE']._serialized_end=234
+  _globals['_LEVELEDINFO']._serialized_start=236
+  _globals['_LEVELEDINFO']._serialized_end=285
+  _globals['_EVALUATELINEARREQUEST']._serialized_start=287
+  _globals['_EVALUATELINEARREQUEST']._serialized_end=380
+  _globals['_EVALUATELINEARRESPONSE']._serialized_start=382
+  _globals['_EVALUATELINEARRESPONSE']._serialized_end=427
+  _globals['_OPENSESSIONREQUEST']._serialized_start=429
+  _globals['_OPENSESSIONREQUEST']._serialized_end=483
+  _globals['_OPENSESSIONRESPONSE']._serialized_start=485
+  _globals['_OPENSESSIONRESPONSE']._serialized_end=526
+  _globals['_EVALUATEMODELREQUEST']._serialized_start=528
+  _globals['_EVALUATEMODELREQUEST']._serialized_end=611
+  _globals['_EVALUATEMODELRESPONSE']._serialized_start=613
+  _globals['_EVALUATEMODELRESPONSE']._serialized_end=657
+  _globals['_SECUREINFERENCESERVICE']._serialized_start=660
+  _globals['_SECUREINFERENCESERVICE']._serialized_end=1052
 # @@protoc_insertion_point(module_scope)

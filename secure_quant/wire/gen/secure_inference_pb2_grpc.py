@@ -26,8 +26,9 @@ if _version_not_supported:
 
 
 class SecureInferenceServiceStub:
-    """Homomorphic encryption: client <-> one server that sees ciphertexts only. Stateless: any replica
-    may answer any call.
+    """Homomorphic encryption: client <-> one server that sees ciphertexts only. GetModel and
+    EvaluateLinear are stateless: any replica may answer any call. EvaluateModel needs the replica
+    that holds the session's evaluation keys.
     """
 
     def __init__(self, channel):
@@ -46,11 +47,22 @@ class SecureInferenceServiceStub:
                 request_serializer=secure__quant_dot_v1_dot_secure__inference__pb2.EvaluateLinearRequest.SerializeToString,
                 response_deserializer=secure__quant_dot_v1_dot_secure__inference__pb2.EvaluateLinearResponse.FromString,
                 _registered_method=True)
+        self.OpenSession = channel.stream_unary(
+                '/secure_quant.v1.SecureInferenceService/OpenSession',
+                request_serializer=secure__quant_dot_v1_dot_secure__inference__pb2.OpenSessionRequest.SerializeToString,
+                response_deserializer=secure__quant_dot_v1_dot_secure__inference__pb2.OpenSessionResponse.FromString,
+                _registered_method=True)
+        self.EvaluateModel = channel.unary_unary(
+                '/secure_quant.v1.SecureInferenceService/EvaluateModel',
+                request_serializer=secure__quant_dot_v1_dot_secure__inference__pb2.EvaluateModelRequest.SerializeToString,
+                response_deserializer=secure__quant_dot_v1_dot_secure__inference__pb2.EvaluateModelResponse.FromString,
+                _registered_method=True)
 
 
 class SecureInferenceServiceServicer:
-    """Homomorphic encryption: client <-> one server that sees ciphertexts only. Stateless: any replica
-    may answer any call.
+    """Homomorphic encryption: client <-> one server that sees ciphertexts only. GetModel and
+    EvaluateLinear are stateless: any replica may answer any call. EvaluateModel needs the replica
+    that holds the session's evaluation keys.
     """
 
     def GetModel(self, request, context):
@@ -62,6 +74,20 @@ class SecureInferenceServiceServicer:
 
     def EvaluateLinear(self, request, context):
         """One linear layer on encrypted activations.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def OpenSession(self, request_iterator, context):
+        """Uploads the evaluation keys of a leveled model's client, in chunks of any size.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def EvaluateModel(self, request, context):
+        """A whole leveled model on encrypted inputs, in one round trip.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -80,6 +106,16 @@ def add_SecureInferenceServiceServicer_to_server(servicer, server):
                     request_deserializer=secure__quant_dot_v1_dot_secure__inference__pb2.EvaluateLinearRequest.FromString,
                     response_serializer=secure__quant_dot_v1_dot_secure__inference__pb2.EvaluateLinearResponse.SerializeToString,
             ),
+            'OpenSession': grpc.stream_unary_rpc_method_handler(
+                    servicer.OpenSession,
+                    request_deserializer=secure__quant_dot_v1_dot_secure__inference__pb2.OpenSessionRequest.FromString,
+                    response_serializer=secure__quant_dot_v1_dot_secure__inference__pb2.OpenSessionResponse.SerializeToString,
+            ),
+            'EvaluateModel': grpc.unary_unary_rpc_method_handler(
+                    servicer.EvaluateModel,
+                    request_deserializer=secure__quant_dot_v1_dot_secure__inference__pb2.EvaluateModelRequest.FromString,
+                    response_serializer=secure__quant_dot_v1_dot_secure__inference__pb2.EvaluateModelResponse.SerializeToString,
+            ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
             'secure_quant.v1.SecureInferenceService', rpc_method_handlers)
@@ -89,8 +125,9 @@ def add_SecureInferenceServiceServicer_to_server(servicer, server):
 
  # This class is part of an EXPERIMENTAL API.
 class SecureInferenceService:
-    """Homomorphic encryption: client <-> one server that sees ciphertexts only. Stateless: any replica
-    may answer any call.
+    """Homomorphic encryption: client <-> one server that sees ciphertexts only. GetModel and
+    EvaluateLinear are stateless: any replica may answer any call. EvaluateModel needs the replica
+    that holds the session's evaluation keys.
     """
 
     @staticmethod
@@ -137,6 +174,60 @@ class SecureInferenceService:
             '/secure_quant.v1.SecureInferenceService/EvaluateLinear',
             secure__quant_dot_v1_dot_secure__inference__pb2.EvaluateLinearRequest.SerializeToString,
             secure__quant_dot_v1_dot_secure__inference__pb2.EvaluateLinearResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def OpenSession(request_iterator,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.stream_unary(
+            request_iterator,
+            target,
+            '/secure_quant.v1.SecureInferenceService/OpenSession',
+            secure__quant_dot_v1_dot_secure__inference__pb2.OpenSessionRequest.SerializeToString,
+            secure__quant_dot_v1_dot_secure__inference__pb2.OpenSessionResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def EvaluateModel(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/secure_quant.v1.SecureInferenceService/EvaluateModel',
+            secure__quant_dot_v1_dot_secure__inference__pb2.EvaluateModelRequest.SerializeToString,
+            secure__quant_dot_v1_dot_secure__inference__pb2.EvaluateModelResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -27,8 +27,9 @@ GRPC_GENERATED_VERSION: str
 GRPC_VERSION: str
 
 class SecureInferenceServiceStub:
-    """Homomorphic encryption: client <-> one server that sees ciphertexts only. Stateless: any replica
-    may answer any call.
+    """Homomorphic encryption: client <-> one server that sees ciphertexts only. GetModel and
+    EvaluateLinear are stateless: any replica may answer any call. EvaluateModel needs the replica
+    that holds the session's evaluation keys.
     """
 
     @_typing.overload
@@ -39,11 +40,16 @@ class SecureInferenceServiceStub:
     """The public graph and plan of a model. An empty hash asks for the only model served."""
     EvaluateLinear: _grpc.UnaryUnaryMultiCallable[_secure_inference_pb2.EvaluateLinearRequest, _secure_inference_pb2.EvaluateLinearResponse]
     """One linear layer on encrypted activations."""
+    OpenSession: _grpc.StreamUnaryMultiCallable[_secure_inference_pb2.OpenSessionRequest, _secure_inference_pb2.OpenSessionResponse]
+    """Uploads the evaluation keys of a leveled model's client, in chunks of any size."""
+    EvaluateModel: _grpc.UnaryUnaryMultiCallable[_secure_inference_pb2.EvaluateModelRequest, _secure_inference_pb2.EvaluateModelResponse]
+    """A whole leveled model on encrypted inputs, in one round trip."""
 
 @_typing.type_check_only
 class SecureInferenceServiceAsyncStub(SecureInferenceServiceStub):
-    """Homomorphic encryption: client <-> one server that sees ciphertexts only. Stateless: any replica
-    may answer any call.
+    """Homomorphic encryption: client <-> one server that sees ciphertexts only. GetModel and
+    EvaluateLinear are stateless: any replica may answer any call. EvaluateModel needs the replica
+    that holds the session's evaluation keys.
     """
 
     def __init__(self, channel: _aio.Channel) -> None: ...
@@ -51,10 +57,15 @@ class SecureInferenceServiceAsyncStub(SecureInferenceServiceStub):
     """The public graph and plan of a model. An empty hash asks for the only model served."""
     EvaluateLinear: _aio.UnaryUnaryMultiCallable[_secure_inference_pb2.EvaluateLinearRequest, _secure_inference_pb2.EvaluateLinearResponse]  # type: ignore[assignment]
     """One linear layer on encrypted activations."""
+    OpenSession: _aio.StreamUnaryMultiCallable[_secure_inference_pb2.OpenSessionRequest, _secure_inference_pb2.OpenSessionResponse]  # type: ignore[assignment]
+    """Uploads the evaluation keys of a leveled model's client, in chunks of any size."""
+    EvaluateModel: _aio.UnaryUnaryMultiCallable[_secure_inference_pb2.EvaluateModelRequest, _secure_inference_pb2.EvaluateModelResponse]  # type: ignore[assignment]
+    """A whole leveled model on encrypted inputs, in one round trip."""
 
 class SecureInferenceServiceServicer(metaclass=_abc_1.ABCMeta):
-    """Homomorphic encryption: client <-> one server that sees ciphertexts only. Stateless: any replica
-    may answer any call.
+    """Homomorphic encryption: client <-> one server that sees ciphertexts only. GetModel and
+    EvaluateLinear are stateless: any replica may answer any call. EvaluateModel needs the replica
+    that holds the session's evaluation keys.
     """
 
     @_abc_1.abstractmethod
@@ -72,5 +83,21 @@ class SecureInferenceServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_secure_inference_pb2.EvaluateLinearResponse, _abc.Awaitable[_secure_inference_pb2.EvaluateLinearResponse]]:
         """One linear layer on encrypted activations."""
+
+    @_abc_1.abstractmethod
+    def OpenSession(
+        self,
+        request_iterator: _MaybeAsyncIterator[_secure_inference_pb2.OpenSessionRequest],
+        context: _ServicerContext,
+    ) -> _typing.Union[_secure_inference_pb2.OpenSessionResponse, _abc.Awaitable[_secure_inference_pb2.OpenSessionResponse]]:
+        """Uploads the evaluation keys of a leveled model's client, in chunks of any size."""
+
+    @_abc_1.abstractmethod
+    def EvaluateModel(
+        self,
+        request: _secure_inference_pb2.EvaluateModelRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_secure_inference_pb2.EvaluateModelResponse, _abc.Awaitable[_secure_inference_pb2.EvaluateModelResponse]]:
+        """A whole leveled model on encrypted inputs, in one round trip."""
 
 def add_SecureInferenceServiceServicer_to_server(servicer: SecureInferenceServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...
