@@ -1,6 +1,7 @@
 """Small models and data sets to try the library on."""
 
 from secure_quant.quantize.zoo.data import Split, digits
+from secure_quant.quantize.zoo.datasets import cifar10, mnist
 from secure_quant.quantize.zoo.models import (
     DepthwiseNet,
     LeNet,
@@ -20,8 +21,10 @@ __all__ = [
     "Split",
     "TransformerEncoder",
     "accuracy",
+    "cifar10",
     "digits",
     "linear",
     "mlp",
+    "mnist",
     "train",
 ]
