@@ -12,8 +12,11 @@ from typing import Any, TypeVar, cast
 import numba
 import numpy as np
 from numba import types
+from numpy.typing import NDArray
 
-__all__ = ["add_opened", "kernel", "lookup", "pack", "xor_opened"]
+from secure_quant.mpc.simd import LANES, blocks, parities, popcount
+
+__all__ = ["add_opened", "compared", "kernel", "lookup", "pack", "plane_table", "xor_opened"]
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -66,42 +69,23 @@ def correct(words: Any, place: int, bits: int, value: Any) -> None:
     flip(words, place, bits, old ^ ((value - old) & (ONES >> np.uint64(64 - bits))))
 
 
-@kernel(U(U))
-def parity(x: Any) -> Any:
-    x ^= x >> np.uint64(32)
-    x ^= x >> np.uint64(16)
-    x ^= x >> np.uint64(8)
-    x ^= x >> np.uint64(4)
-    return (np.uint64(0x6996) >> (x & np.uint64(15))) & ONE
-
-
-@kernel(U(IN, I, I))
-def parity_between(words: Any, start: int, stop: int) -> Any:
-    """Parity of the bits at start, ..., stop - 1."""
-    if stop <= start:
-        return ZERO
-    first = np.uint64(start) >> np.uint64(6)
-    last = np.uint64(stop - 1) >> np.uint64(6)
-    head = ONES << np.uint64(start & 63)
-    tail = ONES >> np.uint64(63 - ((stop - 1) & 63))
-    if first == last:
-        return parity(words[first] & head & tail)
-    made = words[first] & head
+@kernel(U(IN, I, I, I))
+def compared(words: Any, base: int, width: int, digit: Any) -> Any:
+    """From 2^width shared bits at ``base``, the one-hot of r: [digit < r] + 2·[digit = r]."""
+    if width <= 6:
+        rest = read(words, base, 1 << width) >> np.uint64(digit)
+        return (popcount(rest >> ONE) & ONE) | ((rest & ONE) << ONE)
+    first, last = (
+        np.uint64(base + digit) >> np.uint64(6),
+        np.uint64(base >> 6) + (ONE << np.uint64(width - 6)),
+    )
+    rest = words[first] >> np.uint64(digit & 63)
+    hit, made = rest & ONE, rest >> ONE
     w = first + ONE
     while w < last:
         made ^= words[w]
         w += ONE
-    return parity(made ^ (words[last] & tail))
-
-
-@kernel(U(IN, I, I, I, I))
-def parity_around(words: Any, base: int, size: int, start: int, length: int) -> Any:
-    """Parity of ``length`` <= size bits from ``start`` on around a circle of ``size`` bits."""
-    if start + length <= size:
-        return parity_between(words, base + start, base + start + length)
-    return parity_between(words, base + start, base + size) ^ parity_between(
-        words, base, base + start + length - size
-    )
+    return (popcount(made) & ONE) | (hit << ONE)
 
 
 @kernel(types.void(IN, I, OUT))
@@ -139,53 +123,59 @@ def xor_opened(words: Any, bits: int, values: Any) -> None:
 # ---------------------------------------------------------------------------------------- lookups
 
 
-@kernel(U(IN, I, I, I, IN2, OUT, OUT))
-def lookup(
-    words: Any, base: int, width: int, turn: Any, planes: Any, scratch: Any, sums: Any
-) -> Any:
+block2, block4, block8 = blocks(2), blocks(4), blocks(8)
+
+
+@kernel(U(IN, I, I, I, IN2))
+def lookup(words: Any, base: int, width: int, turn: Any, planes: Any) -> Any:
     """XOR_i e_i · X[(turn - i) mod 2^width] for the 2^width shared bits e at ``base``.
 
-    planes[:, b] holds bit b of X[-j] at bit j, so that e turned by ``turn`` meets it in place.
-    scratch, sums: a word for each of planes' rows and columns.
+    planes: ``plane_table`` of X, so that e turned by ``turn`` meets it in place.
     """
-    if width < 6:
-        size = 1 << width
-        e = read(words, base, size)
-        if turn > 0:
-            e = (e >> np.uint64(turn)) | (e << np.uint64(size - turn))
-        e &= ONES >> np.uint64(64 - size)
-        made = ZERO
-        for b in range(planes.shape[1]):
-            made |= parity(e & planes[0, b]) << np.uint64(b)
+    made, groups = ZERO, planes.shape[0]
+    if width <= 6:
+        size = np.uint64(1 << width)
+        e, by = read(words, base, 1 << width), np.uint64(turn)
+        e = (e >> by) | ((e << ONE) << (size - ONE - by))
+        for g in range(groups):
+            made |= parities(e, planes, np.uint64(g)) << np.uint64(8 * g)
         return made
-    count = np.uint64(1 << (width - 6))
-    first, w, s = np.uint64(base >> 6), np.uint64(turn >> 6), np.uint64(turn & 63)
-    around, back = count - ONE, np.uint64(64) - s
-    if s == ZERO:
-        for j in range(count):
-            scratch[j] = words[first + ((w + j) & around)]
-    else:
-        for j in range(count):
-            scratch[j] = (words[first + ((w + j) & around)] >> s) | (
-                words[first + ((w + j + ONE) & around)] << back
-            )
-    rows = planes.shape[1]
-    sums[:] = ZERO
-    for j in range(np.int64(count)):
-        e = scratch[j]
-        for b in range(rows):
-            sums[b] ^= e & planes[j, b]
-    made = ZERO
-    for b in range(rows):
-        x = sums[b]
-        x ^= x >> np.uint64(32)
-        x ^= x >> np.uint64(16)
-        x ^= x >> np.uint64(8)
-        x ^= x >> np.uint64(4)
-        x ^= x >> np.uint64(2)
-        x ^= x >> ONE
-        made |= (x & ONE) << np.uint64(b)
+    count = ONE << np.uint64(width - 6)
+    first, shift = np.uint64(base) >> np.uint64(6), np.uint64(turn) & np.uint64(63)
+    start = count - (np.uint64(turn) >> np.uint64(6))
+    groups //= 2 << (width - 6)
+    for g in range(groups):
+        row, got = start + np.uint64(g) * (count + count), ZERO
+        if width == 7:
+            got = block2(words, first, words[first], shift, planes, row)
+        elif width == 8:
+            got = block4(words, first, words[first], shift, planes, row)
+        else:
+            k = ZERO
+            while k < count:
+                after = words[first + ((k + np.uint64(8)) & (count - ONE))]
+                got ^= block8(words, first + k, after, shift, planes, row + k)
+                k += np.uint64(8)
+        made |= got << np.uint64(8 * g)
     return made
+
+
+def plane_table(entries: NDArray[np.uint64], bits: int) -> NDArray[np.uint64]:
+    """What ``lookup`` reads for X = entries, uint64[2^W], of ``bits`` bits each.
+
+    uint64[rows, 8]; 8 columns make a group. Column b of a group has bit b of X[-j] at bit j. Rows
+    of a group stand there twice unless there is but one, so that what is turned need not wrap.
+    """
+    size, groups = len(entries), -(-bits // LANES)
+    turned = entries[-np.arange(size) % size]
+    planes = turned >> np.arange(LANES * groups, dtype=np.uint64)[:, None] & ONE
+    padded = np.zeros((LANES * groups, max(size, 64)), np.uint64)
+    padded[:, :size] = planes
+    grouped = padded.reshape(groups, LANES, -1, 64) << np.arange(64, dtype=np.uint64)
+    rows = np.bitwise_or.reduce(grouped, axis=3).swapaxes(1, 2)  # [groups, words, 8]
+    if size > 64:
+        rows = np.concatenate([rows, rows], axis=1)
+    return np.ascontiguousarray(rows.reshape(-1, LANES))
 
 
 @kernel(types.void(OUT, I, I, I))

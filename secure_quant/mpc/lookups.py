@@ -19,12 +19,11 @@ from secure_quant.mpc.kernels import (
     OUT,
     ZERO,
     I,
+    compared,
     correct,
     flip,
     kernel,
     lookup,
-    parity_around,
-    parity_between,
     prefix,
     read,
 )
@@ -34,45 +33,42 @@ __all__ = ["deal_v3", "deal_v4", "lift", "lift_v3", "open_v3", "open_v4", "selec
 INT = types.Array(I, 1, "C", readonly=True)
 
 # Places in the vector of constants.
-SHIFT, WIDTH, GRANULE, REACH, START, COUNT, OVER, OVER_COUNT, BITS, BELOW, ABOVE = range(11)
-VARIABLES, PRODUCTS, RECORD, OPENED, FLOOR, RING, LIFT, CONSTANTS = range(11, 19)
+SHIFT, WIDTH, GRANULE, REACH, BITS, BELOW, ABOVE, VARIABLES, PRODUCTS, RECORD = range(10)
+OPENED, FLOOR, RING, LIFT = range(10, 14)
 MAIN, SAT, RECORDS, LIFTS, DIGITS = range(5)
 
 
-@kernel(types.void(IN, IN, IN, INT, INT, INT, IN2, OUT, OUT, OUT, OUT))
+@kernel(types.void(IN, IN, IN, INT, INT, INT, IN2, IN2, OUT, OUT))
 def open_v4(
-    c: Any, dealt: Any, free: Any, con: Any, at: Any, digits: Any, planes: Any,
-    scratch: Any, sums: Any, high: Any, out: Any,
+    c: Any, dealt: Any, free: Any, con: Any, at: Any, digits: Any, planes: Any, windows: Any,
+    high: Any, out: Any,
 ) -> None:  # fmt: skip
     """Own share of every looked-up bit, masked; ``high`` keeps the share of [u above the table]."""
     shift, width, reach = con[SHIFT], con[WIDTH], con[REACH]
-    keep = (ONE << np.uint64(width)) - ONE
-    around = (1 << reach) - 1
+    keep, around = (1 << width) - 1, (1 << reach) - 1
+    numbers = 2 * con[BITS] if shift > 0 else con[BITS]
     for i in range(c.shape[0]):
-        turn = np.int64((c[i] >> np.uint64(shift)) & keep)
-        word = lookup(dealt, at[MAIN] + (i << width), width, turn, planes, scratch, sums)
-        fill = planes.shape[1]
+        turn = np.int64(c[i] >> np.uint64(shift)) & keep
+        word = lookup(dealt, at[MAIN] + (i << width), width, turn, planes)
+        fill = numbers
         if reach > 0:
-            top, base = np.int64(c[i] >> np.uint64(shift + con[GRANULE])), at[SAT] + (i << reach)
-            start = (top - (con[START] + con[COUNT] - 1)) & around
-            word |= parity_around(dealt, base, 1 << reach, start, con[COUNT]) << np.uint64(fill)
-            start = (top - (con[OVER] + con[OVER_COUNT] - 1)) & around
-            high[i] = parity_around(dealt, base, 1 << reach, start, con[OVER_COUNT])
+            top = np.int64(c[i] >> np.uint64(shift + con[GRANULE])) & around
+            got = lookup(dealt, at[SAT] + (i << reach), reach, top, windows)
+            word |= (got & ONE) << np.uint64(fill)
+            high[i] = got >> ONE
             fill += 1
         place = 0
         for j in range(digits.shape[0]):
-            size = 1 << digits[j]
-            digit = np.int64(c[i] >> np.uint64(place)) & (size - 1)
-            base = at[DIGITS + j] + i * size
+            bits = digits[j]
+            digit = np.int64(c[i] >> np.uint64(place)) & ((1 << bits) - 1)
+            base = at[DIGITS + j] + (i << bits)
             if j == 0:
                 word |= read(dealt, base + digit, 1) << np.uint64(fill)
-            else:
-                less = parity_between(dealt, base + digit + 1, base + size)
-                word |= less << np.uint64(fill)
                 fill += 1
-                word |= read(dealt, base + digit, 1) << np.uint64(fill)
-            fill += 1
-            place += digits[j]
+            else:
+                word |= compared(dealt, base, bits, digit) << np.uint64(fill)
+                fill += 2
+            place += bits
         out[i] = word ^ (free[i] & (ONES >> np.uint64(64 - fill)))
 
 
@@ -206,29 +202,24 @@ def deal_v4(r: Any, free: Any, dealt: Any, monomials: Any, con: Any, at: Any, di
             place += ring - j
 
 
-@kernel(types.void(IN, IN, IN, INT, INT, INT, IN2, OUT, OUT, OUT, OUT))
+@kernel(types.void(IN, IN, IN, INT, INT, IN2, IN2, OUT))
 def open_v3(
-    c: Any, dealt: Any, free: Any, con: Any, at: Any, digits: Any, planes: Any,
-    scratch: Any, sums: Any, high: Any, out: Any,
-) -> None:  # fmt: skip
+    c: Any, dealt: Any, free: Any, con: Any, at: Any, planes: Any, windows: Any, out: Any
+) -> None:
     """As ``open_v4``: a number for either case of the opened borrow bit, inside, above, borrow."""
     shift, width, reach, bits = con[SHIFT], con[WIDTH], con[REACH], con[BITS]
     cases = 2 if shift > 0 else 1
-    keep, around = (ONE << np.uint64(width)) - ONE, (1 << reach) - 1
+    keep, around = (1 << width) - 1, (1 << reach) - 1
     for i in range(c.shape[0]):
-        turn = np.int64((c[i] >> np.uint64(shift)) & keep)
+        turn = np.int64(c[i] >> np.uint64(shift)) & keep
         word, fill = ZERO, 0
         for case in range(cases):
             base = at[MAIN] + ((i * cases + case) << width)
-            word |= lookup(dealt, base, width, turn, planes, scratch, sums) << np.uint64(fill)
+            word |= lookup(dealt, base, width, turn, planes) << np.uint64(fill)
             fill += bits
         if reach > 0:
-            top, base = np.int64(c[i] >> np.uint64(shift + con[GRANULE])), at[SAT] + (i << reach)
-            start = (top - (con[START] + con[COUNT] - 1)) & around
-            word |= parity_around(dealt, base, 1 << reach, start, con[COUNT]) << np.uint64(fill)
-            start = (top - (con[OVER] + con[OVER_COUNT] - 1)) & around
-            above = parity_around(dealt, base, 1 << reach, start, con[OVER_COUNT])
-            word |= above << np.uint64(fill + 1)
+            top = np.int64(c[i] >> np.uint64(shift + con[GRANULE])) & around
+            word |= lookup(dealt, at[SAT] + (i << reach), reach, top, windows) << np.uint64(fill)
             fill += 2
         if shift > 0:
             digit = np.int64(c[i] & ((ONE << np.uint64(shift)) - ONE))

@@ -140,14 +140,6 @@ class Lookup:
         """Number above the table, XOR ``below``."""
         return (self.table[-1] - self.floor) ^ self.below if self.saturates else 0
 
-    @property
-    def windows(self) -> tuple[int, int, int, int]:
-        """(first g, count) where the lookup is right and (first g, count) above the table."""
-        granules, top = -(-len(self.table) // 2**self.granule), self.low + 2**self.reach - 1
-        start, stop = max(0, self.low), min(granules, top)
-        over = max(granules + 1, self.low)
-        return start, max(stop - start + 1, 0), over, max(top - over + 1, 0)
-
     @cached_property
     def entries(self) -> NDArray[np.uint64]:
         """X: uint64[2^W], numbers from ``floor`` XOR ``below``."""
@@ -162,19 +154,22 @@ class Lookup:
         return made ^ np.uint64(self.below)
 
     @cached_property
-    def planes(self) -> NDArray[np.uint64]:
-        """uint64[words, columns]: column b has bit b of X[-j] at bit j; then the same of
-        X[-j] ^ X[-j-1], what the borrow changes, where there is a borrow and the variant is V4."""
-        place = -np.arange(2**self.width)
-        now = self.entries[place % 2**self.width]
-        rows = [now >> np.uint64(b) & np.uint64(1) for b in range(self.out_bits)]
-        if self.variant == "V4" and self.shift:
-            change = now ^ self.entries[(place - 1) % 2**self.width]
-            rows += [change >> np.uint64(b) & np.uint64(1) for b in range(self.out_bits)]
-        bits = np.zeros((len(rows), max(2**self.width, 64)), np.uint64)
-        bits[:, : 2**self.width] = rows
-        grouped = bits.reshape(len(rows), -1, 64) << np.arange(64, dtype=np.uint64)
-        return np.ascontiguousarray(np.bitwise_or.reduce(grouped, axis=2).T)
+    def window_entries(self) -> NDArray[np.uint64]:
+        """By g mod 2^H: [the lookup is right] + 2·[u is above the table]. uint64[2^H]."""
+        granules, size = -(-len(self.table) // 2**self.granule), 2**self.reach
+        g = (np.arange(size) - self.low) % size + self.low
+        inside, over = (g >= 0) & (g <= granules), g > granules
+        made: NDArray[np.uint64] = inside.astype(np.uint64) | over.astype(np.uint64) << np.uint64(1)
+        return made
+
+    @cached_property
+    def looked_up(self) -> tuple[NDArray[np.uint64], int]:
+        """(entries, bits): X, and above it, in V4 with a borrow, X[j] ^ X[j - 1], which the borrow
+        changes."""
+        now = self.entries
+        if self.variant == "V3" or not self.shift:
+            return now, self.out_bits
+        return now | (now ^ np.roll(now, 1)) << np.uint64(self.out_bits), 2 * self.out_bits
 
     # ---- material and payload, in bits per element
 

@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from secure_quant.mpc import lookups
 from secure_quant.mpc.cost import words
 from secure_quant.mpc.gates.base import Dealing, Gate, Side, Value, opening
+from secure_quant.mpc.kernels import plane_table
 from secure_quant.mpc.ring import Ring, reduce, to_ring
 from secure_quant.mpc.tables import Lookup
 
@@ -55,13 +56,11 @@ class RequantizeGate(Gate):
     @cached_property
     def constants(self) -> Ints:
         look = self.look
-        start, count, over, over_count = look.windows if look.saturates else (0, 0, 0, 0)
         return np.array(
             [
-                look.shift, look.width, look.granule, look.reach, start, count, over, over_count,
-                look.out_bits, look.below, look.above, look.borrow.variables,
-                len(look.borrow.products), look.record_bits, look.opened_bits, look.floor,
-                self.bits, look.fields(self.bits)[LIFTED],
+                look.shift, look.width, look.granule, look.reach, look.out_bits, look.below,
+                look.above, look.borrow.variables, len(look.borrow.products), look.record_bits,
+                look.opened_bits, look.floor, self.bits, look.fields(self.bits)[LIFTED],
             ],
             np.int64,
         )  # fmt: skip
@@ -71,6 +70,11 @@ class RequantizeGate(Gate):
         """First bit of every dealt field."""
         sizes = [words(self.elements, bits) * 64 for bits in self.look.fields(self.bits)]
         return np.cumsum([0, *sizes[:-1]], dtype=np.int64)
+
+    @cached_property
+    def planes(self) -> tuple[Ring, Ring]:
+        """Of the looked-up numbers, and of [inside], [above]."""
+        return plane_table(*self.look.looked_up), plane_table(self.look.window_entries, 2)
 
     @cached_property
     def digits(self) -> Ints:
@@ -123,13 +127,18 @@ class RequantizeGate(Gate):
 
     def _open(self, side: Side, c: Ring, free: Ring, high: Ring) -> Ring:
         made = np.empty_like(c)
-        scratch, sums = (np.empty(size, np.uint64) for size in self.look.planes.shape)
-        kernel = lookups.open_v3 if self.look.variant == "V3" else lookups.open_v4
+        planes, windows = self.planes
         for i in range(side.batch):
-            kernel(
-                c[i], side.dealt[i], free[i], self.constants, self.places, self.digits,
-                self.look.planes, scratch, sums, high[i], made[i],
-            )  # fmt: skip
+            dealt = side.dealt[i]
+            if self.look.variant == "V3":
+                lookups.open_v3(
+                    c[i], dealt, free[i], self.constants, self.places, planes, windows, made[i]
+                )
+            else:
+                lookups.open_v4(
+                    c[i], dealt, free[i], self.constants, self.places, self.digits, planes,
+                    windows, high[i], made[i],
+                )  # fmt: skip
         return made
 
     def _v4(self, side: Side, c: Ring, free: Ring, masks: Ring) -> Generator[bytes, bytes, Ring]:
