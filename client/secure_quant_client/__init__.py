@@ -18,6 +18,7 @@ from secure_quant_client.stats import InferenceStats
 if TYPE_CHECKING:
     from secure_quant_client.aio import AsyncHeClient
     from secure_quant_client.he import HeClient
+    from secure_quant_client.leveled import LeveledClient
     from secure_quant_client.mpc import AsyncMpcClient, MpcClient
 
 __all__ = [
@@ -26,6 +27,7 @@ __all__ = [
     "HeClient",
     "InferenceStats",
     "InsecurePlaintext",
+    "LeveledClient",
     "Limits",
     "MpcClient",
     "Tls",
@@ -36,6 +38,7 @@ _LAZY = {
     "AsyncHeClient": "secure_quant_client.aio",
     "AsyncMpcClient": "secure_quant_client.mpc",
     "HeClient": "secure_quant_client.he",
+    "LeveledClient": "secure_quant_client.leveled",
     "MpcClient": "secure_quant_client.mpc",
 }
 

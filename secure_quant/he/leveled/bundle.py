@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from secure_quant.errors import HashMismatch, MalformedModel, UnsupportedVersion
+from secure_quant.errors import MalformedModel, UnsupportedVersion
 from secure_quant.he.leveled.model import LeveledModel, PublicLeveled
 from secure_quant.he.leveled.plan import TOLERANCE, LeveledPlan, plan
 from secure_quant.ir.container import read_tensors, write_tensors
@@ -65,6 +65,4 @@ def _read(role: str, names: tuple[str, ...], data: bytes) -> tuple[dict[str, byt
     whole = set(tensors) == set(names) and set(metadata) == {"format", "hash"}
     if not whole or any(t.dtype != np.uint8 or t.ndim != 1 for t in tensors.values()):
         raise MalformedModel("bundle", got=sorted(tensors)[:8], expected=sorted(names))
-    if metadata["hash"] == "":
-        raise HashMismatch("bundle", got="no hash", expected="the model's")
     return {name: tensor.tobytes() for name, tensor in tensors.items()}, metadata["hash"]

@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import secrets
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from math import isfinite
 from typing import Any
@@ -55,16 +56,17 @@ class LeveledLayer:
             got = f"{self.weight.dtype}{list(self.weight.shape)}"
             raise InvalidGraph("weight", got=got, expected="int8[out, in]")
         if not all(1 <= width <= MAX_WIDTH for width in self.weight.shape):
-            got = list(self.weight.shape)
-            raise InvalidGraph("weight", got=got, expected=f"widths of 1 to {MAX_WIDTH}")
+            shape = list(self.weight.shape)
+            raise InvalidGraph("weight", got=shape, expected=f"widths of 1 to {MAX_WIDTH}")
         for name, array in (("scale", self.scale), ("bias", self.bias)):
             if array.dtype != np.float64 or array.shape != (out,) or not np.isfinite(array).all():
                 raise InvalidGraph(name, got=f"{array.dtype}{list(array.shape)}",
                                    expected=f"finite float64[{out}]")  # fmt: skip
         if not (self.scale > 0).all():
             raise InvalidGraph("scale", got="a value <= 0", expected="> 0")
-        for array in (self.weight, self.scale, self.bias):
-            array.setflags(write=False)
+        self.weight.setflags(write=False)
+        self.scale.setflags(write=False)
+        self.bias.setflags(write=False)
 
     @property
     def matrix(self) -> Float:
@@ -151,10 +153,15 @@ class LeveledModel:
             raise InvalidGraph("leveled model", got=f"{len(self.layers)} layers", expected=">= 1")
         for before, after in zip(self.layers, self.layers[1:], strict=False):
             if len(before.weight) != after.weight.shape[1]:
-                raise InvalidGraph(
-                    "widths", got=after.weight.shape[1], expected=len(before.weight)
-                )
+                raise InvalidGraph("widths", got=after.weight.shape[1], expected=len(before.weight))
         self.public()  # checks the rest
+
+    @classmethod
+    def of(
+        cls, layers: Iterable[tuple[NDArray[np.int8], Float, Float]], input_bound: float
+    ) -> LeveledModel:
+        """(weight, scale, bias) of each layer, as ``quantize_leveled`` makes them."""
+        return cls(tuple(LeveledLayer(*layer) for layer in layers), input_bound)
 
     @property
     def hash(self) -> str:
@@ -246,4 +253,3 @@ _PARTS: dict[str, np.dtype[Any]] = {
     "scale": np.dtype(np.uint64),
     "bias": np.dtype(np.uint64),
 }
-

@@ -11,7 +11,6 @@ from dataclasses import dataclass
 from functools import lru_cache
 from math import ceil, isfinite, log2
 
-
 from secure_quant.errors import InsecureRefused, InvalidGraph, MalformedModel, OpNotSupported
 from secure_quant.he.leveled.bound import naf, output_error, value_bounds
 from secure_quant.he.leveled.model import LeveledModel, PublicLeveled

@@ -113,15 +113,22 @@ class Pool(Evaluators):
     async def _exchange(
         self, worker: WorkerProcess, model: int, step: int, batch: int, ciphertexts: bytes
     ) -> bytes:
+        work = worker.evaluate(model, step, batch, ciphertexts)
+        return await self._held(worker, work, self._limit)
+
+    async def _held(
+        self, worker: WorkerProcess, work: Coroutine[Any, Any, bytes], limit_s: float
+    ) -> bytes:
+        """The answer of a worker that is not idle; it will be again, or replaced."""
         try:
-            async with asyncio.timeout(self._limit):
-                answer = await worker.evaluate(model, step, batch, ciphertexts)
+            async with asyncio.timeout(limit_s):
+                answer = await work
         except SecureQuantError:
             self._idle.put_nowait(worker)
             raise
         except TimeoutError as error:
             self._spawn(self._replace(worker))
-            raise DeadlineExceeded("evaluation", expected=f"<= {self._limit:g} s") from error
+            raise DeadlineExceeded("evaluation", expected=f"<= {limit_s:g} s") from error
         except (OSError, EOFError) as error:
             self._spawn(self._replace(worker))
             hint = "it may be sent again"
@@ -147,8 +154,11 @@ class Pool(Evaluators):
             else:
                 return
 
+    def _make(self) -> WorkerProcess:
+        return WorkerProcess()
+
     async def _launch(self) -> list[bytes]:
-        worker = WorkerProcess()
+        worker = self._make()
         self._alive.add(worker)
         try:
             infos = await worker.start(self._bundles)

@@ -26,7 +26,8 @@ _ONE_THREAD = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", "MKL_NUM_THR
 class WorkerProcess:
     """One process and this end of its socket pair; one exchange at a time."""
 
-    def __init__(self) -> None:
+    def __init__(self, module: str = "secure_quant_server.he.worker") -> None:
+        self._module = module
         self._link, self._theirs = socket.socketpair()
         for end in (self._link, self._theirs):
             end.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, SOCKET_BUFFER)
@@ -43,7 +44,7 @@ class WorkerProcess:
         InternalError."""
         fd = self._theirs.fileno()
         # -P: modules come from the installation, never from the directory one happens to be in.
-        command = (sys.executable, "-P", "-m", "secure_quant_server.he.worker", str(fd))
+        command = (sys.executable, "-P", "-m", self._module, str(fd))
         self._process = await asyncio.create_subprocess_exec(
             *command,
             pass_fds=(fd,),

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from secure_quant.errors import ConfigError
+from secure_quant.he.leveled.bundle import is_server as is_leveled
 from secure_quant.wire.gen.secure_inference_pb2_grpc import (
     add_SecureInferenceServiceServicer_to_server,
 )
@@ -21,6 +22,7 @@ from secure_quant_server.common import (
     on_stop_signal,
     read_bundle,
 )
+from secure_quant_server.he.leveled import LeveledModels
 from secure_quant_server.he.pool import Evaluators, InProcess, Pool
 from secure_quant_server.he.service import SERVICE, SecureInference
 
@@ -34,8 +36,9 @@ class HeOptions(ServerOptions):
     """bundles: one server bundle per model, paths or bytes.
 
     workers     evaluation processes; None for one per core. 0 evaluates in the server's process:
-                a malformed request that crashes the engine then ends the server.
-    evaluate_s  longest evaluation of one layer.
+                a malformed request that crashes the engine then ends the server. Leveled models
+                always have a process of their own at least.
+    evaluate_s  longest evaluation of one layer, or of one sample by a leveled model.
     """
 
     bundles: Sequence[str | os.PathLike[str] | bytes]
@@ -50,12 +53,19 @@ class HeServer:
         if not options.bundles:
             raise ConfigError("bundles", got="none", expected="at least one server bundle")
         self._options = options
-        bundles = [read_bundle(bundle) for bundle in options.bundles]
+        found = [read_bundle(bundle) for bundle in options.bundles]
+        bundles = [bundle for bundle in found if not is_leveled(bundle)]
+        # No process but workers of their own reads what clients send to leveled models.
+        self.leveled = LeveledModels([bundle for bundle in found if is_leveled(bundle)],
+                                     options.workers, limit_s=options.evaluate_s)  # fmt: skip
         cores = len(os.sched_getaffinity(0))
         workers = cores if options.workers is None else options.workers
         self.evaluators: Evaluators = (
-            Pool(bundles, workers, limit_s=options.evaluate_s) if workers else InProcess(bundles)
+            Pool(bundles, workers, limit_s=options.evaluate_s)
+            if workers and bundles
+            else InProcess(bundles)
         )
+        self._exact = bool(bundles)
         self._grpc: GrpcServer | None = None
         self._watch: asyncio.Task[None] | None = None
 
@@ -71,13 +81,15 @@ class HeServer:
         access = Access({SERVICE: frozenset({"client"})}, tokens)
         server = GrpcServer(options, access, [SERVICE])
         try:
-            infos = await self.evaluators.start()
+            infos = await self.evaluators.start() if self._exact else []
+            await self.leveled.start()
             budgets = Budgets(options.budget, options.budget_window_s)
-            service = SecureInference(self.evaluators, infos, budgets)
+            service = SecureInference(self.evaluators, infos, budgets, self.leveled)
             add_SecureInferenceServiceServicer_to_server(service, server.server)
             await server.start()
         except BaseException:
             await self.evaluators.stop()
+            await self.leveled.stop()
             raise
         self._grpc = server
         await server.set_serving(True)
@@ -92,12 +104,14 @@ class HeServer:
         if self._grpc is not None:
             await self._grpc.stop()
         await self.evaluators.stop()
+        await self.leveled.stop()
 
     async def _follow(self, server: GrpcServer) -> None:
         """Health says SERVING only while somebody can evaluate."""
         while True:
             await asyncio.sleep(HEALTH_S)
-            await server.set_serving(self.evaluators.available)
+            exact = self.evaluators.available or not self._exact
+            await server.set_serving(exact and self.leveled.available)
 
 
 async def serve_he(options: HeOptions, *, stop: asyncio.Event | None = None) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,11 +15,16 @@ from secure_quant.wire.gen.model_pb2 import ModelInfo
 from secure_quant.wire.gen.secure_inference_pb2 import (
     EvaluateLinearRequest,
     EvaluateLinearResponse,
+    EvaluateModelRequest,
+    EvaluateModelResponse,
     GetModelRequest,
     GetModelResponse,
+    OpenSessionRequest,
+    OpenSessionResponse,
 )
 from secure_quant.wire.gen.secure_inference_pb2_grpc import SecureInferenceServiceServicer
 from secure_quant_server.common import Budgets, current_caller
+from secure_quant_server.he.leveled import LeveledModels
 from secure_quant_server.he.pool import Evaluators
 
 __all__ = ["SERVICE", "SecureInference"]
@@ -38,8 +43,15 @@ class _Served:
 class SecureInference(SecureInferenceServiceServicer):
     """``infos``: the serialized ModelInfo of each model, as the evaluators made them."""
 
-    def __init__(self, evaluators: Evaluators, infos: Sequence[bytes], budgets: Budgets) -> None:
+    def __init__(
+        self,
+        evaluators: Evaluators,
+        infos: Sequence[bytes],
+        budgets: Budgets,
+        leveled: LeveledModels | None = None,
+    ) -> None:
         self._evaluators, self._budgets = evaluators, budgets
+        self._leveled = leveled or LeveledModels([])
         self._models: dict[str, _Served] = {}
         for index, data in enumerate(infos):
             info = ModelInfo.FromString(data)
@@ -52,11 +64,14 @@ class SecureInference(SecureInferenceServiceServicer):
     @property
     def hashes(self) -> list[str]:
         """Of the models served."""
-        return list(self._models)
+        return [*self._models, *self._leveled.hashes]
 
     async def GetModel(  # noqa: N802  the name in the proto
         self, request: GetModelRequest, context: Context
     ) -> GetModelResponse:
+        info = self._leveled.info(request.model_hash or self._only())
+        if info is not None:
+            return GetModelResponse(leveled=info)
         return GetModelResponse(info=self._find(request.model_hash).info)
 
     async def EvaluateLinear(  # noqa: N802
@@ -74,11 +89,43 @@ class SecureInference(SecureInferenceServiceServicer):
         )
         return EvaluateLinearResponse(ciphertexts=answer)
 
+    async def OpenSession(  # noqa: N802
+        self, request_iterator: AsyncIterator[OpenSessionRequest], context: Context
+    ) -> OpenSessionResponse:
+        first = await anext(aiter(request_iterator), OpenSessionRequest())
+        self._check_leveled(first.model_hash)
+        caller = current_caller().name
+        upload = self._leveled.upload(caller, first.model_hash or self._only())
+        with upload:
+            upload.add(first.keys)
+            async for request in request_iterator:
+                upload.add(request.keys)
+            return OpenSessionResponse(session_id=upload.finish())
+
+    async def EvaluateModel(  # noqa: N802
+        self, request: EvaluateModelRequest, context: Context
+    ) -> EvaluateModelResponse:
+        self._check_leveled(request.model_hash)
+        caller, model_hash = current_caller().name, request.model_hash or self._only()
+        samples = self._leveled.samples(model_hash, len(request.ciphertexts))
+        self._budgets.charge(caller, (model_hash, "leveled"), samples)
+        answer = await self._leveled.evaluate(
+            caller, model_hash, request.session_id, request.ciphertexts
+        )
+        return EvaluateModelResponse(ciphertexts=answer)
+
+    def _only(self) -> str:
+        """The hash of the only model served, or nothing."""
+        return self.hashes[0] if len(self.hashes) == 1 else ""
+
+    def _check_leveled(self, model_hash: str) -> None:
+        if self._leveled.info(model_hash or self._only()) is None:
+            self._find(model_hash)  # raises if there is no such model of either kind
+            raise ConfigError("model", got="an integer model", expected="a leveled one")
+
     def _find(self, model_hash: str) -> _Served:
-        if not model_hash and len(self._models) == 1:
-            return next(iter(self._models.values()))
-        found = self._models.get(model_hash)
+        found = self._models.get(model_hash or self._only())
         if found is None:
             got = repr(model_hash[:64]) if model_hash else "no hash"
-            raise ModelNotFound("model", got=got, expected=f"one of {', '.join(self._models)}")
+            raise ModelNotFound("model", got=got, expected=f"one of {', '.join(self.hashes)}")
         return found

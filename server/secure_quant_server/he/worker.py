@@ -23,7 +23,7 @@ from secure_quant_server.he.frames import COUNT, ERROR, LENGTH, OK, REPLY, REQUE
 if TYPE_CHECKING:
     from secure_quant.he.evaluate import Evaluator
 
-__all__ = ["Stock", "describe", "load", "main"]
+__all__ = ["Stock", "describe", "load", "main", "receive", "reply", "reply_error"]
 
 # Longer than a client computes between two layers, so that stock is made between inferences.
 IDLE_S = 0.01
@@ -108,16 +108,16 @@ def describe(evaluator: Evaluator) -> bytes:
 
 
 def _start(link: socket.socket) -> list[Evaluator]:
-    (count,) = COUNT.unpack(_receive(link, COUNT.size))
+    (count,) = COUNT.unpack(receive(link, COUNT.size))
     evaluators = []
     for _ in range(count):
-        (length,) = LENGTH.unpack(_receive(link, LENGTH.size))
+        (length,) = LENGTH.unpack(receive(link, LENGTH.size))
         try:
-            evaluators.append(load(bytes(_receive(link, length))))
+            evaluators.append(load(bytes(receive(link, length))))
         except SecureQuantError as error:
-            _reply_error(link, error)
+            reply_error(link, error)
             raise ConnectionError from error
-        _reply(link, OK, describe(evaluators[-1]))
+        reply(link, OK, describe(evaluators[-1]))
         for step in range(len(evaluators[-1].plan.steps)):
             evaluators[-1].prepare(step, 1)  # the first request is no slower than the second
     gc.collect()
@@ -132,29 +132,31 @@ def _serve_one(link: socket.socket, evaluators: list[Evaluator], stock: Stock) -
     head = link.recv(REQUEST.size)
     if not head:
         return False
-    head += _receive(link, REQUEST.size - len(head))
+    head += receive(link, REQUEST.size - len(head))
     model, step, batch, length = REQUEST.unpack(head)
-    ciphertexts = _receive(link, length)
+    ciphertexts = receive(link, length)
     try:
         answer = evaluators[model].evaluate(step, batch, ciphertexts)
     except SecureQuantError as error:
-        _reply_error(link, error)
+        reply_error(link, error)
     else:
-        _reply(link, OK, answer)
+        reply(link, OK, answer)
         stock.note((model, step, batch))
     return True
 
 
-def _reply_error(link: socket.socket, error: SecureQuantError) -> None:
+def reply_error(link: socket.socket, error: SecureQuantError) -> None:
+    """Tell the front a named error."""
     details = to_status(error)[2][0][1]
-    _reply(link, ERROR, details if isinstance(details, bytes) else details.encode())
+    reply(link, ERROR, details if isinstance(details, bytes) else details.encode())
 
 
-def _reply(link: socket.socket, kind: int, body: bytes) -> None:
+def reply(link: socket.socket, kind: int, body: bytes) -> None:
+    """Tell the front OK and what was made."""
     link.sendall(REPLY.pack(kind, len(body)) + body)
 
 
-def _receive(link: socket.socket, length: int) -> memoryview:
+def receive(link: socket.socket, length: int) -> memoryview:
     """Exactly ``length`` bytes; the front already refused what is above the message limit."""
     buffer = bytearray(length)
     view, got = memoryview(buffer), 0
