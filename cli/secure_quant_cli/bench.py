@@ -121,9 +121,9 @@ def _measure(graph: Graph, infer: Any, arguments: argparse.Namespace) -> dict[st
     import numpy as np
 
     from secure_quant import reference
+    from secure_quant_cli.comparison import mismatches
     from secure_quant_cli.console import progress
     from secure_quant_cli.engines import timed
-    from secure_quant_cli.comparison import mismatches
 
     rng = np.random.default_rng(0)
     latencies: list[float] = []

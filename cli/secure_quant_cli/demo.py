@@ -120,9 +120,9 @@ def _infer(
     of them are compared; under secret sharing only the output is ever opened."""
     from secure_quant import reference
     from secure_quant.quantize import zoo
+    from secure_quant_cli.comparison import mismatches
     from secure_quant_cli.console import progress
     from secure_quant_cli.engines import bytes_sent, timed
-    from secure_quant_cli.comparison import mismatches
 
     infer = service.traced(engine)
     images = reference.quantize_input(graph, x)

@@ -1,9 +1,13 @@
-"""Both engines inside this process, without a network: what ``verify`` compares."""
+"""The engines inside this process, without a network: what ``verify`` compares."""
 
 from __future__ import annotations
 
+import copy
+from collections import defaultdict
 from collections.abc import Callable, Generator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
+from time import perf_counter
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -11,24 +15,48 @@ from numpy.typing import NDArray
 from secure_quant.errors import MalformedMessage
 from secure_quant.ir import Graph
 
-__all__ = ["Engine", "Run", "he_engine", "mpc_engine"]
+if TYPE_CHECKING:
+    from secure_quant.mpc.gates.base import Gate
+
+__all__ = ["Engine", "Run", "he_engine", "mpc_engine", "onnx_engine", "reference_engine"]
 
 Party = Generator[bytes, bytes, NDArray[np.uint64]]
+Seconds = dict[str, float]
 
 
 @dataclass(frozen=True)
 class Run:
     """values: integers by node name, at least the Output's, int64[batch, *shape].
     rounds: exchanges of the parties, or trips to the server. sent: payload bytes by one party, or
-    by client and server together."""
+    by client and server together. seconds: computing time by node name, where it can be told:
+    party 0 online; the server. client_seconds: encryption and decryption by node name."""
 
     values: dict[str, NDArray[np.int64]]
     rounds: int
     sent: int
+    seconds: Seconds = field(default_factory=dict)
+    client_seconds: Seconds = field(default_factory=dict)
 
 
 Engine = Callable[[NDArray[np.int8]], Run]
 """int8[batch, *input shape] -> what came out."""
+
+
+def reference_engine(graph: Graph) -> Engine:
+    """The plaintext reference, node by node: ``reference.trace`` with a watch."""
+    from secure_quant import reference
+
+    def run(q: NDArray[np.int8]) -> Run:
+        values: dict[str, NDArray[np.int64]] = {graph.input.name: q.astype(np.int64)}
+        seconds: Seconds = {}
+        for node in graph.nodes[1:]:
+            start = perf_counter()
+            inputs = [values[name] for name in node.inputs]
+            values[node.name] = reference.evaluate(graph, node, inputs)
+            seconds[node.name] = perf_counter() - start
+        return Run(values, 0, 0, seconds)
+
+    return run
 
 
 def mpc_engine(graph: Graph) -> Engine:
@@ -43,8 +71,12 @@ def mpc_engine(graph: Graph) -> Engine:
     bundles = split(graph)
     dealer = load_dealer(bundles["dealer"])
     parties = [load_party(bundles[name]) for name in ("party0", "party1")]
+    seconds: defaultdict[str, float] = defaultdict(float)
+    plan = parties[0].plan
+    parties[0].plan = replace(plan, gates=tuple(_watched(gate, seconds) for gate in plan.gates))
 
     def run(q: NDArray[np.int8]) -> Run:
+        seconds.clear()
         dealt = [dealer.deal() for _ in range(len(q))]
         items = (
             [Item(0, each.seed0, b"") for each in dealt],
@@ -54,9 +86,30 @@ def mpc_engine(graph: Graph) -> Engine:
             party.run(part, own) for party, part, own in zip(parties, share(q), items, strict=True)
         ]
         outputs, rounds, sent = _exchange(runs)
-        return Run({graph.output.name: join(*outputs)}, rounds, sent)
+        return Run({graph.output.name: join(*outputs)}, rounds, sent, dict(seconds))
 
     return run
+
+
+def _watched(gate: Gate, seconds: Seconds) -> Gate:
+    """The same gate; what ``online`` computes between two messages adds to ``seconds``."""
+
+    def online(*arguments: Any) -> Generator[bytes, bytes, Any]:
+        steps = gate.online(*arguments)
+        message: bytes | None = None
+        while True:
+            start = perf_counter()
+            try:
+                sent = next(steps) if message is None else steps.send(message)
+            except StopIteration as end:
+                return end.value
+            finally:
+                seconds[gate.name] += perf_counter() - start
+            message = yield sent
+
+    watched = copy.copy(gate)
+    object.__setattr__(watched, "online", online)  # gates are frozen
+    return watched
 
 
 def he_engine(graph: Graph) -> Engine:
@@ -70,20 +123,63 @@ def he_engine(graph: Graph) -> Engine:
 
     bundles = split(graph)
     server, (public, plan) = load_server(bundles["server"]), load_client(bundles["client"])
+    names = [step.node for step in plan.steps]
 
     def run(q: NDArray[np.int8]) -> Run:
-        client = walk(public, CkksSession(public, plan), q.astype(np.int64))  # a fresh key
+        seconds: defaultdict[str, float] = defaultdict(float)
+        client_seconds: defaultdict[str, float] = defaultdict(float)
+
+        class Watched(CkksSession):
+            """The session, with a watch."""
+
+            def encrypt(self, step: int, x: NDArray[np.int64]) -> bytes:
+                start = perf_counter()
+                try:
+                    return super().encrypt(step, x)
+                finally:
+                    client_seconds[names[step]] += perf_counter() - start
+
+            def decrypt(self, step: int, batch: int, response: bytes) -> NDArray[np.int64]:
+                start = perf_counter()
+                try:
+                    return super().decrypt(step, batch, response)
+                finally:
+                    client_seconds[names[step]] += perf_counter() - start
+
+        client = walk(public, Watched(public, plan), q.astype(np.int64))  # a fresh key
         trips = sent = 0
         try:
             requests = next(client)
             while True:
-                answers = [server.evaluate(*request) for request in requests]
+                answers = []
+                for request in requests:
+                    start = perf_counter()
+                    answers.append(server.evaluate(*request))
+                    seconds[names[request.step]] += perf_counter() - start
                 sent += sum(len(request.ciphertexts) for request in requests)
                 sent += sum(map(len, answers))
                 trips += 1
                 requests = client.send(answers)
         except StopIteration as end:
-            return Run(end.value, trips, sent)
+            return Run(end.value, trips, sent, dict(seconds), dict(client_seconds))
+
+    return run
+
+
+def onnx_engine(graph: Graph) -> Engine:
+    """onnxruntime on the export: a witness that shares no code with this library."""
+    import onnxruntime
+
+    from secure_quant.interop.onnx_export import to_onnx
+
+    data = to_onnx(graph, inner=True).SerializeToString()
+    session = onnxruntime.InferenceSession(data, providers=["CPUExecutionProvider"])
+    names = [output.name for output in session.get_outputs()]
+
+    def run(q: NDArray[np.int8]) -> Run:
+        made = dict(zip(names, session.run(None, {"x": q}), strict=True))
+        values = {name.removeprefix("ir/"): value for name, value in made.items() if name != "y"}
+        return Run(values | {graph.output.name: made["y"]}, 0, 0)
 
     return run
 

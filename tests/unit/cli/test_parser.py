@@ -26,6 +26,7 @@ infer --engine mpc --target a:1 --target b:2 --input X.npz --tls certs/ --json
 infer --engine he --target a:1 --input X.npz --out Y.npz --tls certs/ --model-hash 00
 verify model.sq --input X.npz
 verify model.sq --input X.npz --engines reference,he --float MODEL.py:factory --json
+verify model.sq --input X.npz --engines reference,onnx --float MODEL.py:factory --html page.html
 bench --model linear:8,32 --engine reference --batch 4
 bench --model lenet --engine mpc --batch 1 --against crypten --json
 bench --model model.sq --engine he --against tenseal --json

@@ -1,0 +1,343 @@
+"""What ``verify`` finds: every engine against the reference, and that against the float model."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from secure_quant.ir import Graph, ops
+
+if TYPE_CHECKING:
+    from secure_quant.quantize.floats import FloatValues
+    from secure_quant_cli.inprocess import Engine, Run
+
+__all__ = [
+    "COLUMNS",
+    "HISTOGRAM",
+    "Comparison",
+    "Histograms",
+    "accuracy",
+    "compare",
+    "cost_cells",
+    "mismatches",
+]
+
+COLUMNS: Mapping[str, Mapping[str, tuple[str, ...]]] = {
+    "mpc": {"sent": ("online_bytes",), "made ahead": ("offline_bytes",), "time": ("ms",)},
+    "he": {"sent": ("bytes_up", "bytes_down"), "time": ("ms", "client_ms")},
+}
+"""Columns of a table of layers, by engine: the title, and the figures of a layer that add up."""
+
+HISTOGRAM = np.arange(-192, 194)
+"""Edges of the bins, in integers of the layer: int8 and half as much again on each side, where
+float values lie that were clipped. What lies further out counts in the last bin."""
+
+Int = NDArray[np.int64]
+Costs = tuple[dict[str, int], dict[str, dict[str, int]]]
+Histograms = dict[str, dict[str, Int]]
+"""Node name -> counts in HISTOGRAM's bins: ``int8`` (an activation), ``float`` (the same of the
+float model, in units of the scale) or ``weight``."""
+
+
+@dataclass
+class Comparison:
+    """report: plain values. histograms: for plots."""
+
+    report: dict[str, Any]
+    histograms: Histograms = field(default_factory=dict)
+
+
+@dataclass
+class _Errors:
+    """Of one layer, over all samples."""
+
+    largest: float = 0.0
+    total: float = 0.0
+    peak: float = 0.0
+    count: int = 0
+
+    def add(self, real: NDArray[np.float64], floats: NDArray[Any]) -> None:
+        error = np.abs(real - floats)
+        self.largest = max(self.largest, float(error.max()))
+        self.peak = max(self.peak, float(np.abs(floats).max()))
+        self.total += float(error.sum())
+        self.count += error.size
+
+
+def compare(
+    graph: Graph,
+    x: NDArray[Any],
+    engines: Sequence[str],
+    batch: int,
+    *,
+    floats: FloatValues | None = None,
+    labels: NDArray[Any] | None = None,
+) -> Comparison:
+    """All of ``engines`` (from ENGINES) on float[n, *input shape], ``batch`` samples at a time.
+
+    floats: of the float model, for errors layer by layer. labels: int[n], for accuracies.
+    Raises OpNotSupported, and what the reference raises for a wrong input.
+    """
+    from secure_quant import reference
+    from secure_quant_cli.console import progress
+    from secure_quant_cli.inprocess import reference_engine
+
+    q = reference.quantize_input(graph, x)
+    truths = _Truths(graph, floats)
+    report: dict[str, Any] = {"model": graph.hash, "samples": len(q), "batch": batch, "engines": {}}
+    with progress(f"reference on {len(q)} samples") as line:
+        watch = _Watch(batch)
+        execute = reference_engine(graph)
+        for start in range(0, len(q), batch):
+            part = execute(q[start : start + batch])
+            watch.add(part)
+            truths.add(x[start : start + batch], part.values)
+            line.note(f"{min(start + batch, len(q))}/{len(q)}")
+    times = {"reference": watch.times()}
+    for engine in (name for name in engines if name != "reference"):
+        report["engines"][engine], times[engine] = _engine(graph, q, engine, batch, truths, labels)
+    costs = {name: COSTS[name](graph) for name in engines if name in COSTS}
+    report["layers"] = _layers(graph, truths, times, costs)
+    report["plans"] = {engine: total for engine, (total, _) in costs.items()}
+    report["bit_exact"] = all(found["mismatches"] == 0 for found in report["engines"].values())
+    report |= truths.summary(labels)
+    return Comparison(report, truths.histograms)
+
+
+def _engine(
+    graph: Graph, q: NDArray[np.int8], engine: str, batch: int, truths: _Truths,
+    labels: NDArray[Any] | None,
+) -> tuple[dict[str, Any], dict[str, Any]]:  # fmt: skip
+    """(what differed, times by layer) of one engine."""
+    from secure_quant import reference
+    from secure_quant_cli import inprocess
+    from secure_quant_cli.console import progress
+
+    makers: Mapping[str, Callable[[Graph], Engine]] = {
+        "mpc": inprocess.mpc_engine, "he": inprocess.he_engine, "onnx": inprocess.onnx_engine,
+    }  # fmt: skip
+    layers: dict[str, dict[str, int]] = {}
+    outputs, watch = [], _Watch(batch)
+    with progress(f"{engine} on {len(q)} samples") as line:
+        line.note("planning")
+        execute = makers[engine](graph)
+        for start in range(0, len(q), batch):
+            part = q[start : start + batch]
+            run = execute(part)
+            truth = reference.trace(graph, part)
+            del truth[graph.input.name]  # the client's own
+            _count(layers, truth, run.values)
+            watch.add(run)
+            outputs.append(run.values[graph.output.name])
+            line.note(f"{start + len(part)}/{len(q)}")
+    wrong = [node.name for node in graph.nodes if layers.get(node.name, {}).get("mismatches")]
+    found: dict[str, Any] = {
+        "layers": layers,
+        "compared": sum(layer["compared"] for layer in layers.values()),
+        "mismatches": sum(layer["mismatches"] for layer in layers.values()),
+        "first_difference": wrong[0] if wrong else None,
+    }
+    if labels is not None:
+        found["accuracy"] = accuracy(np.concatenate(outputs), labels, graph)
+    return found, watch.times()
+
+
+def cost_cells(layer: Mapping[str, Any], engine: str) -> list[str]:
+    """What COLUMNS shows of a layer under ``engine``."""
+    from secure_quant_cli.console import human_bytes, milliseconds
+
+    figures = layer.get(engine, {})
+    cells = []
+    for title, parts in COLUMNS[engine].items():
+        total = sum(figures.get(part, 0) for part in parts) or None
+        cells.append(milliseconds(total) if title == "time" else human_bytes(total))
+    return cells
+
+
+def _count(layers: dict[str, dict[str, int]], truth: dict[str, Int], made: dict[str, Int]) -> None:
+    for name in (each for each in truth if each in made):
+        layer = layers.setdefault(name, {"compared": 0, "mismatches": 0})
+        layer["compared"] += truth[name].size
+        layer["mismatches"] += mismatches(truth[name], made[name])
+
+
+def mismatches(expected: NDArray[Any], got: NDArray[Any]) -> int:
+    """Integers that differ; all of them if the shapes do."""
+    if expected.shape != got.shape:
+        return int(expected.size)
+    return int((expected != got).sum())
+
+
+def accuracy(y: NDArray[Any], labels: NDArray[Any], graph: Graph | None = None) -> float:
+    """Share of samples whose largest output is at the label's place. With ``graph``, y are the
+    integers at its Output."""
+    from secure_quant import reference
+
+    real = y if graph is None else reference.dequantize(graph, y)
+    return float((real.reshape(len(real), -1).argmax(-1) == labels).mean())
+
+
+class _Watch:
+    """Times of one engine over batches; the first batch, which warms up, counts only if alone."""
+
+    def __init__(self, batch: int) -> None:
+        self._batch = batch
+        self._seconds: list[dict[str, dict[str, float]]] = []
+        self._samples: list[int] = []
+
+    def add(self, run: Run) -> None:
+        self._seconds.append({"ms": run.seconds, "client_ms": run.client_seconds})
+        self._samples.append(len(next(iter(run.values.values()))))
+
+    def times(self) -> dict[str, dict[str, float]]:
+        """Node name -> milliseconds a sample: ``ms``, and ``client_ms`` under HE."""
+        warm = slice(1, None) if len(self._seconds) > 1 else slice(None)
+        samples = sum(self._samples[warm])
+        made: defaultdict[str, dict[str, float]] = defaultdict(dict)
+        for run in self._seconds[warm]:
+            for kind, spent in run.items():
+                for name, seconds in spent.items():
+                    made[name][kind] = made[name].get(kind, 0.0) + 1e3 * seconds / samples
+        return made
+
+
+class _Truths:
+    """The reference's values as they come, against those of the float model."""
+
+    def __init__(self, graph: Graph, floats: FloatValues | None) -> None:
+        self.graph, self._floats = graph, floats
+        self.errors: defaultdict[str, _Errors] = defaultdict(_Errors)
+        self.histograms: Histograms = {}
+        self.outputs: dict[str, list[NDArray[Any]]] = {"int8": [], "float": []}
+        self._units = {node.name: _units(graph, node) for node in graph.nodes}
+        for node in graph.nodes:
+            if isinstance(node, ops.Linear | ops.Conv2d):
+                self.histograms[node.name] = {"weight": _binned(graph.weight(node))}
+
+    def add(self, x: NDArray[Any], values: dict[str, Int]) -> None:
+        """One batch."""
+        floats = {} if self._floats is None else self._floats(x)
+        for node in self.graph.nodes:
+            name, value = node.name, self.graph.values[node.name]
+            factor = self._units[name]
+            seen = floats.get(name)
+            if seen is not None:
+                self.errors[name].add((values[name] - value.zero_point) * factor, seen)
+            int8 = value.range.lo >= -128 and value.range.hi <= 127
+            if int8 and isinstance(node, ops.Input | ops.Requantize):
+                self._tally(name, "int8", values[name])
+                if seen is not None:
+                    self._tally(name, "float", seen / factor + value.zero_point)
+        output = self.graph.output.name
+        made = (values[output] - self.graph.values[output].zero_point) * self._units[output]
+        self.outputs["int8"].append(made)
+        if floats:
+            self.outputs["float"].append(floats[output])
+
+    def _tally(self, name: str, kind: str, values: NDArray[Any]) -> None:
+        counts = self.histograms.setdefault(name, {})
+        counts[kind] = counts.get(kind, np.zeros(len(HISTOGRAM) - 1, np.int64)) + _binned(values)
+
+    def summary(self, labels: NDArray[Any] | None) -> dict[str, Any]:
+        """Errors at the output, and accuracies."""
+        made: dict[str, Any] = {}
+        if self.outputs["float"]:
+            errors = self.errors[self.graph.output.name]
+            made["float_error_max"] = errors.largest
+            made["float_error_mean"] = errors.total / errors.count
+        if labels is not None:
+            for kind in (kind for kind, parts in self.outputs.items() if parts):
+                made[f"accuracy_{kind}"] = accuracy(np.concatenate(self.outputs[kind]), labels)
+        return made
+
+
+def _binned(values: NDArray[Any]) -> Int:
+    """Counts in HISTOGRAM's bins of values rounded to integers."""
+    low, high = int(HISTOGRAM[0]), int(HISTOGRAM[-2])
+    place = np.clip(np.rint(values), low, high).astype(np.int64) - low
+    return np.bincount(place.reshape(-1), minlength=len(HISTOGRAM) - 1)
+
+
+def _units(graph: Graph, node: ops.Node) -> NDArray[np.float64]:
+    """What one unit of the node's centred integers stands for, to multiply with
+    [batch, *shape]."""
+    from secure_quant.reference.kernels import along
+
+    value = graph.values[node.name]
+    reader = next(iter(graph.consumers[node.name]), node)  # knows the channels' multipliers
+    if not isinstance(reader, ops.Requantize | ops.Output):
+        return np.asarray(value.scale)
+    multiplier = along(reader.multiplier, reader.axis, len(value.shape) + 1)
+    return multiplier.astype(np.float64) * value.scale
+
+
+def _layers(
+    graph: Graph,
+    truths: _Truths,
+    times: Mapping[str, Mapping[str, dict[str, float]]],
+    costs: Mapping[str, Costs],
+) -> list[dict[str, Any]]:
+    made = []
+    for node in graph.nodes:
+        layer: dict[str, Any] = {
+            "name": node.name,
+            "op": type(node).__name__,
+            "shape": list(graph.values[node.name].shape),
+        }
+        if node.name in truths.errors:
+            errors = truths.errors[node.name]
+            layer["float_error_max"] = errors.largest
+            layer["float_error_mean"] = errors.total / errors.count
+            layer["float_peak"] = errors.peak
+        for engine, spent in times.items():
+            planned = costs[engine][1].get(node.name, {}) if engine in costs else {}
+            figures = dict(planned) | spent.get(node.name, {})
+            if figures:
+                layer[engine] = figures
+        made.append(layer)
+    return made
+
+
+def _mpc_costs(graph: Graph) -> Costs:
+    from secure_quant.mpc.plan import plan
+
+    made = plan(graph)
+    cost = made.cost()
+    total = {
+        "rounds": cost.rounds,
+        "online_bytes": cost.online_bytes_per_direction,
+        "offline_bytes": cost.offline_bytes_party1,
+    }
+    layers = {
+        gate.name: {
+            "rounds": len(gate.payloads),
+            "online_bytes": sum(gate.payload_bytes(1)),
+            "offline_bytes": 8 * gate.dealt_words,
+        }
+        for gate in made.gates
+        if gate.payloads or gate.dealt_words
+    }
+    return total, layers
+
+
+def _he_costs(graph: Graph) -> Costs:
+    from secure_quant.he.plan import plan
+
+    made = plan(graph)
+    layers = {}
+    for step in made.steps:
+        cost = step.call(1).cost
+        layers[step.node] = {"bytes_up": cost.bytes_up, "bytes_down": cost.bytes_down}
+    cost = made.cost()
+    return {"bytes_up": cost.bytes_up, "bytes_down": cost.bytes_down}, layers
+
+
+COSTS: Mapping[str, Callable[[Graph], Costs]] = {"mpc": _mpc_costs, "he": _he_costs}
+"""From the plans, for one sample: totals, and by node name. Secret sharing: bytes that each party
+sends online, and that the dealer sends to party 1. Branches that run side by side share rounds, so
+the layers' rounds may add up to more than the total."""

@@ -1,0 +1,260 @@
+"""The page: verdict first, then plots and tables of the same figures."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from html import escape
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from secure_quant_cli.comparison import COLUMNS, cost_cells
+from secure_quant_cli.console import human_bytes, milliseconds, ratio
+from secure_quant_cli.report import plots
+from secure_quant_cli.report.style import STYLE
+
+if TYPE_CHECKING:
+    from secure_quant.ir import Graph
+    from secure_quant_cli.comparison import Comparison
+
+__all__ = ["render", "write_page"]
+
+NAMES = {
+    "reference": "plaintext reference",
+    "mpc": "secret sharing",
+    "he": "homomorphic encryption",
+    "onnx": "onnxruntime",
+}
+Row = Sequence[str]
+
+
+def write_page(found: Comparison, graph: Graph, path: Path) -> None:
+    """One self-contained file. Raises OSError."""
+    path.write_text(render(found, graph), encoding="utf-8")
+
+
+def render(found: Comparison, graph: Graph) -> str:
+    """The page of a comparison, the same text for the same figures."""
+    report = found.report
+    parts = [
+        _verdict(report), _cards(report, graph), _engines(report), _errors(report),
+        _histograms(found), _schemes(report), _costs(report), _layers(report),
+    ]  # fmt: skip
+    body = "\n".join(part for part in parts if part)
+    return (
+        '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
+        '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
+        f"<title>Comparison of {report['model'][:12]}</title>\n<style>{STYLE}</style>\n</head>\n"
+        f"<body>\n{body}\n</body>\n</html>\n"
+    )
+
+
+def _verdict(report: dict[str, Any]) -> str:
+    engines = report["engines"]
+    compared = sum(found["compared"] for found in engines.values())
+    wrong = sum(found["mismatches"] for found in engines.values())
+    names = ", ".join(NAMES[engine] for engine in engines)
+    if not engines:
+        mark, line, more = "", "Nothing was compared", "Only the plaintext reference was run."
+    elif report["bit_exact"]:
+        mark, line = " exact", "✓ Bit-exact"
+        more = f"All {compared:,} integers from {names} equal the plaintext reference."
+    else:
+        mark, line = "", f"✗ {wrong:,} of {compared:,} integers differ"
+        more = "First layer that differs: " + "; ".join(
+            f"{found['first_difference']} under {NAMES[engine]}"
+            for engine, found in engines.items()
+            if found["first_difference"] is not None
+        )
+    return (
+        f"<header><h1>The same integers everywhere?</h1>\n<p>Model <code>{report['model']}</code>"
+        f"</p></header>\n"
+        f'<section class="verdict{mark}"><strong>{line}</strong><p>{escape(more)}</p></section>'
+    )
+
+
+def _cards(report: dict[str, Any], graph: Graph) -> str:
+    from secure_quant_cli.sizes import weight_bytes
+
+    stored, floats = weight_bytes(graph)
+    cards = {"samples": f"{report['samples']:,}", "layers": str(len(report["layers"]))}
+    if floats:
+        cards["stored weights"] = f"{human_bytes(stored)}"
+        cards["of float32"] = ratio(stored, floats)
+    if "accuracy_float" in report:
+        cards["accuracy, float"] = f"{report['accuracy_float']:.2%}"
+    if "accuracy_int8" in report:
+        cards["accuracy, int8"] = f"{report['accuracy_int8']:.2%}"
+    if "float_error_mean" in report:
+        cards["mean error at the output"] = f"{report['float_error_mean']:.2g}"
+        cards["largest"] = f"{report['float_error_max']:.2g}"
+    made = "".join(f"<div><dt>{key}</dt><dd>{value}</dd></div>" for key, value in cards.items())
+    return f'<dl class="cards">{made}</dl>'
+
+
+def _engines(report: dict[str, Any]) -> str:
+    if not report["engines"]:
+        return ""
+    labelled = any("accuracy" in found for found in report["engines"].values())
+    rows = []
+    for engine, found in report["engines"].items():
+        row = [
+            NAMES[engine], "yes" if not found["mismatches"] else "NO", f"{found['compared']:,}",
+            f"{found['mismatches']:,}", f"{len(found['layers'])} of {len(report['layers']) - 1}",
+            found["first_difference"] or "none",
+        ]  # fmt: skip
+        if labelled:
+            row.append(f"{found['accuracy']:.2%}" if "accuracy" in found else "–")
+        rows.append(row)
+    header = [
+        "engine",
+        "exact",
+        "integers compared",
+        "that differ",
+        "layers seen",
+        "first to differ",
+    ]
+    text = (
+        "Every engine ran on the same int8 inputs. Under secret sharing nothing but the output is "
+        "ever opened, so only that can be compared."
+    )
+    return _section("Engines", text, _table(header + ["accuracy"] * labelled, rows, text=2))
+
+
+def _errors(report: dict[str, Any]) -> str:
+    plot = plots.errors(report["layers"])
+    if plot is None:
+        return ""
+    text = (
+        "What rounding costs: the reference's integers, as real numbers, against the float model's "
+        "value at the same place, as shares of the layer's largest. Layers that only move values are "
+        "left out."
+    )
+    return _section("Error against the float model, layer by layer", text, _figure(plot))
+
+
+def _histograms(found: Comparison) -> str:
+    made = []
+    weights = plots.weights(found.histograms)
+    if weights is not None:
+        text = "How often each int8 weight occurs. The dotted lines are the largest values, ±127."
+        made.append(_section("Weights", text, _figure(weights)))
+    activations = plots.activations(found.histograms)
+    if activations is not None:
+        text = (
+            "Filled: the integers of the reference. Line: the float model's values in the same "
+            "units. The dotted lines are the range of int8; what the line shows beyond them was "
+            "clipped, or is held at the end by a ReLU or its like. A single value far above "
+            "all others is cut off."
+        )
+        made.append(_section("Activations", text, _figure(activations)))
+    return "\n".join(made)
+
+
+def _schemes(report: dict[str, Any]) -> str:
+    study = report.get("schemes")
+    if not study:
+        return ""
+    labelled = "accuracy" in study[0]
+    header = ["scheme", "weights", "of float32", "model file", "mean float error"]
+    rows = []
+    for record in study:
+        row = [
+            record["scheme"], human_bytes(record["weight_bytes"]),
+            ratio(record["weight_bytes"], record["float_weight_bytes"]),
+            human_bytes(record["file_bytes"]), f"{record['float_error_mean']:.3g}",
+        ]  # fmt: skip
+        rows.append(row + ([f"{record['accuracy']:.2%}"] if labelled else []))
+    text = (
+        "The float model quantized with each weight scheme, calibrated on these very inputs: a "
+        "comparison of the schemes, no forecast for data that was not seen."
+    )
+    plot = plots.schemes(study, report.get("accuracy_float"))
+    return _section(
+        "Weight schemes: accuracy against size", text,
+        _figure(plot, narrow=True) + _table(header + ["accuracy"] * labelled, rows),
+    )  # fmt: skip
+
+
+def _costs(report: dict[str, Any]) -> str:
+    made = []
+    for engine in report["plans"]:
+        sent, spent = (draw(report["layers"], engine) for draw in (plots.traffic, plots.times))
+        sides = [_figure(plot) for plot in (sent, spent) if plot is not None]
+        plan = ", ".join(
+            f"{key.replace('_', ' ')} {human_bytes(value) if 'bytes' in key else value}"
+            for key, value in report["plans"][engine].items()
+        )
+        head = f"<h3>{NAMES[engine].capitalize()}</h3><p>Whole model: {plan}.</p>"
+        made.append(f'{head}<div class="pair">{"".join(sides)}</div>')
+    plain = plots.times(report["layers"], "reference")
+    if plain is not None:
+        made.append(f'<h3>Plaintext reference</h3><div class="pair">{_figure(plain)}</div>')
+    text = (
+        "For one sample. Bytes are those of the plan, which are exact. Times were measured in one "
+        f"process without a network, in batches of up to {report['batch']}; they leave out what is "
+        "made ahead."
+    )
+    return _section("Traffic and time per layer", text, "\n".join(made))
+
+
+def _layers(report: dict[str, Any]) -> str:
+    engines = report["engines"]
+    floats = any("float_error_max" in layer for layer in report["layers"])
+    header = ["layer", "op", "shape", *(f"differs: {NAMES[engine]}" for engine in engines)]
+    header += ["mean float error", "largest"] if floats else []
+    header += ["plaintext time"]
+    header += [
+        f"{NAMES[engine]}: {title}" for engine in report["plans"] for title in COLUMNS[engine]
+    ]
+    rows, marked = [], set()
+    for number, layer in enumerate(report["layers"]):
+        shape = "×".join(map(str, layer["shape"])) or "1"
+        row = [layer["name"], layer["op"], shape]
+        for found in engines.values():
+            seen = found["layers"].get(layer["name"])
+            row.append(f"{seen['mismatches']:,}" if seen else "–")
+            if seen and seen["mismatches"]:
+                marked.add(number)
+        if floats:
+            errors = (layer.get("float_error_mean"), layer.get("float_error_max"))
+            row += ["–" if error is None else f"{error:.2g}" for error in errors]
+        row.append(milliseconds(layer.get("reference", {}).get("ms")))
+        for engine in report["plans"]:
+            row += cost_cells(layer, engine)
+        rows.append(row)
+    text = "The same figures as numbers; a dash where there is none, or where a value stays hidden."
+    return _section("Every layer", text, _table(header, rows, text=3, marked=marked))
+
+
+def _section(title: str, text: str, content: str) -> str:
+    words = f"<p>{escape(text)}</p>" if text else ""
+    return f"<section><h2>{escape(title)}</h2>{words}\n{content}</section>"
+
+
+def _figure(svg: str, *, narrow: bool = False) -> str:
+    return f'<figure class="{"narrow" if narrow else "wide"}">{svg}</figure>'
+
+
+def _table(
+    header: Row, rows: Sequence[Row], *, text: int = 1, marked: set[int] | None = None
+) -> str:
+    """The first ``text`` columns are words; rows in ``marked`` stand out, by weight too."""
+
+    def cells(row: Row, first: str, other: str) -> str:
+        made = []
+        for i, cell in enumerate(row):
+            tag = first if i == 0 else other
+            kind = ' class="text"' if i < text else ""
+            scope = ' scope="row"' if tag == "th" and first != other else ""
+            made.append(f"<{tag}{scope}{kind}>{escape(cell)}</{tag}>")
+        return "".join(made)
+
+    lines = []
+    for i, row in enumerate(rows):
+        kind = ' class="differs"' if i in (marked or ()) else ""
+        lines.append(f"<tr{kind}>{cells(row, 'th', 'td')}</tr>")
+    body = "\n".join(lines)
+    return (
+        f'<div class="scroll"><table><thead><tr>{cells(header, "th", "th")}</tr></thead>\n'
+        f"<tbody>\n{body}\n</tbody></table></div>"
+    )

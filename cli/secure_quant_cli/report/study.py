@@ -1,0 +1,60 @@
+"""What each weight scheme would make of a model, on the inputs at hand."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+__all__ = ["scheme_study"]
+
+CALIBRATION = 512
+"""Samples to calibrate with, of those given."""
+
+
+def scheme_study(model: Any, x: NDArray[Any], labels: NDArray[Any] | None) -> list[dict[str, Any]]:
+    """One record per scheme: name, weight_bytes, float_weight_bytes, file_bytes, mean float error
+    at the output, and with labels the accuracy.
+
+    Quantizes ``model`` anew for each, calibrated on ``x`` itself: good to compare the schemes with
+    one another, not to foretell the accuracy on data that was not seen.
+    """
+    import torch
+
+    from secure_quant import reference
+    from secure_quant.ir.artifact import encode
+    from secure_quant.quantize import Clip, KMeans, Log, Uniform, quantize
+    from secure_quant_cli.comparison import accuracy
+    from secure_quant_cli.console import progress
+    from secure_quant_cli.sizes import weight_bytes
+
+    schemes: dict[str, Any] = {
+        "uniform": Uniform(),
+        "uniform, per tensor": Uniform(per_channel=False),
+        "clip, mse": Clip(),
+        "clip, percentile": Clip("percentile"),
+        "k-means, 256": KMeans(256),
+        "k-means, 16": KMeans(16),
+        "log": Log(),
+    }
+    with torch.no_grad():
+        floats = model(torch.from_numpy(np.asarray(x, np.float32))).numpy()
+    found = []
+    with progress(f"{len(schemes)} weight schemes") as line:
+        for name, scheme in schemes.items():
+            line.note(name)
+            graph = quantize(model, x[:CALIBRATION], scheme=scheme)
+            y = reference.run(graph, x)
+            stored, whole = weight_bytes(graph)
+            record = {
+                "scheme": name,
+                "weight_bytes": stored,
+                "float_weight_bytes": whole,
+                "file_bytes": len(encode(graph)),
+                "float_error_mean": float(np.abs(y - floats).mean()),
+            }
+            if labels is not None:
+                record["accuracy"] = accuracy(y, labels)
+            found.append(record)
+    return found
