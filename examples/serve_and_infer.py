@@ -1,0 +1,65 @@
+"""Serve a model both ways and ask it: five processes, mutual TLS, two kinds of client.
+
+Here all roles run on this machine for a moment. In earnest each runs on a host of its own, started
+by `secure-quant serve` (see the README and deploy/); the clients' code is the same.
+
+    python examples/serve_and_infer.py [--samples 3] [--epochs 12]
+"""
+
+import argparse
+import tempfile
+from pathlib import Path
+
+import numpy as np
+
+import secure_quant as sq
+from secure_quant.quantize import zoo
+from secure_quant.transport import Tls
+from secure_quant.transport.certs import make_all
+from secure_quant_cli.cluster import Cluster
+from secure_quant_cli.split import split_for, write_bundles
+from secure_quant_client import HeClient, MpcClient
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--samples", type=int, default=3, help="digits to classify")
+    parser.add_argument("--epochs", type=int, default=12, help="of training")
+    arguments = parser.parse_args()
+
+    # The owner: train on handwritten digits, quantize.
+    data = zoo.digits("flat")
+    model = zoo.train(zoo.mlp, data, epochs=arguments.epochs)
+    graph = sq.quantize(model, data.train_x[:256])
+    x = data.test_x[: arguments.samples]
+    truth = sq.reference.run(graph, x)
+
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        # One bundle per role, each with the least the role needs; one certificate per role.
+        for engine in ("mpc", "he"):
+            write_bundles(split_for(graph, engine), folder / engine)
+        make_all(folder / "certs")
+        print("starting dealer, party 0, party 1 and the HE server ...")
+        cluster = Cluster(folder / "certs", folder / "logs", mpc=folder / "mpc", he=folder / "he")
+        with cluster:  # every process has ended when this block is left
+            tls = Tls.from_dir(folder / "certs", "client")
+            # expected_hash: refuse to talk to a server that holds any other model.
+            with MpcClient(cluster.parties, tls=tls, expected_hash=graph.hash) as client:
+                shared = client.infer(x)  # neither party sees x, the weights or the answer
+                print(f"secret sharing: {client.stats.rounds} rounds between the parties")
+            with HeClient(str(cluster.he_server), tls=tls, expected_hash=graph.hash) as client:
+                encrypted = client.infer(x)  # the server computes on ciphertexts
+                sent = client.stats.bytes_up + client.stats.bytes_down
+                print(f"homomorphic encryption: {sent:,} bytes of ciphertexts")
+
+    for i, label in enumerate(data.test_y[: len(x)]):
+        print(f"digit {label}: plaintext says {truth[i].argmax()}, secret sharing "
+              f"{shared[i].argmax()}, homomorphic {encrypted[i].argmax()}")  # fmt: skip
+    exact = np.array_equal(shared, truth) and np.array_equal(encrypted, truth)
+    print(f"bit-exact: {'yes' if exact else 'NO'}")
+    return 0 if exact else 1
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
