@@ -18,7 +18,7 @@ import onnx
 from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
-from secure_quant.errors import MissingParameters
+from secure_quant.errors import MissingParameters, OpNotSupported
 from secure_quant.ir import Graph, ops
 from secure_quant.ir.values import INT8
 
@@ -34,7 +34,8 @@ def export_onnx(graph: Graph, path: str | os.PathLike[str]) -> None:
 
 
 def to_onnx(graph: Graph, *, inner: bool = False) -> onnx.ModelProto:
-    """The ONNX model of ``graph``. Raises MissingParameters.
+    """The ONNX model of ``graph``. Raises MissingParameters, OpNotSupported
+    (run-time scales).
 
     inner  every node between input and output is an output of the model too, int64 and named
            ``ir/NAME``, so that two runtimes can be compared layer by layer.
@@ -43,6 +44,12 @@ def to_onnx(graph: Graph, *, inner: bool = False) -> onnx.ModelProto:
         raise MissingParameters("a public graph has no weights to export")
     writer = _Writer(graph)
     for node in graph.nodes:
+        if isinstance(node, ops.DYNAMIC):
+            raise OpNotSupported(
+                f"{type(node).__name__} {node.name!r} in ONNX",
+                got="64-bit products, which its integer operators do not define",
+                hint="quantize with mode='static' to export",
+            )
         writer.names[node.name] = _RULES[type(node)](writer, node)
     batch = "batch"
     source, result = graph.input, graph.values[graph.output.name]

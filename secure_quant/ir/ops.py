@@ -16,9 +16,12 @@ from dataclasses import dataclass
 
 __all__ = [
     "ACCUMULATING",
+    "DYNAMIC",
     "Add",
     "Concat",
     "Conv2d",
+    "DynamicQuantize",
+    "DynamicScale",
     "Input",
     "Linear",
     "MatMul",
@@ -29,6 +32,7 @@ __all__ = [
     "ReduceMax",
     "ReduceSum",
     "Requantize",
+    "Rescale",
     "Reshape",
     "Slice",
     "SumPool",
@@ -163,6 +167,44 @@ class Requantize(Node):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class DynamicScale(Node):
+    """``s = max(1, max |x̂|)`` over the whole sample: one accumulator, shape [1].
+
+    The run-time scale of that sample: where the largest value stands.
+    """
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DynamicQuantize(Node):
+    """``q = floor((2 · L · x̂ + s) / (2 · s)) + zero_point`` for inputs (x, s), int8.
+
+    s is the DynamicScale of x itself, so the largest |x̂| of a sample becomes L: 127 where
+    zero_point is 0; 255 where it is -128, which needs x̂ >= 0. One unit of q is worth
+    ``s / L`` units of x.
+    """
+
+    zero_point: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Rescale(Node):
+    """``z = clip(((acc · multiplier[c] · s + h) >> shift) + bias[c], low, high)``, an accumulator.
+
+    h = 2**(shift - 1), or 0 where shift is 0. ``>>`` is floor. c runs along ``axis`` of the sample.
+    Inputs (acc, s) with s a DynamicScale, or (acc,) alone: then s = 1. An activation's acc is x̂.
+    bias is public: one integer per channel, or none. ReLU and its like are in low and high.
+    """
+
+    multiplier: tuple[int, ...]
+    axis: int
+    shift: int
+    bias: tuple[int, ...]
+    low: int
+    high: int
+    scale: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class MaxPool(Node):
     """Maximum of q[C, H, W] over windows; padding never wins. Scale and zero point stay."""
 
@@ -218,13 +260,17 @@ class Output(Node):
 
 
 ACCUMULATING = (Linear, Conv2d, MatMul, Mul, Add, SumPool, ReduceSum)
-"""Ops whose value is an accumulator."""
+"""Ops that add or multiply activations; their value is an accumulator."""
+
+DYNAMIC = (DynamicScale, DynamicQuantize, Rescale)
+"""Ops of run-time scales: the reference and the client run them, secret sharing refuses them."""
 
 OPS: dict[str, type[Node]] = {
     op.__name__: op
     for op in (
         Input, Linear, Conv2d, MatMul, Mul, Add, SumPool, ReduceSum, Requantize, MaxPool,
-        ReduceMax, Reshape, Transpose, Slice, Concat, Output,
+        DynamicScale, DynamicQuantize, Rescale, ReduceMax, Reshape, Transpose, Slice, Concat,
+        Output,
     )
 }  # fmt: skip
 """Name in a file -> op; a name that is not here is refused."""

@@ -30,6 +30,7 @@ __all__ = [
     "MAX_TOTAL",
     "MAX_WINDOWS",
     "conv_output",
+    "dynamic_levels",
     "linear_bound",
     "parameter_shapes",
     "public_bound",
@@ -49,6 +50,7 @@ MAX_RANK = 6
 _SCALES = (2.0**-120, 2.0**64)
 """Scales that neither divide by a subnormal nor leave float32 with the largest accumulator."""
 _SCALED = Interval(-(2**46), 2**46)
+_DYNAMIC = Interval(-(2**61), 2**61)
 
 
 def verify(graph: Graph) -> dict[str, Value]:
@@ -324,6 +326,53 @@ def _requantize(graph: Graph, node: Any, xs: list[Value]) -> Value:
     return Value(x.shape, made, node.scale, node.zero_point, accumulator=False)
 
 
+def _dynamic_scale(graph: Graph, node: Any, xs: list[Value]) -> Value:
+    (x,) = xs
+    made = Interval(1, max(x.centred.magnitude, 1))
+    return Value((1,), made, x.scale, 0, accumulator=True)
+
+
+def _dynamic_quantize(graph: Graph, node: Any, xs: list[Value]) -> Value:
+    x, _ = xs
+    scale = graph.by_name[node.inputs[1]]
+    own = isinstance(scale, ops.DynamicScale) and scale.inputs == node.inputs[:1]
+    _require(node, own, "second input", node.inputs[1], "the DynamicScale of the first")
+    _require(node, node.zero_point in (0, INT8.lo), "zero point", node.zero_point, "0 or -128")
+    whole = node.zero_point == 0
+    _require(node, whole or x.centred.lo >= 0, "input", x.centred, "x̂ >= 0 for zero point -128")
+    levels = dynamic_levels(node)
+    made = Interval(-levels if whole and x.centred.lo < 0 else node.zero_point,
+                    levels + node.zero_point)  # fmt: skip
+    return Value(x.shape, made, x.scale / levels, node.zero_point, accumulator=False)
+
+
+def dynamic_levels(node: ops.DynamicQuantize) -> int:
+    """L: the integer that the largest |x̂| of a sample becomes."""
+    return INT8.hi - node.zero_point
+
+
+def _rescale(graph: Graph, node: Any, xs: list[Value]) -> Value:
+    _require(node, len(xs) in (1, 2), "inputs", len(xs), "1 or 2")
+    x, factor = xs[0], Interval(1, 1)
+    if len(xs) == 2:
+        kind = graph.by_name[node.inputs[1]]
+        _require(node, isinstance(kind, ops.DynamicScale), "second input", node.inputs[1],
+                 "a DynamicScale")  # fmt: skip
+        factor = xs[1].range
+    _channels(node, x)
+    channels = x.shape[node.axis]
+    _require(node, len(node.bias) in (0, channels), "bias", len(node.bias), f"0 or {channels}")
+    _require(node, 0 <= node.shift <= 61, "shift", node.shift, "0 to 61")
+    made = Interval(node.low, node.high)
+    _require(node, -INT32.hi <= node.low < node.high <= INT32.hi, "low and high", made, "int32")
+    scaled = x.centred * Interval(min(node.multiplier), max(node.multiplier)) * factor
+    if not scaled.within(_DYNAMIC):
+        raise OverflowRisk(
+            f"Rescale {node.name!r}: acc·multiplier·s", got=scaled, expected=_DYNAMIC
+        )
+    return Value(x.shape, made, node.scale, 0, accumulator=True)
+
+
 def _max_pool(graph: Graph, node: Any, xs: list[Value]) -> Value:
     (x,) = xs
     _activation(node, x)
@@ -397,6 +446,7 @@ def _output(graph: Graph, node: Any, xs: list[Value]) -> Value:
 
 _ARITY: Mapping[type[ops.Node], int | None] = {
     ops.Input: 0, ops.MatMul: 2, ops.Mul: 2, ops.Add: 2, ops.Concat: None,
+    ops.DynamicQuantize: 2, ops.Rescale: None,
 }  # fmt: skip
 
 _RULES: Mapping[type[ops.Node], Callable[[Any, Any, list[Value]], Value]] = {
@@ -409,6 +459,9 @@ _RULES: Mapping[type[ops.Node], Callable[[Any, Any, list[Value]], Value]] = {
     ops.SumPool: _sum_pool,
     ops.ReduceSum: _reduce_sum,
     ops.Requantize: _requantize,
+    ops.DynamicScale: _dynamic_scale,
+    ops.DynamicQuantize: _dynamic_quantize,
+    ops.Rescale: _rescale,
     ops.MaxPool: _max_pool,
     ops.ReduceMax: _reduce_max,
     ops.Reshape: _reshape,

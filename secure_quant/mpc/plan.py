@@ -13,7 +13,7 @@ from functools import cached_property
 from math import prod
 from typing import Any, Literal, get_args
 
-from secure_quant.errors import HashMismatch, MalformedModel
+from secure_quant.errors import HashMismatch, MalformedModel, OpNotSupported
 from secure_quant.ir import Graph, ops
 from secure_quant.mpc.cost import SEED_BYTES, Cost
 from secure_quant.mpc.gates.base import Gate
@@ -102,6 +102,15 @@ def plan(graph: Graph, objective: Objective = "balanced") -> MpcPlan:
     """The cheapest gates for ``objective``. Raises OpNotSupported."""
     if objective not in get_args(Objective):
         raise MalformedModel("objective", got=objective, expected=" or ".join(get_args(Objective)))
+    for node in graph.nodes:
+        if isinstance(node, ops.DYNAMIC):
+            raise OpNotSupported(
+                f"{type(node).__name__} {node.name!r} under secret sharing",
+                got="a scale chosen at run time, which depends on the secret input: opened it would"
+                " tell of it, and kept secret it costs a division of every value",
+                hint="quantize with mode='static' or 'weight-only', or serve it under homomorphic"
+                " encryption",
+            )
     return _Planner(graph.public(), objective).plan()
 
 

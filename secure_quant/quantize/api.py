@@ -12,6 +12,7 @@ from secure_quant.ir import Graph
 from secure_quant.quantize.lower import lower
 from secure_quant.quantize.observers import Calibrator
 from secure_quant.quantize.pipeline import (
+    OUTPUT_GRID,
     Progress,
     Settings,
     converted_model,
@@ -23,8 +24,8 @@ from secure_quant.quantize.schemes import Scheme, Uniform, make_scheme
 
 __all__ = ["Mode", "quantize"]
 
-Mode = Literal["static", "weight-only", "qat"]
-WEIGHT_ONLY_BITS = 12
+Mode = Literal["static", "dynamic", "weight-only", "qat"]
+FINE_BITS = 12
 
 
 def quantize(
@@ -49,6 +50,10 @@ def quantize(
     mode         static: int8 weights and activations. weight-only: int8 weights; activations get
                  12 bits, so that next to nothing but the weights' rounding is felt, and encrypted
                  engines still run it, at a higher cost. The input itself is int8 in every mode.
+                 dynamic: int8 weights and int8 inputs of every Conv2d and Linear, with a scale
+                 that the client takes from each sample as it comes, so that samples far larger or
+                 smaller than ``calibration`` keep 8 bits; what is no such layer gets 12 bits.
+                 Biases become public. For homomorphic encryption; secret sharing refuses it.
                  qat: static after a short fine-tune on ``calibration`` and ``targets``, in which
                  weights learn to live with the rounding.
     scheme       how weights are rounded: uniform, log, clip, kmeans or a ``Scheme``.
@@ -64,7 +69,9 @@ def quantize(
     """
     if mode not in get_args(Mode):
         raise ConfigError("mode", got=mode, expected=" or ".join(get_args(Mode)))
-    bits = WEIGHT_ONLY_BITS if mode == "weight-only" else 8
+    fine, dynamic = mode in ("weight-only", "dynamic"), mode == "dynamic"
+    bits = FINE_BITS if fine else 8
+    grid = grid or (OUTPUT_GRID if dynamic else 0)  # the client multiplies: fine scales are free
     settings = Settings(make_scheme(scheme), calibrator, grid, bits)
     batches = split_batches(calibration, batch_size)
     if mode == "qat":
@@ -76,4 +83,4 @@ def quantize(
         )
         return lower(*trained)
     converted, example = converted_model(model, batches, settings, progress or silent)
-    return lower(converted, example, fine=mode == "weight-only")
+    return lower(converted, example, fine=fine, dynamic=dynamic)

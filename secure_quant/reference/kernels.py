@@ -17,6 +17,7 @@ from numpy.lib.stride_tricks import sliding_window_view
 from numpy.typing import NDArray
 
 from secure_quant.ir import Graph, ops
+from secure_quant.ir.verify import dynamic_levels
 
 __all__ = ["along", "evaluate", "im2col", "requantize", "windows"]
 
@@ -183,6 +184,32 @@ def _requantize(graph: Graph, node: Any, inputs: list[Int]) -> Int:
     return requantize(node, acc)
 
 
+def _dynamic_scale(graph: Graph, node: Any, inputs: list[Int]) -> Int:
+    (x,) = _centred(graph, node, inputs)
+    made: Int = np.abs(x).reshape(len(x), -1).max(1, keepdims=True, initial=1)
+    return made
+
+
+def _dynamic_quantize(graph: Graph, node: Any, inputs: list[Int]) -> Int:
+    x, s = _centred(graph, node, inputs)
+    s = s.reshape(-1, *[1] * (x.ndim - 1))
+    made: Int = (2 * dynamic_levels(node) * x + s) // (2 * s) + node.zero_point
+    return made
+
+
+def _rescale(graph: Graph, node: Any, inputs: list[Int]) -> Int:
+    acc, *factor = _centred(graph, node, inputs)
+    scaled = acc * along(node.multiplier, node.axis, acc.ndim)
+    if factor:
+        scaled = scaled * factor[0].reshape(-1, *[1] * (acc.ndim - 1))
+    half = 1 << (node.shift - 1) if node.shift else 0
+    made = (scaled + half) >> node.shift
+    if node.bias:
+        made = made + along(node.bias, node.axis, acc.ndim)
+    clipped: Int = np.clip(made, node.low, node.high)
+    return clipped
+
+
 def _max_pool(graph: Graph, node: Any, inputs: list[Int]) -> Int:
     (x,) = inputs
     return _pool(x, node, graph.values[node.inputs[0]].range.lo, np.maximum)
@@ -224,6 +251,9 @@ _KERNELS: Mapping[type[ops.Node], Callable[[Graph, Any, list[Int]], Int]] = {
     ops.SumPool: _sum_pool,
     ops.ReduceSum: _reduce_sum,
     ops.Requantize: _requantize,
+    ops.DynamicScale: _dynamic_scale,
+    ops.DynamicQuantize: _dynamic_quantize,
+    ops.Rescale: _rescale,
     ops.MaxPool: _max_pool,
     ops.ReduceMax: _reduce_max,
     ops.Reshape: _reshape,

@@ -127,6 +127,32 @@ class Net:
         made = Interval(min(table), max(table)) - zero_point
         return self._add(node, self.shape, made, zero_point, 1 / 16)
 
+    def run_time(self, *, relu: bool = False) -> str:
+        """The head as int8 with a scale of each sample's own; returns the DynamicScale."""
+        x = self.head
+        factor = self._add(
+            ops.DynamicScale(**self._common("s")), (1,),
+            Interval(1, max(self.centred[x].magnitude, 1)),
+        )  # fmt: skip
+        zero = -128 if relu else 0
+        node = ops.DynamicQuantize(**self._common("dq", x, factor), zero_point=zero)
+        self._add(node, self.shapes[x], Interval(0 if relu else -127, 127 - zero), zero)
+        return factor
+
+    def rescale(self, shift: int, factor: str | None = None, *, low: int, high: int,
+                bias: bool = True) -> str:  # fmt: skip
+        """The head as fixed point, times a run-time scale where one is named."""
+        rank = len(self.shape)
+        axis = 0 if rank == 3 else -1
+        channels = self.shape[axis]
+        node = ops.Rescale(
+            **self._common("z", self.head, *([factor] if factor else [])), axis=axis, shift=shift,
+            multiplier=tuple(self.rng.integers(1, 65, channels).tolist()), low=low, high=high,
+            bias=tuple(self.rng.integers(-5000, 5000, channels).tolist()) if bias else (),
+            scale=2.0**-12,
+        )  # fmt: skip
+        return self._add(node, self.shape, Interval(low, high))
+
     def max_pool(self, kernel, stride, padding=(0, 0)) -> str:
         node = ops.MaxPool(**self._common("maxpool"), kernel=kernel, stride=stride, padding=padding)
         return self._move(node, (self.shape[0], *conv_output(self.shape, node)))

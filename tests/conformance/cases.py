@@ -315,11 +315,39 @@ def large_picture() -> Graph:
     return net.done(salt=SALT, per_channel=True, axis=0)
 
 
+def run_time_scales() -> Graph:
+    """Conv2d and Linear between run-time scales: with and without ReLU, saturation and bias."""
+    net = Net(61, (2, 6, 6), zero_point=7)
+    net.conv(3, (3, 3), padding=(1, 1))
+    net.rescale(6, low=0, high=2**24 - 1)
+    factor = net.run_time(relu=True)
+    net.max_pool((2, 2), (2, 2))
+    net.conv(4, (2, 2), bias=False)
+    net.rescale(22, factor, low=-900, high=2**20)
+    factor = net.run_time()
+    net.flatten()
+    net.linear(5, bias=False)
+    net.rescale(0, factor, low=-(2**31) + 1, high=2**31 - 1, bias=False)
+    return net.done(salt=SALT)
+
+
+def run_time_scale_of_int16() -> Graph:
+    """Rows of int16 activations, one scale a sample; the accumulator enters a table."""
+    net = Net(62, (4, 6))
+    net.linear(5)
+    net.requantize(_any_table(9, 600, 3000), zero_point=-11)
+    factor = net.run_time()
+    net.linear(3, bias=False)
+    net.rescale(18, factor, low=-(2**20), high=2**20)
+    net.requantize(entries=512)
+    return net.done(salt=SALT)
+
+
 NAMED: tuple[Callable[[], Graph], ...] = (
     linear, linear_rows, mlp, deep_conv, conv_one_pixel, pools, global_average, residual,
     saturating, nothing_saturates, odd_tables, requantize_activation, shapes, output_activation,
     moves_only, softmax, attention, two_heads, zero_weights, extreme_weights, wide, large_picture,
-    lenet,
+    lenet, run_time_scales, run_time_scale_of_int16,
 )  # fmt: skip
 
 

@@ -12,7 +12,7 @@ from typing import Protocol
 import numpy as np
 
 from secure_quant import reference
-from secure_quant.ir import Graph
+from secure_quant.ir import Graph, ops
 
 Integers = dict[str, np.ndarray]
 
@@ -46,7 +46,7 @@ class _Reference:
 class Mpc:
     """Dealer and both parties in one process, one round at a time."""
 
-    may_refuse: frozenset[str] = frozenset()
+    may_refuse = frozenset(op.__name__ for op in ops.DYNAMIC)
 
     def __init__(self, objective: str) -> None:
         self.objective = objective

@@ -6,7 +6,9 @@ nothing of the graph's inferred values, of BLAS, strides or padding buffers. Slo
 
 from __future__ import annotations
 
+from fractions import Fraction
 from itertools import product
+from math import floor
 
 import numpy as np
 
@@ -42,6 +44,12 @@ def run(graph: Graph, q: np.ndarray) -> dict[str, np.ndarray]:
                 made = np.add.reduce(hats[0], axis=-1)[..., None]
             case ops.Requantize():
                 made, zero[node.name] = _requantize(node, hats[0]), node.zero_point
+            case ops.DynamicScale():
+                made = np.array([[max(1, *map(abs, x.ravel().tolist()))] for x in hats[0]])
+            case ops.DynamicQuantize():
+                made, zero[node.name] = _run_time(node, *hats), node.zero_point
+            case ops.Rescale():
+                made = _rescale(node, *hats)
             case ops.MaxPool():
                 made = _pool(node, inputs[0], lambda cells: np.max(cells, axis=0))
             case ops.ReduceMax():
@@ -60,7 +68,7 @@ def run(graph: Graph, q: np.ndarray) -> dict[str, np.ndarray]:
                 made = inputs[0]
             case _:
                 raise AssertionError(f"no oracle for {type(node).__name__}")
-        if isinstance(node, ops.ACCUMULATING):
+        if isinstance(node, (*ops.ACCUMULATING, ops.DynamicScale, ops.Rescale)):
             zero[node.name] = 0
         values[node.name] = made
     return values
@@ -137,3 +145,27 @@ def _requantize(node: ops.Requantize, acc: np.ndarray) -> np.ndarray:
         )
         made[c] = np.array(node.table)[place]
     return np.moveaxis(made, 0, node.axis if node.axis < 0 else node.axis + 1)
+
+
+def _run_time(node: ops.DynamicQuantize, x: np.ndarray, s: np.ndarray) -> np.ndarray:
+    """Nearest integer to x · L / s, halves upwards, in exact fractions."""
+    levels = 255 if node.zero_point else 127
+    made = np.empty_like(x)
+    for sample, values in enumerate(x):
+        scale = int(s[sample, 0])
+        nearest = [floor(Fraction(int(v) * levels, scale) + Fraction(1, 2)) for v in values.flat]
+        made[sample] = np.array(nearest).reshape(values.shape)
+    return made + node.zero_point
+
+
+def _rescale(node: ops.Rescale, acc: np.ndarray, s: np.ndarray | None = None) -> np.ndarray:
+    axis = node.axis if node.axis < 0 else node.axis + 1
+    made = np.empty_like(acc)
+    for place in product(*map(range, acc.shape)):
+        channel = place[axis]
+        multiplier = node.multiplier[channel if len(node.multiplier) > 1 else 0]
+        exact = int(acc[place]) * multiplier * (1 if s is None else int(s[place[0], 0]))
+        half = Fraction(1, 2) if node.shift else 0
+        z = floor(Fraction(exact, 2**node.shift) + half) + (node.bias[channel] if node.bias else 0)
+        made[place] = min(max(z, node.low), node.high)
+    return made

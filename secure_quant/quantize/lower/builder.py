@@ -11,6 +11,7 @@ from secure_quant.errors import OverflowRisk
 from secure_quant.ir import Graph, Interval, ops
 from secure_quant.ir.values import INT32
 from secure_quant.ir.verify import public_bound
+from secure_quant.quantize.lower.dynamic import rescaled
 from secure_quant.quantize.lower.tables import Grid, make_table
 from secure_quant.quantize.lower.terms import Term
 
@@ -31,6 +32,10 @@ class Builder:
         self.nodes: list[ops.Node] = []
         self.parameters: dict[str, NDArray[Any]] = {}
         self._names: set[str] = set()
+        self.common: dict[str, float] = {}
+        """Fixed-point value or run-time scale -> a common large value of it, in its own steps."""
+        self.taken: dict[str, tuple[str, str]] = {}
+        """Value -> its DynamicScale and DynamicQuantize, where it has them."""
 
     def name(self, wanted: str) -> str:
         """``wanted``, with a number behind it if it is taken."""
@@ -72,6 +77,7 @@ class Builder:
         same = term.plain and (term.scale, term.zero_point) == (grid.scale, grid.zero_point)
         if same and grid.low <= term.range.lo and term.range.hi <= grid.high:
             return term
+        term = rescaled(self, term)
         wide = grid.low < -128 or grid.high > 127
         limit = self._int16_table if wide else INT8_TABLE
         table = make_table(term.span, term.scale, term.apply, grid, limit)
@@ -82,6 +88,10 @@ class Builder:
         )  # fmt: skip
         made = Interval(min(table.entries), max(table.entries))
         q = Term(self.add(node), term.shape, made, grid.scale, grid.zero_point)
+        return self.viewed(q, term, name)
+
+    def viewed(self, q: Term, term: Term, name: str) -> Term:
+        """``q``, made from ``term``, under the shape that the model sees."""
         if term.own_shape is None:
             return q
         view = ops.Reshape(name=self.name(f"{name}.view"), inputs=(q.name,), shape=term.shape)
@@ -89,10 +99,13 @@ class Builder:
 
     def move(self, node: ops.Node, term: Term, shape: tuple[int, ...]) -> Term:
         """Term of a node that keeps the integers of ``term``, which this adds."""
-        return Term(self.add(node), shape, term.range, term.scale, term.zero_point)
+        return Term(
+            self.add(node), shape, term.range, term.scale, term.zero_point, dynamic=term.dynamic
+        )
 
     def finish(self, term: Term) -> Graph:
         """The verified graph whose output is ``term``, an activation or a plain accumulator."""
+        term = rescaled(self, term)
         self.add(
             ops.Output(
                 name=self.name("output"),

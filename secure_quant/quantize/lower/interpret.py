@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import operator
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -16,6 +17,7 @@ from secure_quant.ir import Graph, Interval, ops
 from secure_quant.ir.verify import MAX_TABLE
 from secure_quant.quantize.capture import module_path
 from secure_quant.quantize.lower.builder import INT16_TABLE, Builder, short
+from secure_quant.quantize.lower.dynamic import at_run_time, feeds_only_layers
 from secure_quant.quantize.lower.rules import RULES
 from secure_quant.quantize.lower.tables import Grid
 from secure_quant.quantize.lower.terms import Term, Weight
@@ -25,19 +27,23 @@ from secure_quant.quantize.refuse import unsupported
 __all__ = ["Lowering", "lower"]
 
 _SHORT_NAMES = {"max_pool2d": "pool", "avg_pool2d": "pool", "adaptive_avg_pool2d": "pool"}
+aten = torch.ops.aten
 _QUANTIZED = torch.ops.quantized_decomposed
 
 
-def lower(converted: GraphModule, example: Tensor, *, fine: bool = False) -> Graph:
+def lower(
+    converted: GraphModule, example: Tensor, *, fine: bool = False, dynamic: bool = False
+) -> Graph:
     """The integer graph of a converted model; ``example`` float32[batch, ...] gives the shapes.
-    ``fine`` gives tables to int16 as many entries as they may have.
+    ``fine`` gives tables to int16 as many entries as they may have. ``dynamic`` gives what enters
+    a layer with weights its scale at run time.
 
     Raises UnsupportedModule, OverflowRisk, InvalidGraph.
     """
     with torch.no_grad():
         ShapeProp(converted).propagate(example)
     builder = Builder(MAX_TABLE if fine else INT16_TABLE)
-    return Lowering(converted, len(example), builder).run()
+    return Lowering(converted, len(example), builder, dynamic=dynamic).run()
 
 
 @dataclass
@@ -48,6 +54,7 @@ class Lowering:
     batch: int
     builder: Builder
     env: dict[Node, Any] = field(default_factory=dict)
+    dynamic: bool = False
 
     def run(self) -> Graph:
         for node in self.module.graph.nodes:
@@ -69,6 +76,11 @@ class Lowering:
         if not term.plain:
             raise unsupported(node, "an operand that was not quantized")
         return term
+
+    def layer_input(self, node: Node) -> Term:
+        """What enters a layer with weights: int8, with a scale of its own in dynamic mode."""
+        term = self.activation(node.args[0], node)
+        return at_run_time(self.builder, term, f"{term.name}.int8") if self.dynamic else term
 
     def shape(self, node: Node) -> tuple[int, ...]:
         """Per-sample shape of what ``node`` makes. Raises UnsupportedModule if it mixes samples."""
@@ -133,7 +145,7 @@ class Lowering:
         """The term with ``node`` as one more function, where all operands come of one value."""
         found: list[Term] = [self.env[n] for n in terms]
         first = found[0]
-        if any(replace(t, functions=()) != replace(first, functions=()) for t in found):
+        if any(t.name != first.name or t.shape != first.shape for t in found):
             return None
         constants = {
             n: self.env[n] for n in node.all_input_nodes if not isinstance(self.env[n], Term)
@@ -151,7 +163,7 @@ class Lowering:
             kwargs = torch.fx.map_arg(node.kwargs, values.__getitem__)
             return node.target(*args, **kwargs).to(x.dtype).numpy()  # type: ignore[operator]
 
-        return replace(first, functions=(function,))
+        return replace(first, functions=(function,), limits=_limits(node, first))
 
     def _result(self, node: Node) -> Term:
         made = node.args[0]
@@ -160,6 +172,22 @@ class Lowering:
                 raise UnsupportedModule("model", got=f"{len(made)} outputs", expected="one tensor")
             made = made[0]
         return self.term(made, node)
+
+
+def _limits(node: Node, term: Term) -> tuple[float, float] | None:
+    """The interval that a term is clamped to once ``node`` has been applied; None if it is more
+    than clamped."""
+    low, high = -math.inf, math.inf
+    bounds = [v for v in node.args[1:] if isinstance(v, int | float)]
+    if node.target in (aten.relu.default, aten.relu6.default):
+        low, high = 0.0, 6.0 if node.target is aten.relu6.default else math.inf
+    elif node.target is aten.hardtanh.default and len(node.args) in (1, 3):
+        low, high = bounds if bounds else (-1.0, 1.0)
+    else:
+        return None
+    if term.limits is None:
+        return None
+    return max(low, min(term.limits[0], high)), min(high, max(term.limits[1], low))
 
 
 def _attribute(module: GraphModule, path: str) -> Any:
@@ -182,6 +210,9 @@ def _quantize(lowering: Lowering, node: Node) -> Term:
         )  # fmt: skip
         return Term(name, shape, Interval(grid.low, grid.high), grid.scale, grid.zero_point)
     term = lowering.term(source, node)
+    if lowering.dynamic and term.accumulator and term.limits and feeds_only_layers(node):
+        seen = grid.scale * max(grid.zero_point - grid.low, grid.high - grid.zero_point)
+        return at_run_time(lowering.builder, term, f"{term.name}.q", seen)
     return lowering.builder.requantize(term, grid, f"{term.name}.q")
 
 

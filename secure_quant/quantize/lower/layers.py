@@ -12,7 +12,8 @@ from torch.fx import Node
 from secure_quant.ir import ops
 from secure_quant.ir.verify import linear_bound
 from secure_quant.quantize.lower.builder import int_bias, short
-from secure_quant.quantize.lower.terms import Term, Weight
+from secure_quant.quantize.lower.dynamic import typical
+from secure_quant.quantize.lower.terms import Dynamic, Term, Weight
 from secure_quant.quantize.refuse import unsupported
 
 __all__ = [
@@ -39,7 +40,7 @@ def pair(value: Any) -> ops.Pair:
 
 def linear(walk: Any, node: Node) -> Term:
     """Linear over the last axis."""
-    x: Term = walk.activation(node.args[0], node)
+    x: Term = walk.layer_input(node)
     weight, bias = _parameters(walk, node)
     name = walk.name(node)
     has_bias, bound, scale = _store(walk, name, x, weight, bias)
@@ -50,12 +51,12 @@ def linear(walk: Any, node: Node) -> Term:
     )  # fmt: skip
     shape = (*x.shape[:-1], out)
     term: Term = walk.builder.accumulator(layer, shape, weight.multiplier, -1)
-    return term
+    return _waiting(term, x, weight, bias)
 
 
 def conv2d(walk: Any, node: Node) -> Term:
     """Conv2d on [C, H, W]."""
-    x: Term = walk.activation(node.args[0], node)
+    x: Term = walk.layer_input(node)
     weight, bias = _parameters(walk, node)
     name = walk.name(node)
     has_bias, bound, scale = _store(walk, name, x, weight, bias)
@@ -69,12 +70,12 @@ def conv2d(walk: Any, node: Node) -> Term:
         groups=argument(node, 6, "groups", 1), bias=has_bias, bound=bound, scale=scale,
     )  # fmt: skip
     term: Term = walk.builder.accumulator(layer, walk.shape(node), weight.multiplier, 0)
-    return term
+    return _waiting(term, x, weight, bias)
 
 
 def conv1d(walk: Any, node: Node) -> Term:
     """Conv1d on [C, L], as a Conv2d of height 1."""
-    x: Term = walk.activation(node.args[0], node)
+    x: Term = walk.layer_input(node)
     weight, bias = _parameters(walk, node)
     flat = replace(weight, values=weight.values[:, :, None, :])
     view = ops.Reshape(
@@ -97,7 +98,7 @@ def conv1d(walk: Any, node: Node) -> Term:
     )  # fmt: skip
     shape = walk.shape(node)
     term: Term = walk.builder.accumulator(layer, (out, 1, shape[-1]), weight.multiplier, 0)
-    return replace(term, shape=shape, own_shape=term.shape)
+    return _waiting(replace(term, shape=shape, own_shape=term.shape), x, flat, bias)
 
 
 def _only(value: Any) -> int:
@@ -127,8 +128,20 @@ def _parameters(walk: Any, node: Node) -> tuple[Weight, Any]:
     return weight, None if bias is None else bias.numpy()
 
 
+def _waiting(term: Term, x: Term, weight: Weight, bias: Any) -> Term:
+    """The accumulator of a layer, which waits for scale and bias if its input's scale does."""
+    if x.dynamic is None:
+        return term
+    size = typical(weight.values, weight.multiplier, x)
+    real = None if bias is None else np.asarray(bias, np.float64)
+    return replace(term, dynamic=Dynamic(x.dynamic.factor, size, real))
+
+
 def _store(walk: Any, name: str, x: Term, weight: Weight, bias: Any) -> tuple[bool, int, float]:
-    """Keep the parameters; (has a bias, declared bound, scale of acc · multiplier)."""
+    """Keep the parameters; (has a bias, declared bound, scale of acc · multiplier).
+
+    Where x has a run-time scale the bias is no part of the accumulator."""
+    bias = None if x.dynamic else bias
     scale = short(x.scale * weight.base)
     out = len(weight.values)
     steps = np.broadcast_to(np.array(weight.multiplier, np.float64), out) * scale

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
@@ -11,10 +12,23 @@ from numpy.typing import NDArray
 
 from secure_quant.ir import Interval
 
-__all__ = ["Function", "Term", "Weight"]
+__all__ = ["Dynamic", "Function", "Term", "Weight"]
 
 Real = NDArray[np.float64]
 Function = Callable[[Real], Real]
+
+
+@dataclass(frozen=True)
+class Dynamic:
+    """What a value of a run-time scale waits for until it is a Rescale or enters a layer.
+
+    factor: name of the DynamicScale that multiplies it. bias: real[out] to add, or None.
+    typical: a common large |acc · multiplier|, from which fixed-point steps are chosen.
+    """
+
+    factor: str
+    typical: float
+    bias: NDArray[np.float64] | None = None
 
 
 @dataclass(frozen=True)
@@ -22,7 +36,8 @@ class Term:
     """``function(x̂ or acc · multiplier, times scale)`` of the ir value ``name``.
 
     shape: per sample, as the model sees it; an accumulator that cannot be reshaped yet has
-    ``own_shape`` in the ir. range: of the integers q or acc. The functions apply in order.
+    ``own_shape`` in the ir. range: of the integers q or acc. The functions apply in order;
+    ``limits`` says what they are where they only clamp, None otherwise.
     """
 
     name: str
@@ -35,6 +50,8 @@ class Term:
     axis: int = -1
     functions: tuple[Function, ...] = ()
     own_shape: tuple[int, ...] | None = None
+    limits: tuple[float, float] | None = (-math.inf, math.inf)
+    dynamic: Dynamic | None = None
 
     @property
     def plain(self) -> bool:
