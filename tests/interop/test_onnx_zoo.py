@@ -29,7 +29,10 @@ ZOO = {
     "row-classifier": (RowClassifier, (8, 8), 500),
     "transformer": (TransformerEncoder, (16, 64), 100),
 }
-SCHEMES = [Uniform(per_channel=False), Clip(), Clip("percentile"), Log(), KMeans(), KMeans(256)]
+SCHEMES = [
+    Uniform(per_channel=False), Uniform(keep_small=True), Clip(), Clip("percentile"), Log(),
+    KMeans(), KMeans(256),
+]  # fmt: skip
 
 
 def quantized(name, **options):
@@ -54,8 +57,21 @@ def test_same_integers(name):
 
 
 @pytest.mark.parametrize("scheme", SCHEMES, ids=repr)
-def test_same_integers_with_every_scheme(scheme):
-    assert differing(*quantized("lenet", scheme=scheme)) == 0
+@pytest.mark.parametrize("name", ZOO)
+def test_same_integers_with_every_scheme(name, scheme):
+    graph, q = quantized(name, scheme=scheme)
+    assert differing(graph, q[:16]) == 0
+
+
+def test_inner_values_are_those_of_the_trace():
+    graph, q = quantized("row-classifier")
+    model = to_onnx(graph, inner=True)
+    session = onnxruntime.InferenceSession(model.SerializeToString())
+    names = [output.name for output in session.get_outputs()]
+    assert names == ["y", *(f"ir/{node.name}" for node in graph.nodes[1:-1])]
+    truth = reference.trace(graph, q[:16])
+    for name, made in zip(names[1:], session.run(None, {"x": q[:16]})[1:], strict=True):
+        assert np.array_equal(made, truth[name.removeprefix("ir/")]), name
 
 
 @pytest.mark.parametrize("name", ["mlp", "lenet", "depthwise", "row-classifier"])

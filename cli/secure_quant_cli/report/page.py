@@ -125,9 +125,9 @@ def _errors(report: dict[str, Any]) -> str:
     if plot is None:
         return ""
     text = (
-        "What rounding costs: the reference's integers, as real numbers, against the float model's "
-        "value at the same place, as shares of the layer's largest. Layers that only move values are "
-        "left out."
+        "What rounding costs: the reference's integers, as real numbers, against the float model "
+        "at the same place, as shares of the layer's largest value. Layers that only move values "
+        "are left out."
     )
     return _section("Error against the float model, layer by layer", text, _figure(plot))
 

@@ -1,0 +1,94 @@
+"""onnxruntime against the reference over the whole zoo: every model, every weight scheme, random
+inputs over all of int8. Prints one line per pair and the number of integers that differ.
+
+    python bench/onnx_equality.py [--inputs 1000] [--models lenet,resnet20,...] [--schemes log,...]
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import time
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import onnxruntime
+import torch
+
+from secure_quant import reference
+from secure_quant.interop.onnx_export import to_onnx
+from secure_quant.ir import Graph
+from secure_quant.quantize import Clip, KMeans, Log, Uniform, quantize, zoo
+
+ZOO: dict[str, tuple[Callable[[], Any], tuple[int, ...]]] = {
+    "linear": (zoo.linear, (8,)),
+    "mlp": (zoo.mlp, (64,)),
+    "lenet": (zoo.LeNet, (3, 32, 32)),
+    "lenet-no-bias": (lambda: zoo.LeNet(bias=False, padding=2), (3, 32, 32)),
+    "depthwise": (zoo.DepthwiseNet, (3, 32, 32)),
+    "resnet20": (zoo.ResNet, (3, 32, 32)),
+    "row-classifier": (zoo.RowClassifier, (8, 8)),
+    "transformer": (zoo.TransformerEncoder, (16, 64)),
+}
+SCHEMES: dict[str, dict[str, Any]] = {
+    "uniform": {},
+    "per-tensor": {"scheme": Uniform(per_channel=False)},
+    "clip-mse": {"scheme": Clip()},
+    "clip-percentile": {"scheme": Clip("percentile")},
+    "log": {"scheme": Log()},
+    "kmeans16": {"scheme": KMeans()},
+    "kmeans256": {"scheme": KMeans(256)},
+    "keep-small": {"scheme": Uniform(keep_small=True)},
+    "weight-only": {"mode": "weight-only"},
+}
+BATCH = 50
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--inputs", type=int, default=1000)
+    parser.add_argument("--models", default=",".join(ZOO))
+    parser.add_argument("--schemes", default=",".join(SCHEMES))
+    arguments = parser.parse_args()
+    wrong = compared = 0
+    for name in arguments.models.split(","):
+        for scheme in arguments.schemes.split(","):
+            start = time.monotonic()
+            graph = build(name, scheme)
+            differ, seen = compare(graph, arguments.inputs)
+            wrong, compared = wrong + differ, compared + seen
+            took = time.monotonic() - start
+            print(f"{name:15} {scheme:16} {differ} of {seen:,} differ, {took:.1f} s", flush=True)
+    print(f"in all: {wrong} of {compared:,} integers differ")
+    return 0 if wrong == 0 else 1
+
+
+def build(name: str, scheme: str) -> Graph:
+    """A model of the zoo with random weights, calibrated on normal noise."""
+    model, shape = ZOO[name]
+    torch.manual_seed(1)
+    calibration = np.random.default_rng(1).normal(size=(32, *shape))
+    return quantize(model(), calibration, **SCHEMES[scheme])
+
+
+def compare(graph: Graph, inputs: int) -> tuple[int, int]:
+    """(integers that differ, integers compared), every layer of every input."""
+    data = to_onnx(graph, inner=True).SerializeToString()
+    session = onnxruntime.InferenceSession(data, providers=["CPUExecutionProvider"])
+    names = [output.name for output in session.get_outputs()]
+    rng = np.random.default_rng(2)
+    wrong = compared = 0
+    for start in range(0, inputs, BATCH):
+        shape = (min(BATCH, inputs - start), *graph.input.shape)
+        q = rng.integers(-128, 128, shape).astype(np.int8)
+        truth = reference.trace(graph, q)
+        for name, made in zip(names, session.run(None, {"x": q}), strict=True):
+            inner = graph.output.name if name == "y" else name.removeprefix("ir/")
+            wrong += int((made != truth[inner]).sum())
+            compared += made.size
+    return wrong, compared
+
+
+if __name__ == "__main__":
+    sys.exit(main())
