@@ -1,6 +1,6 @@
 """Send inputs to running servers, protected, and open the answer.
 
---engine mpc takes two --target, party 0 and party 1; --engine he takes one. The inputs are the
+--engine mpc takes two --target, party 0 and party 1; --engine he and he-leveled take one. The inputs are the
 array "x" of X.npz or its only array, float[batch, *input shape].
 """
 
@@ -19,7 +19,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     """Add the options."""
     from secure_quant_cli.tls_options import add_tls_options
 
-    parser.add_argument("--engine", choices=("mpc", "he"), required=True)
+    parser.add_argument("--engine", choices=("mpc", "he", "he-leveled"), required=True)
     parser.add_argument(
         "--target", action="append", required=True, metavar="HOST:PORT",
         help="where the server listens; twice for mpc, or both with a comma between",
@@ -76,6 +76,12 @@ def _client(arguments: argparse.Namespace) -> Any:
         "tls": tls_from(arguments, "client"),
         "expected_hash": arguments.model_hash,
     }
+    if arguments.engine == "he-leveled":
+        from secure_quant_client import LeveledClient
+
+        if arguments.integers:
+            raise ConfigError("--integers", got="a leveled model", expected="an integer model")
+        return LeveledClient(targets[0], **options)
     if arguments.engine == "mpc":
         from secure_quant_client import MpcClient
 

@@ -1,7 +1,8 @@
 """Turn a float torch model into an integer model file.
 
 MODEL.py is executed to call its factory, so it must be your own code. DATA.npz holds
-representative inputs, float[samples, *input shape], as the array "x" or its only array.
+representative inputs, float[samples, *input shape], as the array "x" or its only array. The mode
+leveled makes a shallow model (Linear and Square in turn) for one round trip under CKKS, approximate.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ __all__ = ["HELP", "configure", "run"]
 
 HELP = "float torch model -> integer model file"
 
-MODES = ("static", "weight-only", "qat", "dynamic")
+MODES = ("static", "weight-only", "qat", "dynamic", "leveled")
 SCHEMES = ("uniform", "log", "clip", "kmeans")
 
 
@@ -36,6 +37,10 @@ def run(arguments: argparse.Namespace) -> int:
     from secure_quant_cli.owner_code import build_model
     from secure_quant_cli.sizes import float_bytes
 
+    if arguments.mode == "leveled":
+        from secure_quant_cli.leveled import quantize_run
+
+        return quantize_run(arguments)
     data = read_array(arguments.calibration)
     with progress("importing the float model"):
         model = build_model(arguments.model)

@@ -1,6 +1,6 @@
 """Cut a model file into one bundle per role, each with the least that the role needs.
 
-mpc: party0.sqb party1.sqb dealer.sqb client.sqb    he: server.sqb client.sqb
+mpc: party0.sqb party1.sqb dealer.sqb client.sqb    he, he-leveled: server.sqb client.sqb
 Bundles of parties and of the HE server hold secret material: send each to its own host only.
 """
 
@@ -25,7 +25,7 @@ HELP = "model file -> one bundle per role"
 def configure(parser: argparse.ArgumentParser) -> None:
     """Add the options."""
     parser.add_argument("model", type=Path, metavar="model.sq")
-    parser.add_argument("--engine", choices=("mpc", "he"), required=True)
+    parser.add_argument("--engine", choices=("mpc", "he", "he-leveled"), required=True)
     parser.add_argument("--out", type=Path, required=True, metavar="DIR")
     parser.add_argument(
         "--objective", choices=OBJECTIVES,
@@ -46,9 +46,14 @@ def run(arguments: argparse.Namespace) -> int:
     other = "server.sqb" if arguments.engine == "mpc" else "party0.sqb"
     if (arguments.out / other).exists():
         raise ConfigError(f"{arguments.out} holds bundles of the other engine; choose another")
-    graph = load(arguments.model)
     with progress(f"splitting for {arguments.engine}"):
-        bundles = split_for(graph, arguments.engine, arguments.objective, arguments.tier)
+        if arguments.engine == "he-leveled":
+            from secure_quant_cli.leveled import split_leveled
+
+            bundles = split_leveled(arguments.model)
+        else:
+            graph = load(arguments.model)
+            bundles = split_for(graph, arguments.engine, arguments.objective, arguments.tier)
     for path in write_bundles(bundles, arguments.out):
         print(f"{path}  {human_bytes(path.stat().st_size)}")
     return 0

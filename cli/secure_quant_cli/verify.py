@@ -8,7 +8,8 @@ onnx       onnxruntime on the exported model; every layer's integers are compare
 With --float, each layer is also compared with the float model, and with labels "y" in the input
 file accuracies are shown. --html writes it all as one page with plots, which needs the extra
 "report"; with --float it also shows what each weight scheme would give on these inputs.
-The exit status is 0 only if everything agrees to the last bit.
+The exit status is 0 only if everything agrees to the last bit. A leveled model is approximate: its
+largest error is shown beside the bound that its plan proves, and must not exceed it.
 """
 
 from __future__ import annotations
@@ -51,7 +52,10 @@ def run(arguments: argparse.Namespace) -> int:
     from secure_quant_cli.arrays import read_array, read_labels
     from secure_quant_cli.comparison import compare
     from secure_quant_cli.console import print_json
+    from secure_quant_cli.leveled import is_leveled, verify_run
 
+    if is_leveled(arguments.model):
+        return verify_run(arguments)
     engines = tuple(arguments.engines.split(",")) if arguments.engines else _installed()
     if not set(engines) <= set(ENGINES):
         raise ConfigError("--engines", got=arguments.engines, expected=",".join(ENGINES))

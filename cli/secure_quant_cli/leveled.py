@@ -1,0 +1,111 @@
+"""Leveled models in the commands: made by ``quantize --mode leveled``, told from integer models by
+what their file says, split with ``--engine he-leveled``, and verified against an error bound."""
+
+from __future__ import annotations
+
+import argparse
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from secure_quant.he.leveled import LeveledModel
+
+__all__ = ["is_leveled", "load_leveled", "quantize_run", "split_leveled", "verify_run"]
+
+
+def is_leveled(path: Path) -> bool:
+    """Whether a model file says that it is a leveled one. Raises MalformedModel, OSError."""
+    from secure_quant.he.leveled.model import FORMAT
+    from secure_quant.ir.container import read_tensors
+
+    return read_tensors(path.read_bytes())[1].get("format", "") == FORMAT
+
+
+def load_leveled(path: Path) -> LeveledModel:
+    """Raises MalformedModel and its kin, InvalidGraph, OSError."""
+    from secure_quant.he.leveled import LeveledModel
+
+    return LeveledModel.decode(path.read_bytes())
+
+
+def split_leveled(path: Path) -> dict[str, bytes]:
+    """Role -> bundle. Raises ConfigError for an integer model, OpNotSupported."""
+    from secure_quant.errors import ConfigError
+    from secure_quant.he.leveled.bundle import split
+
+    if not is_leveled(path):
+        hint = "secure-quant quantize --mode leveled"
+        raise ConfigError(f"{path}", got="an integer model", expected="a leveled one", hint=hint)
+    return split(load_leveled(path))
+
+
+def quantize_run(arguments: argparse.Namespace) -> int:
+    """``quantize --mode leveled``: write the model file and say what its plan promises."""
+    from secure_quant.he.leveled import LeveledModel, plan
+    from secure_quant.quantize.leveled import quantize_leveled
+    from secure_quant_cli.arrays import read_array
+    from secure_quant_cli.console import print_json, progress
+    from secure_quant_cli.owner_code import build_model
+
+    data = read_array(arguments.calibration)
+    with progress("quantizing for one round trip"):
+        model = LeveledModel.of(*quantize_leveled(build_model(arguments.model), data))
+        made = plan(model)  # refuse now what could not be served
+    with os.fdopen(os.open(arguments.out, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "wb") as f:
+        f.write(model.encode())
+    found = {"hash": model.hash, "degree": made.degree, "error_bound": made.error_bound}
+    if arguments.json:
+        print_json(found)
+    else:
+        print(f"{arguments.out}: {len(model.layers)} linear layers, degree {made.degree}, "
+              f"outputs off by at most {made.error_bound:.2g}")  # fmt: skip
+        print(f"hash {model.hash}")
+    return 0
+
+
+def verify_run(arguments: argparse.Namespace) -> int:
+    """Encrypted inference in this process against float64: the largest error beside the bound.
+    0 if no output is off by more. Approximate: never called bit-exact."""
+    from secure_quant.errors import ConfigError
+    from secure_quant_cli.arrays import read_array
+    from secure_quant_cli.console import print_json
+
+    if arguments.engines not in (None, "he-leveled") or arguments.float or arguments.html:
+        raise ConfigError("options", got="--engines, --float or --html", expected="none of them",
+                          hint="a leveled model is compared with its float64 meaning")  # fmt: skip
+    model = load_leveled(arguments.model)
+    x = read_array(arguments.input)[: arguments.limit]
+    report = {"model": model.hash, "samples": len(x), "bit_exact": False, **_compare(model, x)}
+    if arguments.json:
+        print_json(report)
+    else:
+        print(f"model {model.hash}, {len(x)} samples, approximate (leveled CKKS)")
+        print(f"largest error  {report['error_max']:.3g}")
+        print(f"bound          {report['error_bound']:.3g}")
+        print(f"within bound: {'yes' if report['within_bound'] else 'NO'}")
+    return 0 if report["within_bound"] else 1
+
+
+def _compare(model: LeveledModel, x: Any) -> dict[str, Any]:
+    import numpy as np
+
+    from secure_quant.he.leveled import plan
+    from secure_quant.he.leveled.evaluate import LeveledEvaluator
+    from secure_quant.protect.leveled import LeveledKeys
+    from secure_quant_cli.console import progress
+
+    made = plan(model)
+    truth, largest = model.reference(x), 0.0
+    with progress(f"he-leveled on {len(x)} samples") as line:
+        keys = LeveledKeys(made)
+        session = LeveledEvaluator(model, made).open(keys.evaluation_keys())
+        for i, request in enumerate(keys.encrypt(x)):
+            y = keys.decrypt(session.evaluate(request))
+            largest = max(largest, float(np.abs(y - truth[i]).max()))
+            line.note(f"{i + 1}/{len(x)}")
+    return {
+        "error_max": largest,
+        "error_bound": made.error_bound,
+        "within_bound": largest <= made.error_bound,
+    }
