@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.fx import GraphModule, Node
 
 from secure_quant.errors import CalibrationError, UnsupportedModule
+from secure_quant.quantize.explicit import make_explicit
 
 __all__ = ["capture", "module_path"]
 
@@ -39,10 +40,12 @@ def capture(model: nn.Module, example: Tensor) -> GraphModule:
     The batch axis is dynamic where the model allows it. Raises UnsupportedModule, with the
     exporter's reason, if the model cannot be captured as one graph.
     """
-    module = copy.deepcopy(model).eval()
+    module = make_explicit(copy.deepcopy(model).eval())
     batch = torch.export.Dim("batch", min=1)
     try:
         program = torch.export.export(module, (example,), dynamic_shapes=({0: batch},))
+    except UnsupportedModule:
+        raise
     except Exception:  # noqa: BLE001  the exporter raises many kinds; the second try tells
         program = _export_fixed(module, example)
     graph_module = program.module(check_guards=False)
@@ -54,6 +57,8 @@ def capture(model: nn.Module, example: Tensor) -> GraphModule:
 def _export_fixed(module: nn.Module, example: Tensor) -> torch.export.ExportedProgram:
     try:
         return torch.export.export(module, (example,))
+    except UnsupportedModule:
+        raise
     except Exception as error:
         reason = str(error).strip().splitlines()
         raise UnsupportedModule(

@@ -1,0 +1,144 @@
+"""torch's attention and transformer modules, written out in ops that torch.export keeps.
+
+In eval mode those modules take fused paths that hide their steps. The modules here hold the same
+parameters and compute the same function; what they cannot compute is refused by name.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import Tensor, nn
+from torch.nn import functional
+
+from secure_quant.errors import UnsupportedModule
+
+__all__ = ["make_explicit"]
+
+
+def make_explicit(module: nn.Module, path: str = "") -> nn.Module:
+    """``module`` with every MultiheadAttention, TransformerEncoderLayer and TransformerEncoder in
+    it replaced, in place but for ``module`` itself. Raises UnsupportedModule."""
+    kind = _EXPLICIT.get(type(module))
+    for name, child in list(module.named_children()):
+        setattr(module, name, make_explicit(child, f"{path}.{name}" if path else name))
+    return module if kind is None else kind(module, path)
+
+
+class _Attention(nn.Module):
+    """nn.MultiheadAttention without masks: projections, scaled dot products, projection."""
+
+    def __init__(self, source: nn.MultiheadAttention, path: str) -> None:
+        super().__init__()
+        self.path, self.heads = path, source.num_heads
+        _refuse(not source.batch_first, self, "batch_first=False", "use batch_first=True")
+        extra = source.bias_k is not None or source.bias_v is not None or source.add_zero_attn
+        _refuse(extra, self, "add_bias_kv or add_zero_attn", "leave both off")
+        same = source.in_proj_weight is not None
+        _refuse(
+            not same, self, "kdim or vdim other than embed_dim", "project keys and values first"
+        )
+        width = source.embed_dim
+        self.qkv = nn.Linear(width, 3 * width, bias=source.in_proj_bias is not None)
+        self.qkv.weight = source.in_proj_weight
+        if source.in_proj_bias is not None:
+            self.qkv.bias = source.in_proj_bias
+        self.out_proj = source.out_proj
+
+    def forward(
+        self,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        key_padding_mask: Tensor | None = None,
+        need_weights: bool = True,
+        attn_mask: Tensor | None = None,
+        average_attn_weights: bool = True,
+        is_causal: bool = False,
+    ) -> tuple[Tensor, None]:
+        """[batch, length, width] -> the same shape, and None in place of the weights."""
+        _refuse_masks(self, key_padding_mask, attn_mask, is_causal)
+        alone = query is key and key is value
+        _refuse(not alone, self, "attention between different tensors",
+                "pass one tensor as query, key and value")  # fmt: skip
+        batch, length, width = query.shape
+        qkv = self.qkv(query).reshape(batch, length, 3, self.heads, width // self.heads)
+        q, k, v = qkv.permute(0, 2, 3, 1, 4).unbind(1)
+        y = functional.scaled_dot_product_attention(q, k, v)
+        return self.out_proj(y.transpose(1, 2).reshape(batch, length, width)), None
+
+
+class _Layer(nn.Module):
+    """nn.TransformerEncoderLayer without masks; norm first or last."""
+
+    def __init__(self, source: nn.TransformerEncoderLayer, path: str) -> None:
+        super().__init__()
+        self.path, self.norm_first = path, source.norm_first
+        self.self_attn, self.activation = source.self_attn, source.activation
+        self.linear1, self.linear2 = source.linear1, source.linear2
+        self.norm1, self.norm2 = source.norm1, source.norm2
+
+    def forward(
+        self,
+        src: Tensor,
+        src_mask: Tensor | None = None,
+        src_key_padding_mask: Tensor | None = None,
+        is_causal: bool = False,
+    ) -> Tensor:
+        """[batch, length, width] -> the same shape."""
+        _refuse_masks(self, src_mask, src_key_padding_mask, is_causal)
+        if self.norm_first:
+            x = src + self._attend(self.norm1(src))
+            return x + self._feed(self.norm2(x))
+        x = self.norm1(src + self._attend(src))
+        made: Tensor = self.norm2(x + self._feed(x))
+        return made
+
+    def _attend(self, x: Tensor) -> Tensor:
+        made: Tensor = self.self_attn(x, x, x)[0]
+        return made
+
+    def _feed(self, x: Tensor) -> Tensor:
+        made: Tensor = self.linear2(self.activation(self.linear1(x)))
+        return made
+
+
+class _Encoder(nn.Module):
+    """nn.TransformerEncoder without masks."""
+
+    def __init__(self, source: nn.TransformerEncoder, path: str) -> None:
+        super().__init__()
+        self.path, self.layers, self.norm = path, source.layers, source.norm
+
+    def forward(
+        self,
+        src: Tensor,
+        mask: Tensor | None = None,
+        src_key_padding_mask: Tensor | None = None,
+        is_causal: bool | None = None,
+    ) -> Tensor:
+        """[batch, length, width] -> the same shape."""
+        _refuse_masks(self, mask, src_key_padding_mask, is_causal)
+        for layer in self.layers:
+            src = layer(src)
+        return src if self.norm is None else self.norm(src)
+
+
+def _refuse_masks(module: Any, *masks: object) -> None:
+    given = any(mask is not None and mask is not False for mask in masks)
+    _refuse(given, module, "a mask", "use sequences of one length, unmasked")
+
+
+def _refuse(wrong: bool, module: Any, what: str, hint: str) -> None:
+    if wrong:
+        name = {_Attention: "MultiheadAttention", _Layer: "TransformerEncoderLayer",
+                _Encoder: "TransformerEncoder"}[type(module)]  # fmt: skip
+        where = module.path or "the model itself"
+        raise UnsupportedModule(f"{name} at {where}", got=what, hint=hint)
+
+
+_EXPLICIT: dict[type[nn.Module], Any] = {
+    nn.MultiheadAttention: _Attention,
+    nn.TransformerEncoderLayer: _Layer,
+    nn.TransformerEncoder: _Encoder,
+}
