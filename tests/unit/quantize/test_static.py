@@ -36,7 +36,7 @@ def relative_error(got, want):
 @pytest.mark.parametrize("fixture", ["flat", "images", "rows"])
 def test_accuracy_is_within_half_a_point_of_float(fixture, request):
     model, data = request.getfixturevalue(fixture)
-    graph = quantize(model, data.train_x[:256])
+    graph = quantize(model, data.train_x[:128])
     want = floats(model, data.test_x)
     got = reference.run(graph, data.test_x)
     assert accuracy(want, data.test_y) > 0.85
@@ -46,7 +46,7 @@ def test_accuracy_is_within_half_a_point_of_float(fixture, request):
 
 def test_lenet_artifact_is_small(images):
     model, data = images
-    graph = quantize(model, data.train_x[:256])
+    graph = quantize(model, data.train_x[:64])
     floats32 = 4 * sum(p.numel() for p in model.parameters())
     assert len(artifact.encode(graph)) <= 0.27 * floats32
 
@@ -225,7 +225,7 @@ def test_batch_norm_folds():
 @pytest.mark.parametrize("calibrator", ["minmax", "percentile", "mse"])
 def test_calibrators(calibrator, images):
     model, data = images
-    graph = quantize(model, data.train_x[:256], calibrator=calibrator)
+    graph = quantize(model, data.train_x[:128], calibrator=calibrator)
     assert accuracy(reference.run(graph, data.test_x), data.test_y) > 0.8
 
 
