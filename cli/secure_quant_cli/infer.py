@@ -1,7 +1,7 @@
 """Send inputs to running servers, protected, and open the answer.
 
---engine mpc takes two --target, party 0 and party 1; --engine he and he-leveled take one. The inputs are the
-array "x" of X.npz or its only array, float[batch, *input shape].
+--engine mpc takes two --target, party 0 and party 1; --engine he and he-leveled take one. The
+inputs are the array "x" of X.npz or its only array, float[batch, *input shape].
 """
 
 from __future__ import annotations

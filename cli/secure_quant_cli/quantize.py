@@ -2,7 +2,7 @@
 
 MODEL.py is executed to call its factory, so it must be your own code. DATA.npz holds
 representative inputs, float[samples, *input shape], as the array "x" or its only array. The mode
-leveled makes a shallow model (Linear and Square in turn) for one round trip under CKKS, approximate.
+leveled makes a shallow model, Linear and Square in turn, for one approximate round trip of CKKS.
 """
 
 from __future__ import annotations

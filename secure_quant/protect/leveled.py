@@ -107,7 +107,9 @@ class LeveledKeys:
         a = Uniform(seed, primes, self.plan.degree).polynomials(1)
         b = np.empty((len(primes), self.plan.degree), np.uint64)
         for i, field in enumerate(self._rings[:-1]):
-            b[i] = self._masked(field, i, a[:, i : i + 1], _forward(field, noisy[None]))[0, 0]
+            # A message may be larger than one prime, though not than all of them.
+            residues = _forward(field, noisy[None] % primes[i])
+            b[i] = self._masked(field, i, a[:, i : i + 1], residues)[0, 0]
         return pack_request(self.plan, seed, b)
 
     def _encryptions(self, seed: bytes, count: int, random: Stream) -> U64:

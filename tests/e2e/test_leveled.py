@@ -91,9 +91,9 @@ def test_another_model_or_role_is_refused(server: Server) -> None:
         stranger.infer(np.zeros((1, 9)))
     with HeClient(server.target, tls=server.tls()) as client, pytest.raises(MalformedMessage):
         _ = client.graph
-    with HeClient(server.target, tls=server.tls(), expected_hash=MODEL.hash) as client:
-        with pytest.raises(HashMismatch):
-            _ = client.graph
+    client = HeClient(server.target, tls=server.tls(), expected_hash=MODEL.hash)
+    with client, pytest.raises(HashMismatch):
+        _ = client.graph
 
 
 def refused(call: Any, *arguments: Any) -> type[Exception]:

@@ -114,7 +114,7 @@ def plan(model: LeveledModel, *, tolerance: float = TOLERANCE) -> LeveledPlan:
     there the largest scale. Raises OpNotSupported where none fits 128-bit security."""
     public = model.public()
     best = float("inf")
-    largest = max(float(bound.max()) for bound in value_bounds(model))
+    largest = max(model.input_bound, *(float(bound.max()) for bound in value_bounds(model)))
     for degree in DEGREES:
         if max(*padded(public), public.widths[-1]) > degree // 2:
             continue
@@ -141,9 +141,9 @@ def plan(model: LeveledModel, *, tolerance: float = TOLERANCE) -> LeveledPlan:
 
 
 def padded(public: PublicLeveled) -> tuple[int, ...]:
-    """The width of each layer's input, filled with zeros to a power of two, so that copies of it
-    fill all slots and no slot holds anything else."""
-    return tuple(1 << (width - 1).bit_length() for width in public.widths[:-1])
+    """The width of each layer's input, filled with zeros to a power of two above 1, so that copies
+    of it fill all slots and no slot holds anything else."""
+    return tuple(1 << max(1, (width - 1).bit_length()) for width in public.widths[:-1])
 
 
 @lru_cache(maxsize=256)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 import numpy as np
 
 from secure_quant.he.leveled import LeveledModel
@@ -16,7 +18,7 @@ def random_model(widths: tuple[int, ...], seed: int = 0, bound: float = 1.0) -> 
             rng.uniform(0.5, 1.5, out) / (127 * np.sqrt(wide)),
             rng.normal(0, 0.2, out),
         )
-        for wide, out in zip(widths, widths[1:], strict=False)
+        for wide, out in itertools.pairwise(widths)
     ]
     return LeveledModel.of(layers, bound)
 
