@@ -35,6 +35,7 @@ MODES: dict[str, dict[str, Any]] = {
     "static, mse ranges": {"calibrator": "mse"},
     "qat": {"mode": "qat"},
     "weight-only": {"mode": "weight-only"},
+    "dynamic": {"mode": "dynamic"},
     "clip, mse": {"scheme": Clip()},
     "clip, percentile": {"scheme": Clip("percentile")},
     "kmeans256": {"scheme": KMeans(256)},

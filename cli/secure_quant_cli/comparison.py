@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from secure_quant.errors import OpNotSupported
 from secure_quant.ir import Graph, ops
 
 if TYPE_CHECKING:
@@ -77,10 +78,12 @@ def compare(
     *,
     floats: FloatValues | None = None,
     labels: NDArray[Any] | None = None,
+    skip_refused: bool = False,
 ) -> Comparison:
     """All of ``engines`` (from ENGINES) on float[n, *input shape], ``batch`` samples at a time.
 
     floats: of the float model, for errors layer by layer. labels: int[n], for accuracies.
+    skip_refused: an engine that refuses the model is reported, not raised.
     Raises OpNotSupported, and what the reference raises for a wrong input.
     """
     from secure_quant import reference
@@ -99,9 +102,16 @@ def compare(
             truths.add(x[start : start + batch], part.values)
             line.note(f"{min(start + batch, len(q))}/{len(q)}")
     times = {"reference": watch.times()}
+    refused: dict[str, str] = {}
     for engine in (name for name in engines if name != "reference"):
-        report["engines"][engine], times[engine] = _engine(graph, q, engine, batch, truths, labels)
-    costs = {name: COSTS[name](graph) for name in engines if name in COSTS}
+        try:
+            report["engines"][engine], times[engine] = _engine(graph, q, engine, batch, labels)
+        except OpNotSupported as error:
+            if not skip_refused:
+                raise
+            refused[engine] = str(error)
+    costs = {name: COSTS[name](graph) for name in report["engines"] if name in COSTS}
+    report["refused"] = refused
     report["layers"] = _layers(graph, truths, times, costs)
     report["plans"] = {engine: total for engine, (total, _) in costs.items()}
     report["bit_exact"] = all(found["mismatches"] == 0 for found in report["engines"].values())
@@ -110,9 +120,8 @@ def compare(
 
 
 def _engine(
-    graph: Graph, q: NDArray[np.int8], engine: str, batch: int, truths: _Truths,
-    labels: NDArray[Any] | None,
-) -> tuple[dict[str, Any], dict[str, Any]]:  # fmt: skip
+    graph: Graph, q: NDArray[np.int8], engine: str, batch: int, labels: NDArray[Any] | None
+) -> tuple[dict[str, Any], dict[str, Any]]:
     """(what differed, times by layer) of one engine."""
     from secure_quant import reference
     from secure_quant_cli import inprocess
@@ -214,28 +223,29 @@ class _Truths:
         self.errors: defaultdict[str, _Errors] = defaultdict(_Errors)
         self.histograms: Histograms = {}
         self.outputs: dict[str, list[NDArray[Any]]] = {"int8": [], "float": []}
-        self._units = {node.name: _units(graph, node) for node in graph.nodes}
+        self._units = _units(graph)
         for node in graph.nodes:
             if isinstance(node, ops.Linear | ops.Conv2d):
                 self.histograms[node.name] = {"weight": _binned(graph.weight(node))}
 
     def add(self, x: NDArray[Any], values: dict[str, Int]) -> None:
         """One batch."""
+        from secure_quant import reference
+
         floats = {} if self._floats is None else self._floats(x)
         for node in self.graph.nodes:
             name, value = node.name, self.graph.values[node.name]
             factor = self._units[name]
             seen = floats.get(name)
-            if seen is not None:
+            if seen is not None and factor is not None:
                 self.errors[name].add((values[name] - value.zero_point) * factor, seen)
             int8 = value.range.lo >= -128 and value.range.hi <= 127
-            if int8 and isinstance(node, ops.Input | ops.Requantize):
+            if int8 and isinstance(node, ops.Input | ops.Requantize | ops.DynamicQuantize):
                 self._tally(name, "int8", values[name])
-                if seen is not None:
+                if seen is not None and factor is not None:
                     self._tally(name, "float", seen / factor + value.zero_point)
         output = self.graph.output.name
-        made = (values[output] - self.graph.values[output].zero_point) * self._units[output]
-        self.outputs["int8"].append(made)
+        self.outputs["int8"].append(reference.dequantize(self.graph, values[output]))
         if floats:
             self.outputs["float"].append(floats[output])
 
@@ -263,17 +273,28 @@ def _binned(values: NDArray[Any]) -> Int:
     return np.bincount(place.reshape(-1), minlength=len(HISTOGRAM) - 1)
 
 
-def _units(graph: Graph, node: ops.Node) -> NDArray[np.float64]:
-    """What one unit of the node's centred integers stands for, to multiply with
-    [batch, *shape]."""
+def _units(graph: Graph) -> dict[str, NDArray[np.float64] | None]:
+    """What one unit of each node's centred integers stands for, to multiply with
+    [batch, *shape]; None where that depends on the sample or a bias is still to come."""
     from secure_quant.reference.kernels import along
 
-    value = graph.values[node.name]
-    reader = next(iter(graph.consumers[node.name]), node)  # knows the channels' multipliers
-    if not isinstance(reader, ops.Requantize | ops.Output):
-        return np.asarray(value.scale)
-    multiplier = along(reader.multiplier, reader.axis, len(value.shape) + 1)
-    return multiplier.astype(np.float64) * value.scale
+    made: dict[str, NDArray[np.float64] | None] = {}
+    for node in graph.nodes:
+        value = graph.values[node.name]
+        reader = next(iter(graph.consumers[node.name]), node)  # knows the channels' multipliers
+        made[node.name] = np.asarray(value.scale)
+        relative = any(made[name] is None for name in node.inputs)
+        runtime = isinstance(node, ops.DynamicScale | ops.DynamicQuantize)
+        if (
+            runtime
+            or isinstance(reader, ops.Rescale)
+            or (relative and not isinstance(node, ops.Rescale))
+        ):
+            made[node.name] = None
+        elif isinstance(reader, ops.Requantize | ops.Output):
+            multiplier = along(reader.multiplier, reader.axis, len(value.shape) + 1)
+            made[node.name] = multiplier.astype(np.float64) * value.scale
+    return made
 
 
 def _layers(

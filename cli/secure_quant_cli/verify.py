@@ -72,7 +72,10 @@ def run(arguments: argparse.Namespace) -> int:
         if labels.shape != (len(x),):
             raise ShapeMismatch("labels y", got=labels.shape, expected=(len(x),))
     model, floats = _float_model(arguments.float, graph, x)
-    found = compare(graph, x, engines, arguments.batch, floats=floats, labels=labels)
+    found = compare(
+        graph, x, engines, arguments.batch,
+        floats=floats, labels=labels, skip_refused=not arguments.engines,
+    )  # fmt: skip
     if arguments.html is not None:
         from secure_quant_cli.report import scheme_study, write_page
 
@@ -124,6 +127,8 @@ def _show(report: dict[str, Any]) -> None:
     print()
     for engine, plan in report["plans"].items():
         print(f"{engine}, planned for one sample: {_costs(plan)}")
+    for engine, reason in report["refused"].items():
+        print(f"{engine} refuses this model: {reason}")
     for key in ("accuracy_float", "accuracy_int8", "float_error_max", "float_error_mean"):
         if key in report:
             print(f"{key.replace('_', ' ')}: {report[key]:.6g}")

@@ -117,7 +117,12 @@ def _engines(report: dict[str, Any]) -> str:
         "Every engine ran on the same int8 inputs. Under secret sharing nothing but the output is "
         "ever opened, so only that can be compared."
     )
-    return _section("Engines", text, _table(header + ["accuracy"] * labelled, rows, text=2))
+    refused = "".join(
+        f"<p>{escape(NAMES[engine].capitalize())} refuses this model: {escape(reason)}</p>"
+        for engine, reason in report["refused"].items()
+    )
+    made = _table(header + ["accuracy"] * labelled, rows, text=2) + refused
+    return _section("Engines", text, made)
 
 
 def _errors(report: dict[str, Any]) -> str:

@@ -162,7 +162,7 @@ def _bars(
         ax.xaxis.set_major_formatter(EngFormatter(unit))
         ax.xaxis.set_major_locator(mpl.ticker.MaxNLocator(5))
         _named(ax, seen)
-        ax.legend(loc="lower left", bbox_to_anchor=(0, 1), ncols=2, fontsize=8)
+        figure.legend(loc="outside upper left", ncols=2, fontsize=8)
         return _svg(figure, name)
 
 

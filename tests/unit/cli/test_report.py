@@ -147,6 +147,26 @@ def test_page_tells_what_differs(graph, x, monkeypatch) -> None:
     assert text.count('<tr class="differs">') == 1
 
 
+def test_run_time_scales(model, x) -> None:
+    from secure_quant.errors import OpNotSupported
+    from secure_quant.quantize.floats import float_values
+
+    graph = quantize(model, x, mode="dynamic")
+    floats = float_values(model, graph, x)
+    engines = ("reference", "mpc", "he")
+    found = compare(graph, x, engines, 8, floats=floats, skip_refused=True)
+    assert found.report["bit_exact"] is True
+    assert set(found.report["engines"]) == {"he"}
+    assert set(found.report["refused"]) == {"mpc"}
+    assert all(
+        layer.get("float_error_max", 0) < 0.1 * layer.get("float_peak", 1)
+        for layer in found.report["layers"]
+    )
+    assert "Secret sharing refuses this model" in render(found, graph)
+    with pytest.raises(OpNotSupported):
+        compare(graph, x, engines, 8)
+
+
 def test_names_are_escaped(x, graph, found) -> None:
     report = dict(found.report)
     report["layers"] = [dict(report["layers"][0], name="<script>alert(1)</script>")]
