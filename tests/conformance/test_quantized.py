@@ -1,0 +1,53 @@
+"""Graphs as the quantizer makes them, in every mode and every executor."""
+
+from __future__ import annotations
+
+from functools import cache
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from conformance.executors import EXECUTORS
+from secure_quant import reference
+from secure_quant.errors import OpNotSupported
+from secure_quant.ir import Graph
+from secure_quant.quantize import quantize
+from secure_quant.quantize.zoo import ResNet, RowClassifier
+
+MODELS = {
+    "transformer": (lambda: RowClassifier(length=4, width=16, heads=2, hidden=24), (4, 8)),
+    "residual": (lambda: ResNet(1, width=4), (3, 32, 32)),
+    "convolution": (
+        lambda: nn.Sequential(
+            nn.Conv2d(2, 4, 3, padding=1), nn.GELU(), nn.MaxPool2d(2), nn.Flatten(),
+            nn.Linear(64, 5), nn.Softmax(-1),
+        ),
+        (2, 8, 8),
+    ),
+}  # fmt: skip
+
+
+@cache
+def made(name: str, mode: str) -> tuple[Graph, np.ndarray, np.ndarray]:
+    """Graph, three inputs, and the reference's integers."""
+    torch.manual_seed(4)
+    build, shape = MODELS[name]
+    x = torch.randn(16, *shape)
+    graph = quantize(build(), x, mode=mode)
+    q = reference.quantize_input(graph, x[:3].numpy() * 2)
+    return graph, q, reference.run_int(graph, q)
+
+
+@pytest.mark.parametrize("mode", ["static", "weight-only", "dynamic"])
+@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("executor", EXECUTORS[1:], ids=repr)
+def test_executor_equals_the_reference(executor, name: str, mode: str) -> None:
+    graph, q, want = made(name, mode)
+    if mode == "dynamic" and executor.may_refuse:
+        with pytest.raises(OpNotSupported, match="run time"):
+            executor.prepare(graph)
+        return
+    got = executor.prepare(graph).run(q)[graph.output.name]
+    assert np.array_equal(got, want)
