@@ -33,5 +33,5 @@ def unsupported(node: Node, why: str | None = None, hint: str | None = None) -> 
     return UnsupportedModule(
         f"{name} in {where}",
         got=why or "an op without an integer lowering",
-        hint=hint or "docs/quantize.md lists the ops that can be used",
+        hint=hint or "docs/quantization.md lists the ops that can be used",
     )

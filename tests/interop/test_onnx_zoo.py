@@ -1,5 +1,7 @@
 """onnxruntime computes the same integers as the reference, for every model of the zoo."""
 
+from functools import cache
+
 import numpy as np
 import onnxruntime
 import pytest
@@ -35,6 +37,7 @@ SCHEMES = [
 ]  # fmt: skip
 
 
+@cache
 def quantized(name, **options):
     build, shape, count = ZOO[name]
     torch.manual_seed(1)
@@ -56,8 +59,15 @@ def test_same_integers(name):
     assert differing(*quantized(name)) == 0
 
 
-@pytest.mark.parametrize("scheme", SCHEMES, ids=repr)
-@pytest.mark.parametrize("name", ZOO)
+# Capturing the deep models takes long; bench/onnx_equality.py crosses all with all.
+SMALL = ["linear", "mlp", "lenet"]
+PAIRS = [
+    (name, scheme) for name in ZOO for scheme in SCHEMES
+    if name in SMALL or scheme in (Log(), KMeans())
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("name", "scheme"), PAIRS, ids=repr)
 def test_same_integers_with_every_scheme(name, scheme):
     graph, q = quantized(name, scheme=scheme)
     assert differing(graph, q[:16]) == 0

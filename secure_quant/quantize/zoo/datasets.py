@@ -46,7 +46,7 @@ def mnist(folder: str | Path, *, pad: int = 0, limit: int | None = None) -> Spli
     """
     if not 0 <= pad <= 64:
         raise ValueOutOfRange("pad", got=pad, expected="0 to 64")
-    halves = [_idx_half(Path(folder), half, limit) for half in ("train", "t10k")]
+    halves = [_idx_half(Path(folder).expanduser(), half, limit) for half in ("train", "t10k")]
     borders = ((0, 0), (pad, pad), (pad, pad))
     return _split([(np.pad(x, borders)[:, None], y) for x, y in halves])
 
@@ -61,15 +61,15 @@ def cifar10(folder: str | Path, *, limit: int | None = None) -> Split:
 
     Raises MalformedDataset, ValueOutOfRange.
     """
-    tail, read = "", _cifar_pickle
-    if _present(Path(folder), "test_batch.bin", _CIFAR_PLACES):
+    tail, read, folder = "", _cifar_pickle, Path(folder).expanduser()
+    if _present(folder, "test_batch.bin", _CIFAR_PLACES):
         tail, read = ".bin", _cifar_binary
     batches = [f"data_batch_{i}{tail}" for i in range(1, 6)]
     halves = []
     for names in (batches, [f"test_batch{tail}"]):
         parts: list[Labelled] = []
         for name in names:
-            path = _find(Path(folder), name, _CIFAR_PLACES)
+            path = _find(folder, name, _CIFAR_PLACES)
             if _more_wanted(parts, limit):
                 parts.append(read(path))
         x, y = (np.concatenate(arrays) for arrays in zip(*parts, strict=True))
