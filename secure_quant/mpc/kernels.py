@@ -23,7 +23,7 @@ F = TypeVar("F", bound=Callable[..., Any])
 U = types.uint64
 I = types.int64  # noqa: E741 - beside U
 IN = types.Array(U, 1, "C", readonly=True)
-IN2 = types.Array(U, 2, "C", readonly=True)
+IN3 = types.Array(U, 3, "C", readonly=True)
 OUT = types.Array(U, 1, "C")
 
 ONES = np.uint64(0xFFFFFFFFFFFFFFFF)
@@ -126,7 +126,7 @@ def xor_opened(words: Any, bits: int, values: Any) -> None:
 block2, block4, block8 = blocks(2), blocks(4), blocks(8)
 
 
-@kernel(U(IN, I, I, I, IN2))
+@kernel(U(IN, I, I, I, IN3))
 def lookup(words: Any, base: int, width: int, turn: Any, planes: Any) -> Any:
     """XOR_i e_i · X[(turn - i) mod 2^width] for the 2^width shared bits e at ``base``.
 
@@ -143,7 +143,6 @@ def lookup(words: Any, base: int, width: int, turn: Any, planes: Any) -> Any:
     count = ONE << np.uint64(width - 6)
     first, shift = np.uint64(base) >> np.uint64(6), np.uint64(turn) & np.uint64(63)
     start = count - (np.uint64(turn) >> np.uint64(6))
-    groups //= 2 << (width - 6)
     for g in range(groups):
         row, got = start + np.uint64(g) * (count + count), ZERO
         if width == 7:
@@ -163,8 +162,8 @@ def lookup(words: Any, base: int, width: int, turn: Any, planes: Any) -> Any:
 def plane_table(entries: NDArray[np.uint64], bits: int) -> NDArray[np.uint64]:
     """What ``lookup`` reads for X = entries, uint64[2^W], of ``bits`` bits each.
 
-    uint64[rows, 8]; 8 columns make a group. Column b of a group has bit b of X[-j] at bit j. Rows
-    of a group stand there twice unless there is but one, so that what is turned need not wrap.
+    uint64[groups of 8 bits, rows, 8]. Column b has bit b of X[-j] at bit j. Rows stand there twice
+    unless there is but one, so that what is turned need not wrap.
     """
     size, groups = len(entries), -(-bits // LANES)
     turned = entries[-np.arange(size) % size]
@@ -175,7 +174,7 @@ def plane_table(entries: NDArray[np.uint64], bits: int) -> NDArray[np.uint64]:
     rows = np.bitwise_or.reduce(grouped, axis=3).swapaxes(1, 2)  # [groups, words, 8]
     if size > 64:
         rows = np.concatenate([rows, rows], axis=1)
-    return np.ascontiguousarray(rows.reshape(-1, LANES))
+    return np.ascontiguousarray(rows)
 
 
 @kernel(types.void(OUT, I, I, I))

@@ -13,7 +13,7 @@ from numba import types
 
 from secure_quant.mpc.kernels import (
     IN,
-    IN2,
+    IN3,
     ONE,
     ONES,
     OUT,
@@ -38,7 +38,7 @@ OPENED, FLOOR, RING, LIFT = range(10, 14)
 MAIN, SAT, RECORDS, LIFTS, DIGITS = range(5)
 
 
-@kernel(types.void(IN, IN, IN, INT, INT, INT, IN2, IN2, OUT, OUT))
+@kernel(types.void(IN, IN, IN, INT, INT, INT, IN3, IN3, OUT, OUT))
 def open_v4(
     c: Any, dealt: Any, free: Any, con: Any, at: Any, digits: Any, planes: Any, windows: Any,
     high: Any, out: Any,
@@ -202,7 +202,7 @@ def deal_v4(r: Any, free: Any, dealt: Any, monomials: Any, con: Any, at: Any, di
             place += ring - j
 
 
-@kernel(types.void(IN, IN, IN, INT, INT, IN2, IN2, OUT))
+@kernel(types.void(IN, IN, IN, INT, INT, IN3, IN3, OUT))
 def open_v3(
     c: Any, dealt: Any, free: Any, con: Any, at: Any, planes: Any, windows: Any, out: Any
 ) -> None:

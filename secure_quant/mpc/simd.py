@@ -79,7 +79,7 @@ def popcount(typing: Any, x: Any) -> Any:
 
 @intrinsic  # type: ignore[untyped-decorator]
 def parities(typing: Any, word: Any, planes: Any, row: Any) -> Any:
-    """Bit b: parity of ``word`` AND planes[row, b]. planes: uint64[rows, LANES]."""
+    """Bit b: parity of ``word`` AND planes[row, b]. planes: uint64[..., LANES], rows end to end."""
 
     def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
         table = _data(context, builder, signature.args[1], args[1])
