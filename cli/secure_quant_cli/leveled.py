@@ -71,7 +71,7 @@ def verify_run(arguments: argparse.Namespace) -> int:
     from secure_quant_cli.arrays import read_array
     from secure_quant_cli.console import print_json
 
-    if arguments.engines not in (None, "he-leveled") or arguments.float or arguments.html:
+    if arguments.engines or arguments.float or arguments.html:
         raise ConfigError("options", got="--engines, --float or --html", expected="none of them",
                           hint="a leveled model is compared with its float64 meaning")  # fmt: skip
     model = load_leveled(arguments.model)

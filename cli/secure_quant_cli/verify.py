@@ -54,8 +54,6 @@ def run(arguments: argparse.Namespace) -> int:
     from secure_quant_cli.console import print_json
     from secure_quant_cli.leveled import is_leveled, verify_run
 
-    if is_leveled(arguments.model):
-        return verify_run(arguments)
     engines = tuple(arguments.engines.split(",")) if arguments.engines else _installed()
     if not set(engines) <= set(ENGINES):
         raise ConfigError("--engines", got=arguments.engines, expected=",".join(ENGINES))
@@ -64,6 +62,8 @@ def run(arguments: argparse.Namespace) -> int:
             raise ValueOutOfRange(f"--{name}", got=getattr(arguments, name), expected=">= 1")
     if arguments.html is not None:
         _need_matplotlib()
+    if is_leveled(arguments.model):
+        return verify_run(arguments)
     graph = load(arguments.model)
     x = read_array(arguments.input)[: arguments.limit]
     labels = read_labels(arguments.input)

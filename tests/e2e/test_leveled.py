@@ -31,6 +31,7 @@ from secure_quant.transport import sync_channel
 from secure_quant.wire import raised
 from secure_quant.wire.gen.secure_inference_pb2 import EvaluateModelRequest, OpenSessionRequest
 from secure_quant.wire.gen.secure_inference_pb2_grpc import SecureInferenceServiceStub
+from secure_quant_cli.main import main
 from secure_quant_client import HeClient, LeveledClient
 
 MODEL = random_model((9, 6, 3), seed=1)
@@ -94,6 +95,23 @@ def test_another_model_or_role_is_refused(server: Server) -> None:
     client = HeClient(server.target, tls=server.tls(), expected_hash=MODEL.hash)
     with client, pytest.raises(HashMismatch):
         _ = client.graph
+
+
+def test_workers_have_a_limit_on_memory(server: Server) -> None:
+    for pid in server.workers():
+        limits = Path(f"/proc/{pid}/limits").read_text()
+        (line,) = [x for x in limits.splitlines() if x.startswith("Max address space")]
+        assert int(line.split()[3]) <= 6 * 2**30
+
+
+def test_the_command_infers(server: Server, tmp_path: Path) -> None:
+    x, out = extremes(MODEL)[3:], tmp_path / "y.npz"
+    np.savez(tmp_path / "x.npz", x=x)
+    options = ["--engine", "he-leveled", "--target", server.target, "--tls", str(server.certs)]
+    files = ["--input", str(tmp_path / "x.npz"), "--out", str(out)]
+    assert main(["infer", *options, *files, "--model-hash", MODEL.hash]) == 0
+    assert np.abs(np.load(out)["y"] - MODEL.reference(x)).max() <= PLAN.error_bound
+    assert main(["infer", *options, *files, "--integers"]) == 2
 
 
 def refused(call: Any, *arguments: Any) -> type[Exception]:

@@ -75,7 +75,9 @@ def output_error(
             bound = bound**2
             left.pop()
         matrix, width = np.abs(layer.matrix), 1 << (len(bound) - 1).bit_length()
-        switches = sum(len(naf(step)) for step in range(1, width))
+        # One more for the encryption of zero that TenSEAL's sum starts with: its error, too, is
+        # divided by the special prime and rounded.
+        switches = 1 + sum(len(naf(step)) for step in range(1, max(width, 2)))
         # Diagonals are rounded one by one, so their errors add up by squares.
         spread = encoding * sqrt(float(((bound + error) ** 2).sum()))
         switch = _switch(degree, left, primes[-1], scale_bits, switches)
