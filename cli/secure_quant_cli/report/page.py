@@ -134,7 +134,9 @@ def _errors(report: dict[str, Any]) -> str:
         "at the same place, as shares of the layer's largest value. Layers that only move values "
         "are left out."
     )
-    return _section("Error against the float model, layer by layer", text, _figure(plot))
+    return _section(
+        "Error against the float model, layer by layer", text, _figure(plot, "error by layer")
+    )
 
 
 def _histograms(found: Comparison) -> str:
@@ -142,7 +144,7 @@ def _histograms(found: Comparison) -> str:
     weights = plots.weights(found.histograms)
     if weights is not None:
         text = "How often each int8 weight occurs. The dotted lines are the largest values, ±127."
-        made.append(_section("Weights", text, _figure(weights)))
+        made.append(_section("Weights", text, _figure(weights, "histograms of weights")))
     activations = plots.activations(found.histograms)
     if activations is not None:
         text = (
@@ -151,7 +153,9 @@ def _histograms(found: Comparison) -> str:
             "clipped, or is held at the end by a ReLU or its like. A single value far above "
             "all others is cut off."
         )
-        made.append(_section("Activations", text, _figure(activations)))
+        made.append(
+            _section("Activations", text, _figure(activations, "histograms of activations"))
+        )
     return "\n".join(made)
 
 
@@ -174,17 +178,19 @@ def _schemes(report: dict[str, Any]) -> str:
         "comparison of the schemes, no forecast for data that was not seen."
     )
     plot = plots.schemes(study, report.get("accuracy_float"))
-    return _section(
-        "Weight schemes: accuracy against size", text,
-        _figure(plot, narrow=True) + _table(header + ["accuracy"] * labelled, rows),
-    )  # fmt: skip
+    drawn = _figure(plot, "accuracy against stored weights", narrow=True)
+    made = drawn + _table(header + ["accuracy"] * labelled, rows)
+    return _section("Weight schemes: accuracy against size", text, made)
 
 
 def _costs(report: dict[str, Any]) -> str:
     made = []
     for engine in report["plans"]:
-        sent, spent = (draw(report["layers"], engine) for draw in (plots.traffic, plots.times))
-        sides = [_figure(plot) for plot in (sent, spent) if plot is not None]
+        drawn = {
+            "bytes by layer": plots.traffic(report["layers"], engine),
+            "time by layer": plots.times(report["layers"], engine),
+        }
+        sides = [_figure(plot, label) for label, plot in drawn.items() if plot is not None]
         plan = ", ".join(
             f"{key.replace('_', ' ')} {human_bytes(value) if 'bytes' in key else value}"
             for key, value in report["plans"][engine].items()
@@ -193,7 +199,9 @@ def _costs(report: dict[str, Any]) -> str:
         made.append(f'{head}<div class="pair">{"".join(sides)}</div>')
     plain = plots.times(report["layers"], "reference")
     if plain is not None:
-        made.append(f'<h3>Plaintext reference</h3><div class="pair">{_figure(plain)}</div>')
+        made.append(
+            f'<h3>Plaintext reference</h3><div class="pair">{_figure(plain, "time by layer")}</div>'
+        )
     text = (
         "For one sample. Bytes are those of the plan, which are exact. Times were measured in one "
         f"process without a network, in batches of up to {report['batch']}; they leave out what is "
@@ -236,8 +244,9 @@ def _section(title: str, text: str, content: str) -> str:
     return f"<section><h2>{escape(title)}</h2>{words}\n{content}</section>"
 
 
-def _figure(svg: str, *, narrow: bool = False) -> str:
-    return f'<figure class="{"narrow" if narrow else "wide"}">{svg}</figure>'
+def _figure(svg: str, label: str, *, narrow: bool = False) -> str:
+    kind = "narrow" if narrow else "wide"
+    return f'<figure class="{kind}" aria-label="{escape(label)}">{svg}</figure>'
 
 
 def _table(
