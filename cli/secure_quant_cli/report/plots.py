@@ -147,7 +147,8 @@ def _bars(
     layers: Layers, engine: str, parts: dict[str, str], unit: str, name: str, factor: float
 ) -> str | None:
     """Stacked bars, told apart by hatches too."""
-    seen = [layer for layer in layers if any(layer.get(engine, {}).get(part) for part in parts)]
+    kept = (layer for layer in layers if layer["op"] not in MOVES)
+    seen = [layer for layer in kept if any(layer.get(engine, {}).get(part) for part in parts)]
     if not seen:
         return None
     with _look(name):
