@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import grpc.aio
 
-from secure_quant.errors import ConfigError, MalformedMessage, ModelNotFound
+from secure_quant.errors import ConfigError, DeadlineExceeded, MalformedMessage, ModelNotFound
 from secure_quant.ir.ops import Conv2d, Linear
 from secure_quant.wire import info_from_proto
 from secure_quant.wire.gen.model_pb2 import ModelInfo
@@ -30,6 +31,7 @@ from secure_quant_server.he.pool import Evaluators
 __all__ = ["SERVICE", "SecureInference"]
 
 SERVICE = "secure_quant.v1.SecureInferenceService"
+UPLOAD_S = 120.0
 Context = grpc.aio.ServicerContext[Any, Any]
 
 
@@ -98,8 +100,12 @@ class SecureInference(SecureInferenceServiceServicer):
         upload = self._leveled.upload(caller, first.model_hash or self._only())
         with upload:
             upload.add(first.keys)
-            async for request in request_iterator:
-                upload.add(request.keys)
+            try:
+                async with asyncio.timeout(UPLOAD_S):  # nobody holds the room for long
+                    async for request in request_iterator:
+                        upload.add(request.keys)
+            except TimeoutError as error:
+                raise DeadlineExceeded("upload", expected=f"<= {UPLOAD_S:g} s") from error
             return OpenSessionResponse(session_id=upload.finish())
 
     async def EvaluateModel(  # noqa: N802
