@@ -141,9 +141,7 @@ class MaximumGate(Gate):
                 _, _, count, free, tables, products = next(parts)
                 r = np.ascontiguousarray(now[:, first : first + arity * groups]).reshape(-1)
                 bits = side.free0[free : free + count] ^ side.free1[free : free + count]
-                maxima.deal_maximum(
-                    r, bits, side.dealt, arity, self.width, self.bits, tables, products
-                )
+                maxima.DEAL[arity](r, bits, side.dealt, self.width, self.bits, tables, products)
                 out = slice(free + count, free + 2 * count)
                 mask = reduce(side.free0[out] + side.free1[out], self.bits)
                 made.append(mask.reshape(self.outputs, groups))
@@ -193,10 +191,10 @@ class MaximumGate(Gate):
         opened = yield from opening(bits, maxima.pairs(arity), xor=True)
         made = np.empty_like(bits)
         for i in range(side.batch):
-            maxima.select_maximum(
+            maxima.SELECT[arity](
                 opened[i], values[i], own[i], side.dealt[i],
-                side.free[i, free + count : free + 2 * count], side.party, arity, self.width,
-                self.bits, products, made[i],
+                side.free[i, free + count : free + 2 * count], side.party, self.width, self.bits,
+                products, made[i],
             )  # fmt: skip
         return (yield from opening(made, self.bits))
 
