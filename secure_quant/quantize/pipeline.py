@@ -13,6 +13,7 @@ from torchao.quantization.pt2e.quantize_pt2e import convert_pt2e, prepare_pt2e
 
 from secure_quant.errors import CalibrationError
 from secure_quant.quantize.annotate import IntegerQuantizer
+from secure_quant.quantize.bias import mean_shifts
 from secure_quant.quantize.capture import capture, check_calibration
 from secure_quant.quantize.observers import Calibrator, RangeObserver, WeightObserver
 from secure_quant.quantize.schemes import Scheme, Uniform
@@ -66,7 +67,7 @@ def converted_model(
     module = capture(model, example)
     prepared = prepare_pt2e(module, make_quantizer(settings))
     progress("weights", 0, 1)
-    apply_scheme(prepared, settings.scheme)
+    apply_scheme(prepared, settings.scheme, batches)
     with torch.no_grad():
         for done, batch in enumerate(batches):
             progress("calibrate", done, len(batches))
@@ -75,8 +76,11 @@ def converted_model(
     return convert_pt2e(prepared), example
 
 
-def apply_scheme(prepared: GraphModule, scheme: Scheme) -> None:
-    """Put each weight on its integers at once, so that calibration sees the weights it gets."""
+def apply_scheme(prepared: GraphModule, scheme: Scheme, batches: Sequence[Tensor]) -> None:
+    """Put each weight on its integers at once, so that calibration sees the weights it gets, and
+    take the mean shift that this makes out of the biases."""
+    parameters: list[tuple[Tensor, Tensor]] = []
+    rounded: dict[Node, Tensor] = {}
     for node in prepared.graph.nodes:
         if node.op != "call_module":
             continue
@@ -84,13 +88,26 @@ def apply_scheme(prepared: GraphModule, scheme: Scheme) -> None:
         source = node.args[0]
         if not isinstance(observer, WeightObserver) or not isinstance(source, Node):
             continue
-        owner, _, name = str(source.target).rpartition(".")
-        parameter: Any = getattr(prepared.get_submodule(owner), name)
+        parameter = _parameter(prepared, source)
         q, scale = scheme.quantize(parameter, observer.grid)
         observer.fix(scale)
-        made = (q * scale.double()[:, None]).reshape(parameter.shape)
-        with torch.no_grad():
+        made = (q * scale.double()[:, None]).reshape(parameter.shape).to(parameter.dtype)
+        parameters.append((parameter, made))
+        rounded |= dict.fromkeys(node.users, made)
+    for layer, shift in mean_shifts(prepared, rounded, batches).items():
+        bias: Any = layer.args[2]
+        if len(bias.users) == 1:
+            own = _parameter(prepared, bias)
+            parameters.append((own, own.detach() - shift))
+    with torch.no_grad():
+        for parameter, made in parameters:
             parameter.copy_(made)
+
+
+def _parameter(module: GraphModule, node: Node) -> Any:
+    """The tensor behind a get_attr node."""
+    owner, _, name = str(node.target).rpartition(".")
+    return getattr(module.get_submodule(owner), name)
 
 
 def split_batches(calibration: Any, batch_size: int) -> list[Tensor]:
