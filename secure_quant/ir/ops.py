@@ -117,7 +117,8 @@ class Mul(Node):
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Add(Node):
     """``acc = factors[0] · â + factors[1] · b̂`` with public integer factors; b's shape
-    broadcasts to a's. ``|acc| <= bound``."""
+    broadcasts to a's. ``|acc| <= bound``. â or b̂ may also be the accumulator of a ReduceSum or
+    SumPool."""
 
     factors: Pair
     bound: int

@@ -277,8 +277,9 @@ def _mul(graph: Graph, node: Any, xs: list[Value]) -> Value:
 
 def _add(graph: Graph, node: Any, xs: list[Value]) -> Value:
     a, b = xs
-    _activation(node, a)
-    _activation(node, b)
+    for name, x in zip(node.inputs, xs, strict=True):
+        if not isinstance(graph.by_name[name], ops.ReduceSum | ops.SumPool):
+            _activation(node, x)
     _broadcasts(node, a, b)
     f, g = node.factors
     return _accumulator(node, a.shape, (a.centred.times(f) + b.centred.times(g)).magnitude)

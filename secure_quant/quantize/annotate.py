@@ -28,7 +28,7 @@ from secure_quant.quantize.opset import (
     find_roots,
 )
 from secure_quant.quantize.passes import rewrite
-from secure_quant.quantize.passes.edit import BITS
+from secure_quant.quantize.passes.edit import BITS, EXACT
 from secure_quant.quantize.refuse import unsupported
 
 __all__ = ["IntegerQuantizer"]
@@ -127,7 +127,7 @@ def _is_observed(node: Node, roots: dict[Node, Node]) -> bool:
     """True if ``node`` must be an integer activation: some reader is not fused with it."""
     if node.op == "placeholder":
         return True
-    if node.target not in PRODUCTS | SUMS | ADDITIVE | ELEMENTWISE:
+    if node.meta.get(EXACT) or node.target not in PRODUCTS | SUMS | ADDITIVE | ELEMENTWISE:
         return False
     accumulator = roots[node] is node and node.target not in _RESHAPED
     return any(

@@ -315,6 +315,17 @@ def large_picture() -> Graph:
     return net.done(salt=SALT, per_channel=True, axis=0)
 
 
+def sums_of_accumulators() -> Graph:
+    """Add reads sums over rows as they stand."""
+    net = Net(63, (3, 6), zero_point=-5)
+    x, total = net.head, net.reduce_sum()
+    net.add(x, total, (6, -1))
+    net.requantize(zero_point=3)
+    rows = net.head
+    net.add(rows, net.at(rows).reduce_sum(), (2, 5))
+    return net.done(salt=SALT)
+
+
 def run_time_scales() -> Graph:
     """Conv2d and Linear between run-time scales: with and without ReLU, saturation and bias."""
     net = Net(61, (2, 6, 6), zero_point=7)
@@ -347,7 +358,7 @@ NAMED: tuple[Callable[[], Graph], ...] = (
     linear, linear_rows, mlp, deep_conv, conv_one_pixel, pools, global_average, residual,
     saturating, nothing_saturates, odd_tables, requantize_activation, shapes, output_activation,
     moves_only, softmax, attention, two_heads, zero_weights, extreme_weights, wide, large_picture,
-    lenet, run_time_scales, run_time_scale_of_int16,
+    lenet, sums_of_accumulators, run_time_scales, run_time_scale_of_int16,
 )  # fmt: skip
 
 

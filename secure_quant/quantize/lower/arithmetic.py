@@ -36,8 +36,8 @@ def factors(ratio: float) -> ops.Pair:
 
 
 def add(walk: Any, node: Node) -> Term:
-    """a ± alpha·b of two activations with factors that bring both to one scale."""
-    a, b = (walk.activation(n, node) for n in node.args[:2])
+    """a ± alpha·b of two activations, or exact sums, with factors that bring both to one scale."""
+    a, b = (_summand(walk, n, node) for n in node.args[:2])
     sign = -1 if "sub" in str(node.target) else 1
     alpha = sign * argument(node, 2, "alpha", 1)
     a, b, swapped = _broadcast(walk, node, a, b)
@@ -56,6 +56,16 @@ def add(walk: Any, node: Node) -> Term:
         bound=walk.builder.bound(name, proven), scale=short(unit),
     )  # fmt: skip
     made: Term = walk.builder.accumulator(layer, a.shape)
+    return made
+
+
+def _summand(walk: Any, argument: Any, node: Node) -> Term:
+    """An activation, or a sum over rows as it stands."""
+    term: Term = walk.term(argument, node)
+    exact = term.accumulator and not term.functions and term.dynamic is None
+    if exact and term.multiplier == (1,) and term.own_shape is None:
+        return term
+    made: Term = walk.activation(argument, node)
     return made
 
 

@@ -1,9 +1,9 @@
 """LayerNorm as sums, products and a table for the inverse root; BatchNorm folded.
 
 LayerNorm over D features: c = x - mean x; v = Σ c² (a matrix product of c with itself, so that no
-square is rounded); y = c · rsqrt(v / D + eps) · gamma + beta. The mean and the inverse root are one
-value a row and get 12 bits. gamma and beta move into the linear layers behind where only such
-layers read y, and are a diagonal linear layer otherwise.
+square is rounded); y = c · rsqrt(v / D + eps) · gamma + beta. D · c = D · x - Σ x is exact: the sum
+stays an accumulator. The inverse root is one value a row and gets 12 bits. gamma and beta move into
+the linear layers behind where only such layers read y, and are a diagonal linear layer otherwise.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from torch.fx import GraphModule, Node
 
-from secure_quant.quantize.passes.edit import Editor, constant_of, sample_rank
+from secure_quant.quantize.passes.edit import EXACT, Editor, constant_of, sample_rank
 from secure_quant.quantize.refuse import unsupported
 
 __all__ = ["lower_batch_norm", "lower_layer_norm"]
@@ -56,7 +56,8 @@ def lower_layer_norm(module: GraphModule) -> None:
 
 def _normalized(edit: Editor, x: Node, features: int, eps: float) -> Node:
     """(x - mean) / sqrt(variance + eps) over the last axis."""
-    mean = edit.call(aten.mean.dim, x, [-1], True, bits=ROW_BITS)
+    mean = edit.call(aten.mean.dim, x, [-1], True)
+    mean.meta[EXACT] = True
     centred = edit.call(aten.sub.Tensor, x, mean)
     row = edit.call(aten.unsqueeze.default, centred, -2)
     squares = edit.call(aten.matmul.default, row, edit.call(aten.transpose.int, row, -2, -1))
