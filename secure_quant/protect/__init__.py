@@ -1,1 +1,1 @@
-"""The client's half: shares, keys, encryption and decryption. The only room that holds user secrets."""
+"""The client's half: shares, keys, encryption. The only room that holds user secrets."""
