@@ -68,7 +68,7 @@ def _common(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Serve; returns once told to stop."""
-    import asyncio
+    import uvloop
 
     from secure_quant.errors import ValueOutOfRange
     from secure_quant_server.common import logs
@@ -80,7 +80,7 @@ def run(arguments: argparse.Namespace) -> int:
         threading.Thread(target=_watch_stdin, daemon=True).start()
     logs.setup(arguments.log_level)
     serve = {"party": _party, "dealer": _dealer, "he": _he}[arguments.role]
-    asyncio.run(serve(arguments))
+    uvloop.run(serve(arguments))
     return 0
 
 

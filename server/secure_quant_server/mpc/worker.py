@@ -16,6 +16,7 @@ from collections.abc import Awaitable, Mapping
 from typing import Any, TypeVar
 
 import numpy as np
+import uvloop
 from numpy.typing import NDArray
 
 from secure_quant.errors import (
@@ -304,7 +305,7 @@ def main() -> None:
     """Entry point."""
     # Ctrl-C reaches the whole process group; the front decides when its workers stop.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    asyncio.run(_main(int(sys.argv[1])))
+    uvloop.run(_main(int(sys.argv[1])))
 
 
 if __name__ == "__main__":
