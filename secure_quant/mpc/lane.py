@@ -283,6 +283,7 @@ class Session:
 
         ready = asyncio.ensure_future(fetch())
         ready.add_done_callback(_retrieved)
+        ready.add_done_callback(self._tasks.discard)  # its result is megabytes
         self._tasks.add(ready)
         self._announced[key] = _Staged(*key, stage.items, ready)
 
