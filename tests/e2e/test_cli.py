@@ -185,6 +185,8 @@ def test_an_interrupt_ends_every_role(
     bench = subprocess.Popen(
         [*command, "--model", str(home / "model.sq"), "--seconds", "60"],
         stderr=subprocess.PIPE, text=True, env=dict(os.environ, TMPDIR=str(tmp_path)),
+        # A test run in the background of a shell ignores Ctrl-C, and so would its children.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
     )  # fmt: skip
     assert bench.stderr is not None
     while "sustained" not in bench.stderr.readline():
