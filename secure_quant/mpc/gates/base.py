@@ -7,6 +7,7 @@ as a generator that yields what it sends and is sent what the peer sent in the s
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Generator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -73,7 +74,7 @@ class Dealing:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Gate:
+class Gate(ABC):
     """name: of the value made. shape: per sample. bits: ring of the value's mask.
     free_words, dealt_words: per sample. payloads: (elements, bits) of every round, per sample."""
 
@@ -103,17 +104,17 @@ class Gate:
             for parts in self.payloads
         )
 
+    @abstractmethod
     def deal(self, side: Dealing, masks: list[Ring]) -> Ring:
         """The mask r of the value, uint64[*shape], from the inputs' masks."""
-        raise NotImplementedError
 
+    @abstractmethod
     def offline(self, side: Side, masks: list[Ring | None]) -> tuple[Any, Ring | None]:
         """(state for ``online``, own share of the value's mask) before any input is known."""
-        raise NotImplementedError
 
+    @abstractmethod
     def online(self, side: Side, state: Any, mask: Ring | None, inputs: list[Value]) -> Online:
         """The value. Raises MalformedMessage where the peer's payload has another length."""
-        raise NotImplementedError
 
 
 def opening(values: Ring, bits: int, *, xor: bool = False) -> Generator[bytes, bytes, Ring]:
