@@ -47,9 +47,8 @@ class Limits:
                 raise ConfigError(name, got=getattr(self, name), expected="> 0")
 
 
-def channel_options(limits: Limits) -> Options:
-    """Of a client's end. The first reconnects come fast: a restarted peer is found again in well
-    under a second. (gRPC takes the limit of one attempt from ``min_reconnect_backoff_ms``.)"""
+def _common_options(limits: Limits) -> Options:
+    """Of either end: sizes and keepalive."""
     return [
         ("grpc.max_send_message_length", limits.message_bytes),
         ("grpc.max_receive_message_length", limits.message_bytes),
@@ -57,6 +56,14 @@ def channel_options(limits: Limits) -> Options:
         ("grpc.keepalive_timeout_ms", int(limits.keepalive_grace_s * 1000)),
         ("grpc.keepalive_permit_without_calls", 1),
         ("grpc.http2.max_pings_without_data", 0),
+    ]
+
+
+def channel_options(limits: Limits) -> Options:
+    """Of a client's end. The first reconnects come fast: a restarted peer is found again in well
+    under a second. (gRPC takes the limit of one attempt from ``min_reconnect_backoff_ms``.)"""
+    return [
+        *_common_options(limits),
         ("grpc.initial_reconnect_backoff_ms", 100),
         ("grpc.min_reconnect_backoff_ms", int(limits.connect_s * 1000)),
         ("grpc.max_reconnect_backoff_ms", 2000),
@@ -67,12 +74,7 @@ def channel_options(limits: Limits) -> Options:
 def server_options(limits: Limits) -> Options:
     """Of a server's end. A port that is taken is an error, not shared."""
     return [
-        ("grpc.max_send_message_length", limits.message_bytes),
-        ("grpc.max_receive_message_length", limits.message_bytes),
-        ("grpc.keepalive_time_ms", int(limits.keepalive_s * 1000)),
-        ("grpc.keepalive_timeout_ms", int(limits.keepalive_grace_s * 1000)),
-        ("grpc.keepalive_permit_without_calls", 1),
-        ("grpc.http2.max_pings_without_data", 0),
+        *_common_options(limits),
         ("grpc.http2.min_recv_ping_interval_without_data_ms", 5000),
         ("grpc.so_reuseport", 0),
     ]

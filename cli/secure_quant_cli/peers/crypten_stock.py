@@ -19,6 +19,7 @@ from typing import Any
 import numpy as np
 
 from secure_quant.ir import Graph, load, ops
+from secure_quant_cli.peers import figures_of
 from secure_quant_cli.peers.layers import Layer, layers
 
 __all__ = ["main", "run"]
@@ -28,22 +29,8 @@ def run(
     model: str, batch: int, runs: int, *, provider: str = "TTP", timeout: float = 900
 ) -> dict[str, Any]:
     """The figures of stock CrypTen on a model file. Raises CalledProcessError, TimeoutExpired."""
-    command = [
-        sys.executable,
-        "-m",
-        __name__,
-        model,
-        "--batch",
-        str(batch),
-        "--runs",
-        str(runs),
-    ]
-    done = subprocess.run(  # noqa: S603 - our own module
-        [*command, "--provider", provider],
-        check=True, capture_output=True, text=True, timeout=timeout,
-    )  # fmt: skip
-    figures: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
-    return figures
+    counts = ("--batch", str(batch), "--runs", str(runs))
+    return figures_of(__name__, model, *counts, "--provider", provider, timeout=timeout)
 
 
 def main() -> None:

@@ -13,8 +13,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import subprocess
-import sys
 import time
 from typing import Any
 
@@ -24,6 +22,7 @@ from numpy.typing import NDArray
 from secure_quant.ir import load, ops
 from secure_quant.ir.verify import conv_output
 from secure_quant.reference.kernels import im2col, windows
+from secure_quant_cli.peers import figures_of
 from secure_quant_cli.peers.layers import Layer, layers
 
 __all__ = ["main", "run"]
@@ -33,12 +32,7 @@ Plain = NDArray[np.float64]
 
 def run(model: str, runs: int, *, timeout: float = 900) -> dict[str, Any]:
     """The figures of stock TenSEAL on a model file. Raises CalledProcessError, TimeoutExpired."""
-    done = subprocess.run(  # noqa: S603 - our own module
-        [sys.executable, "-m", __name__, model, "--runs", str(runs)],
-        check=True, capture_output=True, text=True, timeout=timeout,
-    )  # fmt: skip
-    figures: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
-    return figures
+    return figures_of(__name__, model, "--runs", str(runs), timeout=timeout)
 
 
 def main() -> None:
