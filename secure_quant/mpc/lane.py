@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Coroutine, Mapping
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from math import prod
 from typing import TYPE_CHECKING, Any, Protocol
@@ -25,40 +24,24 @@ from numpy.typing import NDArray
 from secure_quant.errors import (
     HashMismatch,
     MalformedMessage,
-    MaterialExhausted,
     ModelNotFound,
     PeerUnavailable,
     SecureQuantError,
     ShapeMismatch,
 )
 from secure_quant.mpc.link import PROTOCOL, Job, Meter, PartyLink
-from secure_quant.mpc.stock import SEED_BYTES, DealStream, Stock, stock_depth
+from secure_quant.mpc.staging import MATERIAL_WAIT_S, LaneOptions, Staged, Staging, make_stock
+from secure_quant.mpc.stock import DealStream, Stock
 from secure_quant.wire import from_status, to_status
-from secure_quant.wire.gen.party_link_pb2 import LinkAbort, LinkBegin, LinkHello, LinkStage
+from secure_quant.wire.gen.party_link_pb2 import LinkAbort, LinkBegin, LinkHello
 
 if TYPE_CHECKING:
-    from secure_quant.mpc.material import Item
-    from secure_quant.mpc.party import PartyProgram, Prepared
+    from secure_quant.mpc.party import PartyProgram
 
 __all__ = ["Answer", "Desk", "LaneOptions", "Session", "check_hello", "make_hello", "make_stock"]
 
 Shares = NDArray[np.uint64]
 MAX_BATCH = 2**16
-MAX_ANNOUNCED = 1024
-FOREVER_S = 1e6
-MATERIAL_WAIT_S = 10.0
-"""Longest wait for the dealer. A deadline of the caller ends its own wait earlier."""
-
-
-@dataclass(frozen=True, slots=True)
-class LaneOptions:
-    """lane: its number. material_bytes: memory for the stock of one model. batch: most samples of
-    one inference. staged: inferences of one sample whose material is expanded ahead, per model."""
-
-    lane: int
-    material_bytes: int = 64 * 2**20
-    batch: int = 64
-    staged: int = 3
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,16 +70,6 @@ Border = Callable[[Shares], Shares]
 
 
 @dataclass
-class _Staged:
-    """Consecutive items set aside for one inference; ``ready`` once they are expanded."""
-
-    model: str
-    first: int
-    count: int
-    ready: asyncio.Future[Prepared]
-
-
-@dataclass
 class _Task:
     job: Job
     share: Shares
@@ -119,23 +92,17 @@ class Session:
         staged: int = 3,
     ) -> None:
         self._party, self._programs = party, programs
-        self._link, self._dealer, self._stock = link, dealer, stock
+        self._link, self._dealer = link, dealer
         self._border, self._desk = border, desk
         self._offers: dict[tuple[bytes, ...], _Task] = {}
-        self._queue: asyncio.Queue[tuple[_Task, _Staged]] = asyncio.Queue()
-        # One sample's material each, ready to use (party 1); all that party 1 announced (party 0).
-        self._ahead = {model: asyncio.Queue[_Staged](staged) for model in programs}
-        self._announced: dict[tuple[str, int], _Staged] = {}
-        self._quiet = asyncio.Event()
-        self._quiet.set()
-        self._pool = ThreadPoolExecutor(1, thread_name_prefix="expand")
+        self._queue: asyncio.Queue[tuple[_Task, Staged]] = asyncio.Queue()
+        self._staging = Staging(party, programs, link, stock, staged)
         self._tasks: set[asyncio.Future[Any]] = set()
         self._rehearsals = 0
         self._broken: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self.ready = asyncio.Event()
         link.on_begin = self._accepted if party == 0 else self._offered
         link.on_decline = self._declined
-        link.on_stage = self._follow if party == 0 else None
 
     async def run(self) -> None:
         """Serve until something breaks; always ends by raising it."""
@@ -143,7 +110,7 @@ class Session:
         if self._party == 0:
             pumps.append(self._rehearse())
         else:
-            pumps += [self._stage_ahead(model) for model in self._programs]
+            pumps += self._staging.pumps()
         tasks = [asyncio.ensure_future(pump) for pump in pumps]
         self._tasks.update(tasks)
         try:
@@ -154,13 +121,12 @@ class Session:
                     task.result()
         finally:
             self.ready.clear()
-            self._stock.close()
             self._broken.cancel()
             everything = list(self._tasks)
             for each in everything:
                 each.cancel()
             await asyncio.gather(*everything, return_exceptions=True)
-            self._pool.shutdown(wait=False, cancel_futures=True)
+            await self._staging.close()
             self._fail_all()
 
     async def infer(self, job: Job, share: Shares) -> Answer:
@@ -196,9 +162,7 @@ class Session:
         task = self._offers.get(tuple(begin.request_ids))
         if task is None or not _same(task.job, begin):
             raise MalformedMessage("answer to an offer", got="one that was not made")
-        staged = self._announced.pop((begin.model_hash, begin.first_item), None)
-        if staged is None or staged.count != task.job.samples:
-            raise MalformedMessage("material of an inference", got="some that was not announced")
+        staged = self._staging.claim(begin.model_hash, begin.first_item, task.job.samples)
         self._queue.put_nowait((task, staged))
 
     def _declined(self, abort: LinkAbort) -> None:
@@ -220,7 +184,7 @@ class Session:
             share = await self._fetch(job)
             fetched = True
             share = self._shaped(job, share)
-            staged = await self._staged(job)
+            staged = await self._staging.get(job.model_hash, job.samples, job.wait_s)
         except SecureQuantError as error:
             if fetched and job.request_ids and self._desk is not None:
                 self._desk.fail(job, error)
@@ -240,65 +204,12 @@ class Session:
             raise PeerUnavailable("no client can be served here")
         return await self._desk.fetch(job)
 
-    async def _staged(self, job: Job) -> _Staged:
-        """Party 1: material for a job. Raises MaterialExhausted."""
-        timeout = min(job.wait_s, MATERIAL_WAIT_S)
-        if job.samples > 1:
-            return await self._stage(job.model_hash, job.samples, timeout)
-        try:
-            return await asyncio.wait_for(self._ahead[job.model_hash].get(), timeout)
-        except TimeoutError as error:
-            raise MaterialExhausted(
-                "no material from the dealer", got=f"{timeout:.1f} s waited"
-            ) from error
-
-    async def _stage(self, model: str, count: int, timeout: float) -> _Staged:
-        """Party 1: take items, tell party 0, and expand them while the share is on its way."""
-        first, items = await self._stock.take(model, count, timeout)
-        await self._link.stage(model, first, count)
-        return _Staged(model, first, count, self._expand(model, items))
-
-    async def _stage_ahead(self, model: str) -> None:
-        """Party 1: keep some material ready, made in the pauses between inferences."""
-        ahead = self._ahead[model]
-        while True:
-            if not ahead.empty():
-                await self._quiet.wait()
-            staged = await self._stage(model, 1, FOREVER_S)
-            await asyncio.wait([staged.ready])
-            await ahead.put(staged)
-
-    def _follow(self, stage: LinkStage) -> None:
-        """Party 0: expand the items that party 1 set aside."""
-        key = (stage.model_hash, stage.first_item)
-        self._program(stage.model_hash)
-        if key in self._announced or not 1 <= stage.items <= self._stock.depth(stage.model_hash):
-            raise MalformedMessage("material announced", got=(stage.first_item, stage.items))
-        if len(self._announced) >= MAX_ANNOUNCED:
-            raise MalformedMessage("material announced", got="far more than is used")
-
-        async def fetch() -> Prepared:
-            items = await self._stock.take_at(*key, stage.items, FOREVER_S)
-            return await self._expand(stage.model_hash, items)
-
-        ready = asyncio.ensure_future(fetch())
-        ready.add_done_callback(_retrieved)
-        ready.add_done_callback(self._tasks.discard)  # its result is megabytes
-        self._tasks.add(ready)
-        self._announced[key] = _Staged(*key, stage.items, ready)
-
-    def _expand(self, model: str, items: list[Item]) -> asyncio.Future[Prepared]:
-        loop = asyncio.get_running_loop()
-        ready = loop.run_in_executor(self._pool, self._programs[model].prepare, items)
-        ready.add_done_callback(_retrieved)
-        return ready
-
     async def _work(self) -> None:
         """Run accepted jobs one after the other."""
         while True:
             task, staged = await self._queue.get()
             job = task.job
-            self._quiet.clear()
+            self._staging.busy()
             if self._party == 1:
                 await self._link.begin(job, staged.first)
             answer = await self._compute(job, task.share, staged)
@@ -310,17 +221,11 @@ class Session:
             elif not job.request_ids:
                 self._rehearsed()
             if self._queue.empty():
-                self._quiet.set()
+                self._staging.idle()
 
-    async def _compute(self, job: Job, share: Shares, staged: _Staged) -> Answer:
+    async def _compute(self, job: Job, share: Shares, staged: Staged) -> Answer:
         program = self._programs[job.model_hash]
-        if not staged.ready.done():
-            await asyncio.wait([staged.ready], timeout=MATERIAL_WAIT_S)
-        if not staged.ready.done():
-            raise MaterialExhausted(
-                "no material from the dealer", got=f"{MATERIAL_WAIT_S} s waited"
-            )
-        ready = staged.ready.result()
+        ready = await staged.prepared()
         output, meter = await self._link.drive(program.run(self._border(share), ready))
         cost = program.plan.cost(1)
         offline = cost.offline_bytes_party0 if self._party == 0 else cost.offline_bytes_party1
@@ -394,22 +299,6 @@ def check_hello(hello: LinkHello, lane: int, programs: Mapping[str, PartyProgram
             "the parties serve different models",
             got=short, expected=[model[:12] for model in sorted(programs)],
         )  # fmt: skip
-
-
-def make_stock(party: int, programs: Mapping[str, PartyProgram], options: LaneOptions) -> Stock:
-    """An empty stock for these models, with room as ``options`` says."""
-    models = {}
-    for model, program in programs.items():
-        size = program.plan.cost(1).offline_bytes_party1
-        depth = stock_depth(size, options.material_bytes, options.batch)
-        models[model] = (depth, 0 if party == 0 else size - SEED_BYTES)
-    return Stock(party, models)
-
-
-def _retrieved(ready: asyncio.Future[Any]) -> None:
-    """Whoever uses the material sees the error; if nobody does, it is not worth a warning."""
-    if not ready.cancelled():
-        ready.exception()
 
 
 def _same(job: Job, begin: LinkBegin) -> bool:

@@ -83,10 +83,11 @@ class Desk:
 class Lane:
     def __init__(self, items=30) -> None:
         self.pair, self.desk = Pair(), Desk()
-        self.sessions, self.dealers = [], []
+        self.sessions, self.dealers, self.stocks = [], [], []
         for party, link in enumerate(self.pair.links):
             stock = Stock(party, {MODEL: (40, 0)})
             dealer = Dealer(stock, party, items)
+            self.stocks.append(stock)
             desk = self.desk if party else None
             programs = {MODEL: Program(party)}
             self.dealers.append(dealer)
@@ -197,7 +198,7 @@ def test_whatever_breaks_fails_every_request_and_ends_both_sessions(which):
             with pytest.raises(PeerUnavailable):
                 await waiting
             assert not any(each.ready.is_set() for each in lane.sessions)
-            assert all(each._stock.held(MODEL) == 0 for each in lane.sessions)
+            assert all(each.held(MODEL) == 0 for each in lane.stocks)
 
     run(work())
 
