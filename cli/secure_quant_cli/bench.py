@@ -2,9 +2,15 @@
 with the reference.
 
 Models: linear:IN,OUT  mlp (64-128-10)  lenet  resnet20  transformer (16×64)  or a model file.
+
+Online latency: one call at a time, each after a rest in which the roles (and this process) do all
+that they make ahead of demand: dealt material and its expansion, keys, encryptions of zero.
+Sustained: --clients in flight without a pause for --seconds, of which the second half counts;
+offline work runs beside them and counts. CPU time is of that half, per sample and role.
+
 --json prints one object; a figure that does not apply is null. --against runs a peer library on
 the same network right after, on the same machine: CrypTen with its trusted third party, or
-TenSEAL's own layers.
+TenSEAL's own layers; the ratio is that of the medians, its over our online latency.
 """
 
 from __future__ import annotations
@@ -20,23 +26,24 @@ from typing import TYPE_CHECKING, Any
 from secure_quant_cli.split import OBJECTIVES
 
 if TYPE_CHECKING:
-    import numpy as np
-    from numpy.typing import NDArray
-
     from secure_quant.ir import Graph
+    from secure_quant_cli.engines import Service
 
 __all__ = ["FIGURES", "HELP", "configure", "measure", "run"]
 
-HELP = "latency, throughput, traffic and memory of one engine"
+HELP = "latency, throughput, traffic, CPU time and memory of one engine"
 
 FIGURES = (
-    "engine", "model", "batch", "latency_ms_median", "latency_ms_p90", "inferences_per_second",
-    "sustained_per_second", "rounds", "online_bytes_per_direction", "offline_bytes_party0",
-    "offline_bytes_party1", "bytes_up", "bytes_down", "key_bytes", "peak_memory_bytes",
+    "engine", "model", "batch", "latency_ms_median", "latency_ms_p90", "rest_ms_median",
+    "inferences_per_second", "clients", "sustained_per_second", "sustained_latency_ms_median",
+    "sustained_latency_ms_p90", "rounds", "online_bytes_per_direction", "offline_bytes_party0",
+    "offline_bytes_party1", "bytes_up", "bytes_down", "key_bytes", "cpu_ms_per_inference",
+    "offline_cpu_ms_per_inference", "peak_memory_bytes", "peak_memory_bytes_by_role",
     "mismatches",
 )  # fmt: skip
 
-WARM_UP = 3
+CLIENTS = {"mpc": 4}
+"""In flight in the sustained run; 1 for the other engines."""
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
@@ -47,6 +54,8 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--runs", type=int, default=30, help="timed inferences")
     parser.add_argument("--seconds", type=float, default=5.0,
                         help="length of the sustained run; 0 leaves it out")  # fmt: skip
+    parser.add_argument("--clients", type=int, metavar="N",
+                        help="in flight in the sustained run; 4 for mpc, 1 otherwise")  # fmt: skip
     parser.add_argument("--lanes", type=int, default=1)
     parser.add_argument("--workers", type=int, default=1)
     parser.add_argument("--objective", choices=OBJECTIVES, help="as in split")
@@ -58,14 +67,10 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Print the figures; 1 if an integer differed."""
-    from secure_quant.errors import ValueOutOfRange
     from secure_quant_cli.console import print_json
     from secure_quant_cli.models import bench_model
 
-    for name in ("batch", "runs", "lanes", "workers", "peer_runs"):
-        if getattr(arguments, name) < 1:
-            got = getattr(arguments, name)
-            raise ValueOutOfRange(f"--{name.replace('_', '-')}", got=got, expected=">= 1")
+    _check(arguments)
     graph = bench_model(arguments.model)
     figures = measure(graph, arguments)
     if arguments.against is not None:
@@ -77,8 +82,24 @@ def run(arguments: argparse.Namespace) -> int:
     return 0 if figures["mismatches"] == 0 else 1
 
 
+def _check(arguments: argparse.Namespace) -> None:
+    """Raises ValueOutOfRange, ConfigError; fills in --clients."""
+    from secure_quant.errors import ConfigError, ValueOutOfRange
+
+    if arguments.clients is None:
+        arguments.clients = CLIENTS.get(arguments.engine, 1)
+    for name in ("batch", "runs", "clients", "lanes", "workers", "peer_runs"):
+        if getattr(arguments, name) < 1:
+            got = getattr(arguments, name)
+            raise ValueOutOfRange(f"--{name.replace('_', '-')}", got=got, expected=">= 1")
+    if not 0 <= arguments.seconds < float("inf"):
+        raise ValueOutOfRange("--seconds", got=arguments.seconds, expected=">= 0")
+    if arguments.against == "tenseal" and arguments.batch != 1:
+        raise ConfigError("--against tenseal", got=f"--batch {arguments.batch}", expected="1")
+
+
 def measure(graph: Graph, arguments: argparse.Namespace) -> dict[str, Any]:
-    """All of FIGURES, and the peak memory role by role."""
+    """All of FIGURES."""
     figures: dict[str, Any] = dict.fromkeys(FIGURES)
     figures |= {name: getattr(arguments, name) for name in ("engine", "model", "batch")}
     if arguments.engine == "reference":
@@ -92,97 +113,101 @@ def measure(graph: Graph, arguments: argparse.Namespace) -> dict[str, Any]:
             lanes=arguments.lanes, workers=arguments.workers, objective=arguments.objective,
         ) as service,
     ):  # fmt: skip
-        client = service.clients[arguments.engine]
-        figures |= _measure(graph, client.infer_int8, arguments)
-        stats = client.stats
-        for name in (
-            "rounds", "online_bytes_per_direction", "offline_bytes_party0", "offline_bytes_party1",
-            "bytes_up", "bytes_down",
-        ):  # fmt: skip
-            figures[name] = getattr(stats, name)
-        # Under homomorphic encryption the server needs no evaluation key; shares have none.
-        figures["key_bytes"] = 0 if arguments.engine == "he" else None
+        figures |= _measure(graph, service, arguments)
         memory = service.cluster.memory()
+    if arguments.engine == "mpc":
+        figures["offline_cpu_ms_per_inference"] = _offline_cpu(graph, arguments)
     known = [size for size in memory.values() if size is not None]
     figures["peak_memory_bytes"] = max(known, default=None)
     figures["peak_memory_bytes_by_role"] = memory
     return figures
 
 
+def _measure(graph: Graph, service: Service, arguments: argparse.Namespace) -> dict[str, Any]:
+    """Of a service that runs."""
+    engine: str = arguments.engine
+    client = service.clients[engine]
+
+    def cpu() -> dict[str, float]:
+        return {"client": time.process_time()} | service.cluster.cpu()
+
+    def ahead() -> dict[str, float]:
+        # Of this process, what it makes in the background: the watching itself is not counted.
+        return cpu() | {"client": time.process_time() - time.thread_time()}
+
+    figures = _online(graph, client.infer_int8, arguments, ahead)
+    for name in (
+        "rounds", "online_bytes_per_direction", "offline_bytes_party0", "offline_bytes_party1",
+        "bytes_up", "bytes_down",
+    ):  # fmt: skip
+        figures[name] = getattr(client.stats, name)
+    # Under homomorphic encryption the server needs no evaluation key; shares have none.
+    figures["key_bytes"] = 0 if engine == "he" else None
+    more = [service.connect(engine) for _ in range(arguments.clients - 1)]
+    clients = [each.infer_int8 for each in (client, *more)]
+    return _sustained(graph, clients, arguments, cpu, figures)
+
+
 def _measure_reference(graph: Graph, arguments: argparse.Namespace) -> dict[str, Any]:
     from secure_quant import reference
-    from secure_quant_cli.cluster import peak_memory
+    from secure_quant_cli.processes import peak_memory
 
-    made = _measure(graph, lambda q: reference.run_int(graph, q), arguments)
-    return made | {"peak_memory_bytes": peak_memory(os.getpid())}
+    def infer(q: Any) -> Any:
+        return reference.run_int(graph, q)
+
+    def cpu() -> dict[str, float]:
+        return {"client": time.process_time()}
+
+    figures = _online(graph, infer, arguments, rest=None)
+    clients = [infer] * arguments.clients
+    figures = _sustained(graph, clients, arguments, cpu, figures)
+    return figures | {"peak_memory_bytes": peak_memory(os.getpid())}
 
 
-def _measure(graph: Graph, infer: Any, arguments: argparse.Namespace) -> dict[str, Any]:
-    import numpy as np
-
-    from secure_quant import reference
-    from secure_quant_cli.comparison import mismatches
+def _online(graph: Graph, infer: Any, arguments: argparse.Namespace, rest: Any) -> dict[str, Any]:
     from secure_quant_cli.console import progress
-    from secure_quant_cli.engines import timed
+    from secure_quant_cli.load import Rest, online
 
-    rng = np.random.default_rng(0)
-    latencies: list[float] = []
-    wrong = 0
     with progress(f"{arguments.runs} timed inferences of {arguments.batch}") as line:
-        for turn in range(WARM_UP + arguments.runs):
-            q = _inputs(rng, graph, arguments.batch)
-            made, took = timed(infer, q)
-            wrong += mismatches(reference.run_int(graph, q), made)
-            if turn >= WARM_UP:
-                latencies.append(took)
-                line.note(f"{len(latencies)}/{arguments.runs}")
-    median = statistics.median(latencies)
-    return {
-        "latency_ms_median": median,
-        "latency_ms_p90": float(np.percentile(latencies, 90)),
-        "inferences_per_second": arguments.batch * 1e3 / median,
-        "sustained_per_second": _sustained(graph, infer, arguments),
-        "mismatches": wrong,
-    }
+        return online(
+            graph, infer, batch=arguments.batch, runs=arguments.runs,
+            rest=rest and Rest(rest), line=line,
+        ).figures(arguments.batch)  # fmt: skip
 
 
-def _sustained(graph: Graph, infer: Any, arguments: argparse.Namespace) -> float | None:
-    """Samples per second without a pause, so that offline work made ahead has run out: only the
-    second half of the time counts."""
-    import numpy as np
-
+def _sustained(
+    graph: Graph, clients: list[Any], arguments: argparse.Namespace, cpu: Any,
+    figures: dict[str, Any],
+) -> dict[str, Any]:  # fmt: skip
+    """``figures`` and those of the sustained run, if one is asked for."""
     from secure_quant_cli.console import progress
+    from secure_quant_cli.load import sustained
 
-    batch: int = arguments.batch
-    if arguments.seconds <= 0:
-        return None
-    q = _inputs(np.random.default_rng(1), graph, batch)
-    ends: list[float] = []
-    with progress(f"sustained for {arguments.seconds:g} s"):
-        start = time.perf_counter()
-        while not ends or ends[-1] - start < arguments.seconds:
-            infer(q)
-            ends.append(time.perf_counter())
-    late = [end for end in ends if end - start > arguments.seconds / 2]
-    if len(late) < 2:
-        return batch * len(ends) / (ends[-1] - start)
-    return batch * (len(late) - 1) / (late[-1] - late[0])
+    seconds: float = arguments.seconds
+    if not seconds:
+        return figures
+    with progress(f"sustained for {seconds:g} s, {len(clients)} in flight"):
+        made = sustained(graph, clients, batch=arguments.batch, seconds=seconds, cpu=cpu)
+    wrong = figures["mismatches"] + made.mismatches
+    more = {"clients": len(clients), "mismatches": wrong}
+    return figures | made.figures(arguments.batch) | more
 
 
-def _inputs(rng: np.random.Generator, graph: Graph, batch: int) -> NDArray[np.int8]:
-    import numpy as np
+def _offline_cpu(graph: Graph, arguments: argparse.Namespace) -> dict[str, float]:
+    from secure_quant_cli.console import progress
+    from secure_quant_cli.inprocess import mpc_offline_cpu
+    from secure_quant_cli.split import split_for
 
-    return rng.integers(-128, 128, (batch, *graph.input.shape), np.int8)
+    with progress("offline work alone, in this process"):
+        spent = mpc_offline_cpu(split_for(graph, "mpc", arguments.objective), arguments.batch)
+    return {name: 1e3 * seconds for name, seconds in spent.items()}
 
 
 def _peer(graph: Graph, arguments: argparse.Namespace, ours: float) -> dict[str, Any]:
-    from secure_quant.errors import ConfigError
     from secure_quant.ir import save
     from secure_quant_cli.console import progress
     from secure_quant_cli.peers import crypten_stock, tenseal_stock
 
-    if arguments.against == "tenseal" and arguments.batch != 1:
-        raise ConfigError("--against tenseal", got=f"--batch {arguments.batch}", expected="1")
     with (
         tempfile.TemporaryDirectory(prefix="secure-quant-") as work,
         progress(f"the same network on stock {arguments.against}"),
@@ -198,18 +223,26 @@ def _peer(graph: Graph, arguments: argparse.Namespace, ours: float) -> dict[str,
 
 
 def _show(figures: dict[str, Any]) -> None:
-    from secure_quant_cli.console import human_bytes, milliseconds, table
+    from secure_quant_cli.console import table
 
     rows = []
     for name, value in figures.items():
-        if value is None or isinstance(value, dict):
-            continue
-        shown = value
-        if "bytes" in name:
-            shown = human_bytes(value)
-        elif "_ms" in name:
-            shown = milliseconds(value)
-        elif isinstance(value, float):
-            shown = f"{value:.1f}"
-        rows.append((name.replace("_", " ").replace(" ms", ""), shown))
+        title = name.replace("_", " ").replace(" ms", "").replace(" by role", "")
+        if isinstance(value, dict) and name != "peer":
+            rows += [
+                (f"{title}, {part.replace('_', ' ')}", _cell(name, each))
+                for part, each in value.items()
+            ]
+        elif value is not None and name != "peer":
+            rows.append((title, _cell(name, value)))
     print(table(("figure", "value"), rows))
+
+
+def _cell(name: str, value: Any) -> str:
+    from secure_quant_cli.console import human_bytes, milliseconds
+
+    if "bytes" in name:
+        return human_bytes(value)
+    if "_ms" in name:
+        return milliseconds(value)
+    return f"{value:.1f}" if isinstance(value, float) else str(value)

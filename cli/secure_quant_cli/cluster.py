@@ -21,8 +21,9 @@ from typing import IO, Self
 
 from secure_quant.errors import DeadlineExceeded, PeerUnavailable
 from secure_quant_cli.health import is_serving
+from secure_quant_cli.processes import cpu_seconds, descendants, peak_memory
 
-__all__ = ["Cluster", "free_ports", "peak_memory"]
+__all__ = ["Cluster", "free_ports"]
 
 START_SECONDS = 120.0
 STOP_SECONDS = 10.0
@@ -117,6 +118,18 @@ class Cluster:
         """Peak resident bytes of each role so far, its worker processes included."""
         return {role: peak_memory(process.pid) for role, process in self.processes.items()}
 
+    def cpu(self) -> dict[str, float]:
+        """CPU seconds of each role so far, and of its worker processes alone as ``ROLE_workers``
+        where it has some."""
+        made: dict[str, float] = {}
+        for role, process in self.processes.items():
+            workers = descendants(process.pid)
+            spent = sum(cpu_seconds(worker) or 0.0 for worker in workers)
+            made[role] = (cpu_seconds(process.pid) or 0.0) + spent
+            if workers:
+                made[f"{role}_workers"] = spent
+        return made
+
     def _start(self) -> None:
         ports = [f"127.0.0.1:{port}" for port in free_ports(5, self.lanes)]
         dealer, party0, party1, link, he = ports
@@ -179,34 +192,6 @@ class Cluster:
     def _tail(self, role: str) -> str:
         text = (self.logs / f"{role}.log").read_text(errors="replace").strip()
         return " / ".join(text.splitlines()[-4:]) or "an empty log"
-
-
-def peak_memory(pid: int) -> int | None:
-    """Peak resident bytes of a process and its descendants together; None without /proc."""
-    total = 0
-    for each in (pid, *_descendants(pid)):
-        try:
-            status = Path(f"/proc/{each}/status").read_text()
-        except OSError:
-            if each == pid:
-                return None
-            continue
-        total += sum(
-            int(line.split()[1]) * 1024 for line in status.splitlines() if line.startswith("VmHWM:")
-        )
-    return total
-
-
-def _descendants(pid: int) -> list[int]:
-    found: list[int] = []
-    for task in Path(f"/proc/{pid}/task").glob("*/children"):
-        try:
-            children = [int(each) for each in task.read_text().split()]
-        except OSError:
-            continue
-        for child in children:
-            found += [child, *_descendants(child)]
-    return found
 
 
 def _environment() -> dict[str, str]:

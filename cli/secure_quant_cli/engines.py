@@ -31,6 +31,8 @@ class Service:
     graph: Graph
     cluster: Cluster
     clients: dict[str, Any]
+    connect: Callable[[str], Any]
+    """One more client of an engine; it is closed with the service."""
 
     def traced(self, engine: str) -> Callable[[NDArray[np.int8]], dict[str, NDArray[np.int64]]]:
         """int8[batch, *input shape] -> the integers that the client sees, by node name."""
@@ -78,10 +80,11 @@ def serving(
         cluster.start()
     tls = Tls.from_dir(work / "certs", "client")
     with cluster, ExitStack() as stack:
-        clients = {
-            name: stack.enter_context(_client(cluster, name, tls, graph)) for name in folders
-        }
-        yield Service(graph, cluster, clients)
+
+        def connect(engine: str) -> Any:
+            return stack.enter_context(_client(cluster, engine, tls, graph))
+
+        yield Service(graph, cluster, {name: connect(name) for name in folders}, connect)
 
 
 def bytes_sent(engine: str, service: Service) -> dict[str, dict[str, int]]:

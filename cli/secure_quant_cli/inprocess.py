@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import copy
 from collections import defaultdict
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from time import perf_counter
+from functools import partial
+from statistics import median
+from time import perf_counter, process_time
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -16,9 +18,19 @@ from secure_quant.errors import MalformedMessage
 from secure_quant.ir import Graph
 
 if TYPE_CHECKING:
+    from secure_quant.mpc.deal import DealtItem
     from secure_quant.mpc.gates.base import Gate
+    from secure_quant.mpc.material import Item
 
-__all__ = ["Engine", "Run", "he_engine", "mpc_engine", "onnx_engine", "reference_engine"]
+__all__ = [
+    "Engine",
+    "Run",
+    "he_engine",
+    "mpc_engine",
+    "mpc_offline_cpu",
+    "onnx_engine",
+    "reference_engine",
+]
 
 Party = Generator[bytes, bytes, NDArray[np.uint64]]
 Seconds = dict[str, float]
@@ -65,7 +77,6 @@ def mpc_engine(graph: Graph) -> Engine:
     Raises OpNotSupported.
     """
     from secure_quant.mpc.bundle import load_dealer, load_party, split
-    from secure_quant.mpc.material import Item
     from secure_quant.protect.sharing import join, share
 
     bundles = split(graph)
@@ -78,10 +89,7 @@ def mpc_engine(graph: Graph) -> Engine:
     def run(q: NDArray[np.int8]) -> Run:
         seconds.clear()
         dealt = [dealer.deal() for _ in range(len(q))]
-        items = (
-            [Item(0, each.seed0, b"") for each in dealt],
-            [Item(1, each.seed1, each.corrections) for each in dealt],
-        )
+        items = _items(dealt)
         runs = [
             party.run(part, own) for party, part, own in zip(parties, share(q), items, strict=True)
         ]
@@ -89,6 +97,16 @@ def mpc_engine(graph: Graph) -> Engine:
         return Run({graph.output.name: join(*outputs)}, rounds, sent, dict(seconds))
 
     return run
+
+
+def _items(dealt: Sequence[DealtItem]) -> tuple[list[Item], list[Item]]:
+    """What the dealer sends to party 0 and to party 1."""
+    from secure_quant.mpc.material import Item
+
+    return (
+        [Item(0, each.seed0, b"") for each in dealt],
+        [Item(1, each.seed1, each.corrections) for each in dealt],
+    )
 
 
 def _watched(gate: Gate, seconds: Seconds) -> Gate:
@@ -110,6 +128,28 @@ def _watched(gate: Gate, seconds: Seconds) -> Gate:
     watched = copy.copy(gate)
     object.__setattr__(watched, "online", online)  # gates are frozen
     return watched
+
+
+def mpc_offline_cpu(bundles: Mapping[str, bytes], batch: int, runs: int = 5) -> dict[str, float]:
+    """CPU seconds of one sample's offline work, the median of ``runs`` calls of ``batch`` samples:
+    ``dealing``, and ``expansion_party0`` and ``_party1``. ``bundles``: by role, as split makes."""
+    from secure_quant.mpc.bundle import load_dealer, load_party
+
+    dealer = load_dealer(bundles["dealer"])
+    parties = [load_party(bundles[name]) for name in ("party0", "party1")]
+    spent: defaultdict[str, list[float]] = defaultdict(list)
+
+    def watched(name: str, work: Callable[[], Any]) -> Any:
+        start = process_time()
+        made = work()
+        spent[name].append((process_time() - start) / batch)
+        return made
+
+    for _ in range(1 + runs):  # the first warms up
+        dealt = watched("dealing", lambda: [dealer.deal() for _ in range(batch)])
+        for party, own in zip(parties, _items(dealt), strict=True):
+            watched(f"expansion_party{party.party}", partial(party.prepare, own))
+    return {name: median(each[1:]) for name, each in spent.items()}
 
 
 def he_engine(graph: Graph) -> Engine:

@@ -13,8 +13,9 @@ import pytest
 
 import secure_quant as sq
 from secure_quant.errors import PeerUnavailable
-from secure_quant_cli.cluster import Cluster, free_ports, peak_memory
+from secure_quant_cli.cluster import Cluster, free_ports
 from secure_quant_cli.main import main
+from secure_quant_cli.processes import peak_memory
 
 OWNER = """
 import torch
@@ -140,6 +141,20 @@ def test_bench_has_every_figure(home: Path, capsys: pytest.CaptureFixture[str]) 
     assert figures["mismatches"] == 0
     assert figures["rounds"] is None
     assert figures["inferences_per_second"] > 0
+
+
+def test_bench_of_secret_sharing(home: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    command = ["bench", "--model", str(home / "model.sq"), "--engine", "mpc", "--json"]
+    assert main([*command, "--runs", "2", "--seconds", "0.6", "--clients", "2"]) == 0
+    figures = json.loads(capsys.readouterr().out)
+    assert [name for name, value in figures.items() if value is None] == ["key_bytes"]
+    assert figures["mismatches"] == 0
+    assert figures["rest_ms_median"] > 0
+    assert figures["sustained_per_second"] > 0
+    roles = {"client", "dealer", "party0", "party0_workers", "party1", "party1_workers"}
+    assert set(figures["cpu_ms_per_inference"]) == roles
+    assert figures["cpu_ms_per_inference"]["party0"] > 0
+    assert set(figures["peak_memory_bytes_by_role"]) == {"dealer", "party0", "party1"}
 
 
 def test_a_role_that_cannot_start_is_named(home: Path) -> None:

@@ -1,0 +1,162 @@
+"""What ``bench`` measures, with clients and clocks of the test's own."""
+
+import json
+import os
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from itertools import count
+
+import numpy as np
+import pytest
+
+from secure_quant import Graph, reference
+from secure_quant.errors import PeerUnavailable
+from secure_quant_cli.console import Progress
+from secure_quant_cli.inprocess import mpc_offline_cpu
+from secure_quant_cli.load import WARM_UP, Rest, Sustained, online, sustained
+from secure_quant_cli.main import main
+from secure_quant_cli.models import bench_model
+from secure_quant_cli.processes import cpu_seconds, descendants, peak_memory
+from secure_quant_cli.split import split_for
+
+
+@pytest.fixture(scope="module")
+def graph() -> Graph:
+    return bench_model("linear:4,3")
+
+
+def _steps(*totals: float) -> Iterator[float]:
+    yield from totals
+    while True:
+        yield totals[-1]
+
+
+def test_a_rest_lasts_until_the_roles_are_idle(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Rest, "STEP_S", 0.01)
+    busy = _steps(0.0, 0.01, 0.02, 0.03)
+    asked = count()
+
+    def cpu() -> dict[str, float]:
+        next(asked)
+        return {"dealer": next(busy), "dealer_workers": time.monotonic()}
+
+    assert Rest(cpu)() >= 4 * 0.01
+    assert next(asked) == 5  # busy at three looks, idle at the fourth
+
+
+def test_a_rest_ends_though_a_role_never_does(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Rest, "STEP_S", 0.01)
+    monkeypatch.setattr(Rest, "FIRST_S", 0.2)
+    monkeypatch.setattr(Rest, "LONGEST_S", 0.05)
+    rest = Rest(lambda: {"dealer": time.monotonic()})
+    assert 0.2 < rest() < 2
+    assert 0.05 < rest() < 2
+
+
+def test_online_rests_before_each_call_and_counts_what_differs(graph: Graph) -> None:
+    order: list[str] = []
+
+    class Resting(Rest):
+        def __call__(self) -> float:
+            order.append("rest")
+            return 0.25
+
+    def infer(q: np.ndarray) -> np.ndarray:
+        order.append("infer")
+        made = reference.run_int(graph, q)
+        made[0, 0] += order.count("infer") == 2
+        return made
+
+    made = online(graph, infer, batch=2, runs=4, rest=Resting(dict), line=Progress(""))
+    assert order == ["rest", "infer"] * (WARM_UP + 4)
+    assert len(made.latencies_ms) == 4
+    assert made.rests_ms == [250.0] * 4
+    assert made.mismatches == 1
+    figures = made.figures(2)
+    assert figures["inferences_per_second"] == 2e3 / figures["latency_ms_median"]
+
+
+def test_sustained_keeps_every_client_busy_and_checks_every_answer(graph: Graph) -> None:
+    threads: set[int] = set()
+    spoiled = count()
+
+    def infer(q: np.ndarray) -> np.ndarray:
+        threads.add(threading.get_ident())
+        time.sleep(0.01)
+        made = reference.run_int(graph, q)
+        made.flat[0] += next(spoiled) < 5
+        return made
+
+    clock = count()
+    made = sustained(
+        graph, [infer] * 3, batch=2, seconds=0.4, cpu=lambda: {"dealer": float(next(clock))}
+    )
+    assert len(threads) == 3
+    assert made.mismatches == 5
+    assert made.cpu == {"dealer": 1.0}
+    assert 0.19 < made.seconds < 1
+    # Three clients for half of the time, at least 10 ms a call.
+    assert 3 <= len(made.latencies_ms) <= 3 * (made.seconds / 0.01 + 1)
+    assert min(made.latencies_ms) >= 10
+
+
+def test_sustained_figures_are_per_sample() -> None:
+    figures = Sustained(2.0, [10.0, 20.0, 30.0], {"dealer": 0.6}, 0).figures(4)
+    assert figures["sustained_per_second"] == 6.0
+    assert figures["sustained_latency_ms_median"] == 20.0
+    assert figures["cpu_ms_per_inference"] == {"dealer": pytest.approx(50.0)}
+    assert Sustained(2.0, [], {}, 0).figures(4) == {"sustained_per_second": 0.0}
+
+
+def test_a_client_that_fails_ends_the_run(graph: Graph) -> None:
+    def fails(q: np.ndarray) -> np.ndarray:
+        raise PeerUnavailable("gone")
+
+    start = time.monotonic()
+    with pytest.raises(PeerUnavailable):
+        sustained(
+            graph, [fails, lambda q: reference.run_int(graph, q)], batch=1, seconds=60, cpu=dict
+        )
+    assert time.monotonic() - start < 10
+
+
+@pytest.mark.parametrize("objective", ["latency", "traffic"])
+def test_offline_work_is_timed_role_by_role(graph: Graph, objective: str) -> None:
+    spent = mpc_offline_cpu(split_for(graph, "mpc", objective), batch=2, runs=2)
+    assert set(spent) == {"dealing", "expansion_party0", "expansion_party1"}
+    assert all(0 < seconds < 1 for seconds in spent.values())
+
+
+def test_cpu_and_children_of_a_process() -> None:
+    script = "import subprocess, sys\nsubprocess.run([sys.executable, '-c', 'input()'])"
+    with subprocess.Popen([sys.executable, "-c", script], stdin=subprocess.PIPE) as parent:
+        deadline = time.monotonic() + 30
+        while not (children := descendants(parent.pid)) and time.monotonic() < deadline:
+            time.sleep(0.01)
+        assert len(children) == 1
+        assert cpu_seconds(children[0]) is not None
+        parent.communicate(b"\n")
+    assert descendants(parent.pid) == []
+    assert cpu_seconds(parent.pid) is None
+    assert peak_memory(parent.pid) is None
+    before = cpu_seconds(os.getpid()) or 0.0
+    spent = time.process_time()
+    while time.process_time() - spent < 0.1:
+        pass
+    assert (cpu_seconds(os.getpid()) or 0.0) - before == pytest.approx(0.1, abs=0.05)
+
+
+def test_bench_table_and_json_have_the_same_figures(capsys: pytest.CaptureFixture[str]) -> None:
+    command = ["bench", "--model", "linear:4,3", "--engine", "reference", "--runs", "3"]
+    assert main([*command, "--seconds", "0", "--json"]) == 0
+    figures = json.loads(capsys.readouterr().out)
+    assert figures["sustained_per_second"] is None
+    assert figures["latency_ms_median"] > 0
+    assert main([*command, "--seconds", "0.2", "--clients", "2"]) == 0
+    shown = capsys.readouterr().out
+    assert "\n  clients                             2\n" in shown
+    assert "cpu per inference, client" in shown
+    assert "sustained per second" in shown
