@@ -167,7 +167,7 @@ class Evaluator:
                 size += values.nbytes
             factors.append(table)
         bias = self._graph.bias(node)  # type: ignore[arg-type]
-        scaled = [int(b) * (1 << call.scaling.scale) % call.ring.prime for b in bias]
+        scaled = [int(b) * call.scaling.unit % call.ring.prime for b in bias]
         shape = (geometry.groups, geometry.cout)
         return _Weights(factors, np.array(scaled, np.uint64).reshape(shape), size)
 
@@ -176,28 +176,37 @@ class _Request:
     """A request of the right length, read in order. Raises MalformedMessage as it is read."""
 
     def __init__(self, call: Call, field: Ring, data: memoryview) -> None:
-        self._field, self._drop = field, call.scaling.drop_up
-        seed, key, _ = call.request_sizes
+        self._field, self._packing, self._drop = field, call.packing, call.scaling.drop_up
         octets = np.frombuffer(data, np.uint8)
-        self._uniform = Uniform(octets[:seed].tobytes(), field.primes, field.degree)
-        self._rest = octets[seed + key :].reshape(call.ciphertexts_up, -1)
+        seed, key, spare, carried = np.split(octets, np.cumsum(call.request_sizes)[:-1])
+        self._uniform = Uniform(seed.tobytes(), field.primes, field.degree)
+        self._spare = spare.reshape(call.ciphertexts_up, -1)
+        self._carried = carried.reshape(call.ciphertexts_up, -1)
         c0 = np.zeros((1, len(field.primes), field.degree), np.uint64)
         # With two primes the key is a multiple of the second: its residues there are the zeros.
-        part = octets[None, seed : seed + key]
-        c0[:, 0] = unpack(part, field.degree, field.primes[0], call.scaling.drop_key)
+        c0[:, 0] = unpack(key[None], field.degree, field.primes[0], call.scaling.drop_key)
         self.key = self._ciphertexts(c0)[0]
 
     def take(self, count: int) -> list[Any]:
         """The next ``count`` ciphertexts."""
-        field = self._field
-        part, self._rest = self._rest[:count], self._rest[count:]
-        c0 = np.empty((count, len(field.primes), field.degree), np.uint64)
-        start = 0
-        for i, prime in enumerate(field.primes):
-            stop = start + packed_size(field.degree, width_of(prime, self._drop))
-            c0[:, i] = unpack(part[:, start:stop], field.degree, prime, self._drop)
-            start = stop
-        return self._ciphertexts(c0)
+        carried, self._carried = self._carried[:count], self._carried[count:]
+        spare, self._spare = self._spare[:count], self._spare[count:]
+        return self._ciphertexts(
+            self._packing.unite(
+                self._residues(carried, self._packing.carried),
+                self._residues(spare, self._packing.spare),
+            )
+        )
+
+    def _residues(self, octets: NDArray[np.uint8], count: int) -> U64:
+        """uint8[n, size] -> uint64[n, primes, count]."""
+        primes = self._field.primes
+        sizes = [packed_size(count, width_of(prime, self._drop)) for prime in primes]
+        parts = np.split(octets, np.cumsum(sizes)[:-1], axis=1)
+        made = np.empty((len(octets), len(primes), count), np.uint64)
+        for i, (part, prime) in enumerate(zip(parts, primes, strict=True)):
+            made[:, i] = unpack(part, count, prime, self._drop)
+        return made
 
     def _ciphertexts(self, c0: U64) -> list[Any]:
         self._field.forward(c0)

@@ -9,12 +9,24 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 
 from secure_quant.he.parameters import Parameters, Tier
 
-__all__ = ["ERROR_BOUND", "ERROR_VARIANCE", "HIDING_BITS", "Layer", "Scaling", "choose", "margin"]
+__all__ = [
+    "BLINDING",
+    "ERROR_BOUND",
+    "ERROR_VARIANCE",
+    "HIDING_BITS",
+    "Layer",
+    "Scaling",
+    "answer_noise",
+    "choose",
+    "key_variance",
+    "margin",
+    "weight_noise",
+]
 
 ERROR_BOUND = 21
 ERROR_VARIANCE = ERROR_BOUND / 2
@@ -22,6 +34,9 @@ ERROR_VARIANCE = ERROR_BOUND / 2
 
 HIDING_BITS: dict[Tier, int] = {"T1": 8, "T1-strict": 44}
 """The flood is at least 2**bits times all that depends on the weights."""
+
+BLINDING = 2**8
+"""The variance of the flood is at least so many times that of the key's error times u."""
 
 _TAIL_BITS = 42  # four events of 2**-42 each: below 2**-40 together
 
@@ -43,6 +58,11 @@ class Layer:
         exact = math.sqrt(2 * math.log(2) * (1 + math.log2(self.outputs) + _TAIL_BITS))
         return math.ceil(64 * exact) / 64  # the same on every machine
 
+    def weight(self, degree: int) -> float:
+        """Bound on the nonzero coefficients of the secret key and of every u of one call
+        (Hoeffding: each is nonzero with probability 2/3)."""
+        return min(degree, 2 / 3 * degree + self.tail * math.sqrt(degree) / 2)
+
     @property
     def l1(self) -> int:
         """Σ|w| over all weight polynomials that make one response."""
@@ -56,11 +76,11 @@ class Layer:
 
 @dataclass(frozen=True, slots=True)
 class Scaling:
-    """scale: an integer y travels as y·2**scale (times the dropped prime, where there is one).
+    """unit: an integer y travels as y·unit (times the dropped prime, where there is one).
     drop_*: low bits left out of c0 upward, of the public key, of c1 and c0 downward.
     flood: noise is uniform in [-flood, flood) (times the dropped prime)."""
 
-    scale: int
+    unit: int
     drop_up: int
     drop_key: int
     drop_c1: int
@@ -76,35 +96,40 @@ def weight_noise(layer: Layer, drop: int) -> float:
     return min(likely, (ERROR_BOUND + 1 + _largest_rounding(drop)) * layer.l1)
 
 
-def key_noise(layer: Layer, ring: Parameters, drop: int) -> float:
-    """Bound on the error of a fresh public-key encryption of zero: (e + ρ)·u + e0 + e1·s."""
-    if ring.dropped > 1:  # the key is a multiple of the second prime, which takes its residue away
-        proxy, mean = (ring.dropped / 2) ** 2 / 3, 0.0
-    else:
-        proxy, mean = _rounding_variance(drop), ring.degree / 2 if drop else 0.0
-    spread = math.sqrt((ERROR_VARIANCE + proxy) * ring.degree)
-    other = ERROR_BOUND + layer.tail * math.sqrt(ERROR_VARIANCE * ring.degree)
-    return layer.tail * spread + mean + other
+def key_variance(layer: Layer, ring: Parameters, drop: int) -> float:
+    """Proxy variance of (e + ρ)·u, ρ the rounding of the public key."""
+    # With two primes the key is rounded to a multiple of the second.
+    rounding = ring.dropped**2 / 12 if ring.dropped > 1 else _rounding_variance(drop)
+    return (ERROR_VARIANCE + rounding) * layer.weight(ring.degree)
 
 
-def answer_noise(layer: Layer, ring: Parameters, drop_c1: int, drop_c0: int) -> float:
-    """Bound on the error of rescaling and of the bits left out downward: ρ0 + ρ1·s."""
-    rescaled = 1 / 12 if ring.dropped > 1 else 0.0
-    proxy = rescaled + _rounding_variance(drop_c1)
-    mean = ring.degree / 2 if drop_c1 else 0.0
-    own = _largest_rounding(drop_c0) + (0.5 if ring.dropped > 1 else 0.0)
-    return layer.tail * math.sqrt(proxy * ring.degree) + mean + own
+def answer_noise(
+    layer: Layer, ring: Parameters, drop_key: int, drop_c1: int, drop_c0: int
+) -> float:
+    """Bound on all errors of an answer but the weights' and the flood, after rescaling:
+    (e + ρ)·u + e0 + e1·s of the fresh encryption of zero and ρ0 + ρ1·s of rounding downward."""
+    weight, rescaled = layer.weight(ring.degree), ring.dropped > 1
+    blind = key_variance(layer, ring, drop_key) + ERROR_VARIANCE * weight
+    down = _rounding_variance(drop_c1) + (1 / 12 if rescaled else 0.0)
+    spread = layer.tail * math.sqrt(blind / ring.dropped**2 + down * weight)
+    means = ((drop_key > 0) + (drop_c1 > 0)) * weight / 2
+    own = _largest_rounding(drop_c0) + (0.5 if rescaled else 0.0) + ERROR_BOUND / ring.dropped
+    return spread + means + own
 
 
 def margin(layer: Layer, ring: Parameters, tier: Tier, s: Scaling) -> tuple[float, float]:
-    """(room, hiding): what is left of half a scale step, and the ratio of the flood to what it
-    must hide over the ratio the tier asks. A scaling is sound if room > 0 and hiding >= 1."""
+    """(room, hiding): what is left of half a unit, and the smaller of two ratios over what they
+    should be: of the flood to what it must hide, and of its variance to that of (e + ρ)·u, which
+    the client knows but for u. A scaling is sound if room > 0 and hiding >= 1."""
+    if s.unit < 1 or (2 * layer.bound + 1) * s.unit >= ring.prime:
+        return -1.0, 0.0
     weights = weight_noise(layer, s.drop_up)
-    inner = weights + key_noise(layer, ring, s.drop_key)
-    total = s.flood + inner / ring.dropped + answer_noise(layer, ring, s.drop_c1, s.drop_c0)
-    hiding = s.flood * ring.dropped / (weights * 2 ** HIDING_BITS[tier])
-    fits = (2 * layer.bound + 1) * 2**s.scale < ring.prime
-    return (2 ** (s.scale - 1) - total if fits else -1.0), hiding
+    total = s.flood + weights / ring.dropped
+    total += answer_noise(layer, ring, s.drop_key, s.drop_c1, s.drop_c0)
+    flood = s.flood * ring.dropped
+    hiding = flood / (weights * 2 ** HIDING_BITS[tier])
+    blinding = flood**2 / (3 * BLINDING * key_variance(layer, ring, s.drop_key))
+    return (s.unit - 1) / 2 - total, min(hiding, blinding)
 
 
 def choose(
@@ -114,39 +139,45 @@ def choose(
 
     coefficients: how many are sent of c0 upward, of the key, of c1 and of c0 downward.
     """
-    scale = (ring.prime // (2 * layer.bound + 1)).bit_length() - 1
-    if scale < 8:
+    unit = (ring.prime - 1) // (2 * layer.bound + 1)
+    if unit < 256:
         return None
-    half = 2.0 ** (scale - 1)
+    bits, half = unit.bit_length(), (unit - 1) / 2
     single = ring.dropped == 1
-    drop_c0 = scale - 6  # 2**-6 of half a step
-    # What takes all of half a step is too coarse; the best lies a few bits below.
-    deep_c1 = _deepest(scale, half, lambda drop: answer_noise(layer, ring, drop, drop_c0))
-    deep_key = _deepest(scale, half, lambda drop: key_noise(layer, ring, drop)) if single else 0
-    least = weight_noise(layer, 0)
+    # What takes all of half a unit is too coarse; the best lies a few bits below.
+    deepest = _deepest(bits, half, lambda drop: answer_noise(layer, ring, 0, drop, 0))
     best: tuple[int, Scaling] | None = None
-    for drop_c1 in range(max(deep_c1 - 5, 0), deep_c1 + 1):
-        for drop_key in range(max(deep_key - 5, 0), deep_key + 1):
-            answer = answer_noise(layer, ring, drop_c1, drop_c0)
-            left = half - answer - key_noise(layer, ring, drop_key) / ring.dropped
-            # Flood and weight noise share what is left in the ratio the tier asks.
-            allowed = 0.99 * left * ring.dropped / (2 ** HIDING_BITS[tier] + 1)
-            if least > allowed:
-                continue
-            drop_up = _deepest(scale, allowed, partial(weight_noise, layer)) if single else 0
-            flood = _round_down(left - weight_noise(layer, drop_up) / ring.dropped)
-            found = Scaling(scale, drop_up, drop_key, drop_c1, drop_c0, flood)
-            room, hiding = margin(layer, ring, tier, found)
-            drops = (drop_up, drop_key, drop_c1, drop_c0)
-            saved = sum(n * drop for n, drop in zip(coefficients, drops, strict=True))
-            if room > 0 and hiding >= 1 and (best is None or saved > best[0]):
-                best = (saved, found)
+    for drop_c1 in range(max(deepest - 4, 0), deepest + 1):
+        for drop_key in range(max(drop_c1 - 4, 0), drop_c1 + 1) if single else (0,):
+            for drop_c0 in range(bits - 7, bits - 2):
+                found = _shared(layer, ring, tier, Scaling(unit, 0, drop_key, drop_c1, drop_c0, 0))
+                if found is None:
+                    continue
+                drops = (found.drop_up, drop_key, drop_c1, drop_c0)
+                saved = sum(n * drop for n, drop in zip(coefficients, drops, strict=True))
+                if best is None or saved > best[0]:
+                    best = (saved, found)
     return None if best is None else best[1]
 
 
-def _deepest(scale: int, limit: float, noise: Callable[[int], float]) -> int:
-    """Most bits to drop so that the noise stays within the limit."""
-    low, high = 0, scale - 1
+def _shared(layer: Layer, ring: Parameters, tier: Tier, s: Scaling) -> Scaling | None:
+    """The scaling with flood and upward rounding sharing what the rest leaves, in the ratio the
+    tier asks; None if that is too little."""
+    left = (s.unit - 1) / 2 - answer_noise(layer, ring, s.drop_key, s.drop_c1, s.drop_c0)
+    allowed = 0.99 * left * ring.dropped / (2 ** HIDING_BITS[tier] + 1)
+    if weight_noise(layer, 0) > allowed:
+        return None
+    upward = partial(weight_noise, layer)
+    drop = _deepest(s.unit.bit_length(), allowed, upward) if ring.dropped == 1 else 0
+    flood = _round_down(left - weight_noise(layer, drop) / ring.dropped)
+    found = replace(s, drop_up=drop, flood=flood)
+    room, hiding = margin(layer, ring, tier, found)
+    return found if room > 0 and hiding >= 1 else None
+
+
+def _deepest(bits: int, limit: float, noise: Callable[[int], float]) -> int:
+    """Most bits to drop, fewer than ``bits``, so that the noise stays within the limit."""
+    low, high = 0, bits - 1
     while low < high:
         middle = (low + high + 1) // 2
         low, high = (middle, high) if noise(middle) <= limit else (low, middle - 1)

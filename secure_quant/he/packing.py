@@ -3,13 +3,15 @@
 With S = th·tw elements in a spatial tile (tw wide), Ct input and Ot output channels and Bt rows,
 Bt·Ot·Ct·S <= degree:
 
-    x[b, c, h, w]    at  b·Ot·Ct·S + c·S + h·tw + w
-    K[o, c, a, d]    at  o·Ct·S + C - c·S - a·tw - d      C = (Ct-1)·S + tw·(kh-1) + kw-1
-    y[b, o, h, w]    at  b·Ot·Ct·S + o·Ct·S + C + h·tw + w
+    x[b, c, h, w]    at  Ot·(b·Ct·S + c·S + h·tw + w)
+    K[o, c, a, d]    at  o + Ot·(C - c·S - a·tw - d)      C = (Ct-1)·S + tw·(kh-1) + kw-1
+    y[b, o, h, w]    at  o + Ot·(b·Ct·S + C + h·tw + w)
 
 In the product, terms that are not wanted land on other coefficients, and those that wrap around
-(with a minus sign) land below C, where nothing is wanted. After Cheetah (Huang, Lu, Hong, Ding,
-2022). ``docs/spec/ckks.md`` has the proof.
+(with a minus sign) land below Ot·C, where nothing is wanted. After Cheetah (Huang, Lu, Hong, Ding,
+2022), but with the output channels next to each other: so the coefficients of a ciphertext that
+any wanted one of the product depends on are the first Bt·Ot·Ct·S and the last Ot-1, and the others
+need not be sent. ``docs/spec/ckks.md`` has the proofs.
 """
 
 from __future__ import annotations
@@ -100,13 +102,24 @@ class Packing:
     def _out_tile(self) -> tuple[int, int]:
         return self.tile.height - self.geometry.kh + 1, self.tile.width - self.geometry.kw + 1
 
+    @cached_property
+    def carried(self) -> int:
+        """Coefficients of a ciphertext that hold an input."""
+        return self.tile.coefficients // self.tile.cout
+
+    @cached_property
+    def spare(self) -> int:
+        """Coefficients that hold none, yet wanted ones of the product depend on them."""
+        return min(self.degree, self.tile.coefficients + self.tile.cout - 1) - self.carried
+
     def group_of(self, cell: int) -> int:
         """Which chunk of groups, hence which weights, a cell uses."""
         _, groups, high, wide = self.grid
         return cell // (high * wide) % groups
 
     def input(self, x: Int) -> Int:
-        """int64[batch·rows, groups, cin, height, width] -> int64[cells·n_in, degree]."""
+        """int64[batch·rows, groups, cin, height, width] -> what the polynomials carry,
+        int64[cells·n_in, carried]."""
         g, t = self.geometry, self.tile
         rows, groups, high, wide = self.grid
         oh, ow = self._out_tile
@@ -119,10 +132,34 @@ class Packing:
         cut = sliding_window_view(x, (t.height, t.width), axis=(3, 4))[:, :, :, ::oh, ::ow]
         cut = cut.reshape(rows, t.rows, groups, self.n_in, t.cin, high, wide, t.height, t.width)
         cut = cut.transpose(0, 2, 5, 6, 3, 1, 4, 7, 8)
-        made = np.zeros((self.cells * self.n_in, self.degree), np.int64)
-        blocks = made[:, : t.coefficients].reshape(-1, t.rows, t.cout, t.cin * t.area)
-        blocks[:, :, 0] = cut.reshape(blocks.shape[0], t.rows, t.cin * t.area)
+        return cut.reshape(self.cells * self.n_in, self.carried)
+
+    def divide(self, polynomials: Array) -> tuple[Array, Array]:
+        """[..., degree] -> (what carries an input [..., carried], the rest that is needed
+        [..., spare])."""
+        used = self._used(polynomials)
+        lead = polynomials.shape[:-1]
+        filler = used[..., 1:].reshape(*lead, self.spare - self._tail)
+        tail = polynomials[..., self.degree - self._tail :]
+        return used[..., 0], np.concatenate([filler, tail], axis=-1)
+
+    def unite(self, carried: Array, spare: Array) -> Array:
+        """Inverse of ``divide``, with zeros where nothing is needed."""
+        made = np.zeros((*carried.shape[:-1], self.degree), carried.dtype)
+        used, cut = self._used(made), self.spare - self._tail
+        used[..., 0] = carried
+        used[..., 1:] = spare[..., :cut].reshape(*used.shape[:-1], self.tile.cout - 1)
+        made[..., self.degree - self._tail :] = spare[..., cut:]
         return made
+
+    def _used(self, polynomials: Array) -> Array:
+        """View [..., carried, cout] of the tile's coefficients."""
+        used = polynomials[..., : self.tile.coefficients]
+        return used.reshape(*polynomials.shape[:-1], self.carried, self.tile.cout)
+
+    @property
+    def _tail(self) -> int:
+        return self.carried + self.spare - self.tile.coefficients
 
     def weight(self, weight: Array, group: int) -> Iterator[Int]:
         """int8[groups, cout, cin, kh, kw] -> for each input chunk, the polynomials int64[n_out,
@@ -143,15 +180,15 @@ class Packing:
         g, t = self.geometry, self.tile
         o, c, a, d = np.ogrid[: t.cout, : t.cin, : g.kh, : g.kw]
         top = (t.cin - 1) * t.area + t.width * (g.kh - 1) + g.kw - 1
-        places: Int = o * t.cin * t.area + top - c * t.area - a * t.width - d
+        places: Int = o + t.cout * (top - c * t.area - a * t.width - d)
         return places
 
     def wanted(self, polynomials: Array) -> Array:
         """[n, degree] -> view [n, rows, cout, out tile height, out tile width]."""
         g, t = self.geometry, self.tile
         used = polynomials[:, : t.coefficients]
-        cube = used.reshape(-1, t.rows, t.cout, t.cin, t.height, t.width)
-        return cube[:, :, :, -1, g.kh - 1 :, g.kw - 1 :]
+        cube = used.reshape(-1, t.rows, t.cin, t.height, t.width, t.cout)
+        return cube[:, :, -1, g.kh - 1 :, g.kw - 1 :].transpose(0, 1, 4, 2, 3)
 
     def output(self, wanted: Array) -> Array:
         """``wanted`` of all cells·n_out polynomials -> [batch·rows, groups, cout, out_height,

@@ -34,7 +34,7 @@ from secure_quant.ir.ops import Conv2d, Linear
 
 __all__ = ["MAX_BATCH", "Call", "HeCost", "HePlan", "Layout", "Step", "plan"]
 
-VERSION = 1
+VERSION = 2
 MAX_PLAN_BYTES = 2**24
 MAX_MESSAGE = 2**30
 """Bytes of a request or response for one sample; no sensible layout comes near."""
@@ -90,8 +90,9 @@ class Call:
         return self.packing.cells * self.packing.n_out
 
     @cached_property
-    def request_sizes(self) -> tuple[int, int, int]:
-        """Bytes of the seed, the public key and the ciphertexts' c0."""
+    def request_sizes(self) -> tuple[int, int, int, int]:
+        """Bytes of the seed, the public key, and of what carries no input and what does in the
+        ciphertexts' c0."""
         return (SEED_BYTES, *request_size(self.packing, self.ring, self.scaling))
 
     @cached_property
@@ -261,7 +262,7 @@ def _layout(value: Any, geometry: Geometry, tier: Tier) -> Layout:
         raise MalformedModel("tile", got=asdict(tile), expected="one that fits ring and layer")
     scaling = _integers(Scaling, record["scaling"], 2**62 - 1)
     drops = (scaling.drop_up, scaling.drop_key, scaling.drop_c1, scaling.drop_c0)
-    if max(drops) >= ring.prime.bit_length() or not 1 <= scaling.scale < ring.prime.bit_length():
+    if max(drops) >= ring.prime.bit_length():
         raise MalformedModel("scaling", got=asdict(scaling), expected="less than the prime's bits")
     room, hiding = margin(layer_of(geometry, tile), ring, tier, scaling)
     if room <= 0:

@@ -50,12 +50,15 @@ def layer_of(geometry: Geometry, tile: Tile) -> Layer:
     return Layer(geometry.outputs * MAX_BATCH, geometry.bound, geometry.row_l1, rows)
 
 
-def request_size(packing: Packing, ring: Parameters, scaling: Scaling) -> tuple[int, int]:
-    """(bytes of the public key, bytes of all c0) in a request."""
-    n = ring.degree
-    c0 = sum(packed_size(n, width_of(prime, scaling.drop_up)) for prime in ring.primes)
-    key = packed_size(n, width_of(ring.prime, scaling.drop_key))
-    return key, packing.cells * packing.n_in * c0
+def request_size(packing: Packing, ring: Parameters, scaling: Scaling) -> tuple[int, int, int]:
+    """(bytes of the public key, of what carries no input in all c0, of what does) in a request."""
+    key = packed_size(ring.degree, width_of(ring.prime, scaling.drop_key))
+    spare, carried = (
+        sum(packed_size(count, width_of(prime, scaling.drop_up)) for prime in ring.primes)
+        for count in (packing.spare, packing.carried)
+    )
+    ciphertexts = packing.cells * packing.n_in
+    return key, ciphertexts * spare, ciphertexts * carried
 
 
 def response_size(packing: Packing, ring: Parameters, scaling: Scaling) -> tuple[int, int]:
@@ -77,7 +80,7 @@ def search(
         for tile in _finalists(geometry, batch, ring, objective):
             packing = Packing(geometry, tile, ring.degree, batch)
             sent = (
-                packing.cells * packing.n_in * ring.degree, ring.degree,
+                packing.cells * packing.n_in * (packing.spare + packing.carried), ring.degree,
                 packing.cells * packing.n_out * ring.degree, packing.outputs,
             )  # fmt: skip
             scaling = choose(layer_of(geometry, tile), ring, tier, sent)
@@ -144,7 +147,9 @@ def _merged(
     cells = cells * -(-g.out_height // (high[place] - g.kh + 1))
     cells = cells * -(-g.out_width // (wide[place] - g.kw + 1))
     work = cells * (n_in * _UP + n_out * _DOWN + n_in * n_out * _PRODUCT)
-    cost = work * len(ring.primes) + cells * (6 * n_in + 4 * n_out) * _PER_BYTE[objective]
+    used = used * -(-channels // n_out)
+    sent = cells * (6 * n_in * used // ring.degree + 4 * n_out)
+    cost = work * len(ring.primes) + sent * _PER_BYTE[objective]
     weights = groups * n_in * n_out * ring.degree * 8 * len(ring.primes)
     least = 8 * len(ring.primes) * g.groups * g.cin * g.cout * g.kh * g.kw
     light = np.flatnonzero(weights <= min(max(2 * least, _LIGHT), MAX_WEIGHT_BYTES))

@@ -41,7 +41,11 @@ class _Key:
 
 @dataclass(frozen=True)
 class _Pad:
-    """Encryptions of zero that wait for a message; used once."""
+    """Encryptions of zero that wait for a message; used once.
+
+    head: seed, public key, and all of c0 that carries no input, ready to be sent.
+    c0: what will carry it, uint64[ciphertexts, primes, carried].
+    """
 
     head: bytes
     c0: U64
@@ -78,11 +82,9 @@ class CkksSession:
         pad = self._pads.pop((step, batch), None) or self._pad(call)
         geometry, field = call.packing.geometry, ring(call.ring)
         message = call.packing.input(geometry.arrange(x))
-        table = _scaled(call.ring, call.scaling.scale, geometry.magnitude)
+        table = _scaled(call.ring, call.scaling.unit, geometry.magnitude)
         c0 = field.add(pad.c0, table[:, message + geometry.magnitude].swapaxes(0, 1))
-        drop = call.scaling.drop_up
-        parts = [pack(c0[:, i], prime, drop) for i, prime in enumerate(field.primes)]
-        return pad.head + np.concatenate(parts, axis=1).tobytes()
+        return pad.head + _packed(call, c0)
 
     def decrypt(self, step: int, batch: int, response: bytes) -> Int:
         """Response -> exact accumulators with bias, int64[batch, *output shape].
@@ -91,12 +93,12 @@ class CkksSession:
         sender knows); an answer of the right form always decrypts to something.
         """
         call = self.plan.steps[step].call(batch)
-        scale = call.scaling.scale
-        rounded = (self._raw(call, response) + (1 << (scale - 1))) >> scale
+        unit = call.scaling.unit
+        rounded = (self._raw(call, response) + unit // 2) // unit
         return call.packing.geometry.restore(rounded)
 
     def _raw(self, call: Call, response: bytes) -> Int:
-        """Accumulators times 2**scale plus their error, centred. Secret: it never leaves."""
+        """Accumulators times the unit plus their error, centred. Secret: it never leaves."""
         size, last = call.response_sizes
         if len(response) != size + last:
             raise MalformedMessage(
@@ -153,7 +155,15 @@ class CkksSession:
             # average; this errs by -1/2.
             errors -= random.bits(errors.shape)
         c0 = field.add(field.moduli - product, field.residues(errors))
-        return _Pad(seed + _public_key(call, c0[0]), c0[1:])
+        carried, spare = call.packing.divide(c0[1:])
+        return _Pad(seed + _public_key(call, c0[0]) + _packed(call, spare), carried)
+
+
+def _packed(call: Call, c0: U64) -> bytes:
+    """Residues uint64[ciphertexts, primes, n] as the request holds them."""
+    drop = call.scaling.drop_up
+    parts = [pack(c0[:, i], prime, drop) for i, prime in enumerate(call.ring.primes)]
+    return np.concatenate(parts, axis=1).tobytes()
 
 
 def _public_key(call: Call, p0: U64) -> bytes:
@@ -173,9 +183,9 @@ def _response_ring(parameters: Parameters) -> Parameters:
 
 
 @lru_cache(maxsize=64)
-def _scaled(parameters: Parameters, scale: int, magnitude: int) -> U64:
-    """uint64[primes, 2·magnitude + 1]: residues of x·2**scale (times the dropped prime) by
+def _scaled(parameters: Parameters, unit: int, magnitude: int) -> U64:
+    """uint64[primes, 2·magnitude + 1]: residues of x·unit (times the dropped prime) by
     x + magnitude."""
-    unit = (1 << scale) * parameters.dropped
+    whole = unit * parameters.dropped
     values = range(-magnitude, magnitude + 1)
-    return np.array([[x * unit % prime for x in values] for prime in parameters.primes], np.uint64)
+    return np.array([[x * whole % prime for x in values] for prime in parameters.primes], np.uint64)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -12,15 +13,18 @@ from unit.he.walk import with_scaling
 from secure_quant import reference
 from secure_quant.he.evaluate import Evaluator
 from secure_quant.he.noise import (
+    BLINDING,
     Layer,
     answer_noise,
     choose,
-    key_noise,
+    key_variance,
     margin,
     weight_noise,
 )
-from secure_quant.he.parameters import TIERS
+from secure_quant.he.parameters import TIERS, Parameters
 from secure_quant.he.plan import HePlan, plan
+from secure_quant.he.ring import ring
+from secure_quant.he.sampling import fresh
 from secure_quant.he.search import layer_of
 from secure_quant.ir import Graph
 from secure_quant.protect.ckks import CkksSession
@@ -39,7 +43,7 @@ def errors(graph: Graph, made: HePlan, keys: int = KEYS) -> np.ndarray:
         response = evaluator.evaluate(0, 1, session.encrypt(0, centred(graph, "x", q)))
         exact = reference.trace(graph, q)["layer"]
         raw = session._raw(call, response).reshape(exact.shape)
-        found.append(raw - (exact << call.scaling.scale))
+        found.append(raw - exact * call.scaling.unit)
     return np.concatenate(found).ravel()
 
 
@@ -89,17 +93,60 @@ def test_errors_stay_within_the_bound(tier: str) -> None:
     assert room > 0
     assert hiding >= 1
     largest = np.abs(errors(GRAPH, made)).max()
-    assert largest < 2 ** (layout.scaling.scale - 1) - room
+    assert largest < layout.scaling.unit / 2 - room
     assert largest > layout.scaling.flood * 0.98  # the bound is not idle: the flood is there
+
+
+def test_keys_and_blinds_keep_to_the_bound_on_their_weight() -> None:
+    """Nonzero coefficients are a binomial count, whose mean and spread the bound is made of."""
+    degree = 2048
+    weights = np.count_nonzero(fresh().ternary((2000, degree)), axis=1)
+    keys = [np.count_nonzero(secret(TIERS["T1"][0])) for _ in range(100)]
+    for found in (weights, np.array(keys)):
+        assert abs(found.mean() - 2 / 3 * degree) < 5 * math.sqrt(degree * 2 / 9 / len(found))
+        assert found.max() < Layer(1, 1, 1, 1).weight(degree) < 0.8 * degree
+    assert weights.std() == pytest.approx(math.sqrt(degree * 2 / 9), rel=0.1)
+
+
+def secret(parameters: Parameters) -> np.ndarray:
+    """Coefficients of a fresh secret key."""
+    field = ring(parameters)
+    owner, values = field.secret_key()
+    made = values[None].copy()
+    field.inverse(made)
+    del values, owner
+    return made[0, 0]
+
+
+def test_the_flood_outweighs_what_the_client_knows_of_the_blinding() -> None:
+    """(e + ρ)·u, whose first factor the client knows, must say next to nothing of u."""
+    for tier in ("T1", "T1-strict"):
+        (step,) = plan(GRAPH, tier=tier).steps
+        for layout in step.layouts:
+            layer = layer_of(step.geometry, layout.tile)
+            known = key_variance(layer, layout.ring, layout.scaling.drop_key)
+            flood = layout.scaling.flood * layout.ring.dropped
+            assert flood**2 / 3 >= BLINDING * known
+            _, hiding = margin(layer, layout.ring, tier, layout.scaling)
+            assert hiding >= 1
+
+
+def test_a_key_rounded_too_far_is_refused() -> None:
+    (step,) = plan(GRAPH).steps
+    layout = step.layouts[0]
+    layer = layer_of(step.geometry, layout.tile)
+    coarse = replace(layout.scaling, drop_key=layout.scaling.drop_key + 4)
+    assert margin(layer, layout.ring, "T1", coarse)[1] < 1
 
 
 def test_bounds_grow_with_what_is_dropped() -> None:
     layer, ring = Layer(10**6, 10**6, 10**4, 20), TIERS["T1"][0]
     for noise in (
         lambda drop: weight_noise(layer, drop),
-        lambda drop: key_noise(layer, ring, drop),
-        lambda drop: answer_noise(layer, ring, drop, 0),
-        lambda drop: answer_noise(layer, ring, 0, drop),
+        lambda drop: key_variance(layer, ring, drop),
+        lambda drop: answer_noise(layer, ring, drop, 0, 0),
+        lambda drop: answer_noise(layer, ring, 0, drop, 0),
+        lambda drop: answer_noise(layer, ring, 0, 0, drop),
     ):
         values = [noise(drop) for drop in range(30)]
         assert values == sorted(values)

@@ -22,11 +22,14 @@ def negacyclic(x: np.ndarray, y: np.ndarray) -> np.ndarray:
 
 
 def through_the_ring(graph: Graph, tile: Tile, q: np.ndarray) -> np.ndarray:
-    """The layer without its bias, by packed polynomials alone."""
+    """The layer without its bias, by packed polynomials alone. What is not sent may be anything."""
     node = graph.nodes[1]
     geometry = Geometry.of(graph, node)
     packing = Packing(geometry, tile, DEGREE, len(q))
-    inputs = packing.input(geometry.arrange(centred(graph, "x", q)))
+    carried = packing.input(geometry.arrange(centred(graph, "x", q)))
+    inputs = packing.unite(carried, np.zeros((len(carried), packing.spare), np.int64))
+    needed = packing.unite(np.ones_like(carried), np.ones((len(carried), packing.spare), np.int64))
+    inputs[needed == 0] = np.random.default_rng(1).integers(-(2**20), 2**20, (needed == 0).sum())
     arranged = geometry.arrange_weight(graph.weight(node))
     weights = [list(packing.weight(arranged, group)) for group in range(packing.grid[1])]
     products = [
@@ -82,6 +85,25 @@ def test_every_tile_computes_the_layer(seed: int) -> None:
     for _ in range(2):
         tile = random_tile(rng, geometry, len(q))
         assert np.array_equal(through_the_ring(graph, tile, q), expected), tile
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_dividing_and_uniting_are_inverse(seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    geometry = Geometry.of(graph := random_layer(rng, seed), graph.nodes[1])
+    packing = Packing(geometry, random_tile(rng, geometry, 2), DEGREE, 2)
+    carried = rng.integers(1, 99, (3, 2, packing.carried))
+    spare = rng.integers(1, 99, (3, 2, packing.spare))
+    whole = packing.unite(carried, spare)
+    assert np.count_nonzero(whole) == carried.size + spare.size
+    for made, expected in zip(packing.divide(whole), (carried, spare), strict=True):
+        assert np.array_equal(made, expected)
+
+
+def test_a_dense_layer_sends_little_more_than_its_tile() -> None:
+    geometry = Geometry.of(graph := linear(84, 10), graph.nodes[1])
+    packing = Packing(geometry, Tile(1, 1, 84, 10, 1, 1), 2048, 1)
+    assert (packing.carried, packing.carried + packing.spare) == (84, 84 * 10 + 9)
 
 
 def test_unused_stride_phases_are_not_sent() -> None:

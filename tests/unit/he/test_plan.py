@@ -123,7 +123,7 @@ LAYOUT = "steps.0.layouts.0"
 @pytest.mark.parametrize(
     ("change", "error"),
     [
-        (set_at("version", 2), UnsupportedVersion),
+        (set_at("version", 1), UnsupportedVersion),
         (set_at("objective", "speed"), MalformedModel),
         (set_at("tier", "T0"), MalformedModel),
         (set_at("extra", 1), MalformedModel),
@@ -144,8 +144,8 @@ LAYOUT = "steps.0.layouts.0"
         (set_at(f"{LAYOUT}.scaling.flood", 2**40), MalformedModel),
         (set_at(f"{LAYOUT}.scaling.flood", 2**70), MalformedModel),
         (set_at(f"{LAYOUT}.scaling.flood", 1), InsecureRefused),
-        (set_at(f"{LAYOUT}.scaling.scale", 60), MalformedModel),
-        (set_at(f"{LAYOUT}.scaling.scale", 0), MalformedModel),
+        (set_at(f"{LAYOUT}.scaling.unit", 2**60), MalformedModel),
+        (set_at(f"{LAYOUT}.scaling.unit", 0), MalformedModel),
         (set_at(f"{LAYOUT}.scaling.drop_c1", 50), MalformedModel),
         (set_at(f"{LAYOUT}.scaling.drop_c1", -1), MalformedModel),
         (set_at(f"{LAYOUT}.scaling.drop_up", 53), MalformedModel),

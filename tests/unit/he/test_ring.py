@@ -71,19 +71,24 @@ def test_seal_decrypts_our_ciphertexts() -> None:
         request = np.frombuffer(session.encrypt(0, x), np.uint8)
     finally:
         del field.secret_key
-    seed, key, _ = call.request_sizes
-    c0 = unpack(request[None, seed + key :], field.degree, parameters.prime, call.scaling.drop_up)
-    c0 = c0[:, None]
+    packing, drop = call.packing, call.scaling.drop_up
+    seed, _, spare, carried = np.split(request, np.cumsum(call.request_sizes)[:-1])
+    c0 = packing.unite(
+        unpack(carried[None], packing.carried, parameters.prime, drop),
+        unpack(spare[None], packing.spare, parameters.prime, drop),
+    )[:, None]
     field.forward(c0)
-    a = Uniform(request[:seed].tobytes(), field.primes, field.degree).polynomials(2)[1]
+    a = Uniform(seed.tobytes(), field.primes, field.degree).polynomials(2)[1]
     plain = seal.Plaintext()
     seal.Decryptor(field.context, kept[0][0]).decrypt(field.ciphertext(c0[0], a), plain)
     message = _buffer(plain, _PLAINTEXT, field.degree).reshape(1, 1, -1).copy()
     field.inverse(message)
     centred = message[0, 0].astype(np.int64)
     centred = np.where(centred > parameters.prime // 2, centred - parameters.prime, centred)
-    decoded = (centred + (1 << (call.scaling.scale - 1))) >> call.scaling.scale
-    assert np.array_equal(decoded, call.packing.input(call.packing.geometry.arrange(x))[0])
+    decoded = (centred + call.scaling.unit // 2) // call.scaling.unit
+    inputs, rest = packing.divide(decoded)
+    assert np.array_equal(inputs, packing.input(packing.geometry.arrange(x))[0])
+    assert not rest.any()
 
 
 def test_errors_are_centred_binomial() -> None:
