@@ -18,11 +18,12 @@ from secure_quant_client.stats import InferenceStats
 if TYPE_CHECKING:
     from secure_quant_client.aio import AsyncHeClient
     from secure_quant_client.he import HeClient
-    from secure_quant_client.leveled import LeveledClient
+    from secure_quant_client.leveled import AsyncLeveledClient, LeveledClient
     from secure_quant_client.mpc import AsyncMpcClient, MpcClient
 
 __all__ = [
     "AsyncHeClient",
+    "AsyncLeveledClient",
     "AsyncMpcClient",
     "HeClient",
     "InferenceStats",
@@ -36,6 +37,7 @@ __all__ = [
 
 _LAZY = {
     "AsyncHeClient": "secure_quant_client.aio",
+    "AsyncLeveledClient": "secure_quant_client.leveled",
     "AsyncMpcClient": "secure_quant_client.mpc",
     "HeClient": "secure_quant_client.he",
     "LeveledClient": "secure_quant_client.leveled",

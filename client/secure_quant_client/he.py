@@ -2,31 +2,27 @@
 
 from __future__ import annotations
 
-import threading
 import time
-from types import TracebackType
+from collections.abc import Sequence
 from typing import Any
 
-import grpc
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import NDArray
 
-from secure_quant import reference
-from secure_quant.errors import ServiceError
-from secure_quant.ir import Graph
-from secure_quant.transport import Limits, Security, sync_channel
-from secure_quant.wire import raised
-from secure_quant.wire.gen.secure_inference_pb2 import GetModelRequest
+from secure_quant.transport import Limits, Security
+from secure_quant.wire.gen.secure_inference_pb2 import GetModelRequest, GetModelResponse
 from secure_quant.wire.gen.secure_inference_pb2_grpc import SecureInferenceServiceStub
-from secure_quant_client.base import Deadline, call_metadata
+from secure_quant_client.base import Deadline
+from secure_quant_client.connection import IntegerClient, Service
 from secure_quant_client.he_model import HeModel, Meter, joined
-from secure_quant_client.stats import InferenceStats
 from secure_quant_client.walk import Request, Values, walk
 
-__all__ = ["HeClient"]
+__all__ = ["HE", "HeClient"]
+
+HE = Service(("he",), SecureInferenceServiceStub, GetModelRequest)
 
 
-class HeClient:
+class HeClient(IntegerClient[HeModel]):
     """A connection to one homomorphic-encryption server; for threads. See AsyncHeClient.
 
     target         ``host:port``.
@@ -55,57 +51,21 @@ class HeClient:
         limits: Limits | None = None,
         stock: int = 2,
     ) -> None:
-        self._limits, self._stock_size = limits or Limits(), stock
-        self._metadata = call_metadata(tls, token)
-        self._channel = sync_channel(target, tls, server_role="he", limits=self._limits)
-        self._stub = SecureInferenceServiceStub(self._channel)
-        self._expected_hash = expected_hash
-        self._model: HeModel | None = None
-        self._lock = threading.Lock()
-        self._stats: InferenceStats | None = None
-        self._closed = False
-
-    def __enter__(self) -> HeClient:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self.close()
+        super().__init__(
+            [target], HE, tls=tls, expected_hash=expected_hash, token=token, limits=limits
+        )
+        self._stub: SecureInferenceServiceStub = self._stubs[0]
+        self._stock_size = stock
 
     def close(self) -> None:
         """Give up the connection and every key made ahead."""
-        self._closed = True
-        self._channel.close()
+        super().close()
         if self._model is not None:
             self._model.stock.close()
 
     def prepare(self, batch: int = 1) -> None:
         """Connect, and make the stock for ``batch`` full now rather than in the background."""
-        self._connect(Deadline(self._limits.deadline_s)).stock.fill(batch)
-
-    @property
-    def graph(self) -> Graph:
-        """The public graph, fetched at first use. Raises HashMismatch and the like."""
-        return self._connect(Deadline(self._limits.deadline_s)).graph
-
-    @property
-    def stats(self) -> InferenceStats:
-        """Of the last inference. Raises ServiceError before the first."""
-        if self._stats is None:
-            raise ServiceError("no inference yet")
-        return self._stats
-
-    def infer(self, x: ArrayLike, *, timeout: float | None = None) -> NDArray[np.float32]:
-        """float[batch, *input shape] -> float32[batch, *output shape].
-
-        Raises ShapeMismatch, DtypeMismatch, ValueOutOfRange (NaN or infinity).
-        """
-        q = reference.quantize_input(self.graph, x)
-        return reference.dequantize(self.graph, self.infer_int8(q, timeout=timeout))
+        self._connect(self._deadline()).stock.fill(batch)
 
     def infer_int8(self, q: NDArray[Any], *, timeout: float | None = None) -> NDArray[np.int64]:
         """int8[batch, *input shape] -> the integers at the Output, int64[batch, *output shape]."""
@@ -113,7 +73,7 @@ class HeClient:
 
     def trace_int8(self, q: NDArray[Any], *, timeout: float | None = None) -> Values:
         """As ``infer_int8``, with every node's integers by name: this client sees them all."""
-        deadline = Deadline(self._limits.deadline_s if timeout is None else timeout)
+        deadline = self._deadline(timeout)
         model = self._connect(deadline)
         meter = Meter(len(q))
         values = joined([self._walk(model, part, deadline, meter) for part in model.parts(q)])
@@ -138,36 +98,13 @@ class HeClient:
 
     def _evaluate(self, model: HeModel, requests: list[Request], deadline: Deadline) -> list[bytes]:
         """All requests at once; the answers in their order."""
-        messages = [model.message(request) for request in requests]
-        evaluate, metadata, left = self._stub.EvaluateLinear, self._metadata, deadline.remaining()
-        try:
-            if len(messages) == 1:  # the usual case: no second thread
-                return [evaluate(messages[0], timeout=left, metadata=metadata).ciphertexts]
-            calls = [evaluate.future(m, timeout=left, metadata=metadata) for m in messages]
-            try:
-                return [call.result().ciphertexts for call in calls]
-            finally:
-                for call in calls:
-                    call.cancel()  # those that are not done
-        except grpc.RpcError as error:
-            raise raised(error) from error
+        calls = [(self._stub.EvaluateLinear, model.message(request)) for request in requests]
+        return [answer.ciphertexts for answer in self._ask(calls, deadline)]
 
-    def _connect(self, deadline: Deadline) -> HeModel:
-        with self._lock:
-            if self._closed:
-                raise ServiceError("the client is closed")
-            if self._model is None:
-                request = GetModelRequest(model_hash=self._expected_hash or "")
-                try:
-                    answer = self._stub.GetModel(
-                        request, timeout=deadline.remaining(), metadata=self._metadata
-                    )
-                except grpc.RpcError as error:
-                    raise raised(error) from error
-                self._model = HeModel.receive(
-                    answer.info,
-                    self._expected_hash,
-                    message_bytes=self._limits.message_bytes,
-                    stock=self._stock_size,
-                )
-            return self._model
+    def _receive(self, answers: Sequence[GetModelResponse]) -> HeModel:
+        return HeModel.receive(
+            answers[0].info,
+            self._expected_hash,
+            message_bytes=self._limits.message_bytes,
+            stock=self._stock_size,
+        )

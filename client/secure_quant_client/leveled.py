@@ -2,42 +2,30 @@
 
 from __future__ import annotations
 
+import asyncio
 import threading
 import time
-from collections.abc import Iterator
-from types import TracebackType
-from typing import TYPE_CHECKING
+from collections.abc import Sequence
 
-import grpc
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from secure_quant.errors import MalformedMessage, ServiceError, SessionNotFound
-from secure_quant.he.leveled.model import PublicLeveled, check_input
+from secure_quant.errors import SessionNotFound
 from secure_quant.he.leveled.plan import LeveledPlan
-from secure_quant.he.leveled.wire import request_bytes, response_bytes
-from secure_quant.transport import Limits, Security, sync_channel
-from secure_quant.wire import raised
-from secure_quant.wire.gen.secure_inference_pb2 import (
-    EvaluateModelRequest,
-    GetModelRequest,
-    OpenSessionRequest,
-)
-from secure_quant.wire.gen.secure_inference_pb2_grpc import SecureInferenceServiceStub
-from secure_quant_client.base import Deadline, call_metadata
-from secure_quant_client.stats import InferenceStats
+from secure_quant.transport import Limits, Security
+from secure_quant.wire.gen.secure_inference_pb2 import GetModelResponse
+from secure_quant_client.base import Deadline
+from secure_quant_client.connection import AsyncClient, SyncClient
+from secure_quant_client.he import HE
+from secure_quant_client.leveled_model import LeveledSession, RemoteLeveled
 
-if TYPE_CHECKING:
-    from secure_quant.protect.leveled import LeveledKeys
+__all__ = ["AsyncLeveledClient", "LeveledClient"]
 
-__all__ = ["LeveledClient"]
-
-CHUNK = 2**20
-MAX_SAMPLES = 16
-"""In one call."""
+ATTEMPTS = 2
+"""A session that the server no longer knows is opened again, once."""
 
 
-class LeveledClient:
+class LeveledClient(SyncClient[RemoteLeveled]):
     """A connection to a homomorphic-encryption server that serves a leveled model.
 
     target, tls, expected_hash, token, limits: as HeClient. Threads take turns.
@@ -58,45 +46,28 @@ class LeveledClient:
         token: str | None = None,
         limits: Limits | None = None,
     ) -> None:
-        self._limits = limits or Limits()
-        self._metadata = call_metadata(tls, token)
-        self._channel = sync_channel(target, tls, server_role="he", limits=self._limits)
-        self._stub = SecureInferenceServiceStub(self._channel)
-        self._expected_hash = expected_hash
-        self._plan: LeveledPlan | None = None
-        self._keys: LeveledKeys | None = None
-        self._session_id = b""
+        super().__init__(
+            [target], HE, tls=tls, expected_hash=expected_hash, token=token, limits=limits
+        )
+        self._session: LeveledSession | None = None
         self._key_bytes_up = 0
-        self._lock = threading.RLock()
-        self._stats: InferenceStats | None = None
-        self._closed = False
-
-    def __enter__(self) -> LeveledClient:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self.close()
+        self._turn = threading.RLock()
 
     def close(self) -> None:
         """Give up the connection and the keys."""
         self._closed = True
         self.renew()
-        self._channel.close()
+        super().close()
 
     def renew(self) -> None:
         """Forget the secret key; the next inference makes another and uploads again."""
-        with self._lock:
-            self._keys, self._session_id = None, b""
+        with self._turn:
+            self._session = None
 
     @property
     def plan(self) -> LeveledPlan:
         """Public: parameters, the model's widths and hash. Raises HashMismatch and the like."""
-        return self._connect(Deadline(self._limits.deadline_s))
+        return self._connect(self._deadline()).plan
 
     @property
     def error_bound(self) -> float:
@@ -108,116 +79,140 @@ class LeveledClient:
         """Evaluation keys uploaded so far, by all sessions."""
         return self._key_bytes_up
 
-    @property
-    def stats(self) -> InferenceStats:
-        """Of the last inference, uploads of keys not counted in its bytes. Raises ServiceError
-        before the first."""
-        if self._stats is None:
-            raise ServiceError("no inference yet")
-        return self._stats
-
     def prepare(self) -> None:
         """Connect, make keys and upload them now rather than at the first inference."""
-        with self._lock:
-            deadline = Deadline(self._limits.deadline_s)
-            self._session(self._connect(deadline), deadline)
+        with self._turn:
+            deadline = self._deadline()
+            self._opened(self._connect(deadline), deadline)
 
     def infer(self, x: ArrayLike, *, timeout: float | None = None) -> NDArray[np.float64]:
         """float[batch, ...] -> float64[batch, out]; values beyond the input bound are clipped.
 
         Raises ShapeMismatch, DtypeMismatch, ValueOutOfRange (NaN or infinity).
         """
-        with self._lock:
-            start = time.perf_counter()
-            deadline = Deadline(self._limits.deadline_s if timeout is None else timeout)
-            plan = self._connect(deadline)
-            values = check_input(plan.public, x)
-            step = max(1, min(MAX_SAMPLES, self._limits.message_bytes // (2 * request_bytes(plan))))
-            parts = [values[i : i + step] for i in range(0, len(values), step)]
-            made = [self._infer(plan, part, deadline) for part in parts]
-            self._stats = InferenceStats(
-                latency=time.perf_counter() - start,
-                samples=len(values),
-                rounds=len(parts),
-                bytes_up=len(values) * request_bytes(plan),
-                bytes_down=len(values) * response_bytes(plan),
-            )
-            return np.concatenate(made) if made else np.empty((0, plan.outputs))
+        with self._turn:
+            start, deadline = time.perf_counter(), self._deadline(timeout)
+            model = self._connect(deadline)
+            parts = model.parts(x)
+            made = model.joined([self._infer(model, part, deadline) for part in parts])
+            self._stats = model.stats(start, len(made), len(parts))
+            return made
 
     def _infer(
-        self, plan: LeveledPlan, x: NDArray[np.float64], deadline: Deadline
+        self, model: RemoteLeveled, x: NDArray[np.float64], deadline: Deadline
     ) -> NDArray[np.float64]:
-        for last in (False, True):
-            keys = self._session(plan, deadline)
+        for attempt in range(1, ATTEMPTS + 1):
+            session = self._opened(model, deadline)
             try:
-                answer = self._evaluate(plan, b"".join(keys.encrypt(x)), deadline)
+                (answer,) = self._ask(
+                    [(self._stubs[0].EvaluateModel, session.request(x))], deadline
+                )
+                break
             except SessionNotFound:
                 self.renew()  # the server restarted or needed the room
-                if last:
+                if attempt == ATTEMPTS:
                     raise
-                continue
-            break
-        size = response_bytes(plan)
-        if len(answer) != size * len(x):
-            expected = f"{size * len(x)}"
-            raise MalformedMessage("response", got=f"{len(answer)} bytes", expected=expected)
-        parts = [answer[i : i + size] for i in range(0, len(answer), size)]
-        return np.stack([keys.decrypt(part) for part in parts])
+        return session.open(answer.ciphertexts, len(x))
 
-    def _evaluate(self, plan: LeveledPlan, ciphertexts: bytes, deadline: Deadline) -> bytes:
-        request = EvaluateModelRequest(
-            model_hash=plan.public.hash, session_id=self._session_id, ciphertexts=ciphertexts
+    def _opened(self, model: RemoteLeveled, deadline: Deadline) -> LeveledSession:
+        if self._session is None:
+            session = model.new_session()
+            (answer,) = self._ask([(self._stubs[0].OpenSession, session.upload())], deadline)
+            self._key_bytes_up += session.opened(answer.session_id)
+            self._session = session
+        return self._session
+
+    def _receive(self, answers: Sequence[GetModelResponse]) -> RemoteLeveled:
+        limit = self._limits.message_bytes
+        return RemoteLeveled.receive(answers[0], self._expected_hash, message_bytes=limit)
+
+
+class AsyncLeveledClient(AsyncClient[RemoteLeveled]):
+    """See LeveledClient. Make it inside the event loop that uses it; tasks take turns, and
+    cryptography runs in a thread, so that the loop stays free."""
+
+    def __init__(
+        self,
+        target: str,
+        *,
+        tls: Security,
+        expected_hash: str | None = None,
+        token: str | None = None,
+        limits: Limits | None = None,
+    ) -> None:
+        super().__init__(
+            [target], HE, tls=tls, expected_hash=expected_hash, token=token, limits=limits
         )
-        try:
-            answer = self._stub.EvaluateModel(
-                request, timeout=deadline.remaining(), metadata=self._metadata
-            )
-        except grpc.RpcError as error:
-            raise raised(error) from error
-        return answer.ciphertexts
+        self._session: LeveledSession | None = None
+        self._key_bytes_up = 0
+        self._turn = asyncio.Lock()
 
-    def _session(self, plan: LeveledPlan, deadline: Deadline) -> LeveledKeys:
-        if self._keys is None:
-            from secure_quant.protect.leveled import LeveledKeys  # loads the engine
+    async def close(self) -> None:
+        """Give up the connection and the keys."""
+        self._closed = True
+        await self.renew()
+        await super().close()
 
-            keys = LeveledKeys(plan)
-            data = keys.evaluation_keys()
+    async def renew(self) -> None:
+        """Forget the secret key; the next inference makes another and uploads again."""
+        async with self._turn:
+            self._session = None
+
+    async def plan(self) -> LeveledPlan:
+        """Public: parameters, the model's widths and hash. Raises HashMismatch and the like."""
+        return (await self._connect(self._deadline())).plan
+
+    async def error_bound(self) -> float:
+        """Largest error of any output, in units of the output."""
+        return (await self.plan()).error_bound
+
+    @property
+    def key_bytes_up(self) -> int:
+        """Evaluation keys uploaded so far, by all sessions."""
+        return self._key_bytes_up
+
+    async def prepare(self) -> None:
+        """Connect, make keys and upload them now rather than at the first inference."""
+        async with self._turn:
+            deadline = self._deadline()
+            await self._opened(await self._connect(deadline), deadline)
+
+    async def infer(self, x: ArrayLike, *, timeout: float | None = None) -> NDArray[np.float64]:
+        """float[batch, ...] -> float64[batch, out]; values beyond the input bound are clipped.
+
+        Raises ShapeMismatch, DtypeMismatch, ValueOutOfRange (NaN or infinity).
+        """
+        async with self._turn:
+            start, deadline = time.perf_counter(), self._deadline(timeout)
+            model = await self._connect(deadline)
+            parts = model.parts(x)
+            made = model.joined([await self._infer(model, part, deadline) for part in parts])
+            self._stats = model.stats(start, len(made), len(parts))
+            return made
+
+    async def _infer(
+        self, model: RemoteLeveled, x: NDArray[np.float64], deadline: Deadline
+    ) -> NDArray[np.float64]:
+        for attempt in range(1, ATTEMPTS + 1):
+            session = await self._opened(model, deadline)
+            request = await asyncio.to_thread(session.request, x)
             try:
-                answer = self._stub.OpenSession(
-                    _pieces(plan.public.hash, data),
-                    timeout=deadline.remaining(),
-                    metadata=self._metadata,
-                )
-            except grpc.RpcError as error:
-                raise raised(error) from error
-            self._keys, self._session_id = keys, answer.session_id
-            self._key_bytes_up += len(data)
-        return self._keys
+                (answer,) = await self._ask([(self._stubs[0].EvaluateModel, request)], deadline)
+                break
+            except SessionNotFound:
+                self._session = None  # the server restarted or needed the room
+                if attempt == ATTEMPTS:
+                    raise
+        return await asyncio.to_thread(session.open, answer.ciphertexts, len(x))
 
-    def _connect(self, deadline: Deadline) -> LeveledPlan:
-        with self._lock:
-            if self._closed:
-                raise ServiceError("the client is closed")
-            if self._plan is None:
-                request = GetModelRequest(model_hash=self._expected_hash or "")
-                try:
-                    answer = self._stub.GetModel(
-                        request, timeout=deadline.remaining(), metadata=self._metadata
-                    )
-                except grpc.RpcError as error:
-                    raise raised(error) from error
-                if not answer.HasField("leveled"):
-                    raise MalformedMessage(
-                        "model", got="an integer model", expected="a leveled one"
-                    )
-                info = answer.leveled
-                public = PublicLeveled.from_json(
-                    info.public_model, expected_hash=self._expected_hash
-                )
-                self._plan = LeveledPlan.from_json(info.plan, public)
-            return self._plan
+    async def _opened(self, model: RemoteLeveled, deadline: Deadline) -> LeveledSession:
+        if self._session is None:
+            session = await asyncio.to_thread(model.new_session)
+            (answer,) = await self._ask([(self._stubs[0].OpenSession, session.upload())], deadline)
+            self._key_bytes_up += session.opened(answer.session_id)
+            self._session = session
+        return self._session
 
-
-def _pieces(model_hash: str, data: bytes) -> Iterator[OpenSessionRequest]:
-    for start in range(0, len(data), CHUNK):
-        yield OpenSessionRequest(model_hash=model_hash, keys=data[start : start + CHUNK])
+    def _receive(self, answers: Sequence[GetModelResponse]) -> RemoteLeveled:
+        limit = self._limits.message_bytes
+        return RemoteLeveled.receive(answers[0], self._expected_hash, message_bytes=limit)

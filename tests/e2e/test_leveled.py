@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import signal
 from collections.abc import Iterator
@@ -32,11 +33,13 @@ from secure_quant.wire import raised
 from secure_quant.wire.gen.secure_inference_pb2 import EvaluateModelRequest, OpenSessionRequest
 from secure_quant.wire.gen.secure_inference_pb2_grpc import SecureInferenceServiceStub
 from secure_quant_cli.main import main
-from secure_quant_client import HeClient, LeveledClient
+from secure_quant_client import AsyncLeveledClient, HeClient, LeveledClient
 
 MODEL = random_model((9, 6, 3), seed=1)
 BUNDLES = split(MODEL)
 PLAN = load_client(BUNDLES["client"])
+UNKNOWN = b"?" * 16
+"""A session that the server does not know, as after its restart."""
 
 
 class Server(HeServerProcess):
@@ -72,6 +75,33 @@ def test_answers_are_within_the_bound_and_cost_what_was_promised(server: Server)
         client.renew()
         assert np.abs(client.infer(x[3:4]) - y[3]).max() <= 2 * client.error_bound
         assert client.key_bytes_up == 2 * key_bytes(PLAN)
+        client._session.id = UNKNOWN
+        assert np.abs(client.infer(x[3:4]) - y[3]).max() <= 2 * client.error_bound
+        assert client.key_bytes_up == 3 * key_bytes(PLAN)
+
+
+def test_the_asyncio_client_gives_the_same(server: Server) -> None:
+    x = extremes(MODEL)
+
+    async def use() -> None:
+        client = AsyncLeveledClient(server.target, tls=server.tls(), expected_hash=MODEL.hash)
+        async with client:
+            await client.prepare()
+            assert client.key_bytes_up == key_bytes(PLAN)
+            both = await asyncio.gather(client.infer(x), client.infer(x[:1]))
+            bound = await client.error_bound()
+            for y in both:
+                assert np.abs(y - MODEL.reference(x)[: len(y)]).max() <= bound
+            assert client.stats.bytes_up == client.stats.samples * request_bytes(PLAN)
+            assert client.key_bytes_up == key_bytes(PLAN)
+            await client.renew()
+            assert (await client.infer(x[:1])).shape == (1, 3)
+            assert client.key_bytes_up == 2 * key_bytes(PLAN)
+            client._session.id = UNKNOWN
+            assert (await client.infer(x[:1])).shape == (1, 3)
+            assert client.key_bytes_up == 3 * key_bytes(PLAN)
+
+    asyncio.run(use())
 
 
 def test_two_clients_take_turns_on_one_worker(server: Server) -> None:

@@ -24,7 +24,11 @@ def test_importing_the_client_loads_no_engine() -> None:
     assert not loaded & (HEAVY | {"tenseal"})
 
 
-@pytest.mark.parametrize("name", ["HeClient", "AsyncHeClient", "MpcClient", "AsyncMpcClient"])
+@pytest.mark.parametrize(
+    "name",
+    ["HeClient", "AsyncHeClient", "MpcClient", "AsyncMpcClient", "LeveledClient",
+     "AsyncLeveledClient"],
+)  # fmt: skip
 def test_naming_a_client_class_loads_no_heavy_part(name: str) -> None:
     loaded = modules_after(f"from secure_quant_client import {name}")
     assert not loaded & (HEAVY | {"tenseal"})
