@@ -1,0 +1,284 @@
+"""One rule per op: shape and range of its output from those of its inputs.
+
+A rule returns the op's Value or raises InvalidGraph / OverflowRisk naming the node. Range rules are
+interval arithmetic; for Linear and Conv2d they use the L1 norm of each output channel's weights
+where the weights are present, and otherwise trust the declared bound (a public graph's hash binds
+it).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from secure_quant.errors import OverflowRisk
+from secure_quant.ir import ops
+from secure_quant.ir.bounds import dynamic_levels, linear_bound
+from secure_quant.ir.checks import (
+    MAX_TABLE,
+    accumulator,
+    activation,
+    check_shape,
+    per_channel,
+    require,
+    window,
+)
+from secure_quant.ir.values import INT8, INT16, INT32, Interval, Value
+
+if TYPE_CHECKING:
+    from secure_quant.ir.graph import Graph
+
+__all__ = ["ARITY", "RULES"]
+
+_SCALED = Interval(-(2**46), 2**46)
+_DYNAMIC = Interval(-(2**61), 2**61)
+
+
+def _input(graph: Graph, node: Any, xs: list[Value]) -> Value:
+    require(node, INT8.lo <= node.zero_point <= INT8.hi, "zero point", node.zero_point, "int8")
+    return Value(node.shape, INT8, node.scale, node.zero_point, accumulator=False)
+
+
+def _proven(graph: Graph, node: Any, x: Value) -> int | None:
+    weight = graph.parameters.get(f"{node.name}.weight")
+    if weight is None:
+        return None
+    bias = graph.parameters.get(f"{node.name}.bias")
+    zeros = np.zeros(len(weight), np.int64)
+    return linear_bound(weight, zeros if bias is None else bias, x.centred)
+
+
+def _linear(graph: Graph, node: Any, xs: list[Value]) -> Value:
+    (x,) = xs
+    activation(node, x)
+    require(node, x.shape[-1] == node.in_features, "features", x.shape[-1], node.in_features)
+    require(node, node.out_features > 0, "out_features", node.out_features, "> 0")
+    shape = (*x.shape[:-1], node.out_features)
+    return accumulator(node, shape, _proven(graph, node, x))
+
+
+def _conv2d(graph: Graph, node: Any, xs: list[Value]) -> Value:
+    (x,) = xs
+    activation(node, x)
+    require(node, min(node.dilation) > 0, "dilation", node.dilation, "positive")
+    size = window(node, x)
+    require(node, x.shape[0] == node.in_channels, "channels", x.shape[0], node.in_channels)
+    require(node, node.groups > 0, "groups", node.groups, "> 0")
+    require(node, node.out_channels > 0, "out_channels", node.out_channels, "> 0")
+    divides = node.in_channels % node.groups == 0 == node.out_channels % node.groups
+    require(node, divides, "groups", node.groups, "a divisor of both channel counts")
+    return accumulator(node, (node.out_channels, *size), _proven(graph, node, x))
+
+
+def _matmul(graph: Graph, node: Any, xs: list[Value]) -> Value:
+    a, b = xs
+    activation(node, a)
+    activation(node, b)
+    require(node, len(a.shape) >= 2 and len(a.shape) == len(b.shape), "ranks", b.shape, a.shape)
+    require(node, a.shape[:-2] == b.shape[:-2], "leading axes", b.shape[:-2], a.shape[:-2])
+    inner, out = (b.shape[-1], b.shape[-2]) if node.transpose_b else (b.shape[-2], b.shape[-1])
+    require(node, a.shape[-1] == inner, "inner axis", inner, a.shape[-1])
+    proven = (a.centred * b.centred).magnitude * inner
+    return accumulator(node, (*a.shape[:-1], out), proven)
+
+
+def _broadcasts(node: ops.Node, a: Value, b: Value) -> None:
+    try:
+        shape = np.broadcast_shapes(a.shape, b.shape)
+    except ValueError:
+        shape = ()
+    ok = shape == a.shape and len(a.shape) == len(b.shape)
+    require(node, ok, "second shape", b.shape, f"one that broadcasts to {a.shape}")
+
+
+def _mul(graph: Graph, node: Any, xs: list[Value]) -> Value:
+    a, b = xs
+    activation(node, a)
+    activation(node, b)
+    _broadcasts(node, a, b)
+    return accumulator(node, a.shape, (a.centred * b.centred).magnitude)
+
+
+def _add(graph: Graph, node: Any, xs: list[Value]) -> Value:
+    a, b = xs
+    for name, x in zip(node.inputs, xs, strict=True):
+        if not isinstance(graph.by_name[name], ops.ReduceSum | ops.SumPool):
+            activation(node, x)
+    _broadcasts(node, a, b)
+    f, g = node.factors
+    return accumulator(node, a.shape, (a.centred.times(f) + b.centred.times(g)).magnitude)
+
+
+def _sum_pool(graph: Graph, node: Any, xs: list[Value]) -> Value:
+    (x,) = xs
+    activation(node, x)
+    size = window(node, x)
+    proven = x.centred.magnitude * node.kernel[0] * node.kernel[1]
+    return accumulator(node, (x.shape[0], *size), proven)
+
+
+def _reduce_sum(graph: Graph, node: Any, xs: list[Value]) -> Value:
+    (x,) = xs
+    activation(node, x)
+    return accumulator(node, (*x.shape[:-1], 1), x.centred.magnitude * x.shape[-1])
+
+
+def _requantize(graph: Graph, node: Any, xs: list[Value]) -> Value:
+    (x,) = xs
+    per_channel(node, x)
+    require(node, 2 <= len(node.table) <= MAX_TABLE, "table", len(node.table), f"2 to {MAX_TABLE}")
+    require(node, 0 <= node.shift <= 31, "shift", node.shift, "0 to 31")
+    made = Interval(min(node.table), max(node.table))
+    require(node, made.within(INT16), "table entries", made, "int16")
+    kind = INT8 if made.within(INT8) else INT16
+    require(node, kind.lo <= node.zero_point <= kind.hi, "zero point", node.zero_point, kind)
+    scaled = x.centred * Interval(min(node.multiplier), max(node.multiplier))
+    shifted = scaled + Interval(node.offset, node.offset)
+    if not shifted.within(_SCALED):
+        what = f"Requantize {node.name!r}: acc·multiplier + offset"
+        raise OverflowRisk(what, got=shifted, expected=_SCALED)
+    return Value(x.shape, made, node.scale, node.zero_point, accumulator=False)
+
+
+def _dynamic_scale(graph: Graph, node: Any, xs: list[Value]) -> Value:
+    (x,) = xs
+    made = Interval(1, max(x.centred.magnitude, 1))
+    return Value((1,), made, x.scale, 0, accumulator=True)
+
+
+def _dynamic_quantize(graph: Graph, node: Any, xs: list[Value]) -> Value:
+    x, _ = xs
+    scale = graph.by_name[node.inputs[1]]
+    own = isinstance(scale, ops.DynamicScale) and scale.inputs == node.inputs[:1]
+    require(node, own, "second input", node.inputs[1], "the DynamicScale of the first")
+    require(node, node.zero_point in (0, INT8.lo), "zero point", node.zero_point, "0 or -128")
+    whole = node.zero_point == 0
+    require(node, whole or x.centred.lo >= 0, "input", x.centred, "x̂ >= 0 for zero point -128")
+    levels = dynamic_levels(node)
+    made = Interval(-levels if whole and x.centred.lo < 0 else node.zero_point,
+                    levels + node.zero_point)  # fmt: skip
+    return Value(x.shape, made, x.scale / levels, node.zero_point, accumulator=False)
+
+
+def _rescale(graph: Graph, node: Any, xs: list[Value]) -> Value:
+    require(node, len(xs) in (1, 2), "inputs", len(xs), "1 or 2")
+    x, factor = xs[0], Interval(1, 1)
+    if len(xs) == 2:
+        kind = graph.by_name[node.inputs[1]]
+        require(node, isinstance(kind, ops.DynamicScale), "second input", node.inputs[1],
+                 "a DynamicScale")  # fmt: skip
+        factor = xs[1].range
+    per_channel(node, x)
+    channels = x.shape[node.axis]
+    require(node, len(node.bias) in (0, channels), "bias", len(node.bias), f"0 or {channels}")
+    require(node, 0 <= node.shift <= 61, "shift", node.shift, "0 to 61")
+    made = Interval(node.low, node.high)
+    require(node, -INT32.hi <= node.low < node.high <= INT32.hi, "low and high", made, "int32")
+    scaled = x.centred * Interval(min(node.multiplier), max(node.multiplier)) * factor
+    if not scaled.within(_DYNAMIC):
+        raise OverflowRisk(
+            f"Rescale {node.name!r}: acc·multiplier·s", got=scaled, expected=_DYNAMIC
+        )
+    return Value(x.shape, made, node.scale, 0, accumulator=True)
+
+
+def _max_pool(graph: Graph, node: Any, xs: list[Value]) -> Value:
+    (x,) = xs
+    activation(node, x)
+    size = window(node, x)
+    covered = all(2 * p <= k for p, k in zip(node.padding, node.kernel, strict=True))
+    require(node, covered, "padding", node.padding, "at most half of the kernel")
+    return Value((x.shape[0], *size), x.range, x.scale, x.zero_point, accumulator=False)
+
+
+def _reduce_max(graph: Graph, node: Any, xs: list[Value]) -> Value:
+    (x,) = xs
+    activation(node, x)
+    return Value((*x.shape[:-1], 1), x.range, x.scale, x.zero_point, accumulator=False)
+
+
+def _same(x: Value, shape: tuple[int, ...]) -> Value:
+    return Value(shape, x.range, x.scale, x.zero_point, x.accumulator)
+
+
+def _reshape(graph: Graph, node: Any, xs: list[Value]) -> Value:
+    (x,) = xs
+    activation(node, x)
+    check_shape(node, node.shape)
+    require(node, math.prod(node.shape) == x.size, "shape", node.shape, f"{x.size} elements")
+    return _same(x, node.shape)
+
+
+def _transpose(graph: Graph, node: Any, xs: list[Value]) -> Value:
+    (x,) = xs
+    activation(node, x)
+    order = node.permutation
+    require(node, sorted(order) == list(range(len(x.shape))), "permutation", order, x.shape)
+    return _same(x, tuple(x.shape[i] for i in order))
+
+
+def _slice(graph: Graph, node: Any, xs: list[Value]) -> Value:
+    (x,) = xs
+    activation(node, x)
+    require(node, 0 <= node.axis < len(x.shape), "axis", node.axis, f"an axis of {x.shape}")
+    inside = 0 <= node.start < node.stop <= x.shape[node.axis] and node.step > 0
+    require(node, inside, "slice", (node.start, node.stop, node.step), f"inside {x.shape}")
+    shape = list(x.shape)
+    shape[node.axis] = -(-(node.stop - node.start) // node.step)
+    return _same(x, tuple(shape))
+
+
+def _concat(graph: Graph, node: Any, xs: list[Value]) -> Value:
+    first = xs[0]
+    inside = 0 <= node.axis < len(first.shape)
+    require(node, inside, "axis", node.axis, f"an axis of {first.shape}")
+    made = first.range
+    for x in xs:
+        activation(node, x)
+        same = (x.scale, x.zero_point) == (first.scale, first.zero_point)
+        require(node, same, "scale and zero point", (x.scale, x.zero_point), "equal")
+        rest = [(*v.shape[: node.axis], *v.shape[node.axis + 1 :]) for v in (x, first)]
+        require(node, rest[0] == rest[1], "shape", x.shape, f"{first.shape} but for the axis")
+        made = made.hull(x.range)
+    shape = list(first.shape)
+    shape[node.axis] = sum(x.shape[node.axis] for x in xs)
+    return Value(tuple(shape), made, first.scale, first.zero_point, accumulator=False)
+
+
+def _output(graph: Graph, node: Any, xs: list[Value]) -> Value:
+    (x,) = xs
+    per_channel(node, x)
+    if not x.accumulator:
+        require(node, node.multiplier == (1,), "multiplier", "several", "1 for an activation")
+    return Value(x.shape, x.range, node.scale, x.zero_point, x.accumulator)
+
+
+ARITY: Mapping[type[ops.Node], int | None] = {
+    ops.Input: 0, ops.MatMul: 2, ops.Mul: 2, ops.Add: 2, ops.Concat: None,
+    ops.DynamicQuantize: 2, ops.Rescale: None,
+}  # fmt: skip
+
+RULES: Mapping[type[ops.Node], Callable[[Any, Any, list[Value]], Value]] = {
+    ops.Input: _input,
+    ops.Linear: _linear,
+    ops.Conv2d: _conv2d,
+    ops.MatMul: _matmul,
+    ops.Mul: _mul,
+    ops.Add: _add,
+    ops.SumPool: _sum_pool,
+    ops.ReduceSum: _reduce_sum,
+    ops.Requantize: _requantize,
+    ops.DynamicScale: _dynamic_scale,
+    ops.DynamicQuantize: _dynamic_quantize,
+    ops.Rescale: _rescale,
+    ops.MaxPool: _max_pool,
+    ops.ReduceMax: _reduce_max,
+    ops.Reshape: _reshape,
+    ops.Transpose: _transpose,
+    ops.Slice: _slice,
+    ops.Concat: _concat,
+    ops.Output: _output,
+}
