@@ -9,9 +9,8 @@ from functools import cached_property
 import numpy as np
 
 from conformance.builder import Net
-from secure_quant.ir import Graph, ops
-
-SALT = bytes(range(32))
+from conformance.random_nets import SALT, any_table, random_graph
+from secure_quant.ir import Graph
 
 
 @dataclass(frozen=True)
@@ -43,11 +42,6 @@ class Case:
 
 def _clamp(low: int, high: int, entries: int = 256) -> tuple[int, ...]:
     return tuple(np.clip(np.arange(entries) + low, low, high).tolist())
-
-
-def _any_table(seed: int, entries: int, largest: int) -> tuple[int, ...]:
-    rng = np.random.default_rng(seed)
-    return tuple(rng.integers(-largest, largest + 1, entries).tolist())
 
 
 def linear() -> Graph:
@@ -172,9 +166,9 @@ def odd_tables() -> Graph:
     net.linear(11)
     net.requantize((-100, 100), zero_point=-1)
     net.linear(11)
-    net.requantize(_any_table(1, 300, 128 - 1))
+    net.requantize(any_table(1, 300, 128 - 1))
     net.linear(6, largest=20)
-    net.requantize(_any_table(2, 1000, 900), zero_point=-30)
+    net.requantize(any_table(2, 1000, 900), zero_point=-30)
     net.linear(4, largest=20)
     return net.done(salt=SALT)
 
@@ -182,7 +176,7 @@ def odd_tables() -> Graph:
 def requantize_activation() -> Graph:
     """A table on an activation (its acc is x̂): a change of scale, then a nonlinearity."""
     net = Net(13, (6, 5), zero_point=17)
-    net.requantize(_any_table(3, 256, 127), zero_point=2, axis=0)
+    net.requantize(any_table(3, 256, 127), zero_point=2, axis=0)
     net.linear(5)
     net.requantize()
     net.requantize(_clamp(-64, 63, 128), sharper=2, per_channel=False)
@@ -346,7 +340,7 @@ def run_time_scale_of_int16() -> Graph:
     """Rows of int16 activations, one scale a sample; the accumulator enters a table."""
     net = Net(62, (4, 6))
     net.linear(5)
-    net.requantize(_any_table(9, 600, 3000), zero_point=-11)
+    net.requantize(any_table(9, 600, 3000), zero_point=-11)
     factor = net.run_time()
     net.linear(3, bias=False)
     net.rescale(18, factor, low=-(2**20), high=2**20)
@@ -360,97 +354,6 @@ NAMED: tuple[Callable[[], Graph], ...] = (
     moves_only, softmax, attention, two_heads, zero_weights, extreme_weights, wide, large_picture,
     lenet, sums_of_accumulators, run_time_scales, run_time_scale_of_int16,
 )  # fmt: skip
-
-
-def random_graph(seed: int) -> Graph:
-    """A small net of ops drawn by ``seed``: pictures, then vectors or rows."""
-    first = np.random.default_rng(seed + 10_000)
-    shape = (int(first.integers(1, 5)), int(first.integers(4, 9)), int(first.integers(4, 9)))
-    net = Net(seed, shape, zero_point=int(first.integers(-128, 128)))
-    rng = net.rng
-    for _ in range(int(rng.integers(1, 4))):
-        _picture_step(net)
-    if rng.integers(2):
-        net.flatten()
-    else:
-        net.reshape(net.shape[0], net.shape[1] * net.shape[2])
-    for _ in range(int(rng.integers(1, 4))):
-        _row_step(net)
-    if rng.integers(2):
-        net.linear(int(rng.integers(1, 9)))
-    return net.done(salt=SALT, per_channel=isinstance(net.nodes[-1], ops.ACCUMULATING))
-
-
-def _random_requantize(net: Net) -> str:
-    rng = net.rng
-    zero_point = int(rng.integers(-60, 60))
-    entries = int(rng.choice([64, 200, 256, 300, 512]))
-    table = _any_table(int(rng.integers(99)), entries, 127) if rng.integers(3) == 0 else None
-    return net.requantize(
-        table, entries=entries, zero_point=zero_point,
-        per_channel=bool(rng.integers(2)), sharper=int(rng.integers(-1, 5)),
-    )  # fmt: skip
-
-
-def _conv_step(net: Net) -> None:
-    rng = net.rng
-    channels, height, width = net.shape
-    kernel = (int(rng.integers(1, 4)), int(rng.integers(1, 4)))
-    padding = (int(rng.integers(0, 3)), int(rng.integers(0, 3)))
-    spans = [n + 2 * p for n, p in zip((height, width), padding, strict=True)]
-    dilation = tuple(
-        int(rng.integers(1, 3)) if (k - 1) * 2 + 1 <= n else 1
-        for k, n in zip(kernel, spans, strict=True)
-    )
-    kernel = tuple(min(k, n) for k, n in zip(kernel, spans, strict=True))
-    groups = int(rng.choice([g for g in (1, 2, 3, 4) if channels % g == 0]))
-    net.conv(
-        groups * int(rng.integers(1, 4)), kernel, stride=tuple(rng.integers(1, 3, 2).tolist()),
-        padding=padding, dilation=dilation, groups=groups, bias=bool(rng.integers(2)),
-    )  # fmt: skip
-    _random_requantize(net)
-
-
-def _picture_step(net: Net) -> None:
-    rng = net.rng
-    start, (channels, height, width) = net.head, net.shape
-    match int(rng.integers(6)):
-        case 0 | 1:
-            _conv_step(net)
-        case 2:
-            kernel = (min(2, height), min(3, width))
-            padding = (int(rng.integers(2)) * (kernel[0] // 2), kernel[1] // 2)
-            net.max_pool(kernel, (int(rng.integers(1, 3)), 2), padding)
-        case 3:
-            net.sum_pool((min(2, height), min(2, width)), (1, 2), (1, int(rng.integers(2))))
-            _random_requantize(net)
-        case 4:
-            net.conv(channels, (1, 1))
-            _random_requantize(net)
-            net.add(net.head, start, tuple(rng.integers(-4, 5, 2).tolist()))
-            _random_requantize(net)
-        case 5:
-            net.transpose(0, 2, 1)
-            last = int(rng.integers(1, width + 1))
-            part = net.slice(1, 0, last)
-            net.concat(1, part, part)
-
-
-def _row_step(net: Net) -> None:
-    rng = net.rng
-    start = net.head
-    match int(rng.integers(5)) if len(net.shape) == 2 else 0:
-        case 0 | 1:
-            net.linear(int(rng.integers(2, 12)), bias=bool(rng.integers(2)))
-        case 2:
-            net.matmul(start, start, transpose_b=True)
-        case 3:
-            net.reduce_max()
-            net.add(start, net.head, (1, -1))
-        case 4:
-            net.reduce_sum()
-            net.mul(start, _random_requantize(net))
-    _random_requantize(net)
 
 
 def all_cases(seeds: int = 24) -> Iterator[Case]:

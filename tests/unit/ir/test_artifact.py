@@ -13,11 +13,12 @@ from hypothesis import strategies as st
 
 from conformance import cases
 from conformance.builder import Net
+from conformance.random_nets import random_graph
 from secure_quant import reference
 from secure_quant.errors import HashMismatch, MalformedModel
 from secure_quant.ir import Graph, artifact, codec, load, save
 
-ROUND = [*cases.NAMED, *(lambda seed=seed: cases.random_graph(seed) for seed in range(20))]
+ROUND = [*cases.NAMED, *(lambda seed=seed: random_graph(seed) for seed in range(20))]
 
 
 def same(a: Graph, b: Graph) -> bool:
