@@ -17,7 +17,6 @@ from dataclasses import dataclass
 from math import prod
 from typing import TYPE_CHECKING, Any, Protocol
 
-import grpc
 import numpy as np
 from numpy.typing import NDArray
 
@@ -32,7 +31,7 @@ from secure_quant.errors import (
 from secure_quant.mpc.link import PROTOCOL, Job, Meter, PartyLink
 from secure_quant.mpc.staging import MATERIAL_WAIT_S, LaneOptions, Staged, Staging, make_stock
 from secure_quant.mpc.stock import DealStream, Stock
-from secure_quant.wire import from_status, to_status
+from secure_quant.wire import from_abort
 from secure_quant.wire.gen.party_link_pb2 import LinkAbort, LinkBegin, LinkHello
 
 if TYPE_CHECKING:
@@ -170,7 +169,7 @@ class Session:
         if self._party == 1 or task is None or task.done is None:
             raise MalformedMessage("refusal of an offer", got="one that was not made")
         if not task.done.done():
-            task.done.set_exception(from_status(_code(abort.code), abort.message, None))
+            task.done.set_exception(from_abort(abort))
 
     def _offered(self, begin: LinkBegin) -> None:
         """Party 1: look for the share and the material on a task of its own."""
@@ -190,8 +189,7 @@ class Session:
                 self._desk.fail(job, error)
             if not job.request_ids:
                 raise  # a rehearsal that fails is a session that cannot work
-            code, text, _ = to_status(error)
-            await self._link.decline(code.value[0], text, job.request_ids)
+            await self._link.decline(error, job.request_ids)
             return
         self._offers[job.request_ids] = task = _Task(job, share)
         self._queue.put_nowait((task, staged))
@@ -303,10 +301,3 @@ def check_hello(hello: LinkHello, lane: int, programs: Mapping[str, PartyProgram
 
 def _same(job: Job, begin: LinkBegin) -> bool:
     return job.model_hash == begin.model_hash and job.batches == tuple(begin.batches)
-
-
-def _code(number: int) -> grpc.StatusCode:
-    for code in grpc.StatusCode:
-        if code.value[0] == number:
-            return code
-    return grpc.StatusCode.UNKNOWN

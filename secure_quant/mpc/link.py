@@ -1,4 +1,4 @@
-"""The link between the two parties of one lane: framed rounds over one bidirectional gRPC stream.
+"""The link between the two parties of one lane: framed rounds over one bidirectional stream.
 
 A protocol that runs over it is a generator: it yields this party's payload of a round and is sent
 the peer's payload of the same round. Both payloads of a round have the same length, so a receiver
@@ -10,22 +10,14 @@ from __future__ import annotations
 import asyncio
 import time
 from collections import deque
-from collections.abc import Awaitable, Callable, Generator
+from collections.abc import Callable, Generator
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import TypeVar
 
-import grpc.aio
-
-from secure_quant.errors import MalformedMessage, PeerUnavailable
-from secure_quant.wire import raised
-from secure_quant.wire.gen.party_link_pb2 import (
-    ExchangeRequest,
-    ExchangeResponse,
-    LinkAbort,
-    LinkBegin,
-    LinkHello,
-    LinkStage,
-)
+from secure_quant.errors import MalformedMessage, PeerUnavailable, SecureQuantError
+from secure_quant.mpc.carriers import Carrier, Frame
+from secure_quant.wire import from_abort, to_abort
+from secure_quant.wire.gen.party_link_pb2 import LinkAbort, LinkBegin, LinkHello, LinkStage
 
 __all__ = ["CHUNK", "PROTOCOL", "Job", "Meter", "PartyLink"]
 
@@ -36,7 +28,6 @@ CHUNK = 2**20
 MAX_UNREAD = 2**28
 """Bytes of payload that may wait to be read: two rounds of the largest inference allowed."""
 
-Frame = ExchangeRequest | ExchangeResponse
 Result = TypeVar("Result")
 
 
@@ -72,16 +63,10 @@ class PartyLink:
     """One open stream. ``pump`` must run for as long as it is used: it reads every frame, so a
     peer's send never waits for ours, and two simultaneous large sends cannot block each other."""
 
-    def __init__(
-        self,
-        kind: type[ExchangeRequest] | type[ExchangeResponse],
-        read: Callable[[], Awaitable[Any]],
-        write: Callable[[Any], Awaitable[None]],
-    ) -> None:
-        self._kind, self._read, self._write = kind, read, write
+    def __init__(self, carrier: Carrier) -> None:
+        self._carrier, self._kind = carrier, carrier.kind
         self._inbox: deque[bytes] = deque()
         self._unread = 0
-        self._writing = asyncio.Lock()
         self._waiter: asyncio.Future[None] | None = None
         self._lost: BaseException | None = None
         self.on_begin: Callable[[LinkBegin], None] | None = None
@@ -94,7 +79,9 @@ class PartyLink:
 
     async def greeted(self) -> LinkHello:
         """The peer's first frame. Raises MalformedMessage, PeerUnavailable."""
-        frame = await self._next()
+        frame = await self._carrier.read()
+        if frame.WhichOneof("frame") == "abort":  # what this side offered was turned down
+            raise from_abort(frame.abort)
         if frame.WhichOneof("frame") != "hello":
             raise MalformedMessage("first frame of a link", got=_name(frame), expected="hello")
         return frame.hello
@@ -115,34 +102,25 @@ class PartyLink:
         message = LinkStage(model_hash=model_hash, first_item=first_item, items=items)
         await self._send(self._kind(stage=message))
 
-    async def decline(self, code: int, message: str, request_ids: tuple[bytes, ...]) -> None:
-        """Turn one offer down, or end the session where ``request_ids`` is empty."""
-        abort = LinkAbort(code=code, message=message, request_ids=request_ids)
-        await self._send(self._kind(abort=abort))
+    async def decline(self, error: SecureQuantError, request_ids: tuple[bytes, ...] = ()) -> None:
+        """Turn one offer down, or the link itself where ``request_ids`` is empty."""
+        await self._send(self._kind(abort=to_abort(error, request_ids)))
 
     async def exchange(self, payload: bytes) -> bytes:
         """Send a payload and return the peer's of the same round, of the same length.
 
         Raises MalformedMessage if the peer's is longer, PeerUnavailable once the link is lost.
         """
-        # The peer sends without waiting for us, so we read while gRPC still writes: a third less
-        # latency than one after the other.
-        sending = asyncio.ensure_future(self.send(payload))
-        try:
-            received = await self.receive(len(payload))
-        except BaseException:
-            sending.cancel()
-            raise
-        await sending
+        # The peer sends without waiting for us, so we read while ours is still being sent.
+        self._write(payload)
+        received = await self.receive(len(payload))
+        await self._carrier.drain()
         return received
 
     async def send(self, payload: bytes) -> None:
         """Send a payload, in chunks if it is long. Raises PeerUnavailable."""
-        if len(payload) <= CHUNK:
-            await self._send(self._kind(payload=payload))
-            return
-        for start in range(0, len(payload), CHUNK):
-            await self._send(self._kind(payload=payload[start : start + CHUNK]))
+        self._write(payload)
+        await self._carrier.drain()
 
     async def receive(self, size: int) -> bytes:
         """The peer's next payload, ``size`` bytes. Raises MalformedMessage, PeerUnavailable."""
@@ -176,8 +154,7 @@ class PartyLink:
         """Read frames until the stream ends; then every waiter gets an error, and so does the
         caller. Raises PeerUnavailable, MalformedMessage, or what the peer's abort names."""
         try:
-            while True:
-                self._take(await self._next())
+            await self._carrier.run(self._take)
         except BaseException as error:
             self._lost = error
             if self._waiter is not None and not self._waiter.done():
@@ -201,7 +178,9 @@ class PartyLink:
         elif kind == "abort" and frame.abort.request_ids and self.on_decline is not None:
             self.on_decline(frame.abort)
         elif kind == "abort":
-            raise PeerUnavailable("the other party ended the session", got=frame.abort.message)
+            raise PeerUnavailable(
+                "the other party ended the session", got=from_abort(frame.abort).what
+            )
         else:
             raise MalformedMessage("frame", got=_name(frame), expected="payload, begin or abort")
 
@@ -218,26 +197,13 @@ class PartyLink:
         self._unread -= len(payload)
         return payload
 
-    async def _next(self) -> Frame:
-        try:
-            frame = await self._read()
-        except grpc.aio.AioRpcError as error:
-            raise raised(error) from error
-        except grpc.aio.UsageError as error:
-            raise PeerUnavailable("the other party closed the link") from error
-        if frame is grpc.aio.EOF:
-            raise PeerUnavailable("the other party closed the link")
-        found: Frame = frame
-        return found
+    def _write(self, payload: bytes) -> None:
+        for start in range(0, len(payload), CHUNK):
+            self._carrier.write(self._kind(payload=payload[start : start + CHUNK]))
 
     async def _send(self, frame: Frame) -> None:
-        try:
-            async with self._writing:
-                await self._write(frame)
-        except grpc.aio.AioRpcError as error:
-            raise raised(error) from error
-        except (grpc.aio.UsageError, asyncio.InvalidStateError) as error:
-            raise PeerUnavailable("the other party closed the link") from error
+        self._carrier.write(frame)
+        await self._carrier.drain()
 
 
 def _name(frame: Frame) -> str:

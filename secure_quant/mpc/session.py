@@ -17,16 +17,22 @@ from __future__ import annotations
 import asyncio
 import secrets
 from collections.abc import AsyncIterator, Callable
-from contextlib import AsyncExitStack, asynccontextmanager, suppress
+from contextlib import AsyncExitStack, asynccontextmanager
 from math import prod
 from typing import Any, TypeVar
 
-import grpc.aio
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from secure_quant.errors import DeadlineExceeded, MalformedMessage, SecureQuantError
+from secure_quant.errors import (
+    DeadlineExceeded,
+    MalformedMessage,
+    Overloaded,
+    PeerUnavailable,
+    SecureQuantError,
+)
+from secure_quant.mpc.carriers import Carrier, StreamCarrier, dial_carrier
 from secure_quant.mpc.communicator import LinkCommunicator
 from secure_quant.mpc.crypten_compat import ArithmeticSharedTensor, bound
 from secure_quant.mpc.lane import check_hello, make_hello
@@ -34,29 +40,16 @@ from secure_quant.mpc.link import PartyLink
 from secure_quant.mpc.provider import Correct, DealtTupleProvider, random_bits, ring_element
 from secure_quant.mpc.stock import DealStream, Stock
 from secure_quant.mpc.tuples import Stream, TupleSpec
-from secure_quant.transport import (
-    Limits,
-    Role,
-    Security,
-    add_port,
-    aio_channel,
-    peer_role,
-    server_options,
-)
-from secure_quant.wire import to_status
+from secure_quant.transport import FrameStream, Limits, Security, aio_channel, listen_stream
 from secure_quant.wire.gen.dealer_pb2_grpc import DealerServiceStub
-from secure_quant.wire.gen.party_link_pb2 import ExchangeRequest, ExchangeResponse
-from secure_quant.wire.gen.party_link_pb2_grpc import (
-    PartyLinkServiceServicer,
-    PartyLinkServiceStub,
-    add_PartyLinkServiceServicer_to_server,
-)
+from secure_quant.wire.gen.party_link_pb2 import ExchangeResponse
 
 __all__ = ["CrypTenSession", "connect", "from_shared", "to_shared"]
 
 T = TypeVar("T")
 SEED_BYTES = 32
 WAIT_S = 30.0
+REDIAL_S = 0.2
 
 
 def to_shared(share: NDArray[np.uint64]) -> Any:
@@ -154,65 +147,55 @@ async def connect(
 async def _dial(
     link: str, security: Security, limits: Limits | None
 ) -> AsyncIterator[tuple[PartyLink, bytes]]:
-    async with aio_channel(link, security, server_role="party1", limits=limits) as channel:
-        call = PartyLinkServiceStub(channel).Exchange(wait_for_ready=True)
+    async with AsyncExitStack() as stack:
+        carrier = await _in_time(_until_there(stack, link, security, limits))
+        wires, session_id = PartyLink(carrier), secrets.token_bytes(16)
+        await wires.greet(make_hello(session_id, 0, {}))
+        theirs = await _in_time(wires.greeted())
+        check_hello(theirs, 0, {})
+        if theirs.session_id != session_id:
+            raise MalformedMessage("session id", expected="the one that was offered")
+        yield wires, session_id
+
+
+async def _until_there(
+    stack: AsyncExitStack, link: str, security: Security, limits: Limits | None
+) -> Carrier:
+    """The two sides start in any order: dial until the other listens."""
+    while True:
         try:
-            wires = PartyLink(ExchangeRequest, call.read, call.write)
-            session_id = secrets.token_bytes(16)
-            await wires.greet(make_hello(session_id, 0, {}))
-            theirs = await _in_time(wires.greeted())
-            check_hello(theirs, 0, {})
-            if theirs.session_id != session_id:
-                raise MalformedMessage("session id", expected="the one that was offered")
-            yield wires, session_id
-        finally:
-            call.cancel()
+            return await stack.enter_async_context(dial_carrier(link, security, "tls", limits))
+        except PeerUnavailable:
+            await asyncio.sleep(REDIAL_S)
 
 
 @asynccontextmanager
 async def _accept(
     link: str, security: Security, limits: Limits | None
 ) -> AsyncIterator[tuple[PartyLink, bytes]]:
-    server = grpc.aio.server(options=server_options(limits or Limits()))
-    door = _Door()
-    add_PartyLinkServiceServicer_to_server(door, server)
-    add_port(server, link, security)
-    await server.start()
-    try:
-        yield await _in_time(door.opened)
-    finally:
-        door.closed.set()
-        await server.stop(0.5)
+    opened: asyncio.Future[tuple[PartyLink, bytes]] = asyncio.get_running_loop().create_future()
+    closed = asyncio.Event()
 
-
-class _Door(PartyLinkServiceServicer):
-    """Lets one party 0 in."""
-
-    def __init__(self) -> None:
-        loop = asyncio.get_running_loop()
-        self.opened: asyncio.Future[tuple[PartyLink, bytes]] = loop.create_future()
-        self.closed = asyncio.Event()
-
-    async def Exchange(  # type: ignore[override]  # noqa: N802  reads and writes by the context
-        self, request_iterator: Any, context: Any
-    ) -> None:
-        """See party_link.proto."""
-        wires = PartyLink(ExchangeResponse, context.read, context.write)
+    async def serve(stream: FrameStream) -> None:
+        wires = PartyLink(StreamCarrier(ExchangeResponse, stream))
         try:
-            role = peer_role(context)
-            if role is not None and role != Role("party0"):
-                raise MalformedMessage("role", got=role, expected="party0")
-            hello = await wires.greeted()
+            hello = await _in_time(wires.greeted())
             check_hello(hello, 0, {})
-            await wires.greet(make_hello(hello.session_id, 0, {}))
+            if opened.done():
+                raise Overloaded("sessions on this port", got=2, expected=1)
         except SecureQuantError as error:
-            code, text, details = to_status(error)
-            await context.abort(code, text, details)
-        if self.opened.done():
-            await context.abort(grpc.StatusCode.RESOURCE_EXHAUSTED, "the session is taken")
-        self.opened.set_result((wires, hello.session_id))
-        with suppress(asyncio.CancelledError):
-            await self.closed.wait()
+            await wires.decline(error)
+            return
+        opened.set_result((wires, hello.session_id))
+        await wires.greet(make_hello(hello.session_id, 0, {}))
+        await closed.wait()
+
+    listening = listen_stream(link, security, caller_role="party0", serve=serve, limits=limits)
+    async with listening:
+        try:
+            yield await _in_time(opened)
+        finally:
+            closed.set()
 
 
 async def _in_time(step: Any) -> Any:

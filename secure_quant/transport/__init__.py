@@ -10,9 +10,11 @@ from secure_quant.transport.channels import (
     sync_channel,
 )
 from secure_quant.transport.roles import Role, peer_role
+from secure_quant.transport.streams import FrameStream, dial_stream, listen_stream
 from secure_quant.transport.tls import InsecurePlaintext, Security, Tls, check_security
 
 __all__ = [
+    "FrameStream",
     "InsecurePlaintext",
     "Limits",
     "Role",
@@ -22,6 +24,8 @@ __all__ = [
     "aio_channel",
     "channel_options",
     "check_security",
+    "dial_stream",
+    "listen_stream",
     "peer_role",
     "server_credentials",
     "server_options",

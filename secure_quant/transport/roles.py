@@ -14,7 +14,7 @@ from typing import Protocol
 
 from secure_quant.errors import Unauthenticated, ValueOutOfRange
 
-__all__ = ["DOMAIN", "KINDS", "URI_PREFIX", "Role", "peer_role"]
+__all__ = ["DOMAIN", "KINDS", "URI_PREFIX", "Role", "peer_role", "role_of"]
 
 KINDS = ("ca", "party0", "party1", "dealer", "he", "client")
 URI_PREFIX = "secure-quant:role/"
@@ -64,7 +64,11 @@ def peer_role(context: _Context) -> Role | None:
     facts = context.auth_context()
     if b"ssl" not in facts.get("transport_security_type", ()):
         return None
-    uris = [uri.decode("ascii", "replace") for uri in facts.get("peer_uri", ())]
+    return role_of(uri.decode("ascii", "replace") for uri in facts.get("peer_uri", ()))
+
+
+def role_of(uris: Iterable[str]) -> Role:
+    """The role that a certificate's URIs name. Raises Unauthenticated for none or several."""
     roles = [uri.removeprefix(URI_PREFIX) for uri in uris if uri.startswith(URI_PREFIX)]
     if len(roles) != 1:
         raise Unauthenticated(

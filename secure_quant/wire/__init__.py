@@ -7,15 +7,17 @@ from secure_quant.wire.models import (
     info_from_proto,
     info_to_proto,
 )
-from secure_quant.wire.status import from_status, raised, to_status
+from secure_quant.wire.status import from_abort, from_status, raised, to_abort, to_status
 
 __all__ = [
     "ReceivedModel",
+    "from_abort",
     "from_status",
     "graph_from_proto",
     "graph_to_proto",
     "info_from_proto",
     "info_to_proto",
     "raised",
+    "to_abort",
     "to_status",
 ]

@@ -15,6 +15,7 @@ import grpc
 
 from secure_quant import errors
 from secure_quant.errors import SecureQuantError
+from secure_quant.wire.gen.party_link_pb2 import LinkAbort
 from secure_quant.wire.rpc_status import (
     METADATA_KEY,
     ErrorInfo,
@@ -22,7 +23,17 @@ from secure_quant.wire.rpc_status import (
     encode_error_info,
 )
 
-__all__ = ["CODES", "DOMAIN", "Status", "from_status", "leaves", "raised", "to_status"]
+__all__ = [
+    "CODES",
+    "DOMAIN",
+    "Status",
+    "from_abort",
+    "from_status",
+    "leaves",
+    "raised",
+    "to_abort",
+    "to_status",
+]
 
 DOMAIN = "secure-quant"
 MAX_TEXT = 500
@@ -121,6 +132,22 @@ def from_status(
     if code is Code.RESOURCE_EXHAUSTED and "larger than max" in text:
         return errors.MessageTooLarge(text)
     return _BY_CODE.get(code, errors.InternalError)(text, hint=_HINTS.get(code))
+
+
+def to_abort(error: SecureQuantError, request_ids: Iterable[bytes] = ()) -> LinkAbort:
+    """``error`` as a party tells it to the other over their link."""
+    code, text, metadata = to_status(error)
+    details = dict(metadata)[METADATA_KEY]
+    return LinkAbort(
+        code=code.value[0], message=text, request_ids=request_ids,
+        details=details if isinstance(details, bytes) else b"",
+    )  # fmt: skip
+
+
+def from_abort(abort: LinkAbort) -> SecureQuantError:
+    """Inverse of ``to_abort``; a code without meaning stands for UNKNOWN."""
+    code = next((each for each in Code if each.value[0] == abort.code), Code.UNKNOWN)
+    return from_status(code, abort.message, ((METADATA_KEY, abort.details),))
 
 
 class _Call(Protocol):

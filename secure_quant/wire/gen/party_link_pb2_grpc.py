@@ -26,7 +26,8 @@ if _version_not_supported:
 
 
 class PartyLinkServiceStub:
-    """Party 0 -> party 1. One stream per lane, opened by party 0's lane worker.
+    """Party 0 -> party 1. One stream per lane, opened by party 0's lane worker. The same messages travel
+    without HTTP/2 where both parties choose frames over TLS, each behind its length (uint32 LE).
     """
 
     def __init__(self, channel):
@@ -43,7 +44,8 @@ class PartyLinkServiceStub:
 
 
 class PartyLinkServiceServicer:
-    """Party 0 -> party 1. One stream per lane, opened by party 0's lane worker.
+    """Party 0 -> party 1. One stream per lane, opened by party 0's lane worker. The same messages travel
+    without HTTP/2 where both parties choose frames over TLS, each behind its length (uint32 LE).
     """
 
     def Exchange(self, request_iterator, context):
@@ -69,7 +71,8 @@ def add_PartyLinkServiceServicer_to_server(servicer, server):
 
  # This class is part of an EXPERIMENTAL API.
 class PartyLinkService:
-    """Party 0 -> party 1. One stream per lane, opened by party 0's lane worker.
+    """Party 0 -> party 1. One stream per lane, opened by party 0's lane worker. The same messages travel
+    without HTTP/2 where both parties choose frames over TLS, each behind its length (uint32 LE).
     """
 
     @staticmethod

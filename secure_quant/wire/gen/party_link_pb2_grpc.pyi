@@ -27,7 +27,9 @@ GRPC_GENERATED_VERSION: str
 GRPC_VERSION: str
 
 class PartyLinkServiceStub:
-    """Party 0 -> party 1. One stream per lane, opened by party 0's lane worker."""
+    """Party 0 -> party 1. One stream per lane, opened by party 0's lane worker. The same messages travel
+    without HTTP/2 where both parties choose frames over TLS, each behind its length (uint32 LE).
+    """
 
     @_typing.overload
     def __new__(cls, channel: _grpc.Channel) -> _Self: ...
@@ -37,13 +39,17 @@ class PartyLinkServiceStub:
 
 @_typing.type_check_only
 class PartyLinkServiceAsyncStub(PartyLinkServiceStub):
-    """Party 0 -> party 1. One stream per lane, opened by party 0's lane worker."""
+    """Party 0 -> party 1. One stream per lane, opened by party 0's lane worker. The same messages travel
+    without HTTP/2 where both parties choose frames over TLS, each behind its length (uint32 LE).
+    """
 
     def __init__(self, channel: _aio.Channel) -> None: ...
     Exchange: _aio.StreamStreamMultiCallable[_party_link_pb2.ExchangeRequest, _party_link_pb2.ExchangeResponse]  # type: ignore[assignment]
 
 class PartyLinkServiceServicer(metaclass=_abc_1.ABCMeta):
-    """Party 0 -> party 1. One stream per lane, opened by party 0's lane worker."""
+    """Party 0 -> party 1. One stream per lane, opened by party 0's lane worker. The same messages travel
+    without HTTP/2 where both parties choose frames over TLS, each behind its length (uint32 LE).
+    """
 
     @_abc_1.abstractmethod
     def Exchange(

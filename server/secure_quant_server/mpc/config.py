@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+from secure_quant.mpc.carriers import LinkProtocol
 from secure_quant.mpc.lane import LaneOptions
 from secure_quant.transport import InsecurePlaintext, Security, Tls
 
@@ -13,8 +14,9 @@ __all__ = ["LaneConfig"]
 
 @dataclass(frozen=True, kw_only=True)
 class LaneConfig:
-    """link: the peer's address (party 0) or where to listen (party 1), of this lane. The private
-    key and the bundles travel over the pipe, never as arguments or files."""
+    """link: the peer's address (party 0) or where to listen (party 1), of this lane;
+    link_protocol: what it speaks. The private key and the bundles travel over the pipe, never as
+    arguments or files."""
 
     party: int
     link: str
@@ -22,6 +24,7 @@ class LaneConfig:
     options: LaneOptions
     security: Security
     bundles: tuple[bytes, ...]
+    link_protocol: LinkProtocol = "tls"
     log_level: str = "INFO"
 
     def to_frame(self) -> tuple[dict[str, Any], bytes]:
@@ -36,7 +39,8 @@ class LaneConfig:
             "kind": "config", "party": self.party, "link": self.link, "dealer": self.dealer,
             "lane": self.options.lane, "material_bytes": self.options.material_bytes,
             "batch": self.options.batch, "tls": isinstance(self.security, Tls), "name": name,
-            "log_level": self.log_level, "sizes": [len(part) for part in parts],
+            "link_protocol": self.link_protocol, "log_level": self.log_level,
+            "sizes": [len(part) for part in parts],
         }  # fmt: skip
         return fields, b"".join(parts)
 
@@ -55,5 +59,5 @@ class LaneConfig:
         return cls(
             party=fields["party"], link=fields["link"], dealer=fields["dealer"],
             options=options, security=security, bundles=tuple(parts),
-            log_level=fields["log_level"],
+            link_protocol=fields["link_protocol"], log_level=fields["log_level"],
         )  # fmt: skip

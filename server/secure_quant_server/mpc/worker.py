@@ -27,6 +27,7 @@ from secure_quant.errors import (
     SecureQuantError,
 )
 from secure_quant.mpc.bundle import load_party
+from secure_quant.mpc.carriers import GrpcCarrier, StreamCarrier, dial_carrier
 from secure_quant.mpc.lane import (
     Answer,
     Border,
@@ -39,10 +40,10 @@ from secure_quant.mpc.link import Job, PartyLink
 from secure_quant.mpc.party import PartyProgram
 from secure_quant.mpc.session import from_shared, to_shared
 from secure_quant.mpc.stock import DealStream
-from secure_quant.transport import aio_channel
+from secure_quant.transport import FrameStream, aio_channel, listen_stream
 from secure_quant.wire.gen import party_link_pb2_grpc
 from secure_quant.wire.gen.dealer_pb2_grpc import DealerServiceStub
-from secure_quant.wire.gen.party_link_pb2 import ExchangeRequest, ExchangeResponse
+from secure_quant.wire.gen.party_link_pb2 import ExchangeResponse
 from secure_quant_server.common import Access, GrpcServer, ServerOptions, logs
 from secure_quant_server.mpc.config import LaneConfig
 from secure_quant_server.mpc.pipe import Pipe, error_from_fields, error_to_fields
@@ -168,22 +169,26 @@ class _Worker:
 
     async def _offer_session(self) -> None:
         config, session_id = self._config, secrets.token_bytes(16)
-        async with aio_channel(config.link, config.security, server_role="party1") as channel:
-            call = party_link_pb2_grpc.PartyLinkServiceStub(channel).Exchange()
-            try:
-                link = PartyLink(ExchangeRequest, call.read, call.write)
-                hello = make_hello(session_id, config.options.lane, self._programs)
-                await _in_time(link.greet(hello))
-                theirs = await _in_time(link.greeted())
-                check_hello(theirs, config.options.lane, self._programs)
-                if theirs.session_id != session_id:
-                    raise MalformedMessage("session id", expected="the one that was offered")
-                await self._run_session(link, session_id)
-            finally:
-                call.cancel()
+        dialled = dial_carrier(config.link, config.security, config.link_protocol)
+        async with dialled as carrier:
+            link = PartyLink(carrier)
+            await _in_time(link.greet(make_hello(session_id, config.options.lane, self._programs)))
+            theirs = await _in_time(link.greeted())
+            check_hello(theirs, config.options.lane, self._programs)
+            if theirs.session_id != session_id:
+                raise MalformedMessage("session id", expected="the one that was offered")
+            await self._run_session(link, session_id)
 
     async def _listen(self) -> None:
         """Party 1: the port of this lane's link, until cancelled."""
+        if self._config.link_protocol == "tls":
+            listening = listen_stream(
+                self._config.link, self._config.security,
+                caller_role="party0", serve=self._accept_stream,
+            )  # fmt: skip
+            async with listening:
+                logs.event("link listens", address=self._config.link)
+                await asyncio.Event().wait()
         access = Access({LINK_SERVICE: frozenset({"party0"})})
         options = ServerOptions(
             listen=self._config.link, security=self._config.security, reflection=False, grace_s=0.5
@@ -196,6 +201,14 @@ class _Worker:
             await asyncio.Event().wait()
         finally:
             await server.stop()
+
+    async def _accept_stream(self, stream: FrameStream) -> None:
+        link = PartyLink(StreamCarrier(ExchangeResponse, stream))
+        try:
+            await self.accept_session(link)
+        except SecureQuantError as error:
+            logs.event("session ended", lane=self._config.options.lane, reason=str(error))
+            await link.decline(error)
 
     async def accept_session(self, link: PartyLink) -> None:
         """Party 1: serve one link; raises when it ends."""
@@ -257,7 +270,9 @@ class _Link(party_link_pb2_grpc.PartyLinkServiceServicer):
         self, request_iterator: Any, context: Any
     ) -> None:
         """See party_link.proto."""
-        await self._worker.accept_session(PartyLink(ExchangeResponse, context.read, context.write))
+        await self._worker.accept_session(
+            PartyLink(GrpcCarrier(ExchangeResponse, context.read, context.write))
+        )
 
 
 async def _in_time(step: Awaitable[T]) -> T:

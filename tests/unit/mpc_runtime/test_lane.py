@@ -163,7 +163,7 @@ def test_a_share_of_the_wrong_length_costs_its_own_request_alone():
         async with Lane() as lane:
             await lane.rehearsed()
             lane.desk.shares[job(1).request_ids] = shares(2)
-            with pytest.raises(MalformedMessage, match="6 elements"):
+            with pytest.raises(ShapeMismatch, match="6 elements"):
                 await lane.infer(1)
             assert isinstance(lane.desk.errors[job(1).request_ids], ShapeMismatch)
             with pytest.raises(ShapeMismatch):
@@ -208,7 +208,7 @@ def test_material_that_ran_out_costs_the_request_not_the_session():
         async with Lane(items=8) as lane:
             await lane.rehearsed()
             lane.desk.shares[job(1).request_ids] = shares(20)
-            with pytest.raises(PeerUnavailable, match="material"):
+            with pytest.raises(MaterialExhausted, match="material"):
                 await lane.infer(1, samples=20, wait_s=0.2)
             assert isinstance(lane.desk.errors[job(1).request_ids], MaterialExhausted)
             lane.desk.shares[job(2).request_ids] = shares()

@@ -5,8 +5,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from unit.mpc_runtime.wires import Pair, protocol
 
-from secure_quant.errors import MalformedMessage, PeerUnavailable
+from secure_quant.errors import DeadlineExceeded, MalformedMessage, PeerUnavailable
 from secure_quant.mpc.link import CHUNK, Job
+from secure_quant.wire import from_abort
 from secure_quant.wire.gen.party_link_pb2 import ExchangeRequest, LinkHello
 
 
@@ -129,11 +130,13 @@ def test_offers_and_refusals_reach_their_handlers_between_rounds():
         async with Pair() as pair:
             first, second = pair.links
             second.on_begin = lambda begin: seen.append(list(begin.request_ids))
-            first.on_decline = lambda abort: seen.append(abort.message)
+            first.on_decline = lambda abort: seen.append(from_abort(abort).what)
             job = Job("m", (b"a" * 16,), (2,), 1.5)
             runs = [link.drive(protocol(i, [5] * 20)) for i, link in enumerate(pair.links)]
             await asyncio.gather(
-                *runs, first.begin(job), second.decline(14, "no share", job.request_ids)
+                *runs,
+                first.begin(job),
+                second.decline(DeadlineExceeded("no share"), job.request_ids),
             )
             await asyncio.sleep(0.01)
 

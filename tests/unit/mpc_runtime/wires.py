@@ -7,6 +7,7 @@ import asyncio
 import grpc.aio
 import numpy as np
 
+from secure_quant.mpc.carriers import GrpcCarrier
 from secure_quant.mpc.link import PartyLink
 from secure_quant.wire.gen.party_link_pb2 import ExchangeRequest, ExchangeResponse
 
@@ -34,8 +35,8 @@ class Pair:
         self.wires = (Wire(), Wire())  # to party 1, to party 0
         up, down = self.wires
         self.links = (
-            PartyLink(ExchangeRequest, down.read, up.write),
-            PartyLink(ExchangeResponse, up.read, down.write),
+            PartyLink(GrpcCarrier(ExchangeRequest, down.read, up.write)),
+            PartyLink(GrpcCarrier(ExchangeResponse, up.read, down.write)),
         )
         self.pumps: list[asyncio.Future[None]] = []
 
