@@ -4,12 +4,11 @@ Two tasks on scikit-learn's 1,797 digits: as images 3×32×32 for the LeNet, and
 rows for a transformer. Each seed draws another split (a quarter is held out), other initial weights
 and another order of training. Prints a table and then one JSON object; writes nothing.
 
-    python bench/accuracy.py [--seeds 10] [--tasks lenet,rows] [--modes static,log,...]
+    python bench/accuracy.py --seeds 10 --tasks lenet rows --modes static log "clip, mse"
 """
 
 from __future__ import annotations
 
-import argparse
 import json
 import sys
 import time
@@ -18,6 +17,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from arguments import parser, positive, run
 
 from secure_quant import reference
 from secure_quant.ir import Graph
@@ -45,21 +45,22 @@ MODES: dict[str, dict[str, Any]] = {
 CALIBRATION = 512
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--seeds", type=int, default=10)
-    parser.add_argument("--tasks", default=",".join(TASKS))
-    parser.add_argument("--modes", default=";".join(MODES), help="separated by semicolons")
-    parser.add_argument("--epochs", type=int, default=8)
-    arguments = parser.parse_args()
+def main() -> int:
+    line = parser(__doc__)
+    line.add_argument("--seeds", type=positive, default=10)
+    line.add_argument("--tasks", nargs="+", choices=tuple(TASKS), default=tuple(TASKS))
+    line.add_argument("--modes", nargs="+", choices=tuple(MODES), default=tuple(MODES))
+    line.add_argument("--epochs", type=positive, default=8)
+    arguments = line.parse_args()
     torch.set_num_threads(1)
     found = {
-        task: study(task, arguments.modes.split(";"), arguments.seeds, arguments.epochs)
-        for task in arguments.tasks.split(",")
+        task: study(task, arguments.modes, arguments.seeds, arguments.epochs)
+        for task in arguments.tasks
     }
     for task, rows in found.items():
         show(task, rows)
     print(json.dumps(found))
+    return 0
 
 
 def study(task: str, modes: list[str], seeds: int, epochs: int) -> dict[str, dict[str, Any]]:
@@ -128,4 +129,4 @@ def show(task: str, rows: dict[str, dict[str, Any]]) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run(main)

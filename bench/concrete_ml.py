@@ -20,6 +20,7 @@ from __future__ import annotations
 
 import argparse
 import functools
+import importlib.util
 import json
 import time
 
@@ -27,11 +28,17 @@ import numpy as np
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--bits", type=int, default=4)
     parser.add_argument("--p-error", type=float, default=0.01)
     parser.add_argument("--runs", type=int, default=3)
     arguments = parser.parse_args()
+    if arguments.runs < 1:
+        parser.error("--runs: expected >= 1")
+    if importlib.util.find_spec("concrete") is None:
+        parser.error("needs concrete-ml in an environment of its own: see --help")
     import torch
     from concrete.ml.torch.compile import compile_torch_model
 

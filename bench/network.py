@@ -9,7 +9,6 @@ per engine, objective and round-trip time. Loopback, mutual TLS, real processes.
 
 from __future__ import annotations
 
-import argparse
 import asyncio
 import contextlib
 import json
@@ -22,11 +21,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from arguments import parser, positive, run
 
 from secure_quant import reference
+from secure_quant.errors import ValueOutOfRange
 from secure_quant_cli.cluster import free_ports
 from secure_quant_cli.engines import serving, timed
-from secure_quant_cli.models import bench_model
+from secure_quant_cli.models import NAMES, bench_model
 
 CONFIGURATIONS = (("mpc", "latency"), ("mpc", "traffic"), ("he", "latency"))
 
@@ -131,17 +132,22 @@ def measure(model: str, batch: int, rtt_ms: float, runs: int) -> Iterator[dict[s
             }  # fmt: skip
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--model", default="lenet")
-    parser.add_argument("--batch", type=int, default=1)
-    parser.add_argument("--rtt", type=float, nargs="+", default=[0, 20, 50], metavar="MS")
-    parser.add_argument("--runs", type=int, default=11)
-    arguments = parser.parse_args()
+def main() -> int:
+    line = parser(__doc__)
+    line.add_argument("--model", default="lenet", help=", ".join(NAMES))
+    line.add_argument("--batch", type=positive, default=1)
+    line.add_argument("--rtt", type=float, nargs="+", default=[0, 20, 50], metavar="MS")
+    line.add_argument("--runs", type=positive, default=11)
+    arguments = line.parse_args()
+    if not all(0 <= rtt_ms <= 10_000 for rtt_ms in arguments.rtt):
+        raise ValueOutOfRange("--rtt", got=arguments.rtt, expected="0 to 10000 ms")
+    wrong = 0
     for rtt_ms in arguments.rtt:
         for figures in measure(arguments.model, arguments.batch, rtt_ms, arguments.runs):
             print(json.dumps(figures), flush=True)
+            wrong += figures["mismatches"]
+    return 0 if wrong == 0 else 1
 
 
 if __name__ == "__main__":
-    main()
+    run(main)

@@ -1,16 +1,13 @@
 """onnxruntime against the reference over the whole zoo: every model, every weight scheme, random
 inputs over all of int8. Prints one line per pair and the number of integers that differ.
 
-    python bench/onnx_equality.py [--inputs 1000] [--layers 100] [--models lenet,resnet20,...]
-                                  [--schemes log,...]
+    python bench/onnx_equality.py --inputs 1000 --layers 100 --models lenet resnet20 --schemes log
 
 The first ``--layers`` inputs are compared in every layer, the others at the output.
 """
 
 from __future__ import annotations
 
-import argparse
-import sys
 import time
 from collections.abc import Callable
 from typing import Any
@@ -18,6 +15,7 @@ from typing import Any
 import numpy as np
 import onnxruntime
 import torch
+from arguments import parser, positive, run
 
 from secure_quant import reference
 from secure_quant.interop.onnx_export import to_onnx
@@ -49,15 +47,15 @@ BATCH = 50
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--inputs", type=int, default=1000)
-    parser.add_argument("--layers", type=int, default=100)
-    parser.add_argument("--models", default=",".join(ZOO))
-    parser.add_argument("--schemes", default=",".join(SCHEMES))
-    arguments = parser.parse_args()
+    line = parser(__doc__)
+    line.add_argument("--inputs", type=positive, default=1000)
+    line.add_argument("--layers", type=int, default=100)
+    line.add_argument("--models", nargs="+", choices=tuple(ZOO), default=tuple(ZOO))
+    line.add_argument("--schemes", nargs="+", choices=tuple(SCHEMES), default=tuple(SCHEMES))
+    arguments = line.parse_args()
     wrong = compared = 0
-    for name in arguments.models.split(","):
-        for scheme in arguments.schemes.split(","):
+    for name in arguments.models:
+        for scheme in arguments.schemes:
             start = time.monotonic()
             graph = build(name, scheme)
             differ, seen = compare(graph, arguments.inputs, arguments.layers)
@@ -87,9 +85,9 @@ def compare(graph: Graph, inputs: int, layers: int) -> tuple[int, int]:
         if start < layers:
             truth = reference.trace(graph, q)
             truth["y"] = truth[graph.output.name]
-            made = run(inner, q)
+            made = infer(inner, q)
         else:
-            truth, made = {"y": reference.run_int(graph, q)}, run(outer, q)
+            truth, made = {"y": reference.run_int(graph, q)}, infer(outer, q)
         for name, values in made.items():
             wrong += int((values != truth[name.removeprefix("ir/")]).sum())
             compared += values.size
@@ -101,10 +99,10 @@ def session(graph: Graph, *, inner: bool) -> onnxruntime.InferenceSession:
     return onnxruntime.InferenceSession(data, providers=["CPUExecutionProvider"])
 
 
-def run(model: onnxruntime.InferenceSession, q: Any) -> dict[str, Any]:
+def infer(model: onnxruntime.InferenceSession, q: Any) -> dict[str, Any]:
     names = [output.name for output in model.get_outputs()]
     return dict(zip(names, model.run(None, {"x": q}), strict=True))
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    run(main)

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import importlib.util
 import json
 import os
 import sys
@@ -88,10 +89,16 @@ def measure(layer: tuple[Any, ...], runs: int) -> dict[str, Any]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--layers", choices=sorted(LAYERS), default="lenet")
     parser.add_argument("--runs", type=int, default=5)
     arguments = parser.parse_args()
+    if arguments.runs < 1:
+        parser.error("--runs: expected >= 1")
+    if importlib.util.find_spec("orion") is None:
+        parser.error("needs orion in an environment of its own: see --help")
     os.environ.setdefault("GOMAXPROCS", "2")
     total = 0.0
     for layer in LAYERS[arguments.layers]:

@@ -10,7 +10,6 @@ run and at its end.
 
 from __future__ import annotations
 
-import argparse
 import json
 import tempfile
 import time
@@ -18,11 +17,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from arguments import parser, positive, run
 
 from secure_quant import reference
 from secure_quant.ir import Graph
 from secure_quant_cli.engines import Service, serving
-from secure_quant_cli.models import bench_model
+from secure_quant_cli.models import NAMES, bench_model
 
 
 def resident(service: Service) -> dict[str, int]:
@@ -64,7 +64,7 @@ def random_net(seed: int) -> Graph:
     return sq.quantize(net.eval(), calibration=x)
 
 
-def run(graph: Graph, engine: str, inferences: int, batch: int, seed: int) -> dict[str, Any]:
+def soak(graph: Graph, engine: str, inferences: int, batch: int, seed: int) -> dict[str, Any]:
     """Figures of one model."""
     rng = np.random.default_rng(seed)
     with tempfile.TemporaryDirectory() as work, serving(graph, Path(work), engines=(engine,)) as s:
@@ -89,26 +89,28 @@ def run(graph: Graph, engine: str, inferences: int, batch: int, seed: int) -> di
         }  # fmt: skip
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--engine", choices=("mpc", "he"), required=True)
-    parser.add_argument("--model", default="lenet")
-    parser.add_argument("--inferences", type=int, default=10_000)
-    parser.add_argument("--batch", type=int, default=1)
-    parser.add_argument("--nets", type=int, default=0, help="random nets instead of --model")
-    arguments = parser.parse_args()
-    if not arguments.nets:
+def main() -> int:
+    line = parser(__doc__)
+    line.add_argument("--engine", choices=("mpc", "he"), required=True)
+    what = line.add_mutually_exclusive_group()
+    what.add_argument("--model", default="lenet", help=", ".join(NAMES))
+    what.add_argument("--nets", type=positive, help="random nets instead of --model")
+    line.add_argument("--inferences", type=positive, default=10_000)
+    line.add_argument("--batch", type=positive, default=1)
+    arguments = line.parse_args()
+    if arguments.nets is None:
         graph = bench_model(arguments.model)
-        figures = run(graph, arguments.engine, arguments.inferences, arguments.batch, 0)
+        figures = soak(graph, arguments.engine, arguments.inferences, arguments.batch, 0)
         print(json.dumps({"model": arguments.model} | figures), flush=True)
-        return
+        return 0 if figures["mismatches"] == 0 else 1
     share = -(-arguments.inferences // arguments.nets)
     total = {"inferences": 0, "integers": 0, "mismatches": 0}
     for seed in range(arguments.nets):
-        figures = run(random_net(seed), arguments.engine, share, arguments.batch, seed)
+        figures = soak(random_net(seed), arguments.engine, share, arguments.batch, seed)
         total = {name: total[name] + figures[name] for name in total}
     print(json.dumps({"engine": arguments.engine, "nets": arguments.nets} | total), flush=True)
+    return 0 if total["mismatches"] == 0 else 1
 
 
 if __name__ == "__main__":
-    main()
+    run(main)

@@ -12,12 +12,14 @@ secure against that party; ABY3 needs three parties; Cheetah needs no dealer.
 from __future__ import annotations
 
 import argparse
+import importlib.util
 import json
 import multiprocessing
+import multiprocessing.connection
 import socket
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -152,13 +154,32 @@ def _wait(results: Any, name: str) -> Any:
     return results[name]
 
 
+def _join(processes: Sequence[multiprocessing.process.BaseProcess]) -> None:
+    """Wait for all; the others never end once one has failed, and are ended."""
+    running = list(processes)
+    while running:
+        multiprocessing.connection.wait([process.sentinel for process in running])
+        running = [process for process in running if process.exitcode is None]
+        if any(process.exitcode for process in processes):
+            for process in running:
+                process.kill()
+                process.join()
+            return
+
+
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--model", choices=sorted(MODELS), default="lenet")
     parser.add_argument("--batch", type=int, default=1)
     parser.add_argument("--runs", type=int, default=9)
     parser.add_argument("--protocol", choices=sorted(PROTOCOLS), action="append")
     arguments = parser.parse_args()
+    if arguments.batch < 1 or arguments.runs < 1:
+        parser.error("--batch and --runs: expected >= 1")
+    if importlib.util.find_spec("spu") is None:
+        parser.error("needs spu in an environment of its own: see --help")
     context = multiprocessing.get_context("spawn")
     for protocol in arguments.protocol or list(PROTOCOLS):
         ports = free_ports(PROTOCOLS[protocol])
@@ -170,8 +191,7 @@ def main() -> None:
             ]
             for process in processes:
                 process.start()
-            for process in processes:
-                process.join()
+            _join(processes)
             times = results.get("times", [])
         if not times:
             raise SystemExit(f"{protocol}: a party failed")
