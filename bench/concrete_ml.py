@@ -33,6 +33,7 @@ def main() -> None:
     )
     parser.add_argument("--bits", type=int, default=4)
     parser.add_argument("--p-error", type=float, default=0.01)
+    parser.add_argument("--rounding", type=int, default=6, help="bits of an accumulator kept")
     parser.add_argument("--runs", type=int, default=3)
     arguments = parser.parse_args()
     if arguments.runs < 1:
@@ -48,7 +49,11 @@ def main() -> None:
     net = torch.nn.Sequential(torch.nn.Linear(64, 128), torch.nn.ReLU(), torch.nn.Linear(128, 10))
     data = np.random.default_rng(1).uniform(0, 1, (200, 64))
     start = time.perf_counter()
-    module = compile_torch_model(net, data, n_bits=arguments.bits, p_error=arguments.p_error)
+    rounding = {"n_bits": arguments.rounding, "method": "approximate"}
+    module = compile_torch_model(
+        net, data, n_bits=arguments.bits, p_error=arguments.p_error,
+        rounding_threshold_bits=rounding,
+    )  # fmt: skip
     module.fhe_circuit.keygen()
     prepared = time.perf_counter() - start
     times, mismatches = [], 0
@@ -61,7 +66,8 @@ def main() -> None:
     circuit = module.fhe_circuit
     figures = {
         "peer": "concrete-ml 1.9.0", "model": "mlp 64-128-10", "n_bits": arguments.bits,
-        "p_error": arguments.p_error, "latency_ms_median": float(np.median(times)),
+        "rounding_bits": arguments.rounding, "p_error": arguments.p_error,
+        "latency_ms_median": float(np.median(times)),
         "compile_and_keygen_s": prepared, "mismatches": mismatches,
         "evaluation_key_bytes": circuit.size_of_bootstrap_keys + circuit.size_of_keyswitch_keys,
         "bytes_up": circuit.size_of_inputs, "bytes_down": circuit.size_of_outputs,

@@ -12,7 +12,6 @@ from collections import OrderedDict, deque
 from collections.abc import Iterator
 from dataclasses import dataclass
 from threading import Lock
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,6 +20,7 @@ from secure_quant.errors import MalformedMessage
 from secure_quant.he.codec import pack, packed_size, unpack, width_of
 from secure_quant.he.parameters import Parameters
 from secure_quant.he.plan import MAX_BATCH, Call, HePlan, Layout
+from secure_quant.he.products import Factors
 from secure_quant.he.ring import Ring, ring
 from secure_quant.he.sampling import Stream, Uniform, fresh
 from secure_quant.ir import Graph
@@ -33,10 +33,19 @@ _BLOCK = 64
 
 
 @dataclass(frozen=True)
-class _Weights:
-    """factors[group chunk][output][input]: SEAL plaintexts, None where all weights are zero."""
+class _Row:
+    """Weights of one answer: which inputs have any that is not zero, int64[n], and their
+    transforms uint64[n, primes, degree]."""
 
-    factors: list[list[list[Any]]]
+    inputs: NDArray[np.int64]
+    values: U64
+
+
+@dataclass(frozen=True)
+class _Weights:
+    """rows[group chunk][output]."""
+
+    rows: list[list[_Row]]
     bias: U64
     size: int
 
@@ -45,12 +54,11 @@ class _Weights:
 class _Blind:
     """The input-independent half of some responses; used once.
 
-    u: one plaintext per response. c1: errors uint64[responses, primes, degree]. c0: errors and
-    flood, per wanted coefficient [responses, ...] with one prime, and
-    [responses, primes, degree] with two.
+    u: transformed, uint64[responses, primes, degree]. c1: errors of the same shape. c0: errors and
+    flood, per wanted coefficient [responses, ...] with one prime, and of that shape with two.
     """
 
-    u: list[Any]
+    u: U64
     c0: U64
     c1: U64
 
@@ -154,22 +162,29 @@ class Evaluator:
         node = self._graph.by_name[self.plan.steps[step].node]
         packing, geometry = call.packing, call.packing.geometry
         arranged = geometry.arrange_weight(self._parameters[f"{node.name}.weight"])
-        factors: list[list[list[Any]]] = []
-        size = 0
+        rows: list[list[_Row]] = []
         for group in range(packing.grid[1]):
-            table: list[list[Any]] = [[None] * packing.n_in for _ in range(packing.n_out)]
+            table: list[list[tuple[int, U64]]] = [[] for _ in range(packing.n_out)]
             for i, row in enumerate(packing.weight(arranged, group)):
                 present = np.flatnonzero(row.any(-1))
                 values = field.residues(row[present])
                 field.forward(values)
                 for o, value in zip(present.tolist(), values, strict=True):
-                    table[o][i] = field.plaintext(value)
-                size += values.nbytes
-            factors.append(table)
+                    table[o].append((i, value))
+            rows.append([_row(entries, field) for entries in table])
+        size = sum(row.values.nbytes for group_rows in rows for row in group_rows)
         bias = self._graph.bias(node)  # type: ignore[arg-type]
         scaled = [int(b) * call.scaling.unit % call.ring.prime for b in bias]
         shape = (geometry.groups, geometry.cout)
-        return _Weights(factors, np.array(scaled, np.uint64).reshape(shape), size)
+        return _Weights(rows, np.array(scaled, np.uint64).reshape(shape), size)
+
+
+def _row(entries: list[tuple[int, U64]], field: Ring) -> _Row:
+    inputs = np.array([i for i, _ in entries], np.int64)
+    values = np.empty((len(entries), len(field.primes), field.degree), np.uint64)
+    for made, (_, value) in zip(values, entries, strict=True):
+        made[...] = value
+    return _Row(inputs, values)
 
 
 class _Request:
@@ -182,21 +197,24 @@ class _Request:
         self._uniform = Uniform(seed.tobytes(), field.primes, field.degree)
         self._spare = spare.reshape(call.ciphertexts_up, -1)
         self._carried = carried.reshape(call.ciphertexts_up, -1)
-        c0 = np.zeros((1, len(field.primes), field.degree), np.uint64)
+        self._key = np.zeros((1, len(field.primes), field.degree), np.uint64)
         # With two primes the key is a multiple of the second: its residues there are the zeros.
-        c0[:, 0] = unpack(key[None], field.degree, field.primes[0], call.scaling.drop_key)
-        self.key = self._ciphertexts(c0)[0]
+        self._key[:, 0] = unpack(key[None], field.degree, field.primes[0], call.scaling.drop_key)
+        self.key: Factors | None = None
 
-    def take(self, count: int) -> list[Any]:
-        """The next ``count`` ciphertexts."""
+    def take(self, count: int) -> tuple[Factors, Factors]:
+        """The public key, and the next ``count`` ciphertexts, transformed: [n, 2, ...]."""
         carried, self._carried = self._carried[:count], self._carried[count:]
         spare, self._spare = self._spare[:count], self._spare[count:]
-        return self._ciphertexts(
-            self._packing.unite(
-                self._residues(carried, self._packing.carried),
-                self._residues(spare, self._packing.spare),
-            )
+        c0 = self._packing.unite(
+            self._residues(carried, self._packing.carried),
+            self._residues(spare, self._packing.spare),
         )
+        if self.key is not None:
+            return self.key, self._transformed(c0)
+        both = self._transformed(np.concatenate([self._key, c0]))
+        self.key = both[:1]
+        return self.key, both[1:]
 
     def _residues(self, octets: NDArray[np.uint8], count: int) -> U64:
         """uint8[n, size] -> uint64[n, primes, count]."""
@@ -208,10 +226,11 @@ class _Request:
             made[:, i] = unpack(part, count, prime, self._drop)
         return made
 
-    def _ciphertexts(self, c0: U64) -> list[Any]:
+    def _transformed(self, c0: U64) -> Factors:
+        """With c1 expanded from the seed."""
         self._field.forward(c0)
-        c1 = self._uniform.polynomials(len(c0))
-        return [self._field.ciphertext(*pair) for pair in zip(c0, c1, strict=True)]
+        both = np.stack([c0, self._uniform.polynomials(len(c0))], axis=1)
+        return self._field.products.factors(both)
 
 
 def _blocks(call: Call) -> Iterator[range]:
@@ -226,15 +245,15 @@ def _products(
 ) -> U64:
     """uint64[responses, 2, primes, degree]: transformed, before errors are added."""
     n_in = call.packing.n_in
-    inputs = request.take(len(cells) * n_in)
+    key, inputs = request.take(len(cells) * n_in)
     made = np.empty((len(blind.u), 2, len(field.primes), field.degree), np.uint64)
     place = 0
     for i, cell in enumerate(cells):
         mine = inputs[i * n_in : (i + 1) * n_in]
-        for row in weights.factors[call.packing.group_of(cell)]:
-            pairs = [(x, w) for x, w in zip(mine, row, strict=True) if w is not None]
-            pairs.append((request.key, blind.u[place]))
-            made[place] = field.polynomials(field.sum_of_products(pairs))
+        for row in weights.rows[call.packing.group_of(cell)]:
+            used = mine if len(row.inputs) == n_in else mine[row.inputs]
+            terms = [(used, row.values), (key, blind.u[place : place + 1])]
+            made[place] = field.products.dot(terms)
             place += 1
     return made
 
@@ -270,7 +289,7 @@ def _blind(call: Call, field: Ring, count: int) -> _Blind:
     else:
         errors = field.residues(stream.errors((count, degree)))
         c0 = field.add(errors, _wide_flood(stream, (count, degree), flood, call.ring))
-    return _Blind([field.plaintext(values) for values in u], c0, c1)
+    return _Blind(u, c0, c1)
 
 
 def _wide_flood(stream: Stream, shape: tuple[int, int], bound: int, parameters: Parameters) -> U64:

@@ -9,7 +9,6 @@ TenSEAL is refused by name and never misread.
 from __future__ import annotations
 
 import ctypes
-from collections.abc import Iterable
 from functools import lru_cache
 from typing import Any
 
@@ -19,6 +18,7 @@ from numpy.typing import NDArray
 
 from secure_quant.errors import ConfigError
 from secure_quant.he.parameters import Parameters
+from secure_quant.he.products import Products
 
 __all__ = ["Ring", "polynomials", "ring"]
 
@@ -46,6 +46,7 @@ class Ring:
     def __init__(self, parameters: Parameters) -> None:
         self.parameters = parameters
         self.degree, self.primes = parameters.degree, parameters.primes
+        self.products = Products(self.primes)
         self.moduli: U64 = np.array(self.primes, np.uint64)[:, None]
         self.context = _context(parameters.degree, parameters.chain)
         self.evaluator: Any = seal.Evaluator(self.context)
@@ -97,18 +98,6 @@ class Ring:
     def polynomials(self, ciphertext: Any) -> U64:
         """Copy [size, primes, degree] of a ciphertext's polynomials."""
         return self._view(ciphertext).copy()
-
-    def sum_of_products(self, pairs: Iterable[tuple[Any, Any]]) -> Any:
-        """Σ ciphertext·plaintext over at least one pair."""
-        total: Any = None
-        for ciphertext, plaintext in pairs:
-            product = seal.Ciphertext()
-            self.evaluator.multiply_plain(ciphertext, plaintext, product)
-            if total is None:
-                total = product
-            else:
-                self.evaluator.add_inplace(total, product)
-        return total
 
     def rescale(self, ciphertext: Any) -> None:
         """Divide by the last prime, drop it and go back to coefficients, in place."""

@@ -97,9 +97,9 @@ def test_zero_weight_polynomials_are_skipped() -> None:
     evaluator = Evaluator(graph, plan(graph))
     evaluator.prepare(0, 1)
     (weights,) = evaluator._weights.values()
-    factors = [factor for row in weights.factors[0] for factor in row]
-    assert len(factors) > 1
-    assert sum(factor is not None for factor in factors) == 1
+    rows = weights.rows[0]
+    assert len(rows) > 1
+    assert [row.inputs.tolist() for row in rows if len(row.inputs)] == [[0]]
 
 
 @pytest.fixture(scope="module")

@@ -55,9 +55,9 @@ def divided_by_a(c1: np.ndarray, seed: bytes) -> np.ndarray:
 def test_the_attack_recovers_every_weight_of_an_unprotected_answer() -> None:
     data = one_request()
     request = _Request(CALL, FIELD, memoryview(data))
-    (factor,) = transformed_weights().factors[0][0]
-    unprotected = FIELD.sum_of_products([(request.take(1)[0], factor)])
-    c1 = FIELD.polynomials(unprotected)[1, 0]
+    (row,) = transformed_weights().rows[0]
+    _, inputs = request.take(1)
+    c1 = FIELD.products.dot([(inputs, row.values)])[1, 0]
     assert np.array_equal(divided_by_a(c1, data[:32]), weight_polynomial())
 
 
