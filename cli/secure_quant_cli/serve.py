@@ -32,6 +32,20 @@ def configure(parser: argparse.ArgumentParser) -> None:
         "--lanes", type=int, default=1,
         help="inferences that run side by side; lane n links over the n-th port above the first",
     )  # fmt: skip
+    party.add_argument(
+        "--link-protocol", choices=("tls", "grpc"), default="tls",
+        help="what the parties speak with each other, the same at both: frames over TLS, or gRPC "
+        "where proxies between them pass nothing else",
+    )  # fmt: skip
+    party.add_argument(
+        "--staged", type=int, default=3, metavar="N",
+        help="inferences of one sample whose material each lane keeps expanded, per model; party 1 "
+        "decides for both",
+    )  # fmt: skip
+    party.add_argument(
+        "--wait-seconds", type=float, default=10.0, metavar="S",
+        help="longest wait for the half of a request that the client sends to the other party",
+    )  # fmt: skip
     dealer = roles.add_parser("dealer", help="correlated randomness for both parties")
     he = roles.add_parser("he", help="linear layers on ciphertexts")
     he.add_argument("--workers", type=int, help="worker processes; one per core by default")
@@ -73,9 +87,14 @@ def run(arguments: argparse.Namespace) -> int:
     from secure_quant.errors import ValueOutOfRange
     from secure_quant_server.common import logs
 
-    for name in ("lanes", "workers", "budget"):
-        if (getattr(arguments, name, None) or 1) < 1:
-            raise ValueOutOfRange(f"--{name}", got=getattr(arguments, name), expected=">= 1")
+    for name in ("lanes", "staged", "workers", "budget"):
+        got = getattr(arguments, name, None)
+        if got is not None and got < 1:
+            raise ValueOutOfRange(f"--{name}", got=got, expected=">= 1")
+    for name in ("wait_seconds", "budget_seconds"):
+        got = getattr(arguments, name, None)
+        if got is not None and not 0 < got < float("inf"):
+            raise ValueOutOfRange(f"--{name.replace('_', '-')}", got=got, expected="> 0")
     if arguments.until_stdin_closes:
         threading.Thread(target=_watch_stdin, daemon=True).start()
     logs.setup(arguments.log_level)
@@ -92,7 +111,8 @@ async def _party(arguments: argparse.Namespace) -> None:
     role, link = ("party0", arguments.peer) if arguments.peer else ("party1", arguments.link_listen)
     await serve_party(
         arguments.bundle, listen=arguments.listen, link=link, dealer=arguments.dealer,
-        lanes=arguments.lanes, tls=tls_from(arguments, role), **_options(arguments),
+        lanes=arguments.lanes, staged=arguments.staged, wait_s=arguments.wait_seconds,
+        link_protocol=arguments.link_protocol, tls=tls_from(arguments, role), **_options(arguments),
     )  # fmt: skip
 
 

@@ -38,8 +38,9 @@ class LaneConfig:
         fields = {
             "kind": "config", "party": self.party, "link": self.link, "dealer": self.dealer,
             "lane": self.options.lane, "material_bytes": self.options.material_bytes,
-            "batch": self.options.batch, "tls": isinstance(self.security, Tls), "name": name,
-            "link_protocol": self.link_protocol, "log_level": self.log_level,
+            "batch": self.options.batch, "staged": self.options.staged,
+            "staged_bytes": self.options.staged_bytes, "tls": isinstance(self.security, Tls),
+            "name": name, "link_protocol": self.link_protocol, "log_level": self.log_level,
             "sizes": [len(part) for part in parts],
         }  # fmt: skip
         return fields, b"".join(parts)
@@ -55,7 +56,8 @@ class LaneConfig:
         if fields["tls"]:
             security = Tls(parts[0], parts[1], parts[2], server_name=fields["name"])
             parts = parts[3:]
-        options = LaneOptions(fields["lane"], fields["material_bytes"], fields["batch"])
+        names = ("lane", "material_bytes", "batch", "staged", "staged_bytes")
+        options = LaneOptions(**{name: fields[name] for name in names})
         return cls(
             party=fields["party"], link=fields["link"], dealer=fields["dealer"],
             options=options, security=security, bundles=tuple(parts),

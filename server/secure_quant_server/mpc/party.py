@@ -68,6 +68,8 @@ class PartyOptions(ServerOptions):
     lanes           inferences that run side by side, one worker process each.
     batch           most samples of one request.
     material_bytes  memory for each model's stock of material, per lane.
+    staged          inferences of one sample whose material is kept expanded, per model and lane;
+                    party 1 decides for both.
     wait_s          longest wait for a client's other share.
     pending         requests that may wait at once; per_client: of one client.
     """
@@ -78,6 +80,7 @@ class PartyOptions(ServerOptions):
     lanes: int = 1
     batch: int = 64
     material_bytes: int = 64 * 2**20
+    staged: int = 3
     wait_s: float = 10.0
     pending: int = 256
     per_client: int = 64
@@ -85,8 +88,9 @@ class PartyOptions(ServerOptions):
     def __post_init__(self) -> None:
         if self.link_protocol not in get_args(LinkProtocol):
             raise ConfigError("link_protocol", got=self.link_protocol, expected="tls or grpc")
-        for name in ("lanes", "batch", "material_bytes", "wait_s", "pending", "per_client"):
-            if getattr(self, name) <= 0:
+        positive = ("lanes", "batch", "material_bytes", "staged", "wait_s", "pending", "per_client")
+        for name in positive:
+            if not 0 < getattr(self, name) < float("inf"):
                 raise ConfigError(name, got=getattr(self, name), expected="> 0")
 
 
@@ -133,7 +137,7 @@ class _Front:
         config = LaneConfig(
             party=self.party, link=options.link, link_protocol=options.link_protocol,
             dealer=options.dealer,
-            options=LaneOptions(0, options.material_bytes, options.batch),
+            options=LaneOptions(0, options.material_bytes, options.batch, options.staged),
             security=options.security, bundles=tuple(bundles),
             log_level=logging.getLevelName(logging.getLogger("secure_quant").getEffectiveLevel()),
         )  # fmt: skip

@@ -19,6 +19,8 @@ certs --out certs/
 certs --out certs/ --host a.example --host 10.0.0.1 --client alice --days 30 --force
 serve party --bundle party1.sqb --listen 0.0.0.0:1 --link-listen :2 --dealer d:3 --tls certs/
 serve party --bundle party0.sqb --listen 0.0.0.0:1 --peer p:2 --dealer d:3 --lanes 2 --tls certs/
+serve party --bundle b --listen :1 --peer p:2 --dealer d:3 --tls c --staged 8 --wait-seconds 2.5
+serve party --bundle b --listen :1 --peer p:2 --dealer d:3 --tls c --link-protocol grpc
 serve dealer --bundle dealer.sqb --listen 0.0.0.0:1 --tls-ca a --tls-cert b --tls-key c
 serve he --bundle a.sqb --bundle b.sqb --listen 0.0.0.0:1 --workers 2 --tls certs/
 health --role party0 --target a:1 --tls certs/
@@ -99,6 +101,12 @@ def test_version(capsys: pytest.CaptureFixture[str]) -> None:
         ("bench --model mlp --engine reference --runs 0", "--runs"),
         ("demo --images 0", "--images"),
         ("certs --out certs --days 0", "--days"),
+        ("serve he --bundle b --listen :1 --tls c --workers 0", "--workers"),
+        ("serve he --bundle b --listen :1 --tls c --budget 0", "--budget"),
+        ("serve he --bundle b --listen :1 --tls c --budget 1 --budget-seconds nan", "--budget-sec"),
+        ("serve party --bundle b --listen :1 --peer p:2 --dealer d:3 --tls c --lanes 0", "--lanes"),
+        ("serve party --bundle b --listen :1 --peer p:2 --dealer d:3 --staged 0", "--staged"),
+        ("serve party --bundle b --listen :1 --peer p:2 --dealer d:3 --wait-seconds 0", "--wait-s"),
     ],
 )
 def test_bad_input_is_one_line_and_exit_2(
