@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 from secure_quant.mpc.carriers import LinkProtocol
@@ -37,10 +37,8 @@ class LaneConfig:
         parts += self.bundles
         fields = {
             "kind": "config", "party": self.party, "link": self.link, "dealer": self.dealer,
-            "lane": self.options.lane, "material_bytes": self.options.material_bytes,
-            "batch": self.options.batch, "staged": self.options.staged,
-            "staged_bytes": self.options.staged_bytes, "tls": isinstance(self.security, Tls),
-            "name": name, "link_protocol": self.link_protocol, "log_level": self.log_level,
+            "options": asdict(self.options), "tls": isinstance(self.security, Tls), "name": name,
+            "link_protocol": self.link_protocol, "log_level": self.log_level,
             "sizes": [len(part) for part in parts],
         }  # fmt: skip
         return fields, b"".join(parts)
@@ -56,8 +54,7 @@ class LaneConfig:
         if fields["tls"]:
             security = Tls(parts[0], parts[1], parts[2], server_name=fields["name"])
             parts = parts[3:]
-        names = ("lane", "material_bytes", "batch", "staged", "staged_bytes")
-        options = LaneOptions(**{name: fields[name] for name in names})
+        options = LaneOptions(**fields["options"])
         return cls(
             party=fields["party"], link=fields["link"], dealer=fields["dealer"],
             options=options, security=security, bundles=tuple(parts),

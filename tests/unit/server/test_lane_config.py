@@ -1,6 +1,6 @@
 """What a front tells a lane's process arrives whole."""
 
-from secure_quant.mpc.staging import LaneOptions
+from secure_quant.mpc.lane import LaneOptions
 from secure_quant.transport import InsecurePlaintext
 from secure_quant.transport.certs import Authority
 from secure_quant_client import Tls
@@ -8,7 +8,7 @@ from secure_quant_server.mpc.config import LaneConfig
 
 
 def test_every_option_reaches_the_lane() -> None:
-    options = LaneOptions(3, material_bytes=1, batch=2, staged=4, staged_bytes=5)
+    options = LaneOptions(3, material_bytes=1, batch=2, staged=4)
     authority = Authority()
     tls = Tls(authority.pem, *authority.issue("party0"), server_name="party1.example")
     for security in (InsecurePlaintext(), tls):
