@@ -3,19 +3,20 @@
 from __future__ import annotations
 
 import secrets
-from collections.abc import Mapping
+import sys
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 
 from secure_quant.mpc.cost import SEED_BYTES
-from secure_quant.mpc.gates.base import Dealing
-from secure_quant.mpc.material import stream
+from secure_quant.mpc.gates.base import Dealing, Gate
+from secure_quant.mpc.material import Stream
 from secure_quant.mpc.plan import MpcPlan
 from secure_quant.mpc.ring import Ring
 
-__all__ = ["DealerProgram", "DealtItem"]
+__all__ = ["DealerProgram", "DealtItem", "DealtStream"]
 
 
 @dataclass(frozen=True)
@@ -25,7 +26,16 @@ class DealtItem:
 
     seed0: bytes = field(repr=False)
     seed1: bytes = field(repr=False)
-    corrections: bytes = field(repr=False)
+    corrections: memoryview = field(repr=False)
+
+
+@dataclass(frozen=True)
+class DealtStream:
+    """An item that is made while it is sent. corrections: of one gate after the other."""
+
+    seed0: bytes = field(repr=False)
+    seed1: bytes = field(repr=False)
+    corrections: Iterator[memoryview] = field(repr=False)
 
 
 class DealerProgram:
@@ -43,25 +53,50 @@ class DealerProgram:
     def deal(self) -> DealtItem:
         """Material under two fresh seeds of the operating system."""
         seed0, seed1 = secrets.token_bytes(SEED_BYTES), secrets.token_bytes(SEED_BYTES)
-        plan = self.plan
-        dealt = self.correct(
-            stream(seed0, plan.free_words + plan.dealt_words), stream(seed1, plan.free_words)
-        )
-        return DealtItem(seed0, seed1, dealt.astype("<u8", copy=False).tobytes())
+        return DealtItem(seed0, seed1, _little_endian(self.correct(Stream(seed0), Stream(seed1))))
 
-    def correct(self, stream0: Ring, stream1: Ring) -> Ring:
+    def deal_stream(self) -> DealtStream:
+        """The same, but each gate's corrections are made when they are asked for, and masks are
+        forgotten with the last gate that needs them. One thread at a time may ask."""
+        seed0, seed1 = secrets.token_bytes(SEED_BYTES), secrets.token_bytes(SEED_BYTES)
+
+        def fresh(gate: Gate) -> Ring:
+            return np.empty(gate.dealt_words, np.uint64)
+
+        gates = self._gates(Stream(seed0), Stream(seed1), fresh)
+        return DealtStream(seed0, seed1, (_little_endian(words) for words in gates if words.size))
+
+    def correct(self, one: Stream, two: Stream) -> Ring:
         """Corrections, uint64[dealt words], for the two parties' streams (``material``)."""
         made = np.empty(self.plan.dealt_words, np.uint64)
+        place = 0
+
+        def within(gate: Gate) -> Ring:
+            nonlocal place
+            place += gate.dealt_words
+            return made[place - gate.dealt_words : place]
+
+        for _ in self._gates(one, two, within):
+            pass
+        return made
+
+    def _gates(self, one: Stream, two: Stream, room: Any) -> Iterator[Ring]:
+        """Each gate's corrections, in ``room(gate)``."""
+        uses = self.plan.uses()
         masks: dict[str, Ring] = {}
-        place0 = place1 = first = 0
-        for gate in self.plan.gates:
-            free0 = stream0[place0 : place0 + gate.free_words]
-            place0 += gate.free_words
-            dealt = made[first : first + gate.dealt_words]
-            dealt[:] = stream0[place0 : place0 + gate.dealt_words]
-            place0, first = place0 + gate.dealt_words, first + gate.dealt_words
-            free1 = stream1[place1 : place1 + gate.free_words]
-            place1 += gate.free_words
+        for gate in self.plan.order:
+            free0, free1 = (np.empty(gate.free_words, np.uint64) for _ in range(2))
+            dealt = room(gate)
+            for stream, words in ((one, free0), (one, dealt), (two, free1)):
+                stream.read(words)
             side = Dealing(free0, free1, dealt, self._parameters.get(gate.name))
             masks[gate.name] = gate.deal(side, [masks[name] for name in gate.inputs])
-        return made
+            uses.release(gate, masks)
+            del side, free0, free1
+            yield dealt
+
+
+def _little_endian(words: Ring) -> memoryview:
+    if sys.byteorder == "big":
+        words.byteswap(inplace=True)
+    return words.view(np.uint8).data

@@ -88,14 +88,14 @@ class Session:
         *,
         border: Border = lambda share: share,
         desk: Desk | None = None,
-        staged: int = 3,
+        options: LaneOptions | None = None,
     ) -> None:
         self._party, self._programs = party, programs
         self._link, self._dealer = link, dealer
         self._border, self._desk = border, desk
         self._offers: dict[tuple[bytes, ...], _Task] = {}
         self._queue: asyncio.Queue[tuple[_Task, Staged]] = asyncio.Queue()
-        self._staging = Staging(party, programs, link, stock, staged)
+        self._staging = Staging(party, programs, link, stock, options or LaneOptions(0))
         self._tasks: set[asyncio.Future[Any]] = set()
         self._rehearsals = 0
         self._broken: asyncio.Future[None] = asyncio.get_running_loop().create_future()

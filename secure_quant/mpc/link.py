@@ -10,12 +10,13 @@ from __future__ import annotations
 import asyncio
 import time
 from collections import deque
-from collections.abc import Callable, Generator
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TypeVar
 
 from secure_quant.errors import MalformedMessage, PeerUnavailable, SecureQuantError
 from secure_quant.mpc.carriers import Carrier, Frame
+from secure_quant.mpc.rounds import Rounds, Want
 from secure_quant.wire import from_abort, to_abort
 from secure_quant.wire.gen.party_link_pb2 import LinkAbort, LinkBegin, LinkHello, LinkStage
 
@@ -135,13 +136,16 @@ class PartyLink:
             raise MalformedMessage("payload of a round", got=f"{got} bytes", expected=size)
         return b"".join(parts)
 
-    async def drive(self, run: Generator[bytes, bytes, Result]) -> tuple[Result, Meter]:
+    async def drive(self, run: Rounds[Result]) -> tuple[Result, Meter]:
         """Run a protocol to its end. Raises what it raises, and what ``exchange`` raises."""
         start = time.perf_counter()
         rounds = sent = 0
         try:
             payload = next(run)
             while True:
+                if isinstance(payload, Want):
+                    payload = run.send(await payload.get())
+                    continue
                 rounds += 1
                 sent += len(payload)
                 payload = run.send(await self.exchange(payload))

@@ -1,8 +1,9 @@
 """One-time material of one sample: a seed, and for party 1 the dealer's corrections.
 
 A party's stream is AES-256-CTR under its seed (zero counter block first), read as little-endian
-64-bit words. Party 0 reads, gate by gate in plan order, the gate's free words and then its share of
-the gate's dealt words; party 1 reads the free words alone and gets its dealt words as corrections.
+64-bit words. Gate by gate in the plan's order, party 0 reads the gate's free words and then its
+share of the gate's dealt words; party 1 reads the free words alone and gets its dealt words as
+corrections.
 """
 
 from __future__ import annotations
@@ -18,28 +19,32 @@ from secure_quant.errors import MalformedMessage, MaterialReused
 from secure_quant.mpc.cost import SEED_BYTES
 from secure_quant.mpc.ring import Ring
 
-__all__ = ["Item", "as_words", "expand", "stream"]
-
+__all__ = ["Item", "Stream", "as_words", "stream"]
 
 _ZEROS = bytes(2**16)
 
 
-def expand(seed: bytes, into: Ring) -> None:
-    """Fill the contiguous ``into`` with the first words of the stream under ``seed``."""
-    encryptor = Cipher(algorithms.AES(seed), modes.CTR(bytes(16))).encryptor()
-    view = into.view(np.uint8).data
-    for start in range(0, len(view), len(_ZEROS)):  # a block of zeros that stays in the cache
-        part = view[start : start + len(_ZEROS)]
-        encryptor.update_into(_ZEROS[: len(part)], part)
-    if sys.byteorder == "big":
-        into.byteswap(inplace=True)
+class Stream:
+    """The stream under ``seed``, read once from its beginning."""
+
+    def __init__(self, seed: bytes) -> None:
+        self._encryptor = Cipher(algorithms.AES(seed), modes.CTR(bytes(16))).encryptor()
+
+    def read(self, into: Ring) -> None:
+        """Fill the contiguous ``into`` with the next words."""
+        view = into.view(np.uint8).data
+        for start in range(0, len(view), len(_ZEROS)):  # a block of zeros that stays in the cache
+            part = view[start : start + len(_ZEROS)]
+            self._encryptor.update_into(_ZEROS[: len(part)], part)
+        if sys.byteorder == "big":
+            into.byteswap(inplace=True)
 
 
 def stream(seed: bytes, words: int) -> Ring:
     """The first ``words`` words of the stream under ``seed``, as a new array."""
     made = np.empty(words, np.uint64)
     if words:
-        expand(seed, made)
+        Stream(seed).read(made)
     return made
 
 

@@ -7,7 +7,8 @@ function of public graph and objective, so both parties, the dealer and the clie
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections import Counter
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from math import prod
@@ -25,7 +26,7 @@ from secure_quant.mpc.gates.product import ProductGate
 from secure_quant.mpc.gates.requantize import RequantizeGate
 from secure_quant.mpc.tables import Lookup, choose
 
-__all__ = ["MpcPlan", "Objective", "plan"]
+__all__ = ["MpcPlan", "Objective", "Uses", "plan"]
 
 Objective = Literal["latency", "balanced", "traffic"]
 """What the planner spares: rounds; material, at a few more rounds; every byte."""
@@ -34,6 +35,20 @@ PLAN_VERSION = 1
 SHARE_BITS = 64
 WIDE = 10
 """Bits of a difference above which the six tables of a maximum of 4 are no bargain (int16)."""
+
+
+class Uses:
+    """Which values are still needed, while the gates are walked in order."""
+
+    def __init__(self, gates: Sequence[Gate]) -> None:
+        self._left = Counter(name for gate in gates for name in gate.inputs)
+
+    def release(self, gate: Gate, values: dict[str, Any]) -> None:
+        """``gate`` has its inputs: forget those of them that no later gate needs."""
+        for name in gate.inputs:
+            self._left[name] -= 1
+            if not self._left[name]:
+                del values[name]
 
 
 @dataclass(frozen=True, eq=False)
@@ -53,11 +68,27 @@ class MpcPlan:
     @cached_property
     def rounds(self) -> int:
         """Length of the longest chain: gates that are ready together share their rounds."""
+        return max(self._starts[gate.name] + len(gate.payloads) for gate in self.gates)
+
+    @cached_property
+    def order(self) -> tuple[Gate, ...]:
+        """Gates as they start: by the round in which their inputs are there, then in node order.
+        Material lies in this order."""
+        return tuple(sorted(self.gates, key=lambda gate: self._starts[gate.name]))
+
+    @cached_property
+    def _starts(self) -> dict[str, int]:
+        """Rounds that are over when a gate's inputs are there."""
+        starts: dict[str, int] = {}
         done: dict[str, int] = {}
         for gate in self.gates:
-            start = max((done[name] for name in gate.inputs), default=0)
-            done[gate.name] = start + len(gate.payloads)
-        return max(done.values())
+            starts[gate.name] = max((done[name] for name in gate.inputs), default=0)
+            done[gate.name] = starts[gate.name] + len(gate.payloads)
+        return starts
+
+    def uses(self) -> Uses:
+        """For a walk along ``order``."""
+        return Uses(self.gates)
 
     @cached_property
     def free_words(self) -> int:
@@ -66,6 +97,12 @@ class MpcPlan:
     @cached_property
     def dealt_words(self) -> int:
         return sum(gate.dealt_words for gate in self.gates)
+
+    @cached_property
+    def expanded_bytes(self) -> int:
+        """Memory for one sample's expanded material at a party, about: words, masks, offsets."""
+        made = sum(prod(gate.shape) for gate in self.gates)
+        return 8 * (self.free_words + self.dealt_words + made)
 
     def to_json(self) -> bytes:
         """Canonical; equal for equal plans."""

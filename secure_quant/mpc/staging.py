@@ -1,12 +1,14 @@
 """Material set aside for the inferences of one session, and expanded ahead of them.
 
 Party 1 takes items from its stock and tells party 0 which (``LinkStage``), so that both expand the
-same ones while the client's share is still on its way.
+same ones while the client's share is still on its way, or before anybody asks.
 """
 
 from __future__ import annotations
 
 import asyncio
+import threading
+from collections import defaultdict, deque
 from collections.abc import Coroutine, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -28,19 +30,36 @@ FOREVER_S = 1e6
 MATERIAL_WAIT_S = 10.0
 """Longest wait for the dealer. A deadline of the caller ends its own wait earlier."""
 
+RECENT_S = 30.0
+"""For so long after a batch of some size was asked for, another of that size is kept ready."""
+
+SETTLE_S = 0.02
+"""A pause this long is one: then the dealer gets all the credit that it is owed."""
+
+Key = tuple[str, int]
+"""Model hash and samples of one inference."""
+
 
 @dataclass(frozen=True, slots=True)
 class LaneOptions:
-    """lane: its number. material_bytes: memory for the stock of one model. batch: most samples of
-    one inference. staged: inferences of one sample whose material is expanded ahead, per model."""
+    """What a lane may hold.
+
+    lane            its number.
+    material_bytes  memory for the stock of one model.
+    batch           most samples of one inference.
+    staged          inferences of one sample whose material is kept expanded, per model.
+    staged_bytes    memory for expanded material of all models that is kept ready; besides single
+                    samples it is one batch of every size that was asked for lately.
+    """
 
     lane: int
     material_bytes: int = 64 * 2**20
     batch: int = 64
     staged: int = 3
+    staged_bytes: int = 128 * 2**20
 
 
-@dataclass
+@dataclass(eq=False)
 class Staged:
     """Consecutive items set aside for one inference; ``ready`` once they are expanded."""
 
@@ -54,12 +73,18 @@ class Staged:
         if not self.ready.done():
             await asyncio.wait([self.ready], timeout=MATERIAL_WAIT_S)
         if not self.ready.done():
-            raise _none_came(MATERIAL_WAIT_S)
+            raise MaterialExhausted(
+                "no material from the dealer", got=f"{MATERIAL_WAIT_S:.1f} s waited"
+            )
         return self.ready.result()
 
 
 class Staging:
-    """One party's side. ``pumps`` must run for as long as it is used; ``close`` ends it."""
+    """One party's side. ``pumps`` must run for as long as it is used; ``close`` ends it.
+
+    What nobody waits for is done in the pauses between inferences: an expansion that was begun
+    stops between two gates while an inference runs, and the dealer gets its credit in lumps.
+    """
 
     def __init__(
         self,
@@ -67,99 +92,174 @@ class Staging:
         programs: Mapping[str, PartyProgram],
         link: PartyLink,
         stock: Stock,
-        ahead: int,
+        options: LaneOptions,
     ) -> None:
-        """``ahead``: inferences of one sample whose material is kept expanded, per model."""
         self._party, self._programs = party, programs
-        self._link, self._stock = link, stock
-        # One sample's material each, ready to use (party 1); all that party 1 announced (party 0).
-        self._ahead = {model: asyncio.Queue[Staged](ahead) for model in programs}
+        self._link, self._stock, self._options = link, stock, options
+        self._loop = asyncio.get_running_loop()
+        # Party 1: what is kept ready, and when such was asked for last; party 0: all that party 1
+        # announced, by model and first item.
+        self._ahead: defaultdict[Key, deque[Staged]] = defaultdict(deque)
+        self._asked: dict[Key, float] = {(model, 1): 0.0 for model in programs}
         self._announced: dict[tuple[str, int], Staged] = {}
-        self._quiet = asyncio.Event()
-        self._quiet.set()
-        self._pool = ThreadPoolExecutor(1, thread_name_prefix="expand")
-        self._fetches: set[asyncio.Future[Prepared]] = set()
+        self._changed = asyncio.Event()
+        self._quiet, self._closed = True, False
+        self._wanted: set[asyncio.Future[Prepared]] = set()
+        self._open, self._go = asyncio.Event(), threading.Event()  # the same, for tasks and threads
+        self._settling: asyncio.TimerHandle | None = None
+        self._pool = ThreadPoolExecutor(2, thread_name_prefix="expand")
+        self._expansions: set[asyncio.Future[Prepared]] = set()
+        stock.on_arrival = self._changed.set
         link.on_stage = self._follow if party == 0 else None
+        self._pace()
 
     def pumps(self) -> list[Coroutine[Any, Any, None]]:
         """What must run for as long as material is wanted."""
-        return [self._stage_ahead(model) for model in self._programs] if self._party == 1 else []
+        return [self._fill()] if self._party == 1 else []
 
     def busy(self) -> None:
         """An inference begins: what can wait should."""
-        self._quiet.clear()
+        self._quiet = False
+        self._pace()
+        if self._settling is not None:
+            self._settling.cancel()
 
     def idle(self) -> None:
         """No inference is running or waiting."""
-        self._quiet.set()
+        self._quiet = True
+        self._pace()
+        self._changed.set()
+        self._settling = self._loop.call_later(SETTLE_S, self._stock.settle)
 
     async def close(self) -> None:
         """Destroy everything."""
+        self._closed = True
+        if self._settling is not None:
+            self._settling.cancel()
         self._stock.close()
-        fetches = list(self._fetches)
-        for each in fetches:
+        expansions = list(self._expansions)
+        for each in expansions:
             each.cancel()
-        await asyncio.gather(*fetches, return_exceptions=True)
+        await asyncio.gather(*expansions, return_exceptions=True)
         self._pool.shutdown(wait=False, cancel_futures=True)
+        self._pace()  # no thread may wait for ever
+        self._ahead.clear()
+        self._announced.clear()
 
     async def get(self, model: str, samples: int, wait_s: float) -> Staged:
         """Party 1: material for an inference. Raises MaterialExhausted."""
-        timeout = min(wait_s, MATERIAL_WAIT_S)
-        if samples > 1:
-            return await self._stage(model, samples, timeout)
-        try:
-            return await asyncio.wait_for(self._ahead[model].get(), timeout)
-        except TimeoutError as error:
-            raise _none_came(timeout) from error
+        key = (model, samples)
+        self._asked[key] = self._loop.time()
+        self._changed.set()
+        if self._ahead[key]:
+            staged = self._ahead[key].popleft()
+        else:
+            timeout = min(wait_s, MATERIAL_WAIT_S)
+            first, items = await self._stock.take(model, samples, timeout)
+            staged = self._staged(model, first, samples, items)
+            await self._link.stage(model, staged.first, samples)
+        self._hurry(staged)
+        return staged
 
     def claim(self, model: str, first: int, samples: int) -> Staged:
         """Party 0: the material that party 1 names for an inference. Raises MalformedMessage."""
         staged = self._announced.pop((model, first), None)
         if staged is None or staged.count != samples:
             raise MalformedMessage("material of an inference", got="some that was not announced")
+        self._hurry(staged)
         return staged
 
-    async def _stage(self, model: str, count: int, timeout: float) -> Staged:
-        """Party 1: take items, tell party 0, and expand them while the share is on its way."""
-        first, items = await self._stock.take(model, count, timeout)
-        await self._link.stage(model, first, count)
-        return Staged(model, first, count, self._expand(model, items))
-
-    async def _stage_ahead(self, model: str) -> None:
-        """Party 1: keep some material ready, made in the pauses between inferences."""
-        ahead = self._ahead[model]
+    async def _fill(self) -> None:
+        """Party 1: keep ready what recent demand looked like, made while the lane is quiet."""
         while True:
-            if not ahead.empty():
-                await self._quiet.wait()
-            staged = await self._stage(model, 1, FOREVER_S)
+            self._changed.clear()
+            key = await self._missing() if self._quiet else None
+            if key is None:
+                await self._changed.wait()
+                continue
+            first, items = await self._stock.take(*key, FOREVER_S)
+            staged = self._staged(key[0], first, key[1], items)
+            await self._link.stage(staged.model, staged.first, staged.count)
+            self._ahead[key].append(staged)
             await asyncio.wait([staged.ready])
-            await ahead.put(staged)
+
+    async def _missing(self) -> Key | None:
+        """What to make ahead next, the latest demand first; sizes of long ago are forgotten."""
+        latest = self._loop.time() - RECENT_S
+        for key in [key for key, asked in self._asked.items() if asked < latest and key[1] > 1]:
+            del self._asked[key]
+            for staged in self._ahead.pop(key, ()):
+                await self._link.stage(staged.model, staged.first, 0)
+        for key in sorted(self._asked, key=self._asked.__getitem__, reverse=True):
+            model, samples = key
+            target = self._options.staged if samples == 1 else 1
+            if (
+                len(self._ahead[key]) < target
+                and self._stock.spare(model) >= samples
+                and self._fits(key)
+            ):
+                return key
+        return None
+
+    def _fits(self, key: Key) -> bool:
+        """Whether one more leaves expanded material within its bound. One sample always does."""
+        held = sum(self._bytes(each) * len(row) for each, row in self._ahead.items())
+        least = key[1] == 1 and not self._ahead[key]
+        return least or held + self._bytes(key) <= self._options.staged_bytes
+
+    def _bytes(self, key: Key) -> int:
+        return key[1] * self._programs[key[0]].plan.expanded_bytes
 
     def _follow(self, stage: LinkStage) -> None:
-        """Party 0: expand the items that party 1 set aside."""
-        key = (stage.model_hash, stage.first_item)
-        if stage.model_hash not in self._programs:
-            raise ModelNotFound("model", got=stage.model_hash[:64])
-        if key in self._announced or not 1 <= stage.items <= self._stock.depth(stage.model_hash):
-            raise MalformedMessage("material announced", got=(stage.first_item, stage.items))
+        """Party 0: expand the items that party 1 set aside, or let go of them."""
+        model, first, count = stage.model_hash, stage.first_item, stage.items
+        if model not in self._programs:
+            raise ModelNotFound("model", got=model[:64], expected="one that is served here")
+        if not count and (model, first) in self._announced:
+            del self._announced[model, first]
+            return
+        if not count or (model, first) in self._announced or count > self._stock.depth(model):
+            raise MalformedMessage("material announced", got=(first, count))
         if len(self._announced) >= MAX_ANNOUNCED:
             raise MalformedMessage("material announced", got="far more than is used")
+        self._announced[model, first] = self._staged(model, first, count)
 
-        async def fetch() -> Prepared:
-            items = await self._stock.take_at(*key, stage.items, FOREVER_S)
-            return await self._expand(stage.model_hash, items)
+    def _staged(
+        self, model: str, first: int, count: int, items: list[Item] | None = None
+    ) -> Staged:
+        """Expand ``items``, or those of these indices once they come."""
 
-        ready = asyncio.ensure_future(fetch())
-        ready.add_done_callback(_retrieved)
-        ready.add_done_callback(self._fetches.discard)  # its result is megabytes
-        self._fetches.add(ready)
-        self._announced[key] = Staged(*key, stage.items, ready)
+        async def work() -> Prepared:
+            there = items or await self._stock.take_at(model, first, count, FOREVER_S)
+            await self._open.wait()
+            prepare = self._programs[model].prepare
+            return await self._loop.run_in_executor(self._pool, prepare, there, self._go.wait)
 
-    def _expand(self, model: str, items: list[Item]) -> asyncio.Future[Prepared]:
-        loop = asyncio.get_running_loop()
-        ready = loop.run_in_executor(self._pool, self._programs[model].prepare, items)
-        ready.add_done_callback(_retrieved)
-        return ready
+        ready = asyncio.ensure_future(work())
+        self._expansions.add(ready)  # not for longer than it takes: its result is megabytes
+        ready.add_done_callback(self._expanded)
+        return Staged(model, first, count, ready)
+
+    def _expanded(self, ready: asyncio.Future[Prepared]) -> None:
+        self._expansions.discard(ready)
+        self._wanted.discard(ready)
+        self._pace()
+        if not ready.cancelled():
+            ready.exception()  # whoever uses it sees the error; if nobody does, it is not worth one
+
+    def _hurry(self, staged: Staged) -> None:
+        """An inference waits for it, so nothing holds it up any more."""
+        if not staged.ready.done():
+            self._wanted.add(staged.ready)
+            self._pace()
+
+    def _pace(self) -> None:
+        run = self._quiet or self._closed or bool(self._wanted)
+        for gate in (self._open, self._go):
+            if run:
+                gate.set()
+            else:
+                gate.clear()
 
 
 def make_stock(party: int, programs: Mapping[str, PartyProgram], options: LaneOptions) -> Stock:
@@ -170,13 +270,3 @@ def make_stock(party: int, programs: Mapping[str, PartyProgram], options: LaneOp
         depth = stock_depth(size, options.material_bytes, options.batch)
         models[model] = (depth, 0 if party == 0 else size - SEED_BYTES)
     return Stock(party, models)
-
-
-def _none_came(waited_s: float) -> MaterialExhausted:
-    return MaterialExhausted("no material from the dealer", got=f"{waited_s:.1f} s waited")
-
-
-def _retrieved(ready: asyncio.Future[Any]) -> None:
-    """Whoever uses the material sees the error; if nobody does, it is not worth a warning."""
-    if not ready.cancelled():
-        ready.exception()

@@ -7,8 +7,8 @@ crash, a restart or a retry.
 from __future__ import annotations
 
 import asyncio
-from collections import deque
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -44,19 +44,18 @@ def stock_depth(item_bytes: int, memory: int, batch: int) -> int:
 
 @dataclass
 class _Shelf:
-    """One model's items by index. arrived: index of the next item to come."""
+    """One model's items by index. arrived: index of the next item to come. taken: of the next to be
+    taken. owed: items taken for which the dealer has no new credit yet."""
 
+    model: str
     depth: int
     correction_bytes: int
     items: dict[int, Item] = field(default_factory=dict)
     arrived: int = 0
     taken: int = 0
-
-
-@dataclass
-class _Wait:
-    ready: Callable[[], bool]
-    done: asyncio.Future[None]
+    owed: int = 0
+    turn: asyncio.Lock = field(default_factory=asyncio.Lock)
+    news: asyncio.Event = field(default_factory=asyncio.Event)
 
 
 class Stock:
@@ -65,9 +64,10 @@ class Stock:
     def __init__(self, party: int, models: Mapping[str, tuple[int, int]]) -> None:
         """``models``: hash -> (depth, correction bytes of one item for this party)."""
         self._party = party
-        self._shelves = {name: _Shelf(depth, size) for name, (depth, size) in models.items()}
-        self._waits: deque[_Wait] = deque()
+        self._shelves = {name: _Shelf(name, depth, size) for name, (depth, size) in models.items()}
+        self._closed = False
         self.on_credit: Callable[[str, int], None] | None = None
+        self.on_arrival: Callable[[], None] | None = None
 
     def depth(self, model: str) -> int:
         """Items that can be held at once. Raises ModelNotFound."""
@@ -77,17 +77,24 @@ class Stock:
         """Items there now."""
         return len(self._shelf(model).items)
 
+    def spare(self, model: str) -> int:
+        """Items there now that nobody waits for."""
+        shelf = self._shelf(model)
+        return 0 if shelf.turn.locked() else len(shelf.items)
+
     async def take(self, model: str, count: int, timeout: float) -> tuple[int, list[Item]]:
-        """The next ``count`` items and the index of the first; waits for them.
+        """The next ``count`` items and the index of the first; waits for them, first come first
+        served.
 
         Raises MaterialExhausted after ``timeout`` seconds, ModelNotFound.
         """
         shelf = self._shelf(model)
         if count > shelf.depth:
             raise MaterialExhausted("items at once", got=count, expected=f"<= {shelf.depth}")
-        await self._until(lambda: shelf.arrived - shelf.taken >= count, timeout, model)
+        async with self._patience(shelf, timeout), shelf.turn:
+            await self._until(shelf, lambda: shelf.arrived - shelf.taken >= count)
         first = shelf.taken
-        return first, self._pop(model, shelf, first, count)
+        return first, self._pop(shelf, first, count)
 
     async def take_at(self, model: str, first: int, count: int, timeout: float) -> list[Item]:
         """The items that the other party chose; waits for those still to come.
@@ -97,8 +104,9 @@ class Stock:
         shelf = self._shelf(model)
         if count > shelf.depth or first > shelf.taken + shelf.depth:
             raise MalformedMessage("items asked for", got=(first, count), expected=shelf.depth)
-        await self._until(lambda: shelf.arrived >= first + count, timeout, model)
-        return self._pop(model, shelf, first, count)
+        async with self._patience(shelf, timeout):
+            await self._until(shelf, lambda: shelf.arrived >= first + count)
+        return self._pop(shelf, first, count)
 
     def put(self, model: str, index: int, item: Item) -> None:
         """Take in the next item. Raises MalformedMessage if it is not the next."""
@@ -107,7 +115,14 @@ class Stock:
             raise MalformedMessage("index of an item", got=index, expected=shelf.arrived)
         shelf.items[index] = item
         shelf.arrived += 1
-        self._wake()
+        _wake(shelf)
+        if self.on_arrival is not None:
+            self.on_arrival()
+
+    def settle(self) -> None:
+        """Grant the dealer all the credit that it is owed: for a moment when the lane is quiet."""
+        for shelf in self._shelves.values():
+            self._grant(shelf)
 
     def correction_bytes(self, model: str) -> int:
         """Bytes of corrections that one item has for this party."""
@@ -115,48 +130,56 @@ class Stock:
 
     def close(self) -> None:
         """Destroy everything; whoever waits gets MaterialExhausted."""
+        self._closed = True
         for shelf in self._shelves.values():
             shelf.items.clear()
-        for wait in self._waits:
-            if not wait.done.done():
-                wait.done.set_exception(MaterialExhausted("the session's material is gone"))
-        self._waits.clear()
+            _wake(shelf)
 
-    def _pop(self, model: str, shelf: _Shelf, first: int, count: int) -> list[Item]:
+    def _pop(self, shelf: _Shelf, first: int, count: int) -> list[Item]:
         wanted = range(first, first + count)
         if any(index not in shelf.items for index in wanted):
             raise MaterialReused("item", got=first, expected="one that was not taken before")
         found = [shelf.items.pop(index) for index in wanted]
         shelf.taken = max(shelf.taken, first + count)
-        if self.on_credit is not None:
-            self.on_credit(model, count)
+        shelf.owed += count
+        # A lump now and then: what arrives costs the inference that runs meanwhile.
+        if 2 * shelf.owed >= shelf.depth:
+            self._grant(shelf)
         return found
 
-    async def _until(self, ready: Callable[[], bool], timeout: float, model: str) -> None:
-        if ready():
-            return
-        wait = _Wait(ready, asyncio.get_running_loop().create_future())
-        self._waits.append(wait)
+    def _grant(self, shelf: _Shelf) -> None:
+        if shelf.owed and self.on_credit is not None:
+            self.on_credit(shelf.model, shelf.owed)
+            shelf.owed = 0
+
+    @asynccontextmanager
+    async def _patience(self, shelf: _Shelf, timeout: float) -> AsyncIterator[None]:
         try:
-            await asyncio.wait_for(wait.done, timeout)
+            async with asyncio.timeout(timeout):
+                yield
         except TimeoutError as error:
             raise MaterialExhausted(
-                "no material from the dealer", got=f"{timeout:.1f} s waited", hint=model[:12]
+                "no material from the dealer", got=f"{timeout:.1f} s waited", hint=shelf.model[:12]
             ) from error
-        finally:
-            if wait in self._waits:
-                self._waits.remove(wait)
 
-    def _wake(self) -> None:
-        for wait in list(self._waits):
-            if wait.ready() and not wait.done.done():
-                wait.done.set_result(None)
+    async def _until(self, shelf: _Shelf, ready: Callable[[], bool]) -> None:
+        while not self._closed and not ready():
+            self._grant(shelf)
+            await shelf.news.wait()
+        if self._closed:
+            raise MaterialExhausted("the session's material is gone")
 
     def _shelf(self, model: str) -> _Shelf:
         shelf = self._shelves.get(model)
         if shelf is None:
             raise ModelNotFound("model", got=model[:64], expected="one that is served here")
         return shelf
+
+
+def _wake(shelf: _Shelf) -> None:
+    """Whoever waits for this shelf looks again."""
+    shelf.news.set()
+    shelf.news.clear()
 
 
 class _Parts:

@@ -185,6 +185,7 @@ class LinkStage(_message.Message):
     model_hash: _builtins.str
     first_item: _builtins.int
     items: _builtins.int
+    """0: the items staged at first_item will not be used."""
     def __init__(
         self,
         *,

@@ -234,7 +234,7 @@ class _Worker:
                 session = Session(
                     config.party, self._programs, link, dealer, stock,
                     border=self._border, desk=self._desk if config.party == 1 else None,
-                    staged=config.options.staged,
+                    options=config.options,
                 )  # fmt: skip
                 self._session = session
                 announcer = asyncio.create_task(self._announce(session))

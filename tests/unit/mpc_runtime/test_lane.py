@@ -34,9 +34,10 @@ class Program:
         self.party = party
         self.graph = SimpleNamespace(input=SimpleNamespace(shape=SHAPE))
         cost = SimpleNamespace(offline_bytes_party0=32, offline_bytes_party1=100)
-        self.plan = SimpleNamespace(cost=lambda _: cost)
+        self.plan = SimpleNamespace(cost=lambda _: cost, expanded_bytes=100)
 
-    def prepare(self, items):
+    def prepare(self, items, pace):
+        pace()
         return [item.take()[0][:1] for item in items]
 
     def run(self, share, ready):
