@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from secure_quant.errors import HashMismatch, MalformedModel, MissingParameters, UnsupportedVersion
-from secure_quant.he.evaluate import Evaluator
+from secure_quant.he.evaluate import STOCK_MEMORY, Evaluator
 from secure_quant.he.parameters import Tier
 from secure_quant.he.plan import HePlan, plan
 from secure_quant.he.search import Objective
@@ -32,15 +32,17 @@ def split(graph: Graph, objective: Objective = "latency", tier: Tier = "T1") -> 
     }
 
 
-def load_server(data: bytes) -> Evaluator:
-    """Raises MalformedModel and its kin, InvalidGraph, InsecureRefused."""
+def load_server(data: bytes, *, stock_memory: int = STOCK_MEMORY) -> Evaluator:
+    """stock_memory: see Evaluator. Raises MalformedModel and its kin, InvalidGraph,
+    InsecureRefused."""
     parts, metadata = _read("he-server", ("model", "plan"), data)
     graph = decode(parts["model"], expected_hash=metadata["hash"])
     if graph.is_public:
         raise MalformedModel("server bundle", got="a public graph", expected="a whole model")
     if metadata["commitment"] != graph.commitment.hex():
         raise HashMismatch("commitment", got="another", expected=graph.commitment.hex())
-    return Evaluator(graph, HePlan.from_json(parts["plan"], graph))
+    made = HePlan.from_json(parts["plan"], graph)
+    return Evaluator(graph, made, stock_memory=stock_memory)
 
 
 def load_client(data: bytes) -> tuple[Graph, HePlan]:

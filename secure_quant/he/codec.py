@@ -33,9 +33,10 @@ def pack(values: U64, prime: int, drop: int) -> U8:
     whole, rest = divmod(width_of(prime, drop), 8)
     records, count = values.shape
     made = np.empty((records, packed_size(count, width_of(prime, drop))), np.uint8)
-    octets = (values >> np.uint64(drop + rest)).astype("<u8", copy=False).view(np.uint8)
-    upper = made[:, : count * whole].reshape(records, count, whole)
-    upper[:] = octets.reshape(records, count, 8)[:, :, :whole]
+    if whole:
+        words = (values >> np.uint64(drop + rest)).astype("<u8", copy=False)
+        upper = np.ndarray((records, count), f"V{whole}", words, strides=words.strides)
+        made[:, : count * whole].view(f"V{whole}")[...] = upper
     if rest:
         low = np.zeros((records, -(-count // 8) * 8), np.uint64)
         low[:, :count] = (values >> np.uint64(drop)) & np.uint64((1 << rest) - 1)
@@ -76,6 +77,9 @@ def _shifts(rest: int) -> U64:
 
 def _widen(octets: U8, count: int, size: int) -> U64:
     """uint64[records, count] of little-endian numbers of ``size`` bytes."""
-    wide = np.zeros((len(octets), count, 8), np.uint8)
-    wide[:, :, :size] = octets.reshape(len(octets), count, size)
-    return wide.view("<u8").reshape(len(octets), count).astype(np.uint64, copy=False)
+    # Whole words are read at every number's place; the last one ends in the padding.
+    padded = np.zeros((len(octets), count * size + 8), np.uint8)
+    padded[:, : count * size] = octets
+    words = np.ndarray((len(octets), count), "<u8", padded, strides=(padded.strides[0], size))
+    made: U64 = (words & np.uint64((1 << 8 * size) - 1)).astype(np.uint64, copy=False)
+    return made

@@ -11,6 +11,7 @@ import os
 from collections import OrderedDict, deque
 from collections.abc import Iterator
 from dataclasses import dataclass
+from math import prod
 from threading import Lock
 
 import numpy as np
@@ -25,10 +26,11 @@ from secure_quant.he.ring import Ring, ring
 from secure_quant.he.sampling import Stream, Uniform, fresh
 from secure_quant.ir import Graph
 
-__all__ = ["Evaluator"]
+__all__ = ["STOCK_MEMORY", "Evaluator"]
 
 U64 = NDArray[np.uint64]
 
+STOCK_MEMORY = 256 * 2**20
 _BLOCK = 64
 
 
@@ -62,24 +64,37 @@ class _Blind:
     c0: U64
     c1: U64
 
+    @property
+    def size(self) -> int:
+        """Bytes."""
+        return self.u.nbytes + self.c0.nbytes + self.c1.nbytes
+
 
 class Evaluator:
     """Evaluates the steps of one model. Holds its weights, never a key.
 
     weight_memory: bytes of transformed weights to keep; the least recently used layouts go first.
-    stock_limit: blinds kept ready per step and batch.
+    stock_limit: blinds kept ready per step and batch. stock_memory: bytes of all of them; those
+    of the least recently used step and batch go first.
     """
 
     def __init__(
-        self, graph: Graph, plan: HePlan, *, weight_memory: int = 4 * 2**30, stock_limit: int = 4
+        self,
+        graph: Graph,
+        plan: HePlan,
+        *,
+        weight_memory: int = 4 * 2**30,
+        stock_limit: int = 4,
+        stock_memory: int = STOCK_MEMORY,
     ) -> None:
         self.graph, self.plan = graph.public(), plan
         self.model_hash = graph.hash
         self._parameters = graph.parameters
         self._graph = graph
         self._weight_memory, self._stock_limit = weight_memory, stock_limit
+        self._stock_memory, self._stocked = stock_memory, 0
         self._weights: OrderedDict[tuple[int, Layout], _Weights] = OrderedDict()
-        self._stock: dict[tuple[int, int], deque[list[_Blind]]] = {}
+        self._stock: OrderedDict[tuple[int, int], deque[list[_Blind]]] = OrderedDict()
         self._process = os.getpid()
         self._lock = Lock()
 
@@ -114,7 +129,8 @@ class Evaluator:
         return b"".join([*c1, pack(c0.reshape(1, -1), prime, scaling.drop_c0).tobytes()])
 
     def prepare(self, step: int, batch: int) -> bool:
-        """Make weights ready and one blind ahead of demand. False if the stock is full.
+        """Make weights ready and one blind ahead of demand. False if there is enough of that kind,
+        or no room for it.
 
         Raises MalformedMessage for an unknown step or batch.
         """
@@ -122,9 +138,18 @@ class Evaluator:
         field = ring(call.ring)
         self._prepared(step, batch, field)
         stock = self._stock.setdefault((step, batch), deque())
-        if len(stock) >= self._stock_limit:
+        self._stock.move_to_end((step, batch))
+        if len(stock) >= self._stock_limit or _blind_size(call) > self._stock_memory:
             return False
         stock.append([_blind(call, field, len(c) * call.packing.n_out) for c in _blocks(call)])
+        self._stocked += _blind_size(call)
+        while self._stocked > self._stock_memory:
+            oldest = next(iter(self._stock))
+            if not self._stock[oldest]:
+                del self._stock[oldest]
+                continue
+            self._stock[oldest].popleft()
+            self._stocked -= _blind_size(self._checked(*oldest))
         return True
 
     def _checked(self, step: int, batch: int) -> Call:
@@ -138,10 +163,13 @@ class Evaluator:
         if self._process != os.getpid():  # a forked copy would use the same blinds again
             self._process = os.getpid()
             self._stock.clear()
+            self._stocked = 0
         try:
-            return iter(self._stock[step, batch].popleft())
+            found = self._stock[step, batch].popleft()
         except (KeyError, IndexError):
             return iter(())
+        self._stocked -= sum(blind.size for blind in found)
+        return iter(found)
 
     def _prepared(self, step: int, batch: int, field: Ring) -> _Weights:
         planned = self.plan.steps[step]
@@ -290,6 +318,13 @@ def _blind(call: Call, field: Ring, count: int) -> _Blind:
         errors = field.residues(stream.errors((count, degree)))
         c0 = field.add(errors, _wide_flood(stream, (count, degree), flood, call.ring))
     return _Blind(u, c0, c1)
+
+
+def _blind_size(call: Call) -> int:
+    """Bytes of all blinds of one call."""
+    whole = call.ring.degree * len(call.ring.primes)
+    c0 = prod(call.packing.wanted_shape) if len(call.ring.primes) == 1 else whole
+    return 8 * call.ciphertexts_down * (2 * whole + c0)
 
 
 def _wide_flood(stream: Stream, shape: tuple[int, int], bound: int, parameters: Parameters) -> U64:

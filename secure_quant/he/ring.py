@@ -9,6 +9,7 @@ TenSEAL is refused by name and never misread.
 from __future__ import annotations
 
 import ctypes
+import threading
 from functools import lru_cache
 from typing import Any
 
@@ -52,6 +53,7 @@ class Ring:
         self.evaluator: Any = seal.Evaluator(self.context)
         self._encoder: Any = seal.CKKSEncoder(self.context)
         self._level = self.context.first_parms_id()
+        self._kept = threading.local()
 
     def forward(self, polynomials: U64) -> None:
         """Coefficients -> values at the roots of X^n + 1 (SEAL's order), in place."""
@@ -72,14 +74,23 @@ class Ring:
     def _through(self, polynomials: U64, operation: Any, *, transformed: bool) -> None:
         for start in range(0, len(polynomials), _BLOCK):
             part = polynomials[start : start + _BLOCK]
-            block = self._ciphertext(len(part) + 1, transformed=transformed)
-            view = self._view(block)
+            block, view = self._scratch(len(part) + 1, transformed=transformed)
             view[: len(part)] = part
             # SEAL refuses a ciphertext that is zero beyond its first polynomial, as a constant
             # one would be; the guard never is.
             view[len(part)] = 1
             operation(block)
-            part[...] = self._view(block)[: len(part)]
+            part[...] = view[: len(part)]
+
+    def _scratch(self, size: int, *, transformed: bool) -> tuple[Any, U64]:
+        """A ciphertext of this thread and a view of its polynomials, to be overwritten."""
+        kept: dict[int, tuple[Any, U64, ctypes.c_uint8]] = vars(self._kept).setdefault("sizes", {})
+        if size not in kept:
+            made = self._ciphertext(size, transformed=transformed)
+            kept[size] = made, self._view(made), _flag(made)
+        block, view, flag = kept[size]
+        flag.value = transformed
+        return block, view
 
     def ciphertext(self, c0: U64, c1: U64) -> Any:
         """SEAL ciphertext of two transformed polynomials uint64[primes, degree]."""
@@ -129,7 +140,7 @@ class Ring:
     def _ciphertext(self, size: int, *, transformed: bool) -> Any:
         made = seal.Ciphertext(self.context)
         made.resize(self.context, self._level, size)
-        ctypes.c_uint8.from_address(_address(made) + 8 * _CIPHERTEXT["ntt"]).value = transformed
+        _flag(made).value = transformed
         return made
 
     def _view(self, ciphertext: Any) -> U64:
@@ -166,6 +177,11 @@ def _context(degree: int, chain: tuple[int, ...]) -> Any:
 def _address(owner: Any) -> int:
     address: int = ctypes.c_uint64.from_address(id(owner) + _HOLDER).value
     return address
+
+
+def _flag(ciphertext: Any) -> ctypes.c_uint8:
+    """Whether SEAL takes the polynomials to be transformed."""
+    return ctypes.c_uint8.from_address(_address(ciphertext) + 8 * _CIPHERTEXT["ntt"])
 
 
 def _word(owner: Any, index: int) -> int:

@@ -38,7 +38,7 @@ MAX_WEIGHT_BYTES = 4 * 2**30
 """Transformed weights of one layer; a packing above it is not considered."""
 
 # Nanoseconds per coefficient and prime, both ends together.
-_UP, _DOWN, _PRODUCT = 60, 100, 7
+_UP, _DOWN, _PRODUCT = 20, 50, 3
 _PER_BYTE = {"latency": 20, "traffic": 1000}  # 20 ns: 400 Mbit/s
 _FINALISTS = 6
 _LIGHT = 2**28  # bytes of transformed weights that any layer may take to be fast

@@ -1,89 +1,58 @@
-"""One evaluation process: parses what clients send, so that a crash costs one request.
-
-Started as ``python -m secure_quant_server.he.worker FD`` with one end of a socket pair; ends when
-the other end is closed.
-"""
+"""One evaluation process: parses what clients send, so that a crash costs one request."""
 
 from __future__ import annotations
 
 import gc
-import resource
 import select
-import signal
 import socket
 import sys
 from collections import OrderedDict
 from typing import TYPE_CHECKING
 
-from secure_quant.errors import SecureQuantError
-from secure_quant.wire import info_to_proto, to_status
-from secure_quant_server.common import logs
-from secure_quant_server.he.frames import COUNT, ERROR, LENGTH, OK, REPLY, REQUEST, SOCKET_BUFFER
+from secure_quant.wire import info_to_proto
+from secure_quant_server.he.child import answer_one, load_all, run
 
 if TYPE_CHECKING:
     from secure_quant.he.evaluate import Evaluator
 
-__all__ = ["Stock", "describe", "load", "main", "receive", "reply", "reply_error"]
+__all__ = ["Stock", "describe", "load", "main"]
 
 # Longer than a client computes between two layers, so that stock is made between inferences.
 IDLE_S = 0.01
+# What is made faster than a client computes is made at once: so many coefficients take 0.4 ms.
+QUICK = 2**14
 STOCK_BYTES = 256 * 2**20
-# Four halves of a kind, each with three 8-byte words where an answer has one of about 6 bytes.
-BYTES_PER_ANSWERED = 4 * 4
+"""Of all models together."""
 
 Kind = tuple[int, int, int]
 """(model, step, batch)"""
 
 
 def main(arguments: list[str]) -> int:
-    """Serve until the front hangs up. Status 1 after anything unforeseen: the front starts a new
-    process, and nothing of this one's state is trusted again."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # a terminal's ^C reaches the front, which decides
-    signal.signal(signal.SIGTERM, signal.SIG_DFL)
-    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))  # no weights in core files
-    logs.setup()
-    with socket.socket(fileno=int(arguments[0])) as link:
-        link.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, SOCKET_BUFFER)
-        try:
-            evaluators = _start(link)
-            stock = Stock(evaluators)
-            while _serve_one(link, evaluators, stock):
-                pass
-        except (ConnectionError, EOFError):
-            return 0
-        except Exception as error:  # noqa: BLE001  the process ends here
-            logs.failure("worker failed", error)
-            return 1
-    return 0
+    """The exit status; see ``run``."""
+    return run(int(arguments[0]), _serve)
 
 
 class Stock:
-    """Which input-independent halves to make ahead while nobody waits.
-
-    A kind of call (model, step, batch) is admitted at its first success and stays; once
-    ``STOCK_BYTES`` could be in use, no more are, whatever batches clients come with.
-    """
+    """Which input-independent halves to make ahead while nobody waits. How many are kept, and for
+    which kinds of call, is each evaluator's business."""
 
     def __init__(self, evaluators: list[Evaluator]) -> None:
         self._evaluators = evaluators
-        self._admitted: set[Kind] = set()
-        self._bytes = 0
         self._short: OrderedDict[Kind, None] = OrderedDict()
 
     @property
-    def wanted(self) -> bool:
-        """Whether there is anything to make."""
-        return bool(self._short)
+    def patience(self) -> float | None:
+        """Seconds without a request after which to make one; None if there is nothing to make."""
+        if not self._short:
+            return None
+        model, step, batch = next(iter(self._short))
+        call = self._evaluators[model].plan.steps[step].call(batch)
+        size = call.ciphertexts_down * call.ring.degree * len(call.ring.primes)
+        return 0.0 if size <= QUICK else IDLE_S
 
     def note(self, kind: Kind) -> None:
         """A call of this kind was answered: replace what it used up."""
-        if kind not in self._admitted:
-            model, step, batch = kind
-            answer = self._evaluators[model].plan.steps[step].call(batch).cost.bytes_down
-            if self._bytes + answer * BYTES_PER_ANSWERED > STOCK_BYTES:
-                return
-            self._bytes += answer * BYTES_PER_ANSWERED
-            self._admitted.add(kind)
         self._short[kind] = None
 
     def make_one(self) -> None:
@@ -94,11 +63,11 @@ class Stock:
             self._short[kind] = None
 
 
-def load(bundle: bytes) -> Evaluator:
-    """The evaluator of a server bundle. Raises MalformedModel and its kin."""
+def load(bundle: bytes, models: int = 1) -> Evaluator:
+    """The evaluator of a server bundle, one of ``models``. Raises MalformedModel and its kin."""
     from secure_quant.he.bundle import load_server  # only processes that evaluate load the engine
 
-    return load_server(bundle)
+    return load_server(bundle, stock_memory=STOCK_BYTES // models)
 
 
 def describe(evaluator: Evaluator) -> bytes:
@@ -107,65 +76,24 @@ def describe(evaluator: Evaluator) -> bytes:
     return info.SerializeToString(deterministic=True)
 
 
-def _start(link: socket.socket) -> list[Evaluator]:
-    (count,) = COUNT.unpack(receive(link, COUNT.size))
-    evaluators = []
-    for _ in range(count):
-        (length,) = LENGTH.unpack(receive(link, LENGTH.size))
-        try:
-            evaluators.append(load(bytes(receive(link, length))))
-        except SecureQuantError as error:
-            reply_error(link, error)
-            raise ConnectionError from error
-        reply(link, OK, describe(evaluators[-1]))
-        for step in range(len(evaluators[-1].plan.steps)):
-            evaluators[-1].prepare(step, 1)  # the first request is no slower than the second
+def _serve(link: socket.socket) -> None:
+    evaluators = load_all(link, load, describe)
+    for evaluator in evaluators:
+        for step in range(len(evaluator.plan.steps)):
+            evaluator.prepare(step, 1)  # the first request is no slower than the second
     gc.collect()
     gc.freeze()  # models live as long as the process
-    return evaluators
+    stock = Stock(evaluators)
 
-
-def _serve_one(link: socket.socket, evaluators: list[Evaluator], stock: Stock) -> bool:
-    """False once the front hung up between two requests."""
-    while not select.select([link], [], [], IDLE_S if stock.wanted else None)[0]:
-        stock.make_one()
-    head = link.recv(REQUEST.size)
-    if not head:
-        return False
-    head += receive(link, REQUEST.size - len(head))
-    model, step, batch, length = REQUEST.unpack(head)
-    ciphertexts = receive(link, length)
-    try:
+    def evaluate(model: int, step: int, batch: int, ciphertexts: memoryview) -> bytes:
         answer = evaluators[model].evaluate(step, batch, ciphertexts)
-    except SecureQuantError as error:
-        reply_error(link, error)
-    else:
-        reply(link, OK, answer)
         stock.note((model, step, batch))
-    return True
+        return answer
 
-
-def reply_error(link: socket.socket, error: SecureQuantError) -> None:
-    """Tell the front a named error."""
-    details = to_status(error)[2][0][1]
-    reply(link, ERROR, details if isinstance(details, bytes) else details.encode())
-
-
-def reply(link: socket.socket, kind: int, body: bytes) -> None:
-    """Tell the front OK and what was made."""
-    link.sendall(REPLY.pack(kind, len(body)) + body)
-
-
-def receive(link: socket.socket, length: int) -> memoryview:
-    """Exactly ``length`` bytes; the front already refused what is above the message limit."""
-    buffer = bytearray(length)
-    view, got = memoryview(buffer), 0
-    while got < length:
-        more = link.recv_into(view[got:])
-        if more == 0:
-            raise EOFError
-        got += more
-    return view
+    while True:
+        while not select.select([link], [], [], stock.patience)[0]:
+            stock.make_one()
+        answer_one(link, evaluate)
 
 
 if __name__ == "__main__":

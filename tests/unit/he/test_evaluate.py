@@ -9,7 +9,7 @@ from unit.he.walk import infer, layer
 
 from secure_quant import reference
 from secure_quant.errors import MalformedMessage
-from secure_quant.he.evaluate import Evaluator
+from secure_quant.he.evaluate import Evaluator, _blind_size
 from secure_quant.he.plan import HeCost, plan
 from secure_quant.ir import Graph, Interval, ops
 from secure_quant.ir.verify import linear_bound, public_bound
@@ -136,6 +136,33 @@ def test_stock_is_used_once_and_bounded(net: Graph) -> None:
     decrypted = [session.decrypt(4, 1, response) for response in responses]
     assert all(np.array_equal(decrypted[0], other) for other in decrypted)
     assert evaluator.prepare(4, 1)
+
+
+def test_stock_keeps_within_its_memory(net: Graph) -> None:
+    made = plan(net)
+    sizes = {batch: _blind_size(made.steps[4].call(batch)) for batch in (1, 2, 3, 256)}
+    room = sizes[1] + sizes[2] + sizes[3]
+    assert sizes[256] > room
+    evaluator = Evaluator(net, made, stock_memory=room)
+    assert all(evaluator.prepare(4, batch) for batch in (1, 2, 3))
+    assert not evaluator.prepare(4, 256)
+    for (_, batch), (blinds,) in ((k, v) for k, v in evaluator._stock.items() if v):
+        assert sum(blind.size for blind in blinds) == sizes[batch]
+    assert evaluator.prepare(4, 1)  # the least recently used kind makes room
+    assert {batch: len(kept) for (_, batch), kept in evaluator._stock.items() if kept} == {
+        3: 1, 1: 2,
+    }  # fmt: skip
+    assert evaluator._stocked == 2 * sizes[1] + sizes[3] <= room
+
+
+@pytest.mark.parametrize("tier", ["T1", "T1-strict"])
+def test_size_of_stock_is_known_beforehand(net: Graph, tier: str) -> None:
+    made = plan(net, tier=tier)
+    evaluator = Evaluator(net, made)
+    for step in range(5):
+        evaluator.prepare(step, 3)
+    found = [blind for kept in evaluator._stock.values() for blind in kept[0]]
+    assert sum(blind.size for blind in found) == evaluator._stocked
 
 
 def test_weights_over_the_memory_limit_make_room(net: Graph) -> None:
