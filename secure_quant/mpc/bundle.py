@@ -32,12 +32,14 @@ FORMAT = "secure-quant-mpc/1"
 Tensors = dict[str, NDArray[Any]]
 
 
-def split(graph: Graph, objective: Objective = "balanced") -> dict[str, bytes]:
+def split(
+    graph: Graph, objective: Objective = "balanced", *, streamed: bool | None = None
+) -> dict[str, bytes]:
     """Bundles "party0", "party1", "dealer" and "client", under fresh seeds of the operating system.
 
-    Raises OpNotSupported, MissingParameters.
+    ``streamed``: as in ``plan``. Raises OpNotSupported, MissingParameters.
     """
-    made = plan(graph, objective)
+    made = plan(graph, objective, streamed=streamed)
     seeds = [secrets.token_bytes(SEED_BYTES) for _ in range(2)]
     own = [_masks(made, seed) for seed in seeds]
     tensors: list[Tensors] = [{"seed": np.frombuffer(seed, np.uint8)} for seed in seeds]

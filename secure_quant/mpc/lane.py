@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Coroutine, Mapping
+from contextlib import aclosing
 from dataclasses import dataclass
 from math import prod
 from typing import TYPE_CHECKING, Any, Protocol
@@ -29,7 +30,14 @@ from secure_quant.errors import (
     ShapeMismatch,
 )
 from secure_quant.mpc.link import PROTOCOL, Job, Meter, PartyLink
-from secure_quant.mpc.staging import MATERIAL_WAIT_S, LaneOptions, Staged, Staging, make_stock
+from secure_quant.mpc.staging import (
+    MATERIAL_WAIT_S,
+    LaneOptions,
+    Staged,
+    Staging,
+    Streamed,
+    make_stock,
+)
 from secure_quant.mpc.stock import DealStream, Stock
 from secure_quant.wire import from_abort
 from secure_quant.wire.gen.party_link_pb2 import LinkAbort, LinkBegin, LinkHello
@@ -94,7 +102,7 @@ class Session:
         self._link, self._dealer = link, dealer
         self._border, self._desk = border, desk
         self._offers: dict[tuple[bytes, ...], _Task] = {}
-        self._queue: asyncio.Queue[tuple[_Task, Staged]] = asyncio.Queue()
+        self._queue: asyncio.Queue[tuple[_Task, Staged | Streamed]] = asyncio.Queue()
         self._staging = Staging(party, programs, link, stock, options or LaneOptions(0))
         self._tasks: set[asyncio.Future[Any]] = set()
         self._rehearsals = 0
@@ -221,12 +229,16 @@ class Session:
             if self._queue.empty():
                 self._staging.idle()
 
-    async def _compute(self, job: Job, share: Shares, staged: Staged) -> Answer:
-        program = self._programs[job.model_hash]
-        ready = await staged.prepared()
-        output, meter = await self._link.drive(program.run(self._border(share), ready))
+    async def _compute(self, job: Job, share: Shares, staged: Staged | Streamed) -> Answer:
+        program, outputs, meter = self._programs[job.model_hash], [], Meter(0, 0, 0.0)
+        async with aclosing(staged.calls(self._border(share))) as calls:
+            async for part, ready in calls:
+                output, more = await self._link.drive(program.run(part, ready))
+                outputs.append(output)
+                meter += more
         cost = program.plan.cost(1)
         offline = cost.offline_bytes_party0 if self._party == 0 else cost.offline_bytes_party1
+        output = outputs[0] if len(outputs) == 1 else np.concatenate(outputs)
         return Answer(self._border(output), meter, offline * job.samples)
 
     def _rehearsed(self) -> None:

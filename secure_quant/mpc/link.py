@@ -59,6 +59,13 @@ class Meter:
     bytes_sent: int
     seconds: float
 
+    def __add__(self, other: Meter) -> Meter:
+        return Meter(
+            self.rounds + other.rounds,
+            self.bytes_sent + other.bytes_sent,
+            self.seconds + other.seconds,
+        )
+
 
 class PartyLink:
     """One open stream. ``pump`` must run for as long as it is used: it reads every frame, so a

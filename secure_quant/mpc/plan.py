@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from math import prod
 from typing import Any, Literal, get_args
@@ -26,13 +26,16 @@ from secure_quant.mpc.gates.product import ProductGate
 from secure_quant.mpc.gates.requantize import RequantizeGate
 from secure_quant.mpc.tables import Lookup, choose
 
-__all__ = ["MpcPlan", "Objective", "Uses", "plan"]
+__all__ = ["STREAM_BYTES", "MpcPlan", "Objective", "Uses", "plan"]
 
 Objective = Literal["latency", "balanced", "traffic"]
 """What the planner spares: rounds; material, at a few more rounds; every byte."""
 
 PLAN_VERSION = 1
 SHARE_BITS = 64
+STREAM_BYTES = 2**25
+"""Corrections of one sample above which a model is streamed, unless its owner says otherwise: two
+of them would fill a lane's stock, and making them ahead no longer hides what they cost."""
 WIDE = 10
 """Bits of a difference above which the six tables of a maximum of 4 are no bargain (int16)."""
 
@@ -53,17 +56,22 @@ class Uses:
 
 @dataclass(frozen=True, eq=False)
 class MpcPlan:
-    """graph: public. gates: one per node, in the nodes' order."""
+    """graph: public. gates: one per node, in the nodes' order. streamed: material is made, sent and
+    expanded gate by gate while a sample runs, and the samples of a call one after the other."""
 
     graph: Graph
     objective: Objective
     gates: tuple[Gate, ...]
+    streamed: bool = False
 
     def cost(self, batch: int = 1) -> Cost:
         """Exact rounds and bytes of one call with ``batch`` samples."""
-        online = sum(sum(gate.payload_bytes(batch)) for gate in self.gates)
-        corrections = 8 * sum(gate.dealt_words for gate in self.gates)
-        return Cost(self.rounds, online, batch * SEED_BYTES, batch * (SEED_BYTES + corrections))
+        runs, samples = (batch, 1) if self.streamed else (1, batch)
+        online = runs * sum(sum(gate.payload_bytes(samples)) for gate in self.gates)
+        return Cost(
+            runs * self.rounds, online, batch * SEED_BYTES,
+            batch * (SEED_BYTES + 8 * self.dealt_words),
+        )  # fmt: skip
 
     @cached_property
     def rounds(self) -> int:
@@ -99,6 +107,13 @@ class MpcPlan:
         return sum(gate.dealt_words for gate in self.gates)
 
     @cached_property
+    def window_bytes(self) -> int:
+        """Most bytes of corrections of two consecutive gates that have any: what party 1 holds of a
+        streamed item."""
+        sizes = [8 * gate.dealt_words for gate in self.order if gate.dealt_words]
+        return max(a + b for a, b in zip(sizes, [*sizes[1:], 0], strict=True)) if sizes else 0
+
+    @cached_property
     def expanded_bytes(self) -> int:
         """Memory for one sample's expanded material at a party, about: words, masks, offsets."""
         made = sum(prod(gate.shape) for gate in self.gates)
@@ -115,7 +130,7 @@ class MpcPlan:
             "online_bytes": cost.online_bytes_per_direction,
             "correction_bytes": 8 * self.dealt_words,
             "gates": [gate.describe() for gate in self.gates],
-        }
+        } | ({"streamed": True} if self.streamed else {})
         return json.dumps(document, sort_keys=True, separators=(",", ":")).encode()
 
     @staticmethod
@@ -129,14 +144,18 @@ class MpcPlan:
         except (ValueError, RecursionError) as error:
             raise MalformedModel("plan", got="not JSON") from error
         objective: Any = document.get("objective") if isinstance(document, dict) else None
-        made = plan(graph, objective)  # refuses whatever is none
+        streamed = isinstance(document, dict) and document.get("streamed") is True
+        made = plan(graph, objective, streamed=streamed)  # refuses whatever is no objective
         if made.to_json() != bytes(data):
             raise HashMismatch("plan", got="another plan", expected="the one that the graph gives")
         return made
 
 
-def plan(graph: Graph, objective: Objective = "balanced") -> MpcPlan:
-    """The cheapest gates for ``objective``. Raises OpNotSupported."""
+def plan(
+    graph: Graph, objective: Objective = "balanced", *, streamed: bool | None = None
+) -> MpcPlan:
+    """The cheapest gates for ``objective``. ``streamed``: by default where a sample's material is
+    above STREAM_BYTES. Raises OpNotSupported."""
     if objective not in get_args(Objective):
         raise MalformedModel("objective", got=objective, expected=" or ".join(get_args(Objective)))
     for node in graph.nodes:
@@ -148,7 +167,10 @@ def plan(graph: Graph, objective: Objective = "balanced") -> MpcPlan:
                 hint="quantize with mode='static' or 'weight-only', or serve it under homomorphic"
                 " encryption",
             )
-    return _Planner(graph.public(), objective).plan()
+    made = _Planner(graph.public(), objective).plan()
+    if streamed is None:
+        streamed = 8 * made.dealt_words > STREAM_BYTES
+    return replace(made, streamed=streamed)
 
 
 class _Planner:

@@ -9,12 +9,17 @@ from __future__ import annotations
 import asyncio
 import threading
 from collections import defaultdict, deque
-from collections.abc import Coroutine, Mapping
+from collections.abc import AsyncGenerator, Callable, Coroutine, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+from numpy.typing import NDArray
+
 from secure_quant.errors import MalformedMessage, MaterialExhausted, ModelNotFound
+from secure_quant.mpc.feed import Feed, Sample
 from secure_quant.mpc.link import PartyLink
 from secure_quant.mpc.stock import SEED_BYTES, Stock, stock_depth
 from secure_quant.wire.gen.party_link_pb2 import LinkStage
@@ -23,7 +28,7 @@ if TYPE_CHECKING:
     from secure_quant.mpc.material import Item
     from secure_quant.mpc.party import PartyProgram, Prepared
 
-__all__ = ["MATERIAL_WAIT_S", "LaneOptions", "Staged", "Staging", "make_stock"]
+__all__ = ["MATERIAL_WAIT_S", "LaneOptions", "Staged", "Staging", "Streamed", "make_stock"]
 
 MAX_ANNOUNCED = 1024
 FOREVER_S = 1e6
@@ -36,6 +41,7 @@ RECENT_S = 30.0
 SETTLE_S = 0.02
 """A pause this long is one: then the dealer gets all the credit that it is owed."""
 
+Shares = NDArray[np.uint64]
 Key = tuple[str, int]
 """Model hash and samples of one inference."""
 
@@ -68,6 +74,10 @@ class Staged:
     count: int
     ready: asyncio.Future[Prepared]
 
+    async def calls(self, share: Shares) -> AsyncGenerator[tuple[Shares, Prepared], None]:
+        """Share and material of every call of the program that the inference takes: of one."""
+        yield share, await self.prepared()
+
     async def prepared(self) -> Prepared:
         """The expanded material. Raises MaterialExhausted, and what the expansion raised."""
         if not self.ready.done():
@@ -77,6 +87,25 @@ class Staged:
                 "no material from the dealer", got=f"{MATERIAL_WAIT_S:.1f} s waited"
             )
         return self.ready.result()
+
+
+@dataclass(eq=False)
+class Streamed:
+    """Consecutive items of a streamed model for one inference, used one after the other."""
+
+    model: str
+    first: int
+    count: int
+    sample: Callable[[int], Sample]
+
+    async def calls(self, share: Shares) -> AsyncGenerator[tuple[Shares, Sample], None]:
+        """Share and material of every call of the program that the inference takes."""
+        for number in range(self.count):
+            sample = self.sample(self.first + number)
+            try:
+                yield share[number : number + 1], sample
+            finally:
+                await sample.close()
 
 
 class Staging:
@@ -100,7 +129,9 @@ class Staging:
         # Party 1: what is kept ready, and when such was asked for last; party 0: all that party 1
         # announced, by model and first item.
         self._ahead: defaultdict[Key, deque[Staged]] = defaultdict(deque)
-        self._asked: dict[Key, float] = {(model, 1): 0.0 for model in programs}
+        self._asked: dict[Key, float] = {
+            (model, 1): 0.0 for model, program in programs.items() if not program.plan.streamed
+        }
         self._announced: dict[tuple[str, int], Staged] = {}
         self._changed = asyncio.Event()
         self._quiet, self._closed = True, False
@@ -146,8 +177,11 @@ class Staging:
         self._ahead.clear()
         self._announced.clear()
 
-    async def get(self, model: str, samples: int, wait_s: float) -> Staged:
+    async def get(self, model: str, samples: int, wait_s: float) -> Staged | Streamed:
         """Party 1: material for an inference. Raises MaterialExhausted."""
+        if self._programs[model].plan.streamed:
+            await self._stock.there(model, min(wait_s, MATERIAL_WAIT_S))
+            return self._streamed(model, self._stock.reserve(model, samples), samples)
         key = (model, samples)
         self._asked[key] = self._loop.time()
         self._changed.set()
@@ -161,8 +195,12 @@ class Staging:
         self._hurry(staged)
         return staged
 
-    def claim(self, model: str, first: int, samples: int) -> Staged:
+    def claim(self, model: str, first: int, samples: int) -> Staged | Streamed:
         """Party 0: the material that party 1 names for an inference. Raises MalformedMessage."""
+        if self._programs[model].plan.streamed:
+            if first != (own := self._stock.reserve(model, samples)):
+                raise MalformedMessage("material of an inference", got=first, expected=own)
+            return self._streamed(model, first, samples)
         staged = self._announced.pop((model, first), None)
         if staged is None or staged.count != samples:
             raise MalformedMessage("material of an inference", got="some that was not announced")
@@ -224,6 +262,18 @@ class Staging:
             raise MalformedMessage("material announced", got="far more than is used")
         self._announced[model, first] = self._staged(model, first, count)
 
+    def _streamed(self, model: str, first: int, count: int) -> Streamed:
+        feed = self._stock.feeds.get(model)
+
+        async def item(index: int) -> Item:
+            return (await self._stock.take_at(model, index, 1, MATERIAL_WAIT_S))[0]
+
+        def sample(index: int) -> Sample:
+            take = partial(feed.take, index, patience_s=MATERIAL_WAIT_S) if feed else None
+            return Sample(self._programs[model], partial(item, index), take, self._pool)
+
+        return Streamed(model, first, count, sample)
+
     def _staged(
         self, model: str, first: int, count: int, items: list[Item] | None = None
     ) -> Staged:
@@ -264,9 +314,11 @@ class Staging:
 
 def make_stock(party: int, programs: Mapping[str, PartyProgram], options: LaneOptions) -> Stock:
     """An empty stock for these models, with room as ``options`` says."""
-    models = {}
+    models, feeds = {}, {}
     for model, program in programs.items():
         size = program.plan.cost(1).offline_bytes_party1
         depth = stock_depth(size, options.material_bytes, options.batch)
         models[model] = (depth, 0 if party == 0 else size - SEED_BYTES)
-    return Stock(party, models)
+        if party == 1 and program.plan.streamed:
+            feeds[model] = Feed(size - SEED_BYTES, program.plan.window_bytes)
+    return Stock(party, models, feeds)

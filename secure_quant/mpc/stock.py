@@ -10,6 +10,7 @@ import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import grpc.aio
@@ -21,6 +22,7 @@ from secure_quant.errors import (
     ModelNotFound,
     PeerUnavailable,
 )
+from secure_quant.mpc.feed import Feed
 from secure_quant.mpc.material import Item
 from secure_quant.wire import raised
 from secure_quant.wire.gen.dealer_pb2 import (
@@ -44,8 +46,8 @@ def stock_depth(item_bytes: int, memory: int, batch: int) -> int:
 
 @dataclass
 class _Shelf:
-    """One model's items by index. arrived: index of the next item to come. taken: of the next to be
-    taken. owed: items taken for which the dealer has no new credit yet."""
+    """One model's items by index. arrived, taken, reserved: indices of the next item to come, to be
+    taken, to be reserved. owed: items taken for which the dealer has no new credit yet."""
 
     model: str
     depth: int
@@ -53,6 +55,7 @@ class _Shelf:
     items: dict[int, Item] = field(default_factory=dict)
     arrived: int = 0
     taken: int = 0
+    reserved: int = 0
     owed: int = 0
     turn: asyncio.Lock = field(default_factory=asyncio.Lock)
     news: asyncio.Event = field(default_factory=asyncio.Event)
@@ -61,9 +64,15 @@ class _Shelf:
 class Stock:
     """Items of every model of one session, for one party."""
 
-    def __init__(self, party: int, models: Mapping[str, tuple[int, int]]) -> None:
-        """``models``: hash -> (depth, correction bytes of one item for this party)."""
-        self._party = party
+    def __init__(
+        self,
+        party: int,
+        models: Mapping[str, tuple[int, int]],
+        feeds: Mapping[str, Feed] | None = None,
+    ) -> None:
+        """``models``: hash -> (depth, correction bytes of one item for this party). ``feeds``: at
+        party 1, of streamed models, whose items here are seeds alone."""
+        self._party, self.feeds = party, dict(feeds or {})
         self._shelves = {name: _Shelf(name, depth, size) for name, (depth, size) in models.items()}
         self._closed = False
         self.on_credit: Callable[[str, int], None] | None = None
@@ -119,6 +128,19 @@ class Stock:
         if self.on_arrival is not None:
             self.on_arrival()
 
+    def reserve(self, model: str, count: int) -> int:
+        """Index of the first of the next ``count`` items of a streamed model, which are ``take_at``
+        later, one by one. Raises ModelNotFound."""
+        shelf = self._shelf(model)
+        shelf.reserved += count
+        return shelf.reserved - count
+
+    async def there(self, model: str, timeout: float) -> None:
+        """Wait until the next item has come, or others are in use. Raises MaterialExhausted."""
+        shelf = self._shelf(model)
+        async with self._patience(shelf, timeout):
+            await self._until(shelf, lambda: bool(shelf.items) or shelf.reserved > shelf.taken)
+
     def settle(self) -> None:
         """Grant the dealer all the credit that it is owed: for a moment when the lane is quiet."""
         for shelf in self._shelves.values():
@@ -134,6 +156,8 @@ class Stock:
         for shelf in self._shelves.values():
             shelf.items.clear()
             _wake(shelf)
+        for feed in self.feeds.values():
+            feed.close()
 
     def _pop(self, shelf: _Shelf, first: int, count: int) -> list[Item]:
         wanted = range(first, first + count)
@@ -222,7 +246,10 @@ class DealStream:
         )
         self._stock.on_credit = self._grant
         for model in models:
-            await self._credit(model, self._stock.depth(model))
+            feed = self._stock.feeds.get(model)
+            if feed is not None:
+                feed.on_credit = partial(self._grant, model, 0)
+            await self._credit(model, self._stock.depth(model), feed.window if feed else 0)
 
     async def pump(self) -> None:
         """Read until the stream ends. Raises PeerUnavailable, MalformedMessage and whatever the
@@ -257,10 +284,15 @@ class DealStream:
             self._head(response.item)
         elif kind == "chunk":
             chunk = response.chunk
+            feed = self._stock.feeds.get(chunk.model_hash)
+            if feed is not None:
+                feed.add(chunk.index, chunk.offset, chunk.data)
+                return
             head, parts = self._unfinished()
             if (chunk.model_hash, chunk.index) != (head.model_hash, head.index):
                 raise MalformedMessage("chunk of an item", got=chunk.index, expected=head.index)
             if parts.add(chunk.offset, chunk.data):
+                self._open_item = None
                 self._finish(head, parts.whole)
         elif kind == "tuple_seed":
             if self.tuple_seed.done() or len(response.tuple_seed.seed) != SEED_BYTES:
@@ -272,18 +304,21 @@ class DealStream:
             raise MalformedMessage("message of the dealer", got=kind, expected="item or chunk")
 
     def _head(self, head: DealItem) -> None:
-        if self._open_item is not None:
-            raise MalformedMessage("item", got="a new one", expected="the rest of the last")
         expected = self._stock.correction_bytes(head.model_hash)
         if head.correction_bytes != expected or len(head.seed) != SEED_BYTES:
             raise MalformedMessage("item", got=head.correction_bytes, expected=expected)
-        if expected:
+        feed = self._stock.feeds.get(head.model_hash)
+        if feed is not None:
+            feed.begin(head.index)
+            self._finish(head, b"")
+        elif self._open_item is not None:
+            raise MalformedMessage("item", got="a new one", expected="the rest of the last")
+        elif expected:
             self._open_item = (head, _Parts(expected))
         else:
             self._finish(head, b"")
 
     def _finish(self, head: DealItem, corrections: bytes | memoryview) -> None:
-        self._open_item = None
         self._stock.put(head.model_hash, head.index, Item(self._party, head.seed, corrections))
 
     def _unfinished(self) -> tuple[DealItem, _Parts]:
@@ -303,8 +338,8 @@ class DealStream:
             del self._tuples[chunk.index]
             wait.set_result(parts.whole)
 
-    def _grant(self, model: str, count: int) -> None:
-        task = asyncio.create_task(self._credit(model, count))
+    def _grant(self, model: str, items: int, size: int = 0) -> None:
+        task = asyncio.create_task(self._credit(model, items, size))
         self._tasks.add(task)
         task.add_done_callback(self._granted)
 
@@ -313,8 +348,9 @@ class DealStream:
         if not task.cancelled() and task.exception() is not None:
             self._call.cancel()  # the pump sees it and ends the session
 
-    async def _credit(self, model: str, count: int) -> None:
-        await self._send(DealRequest(credit=DealCredit(model_hash=model, items=count)))
+    async def _credit(self, model: str, items: int, size: int = 0) -> None:
+        credit = DealCredit(model_hash=model, items=items, bytes=size)
+        await self._send(DealRequest(credit=credit))
 
     async def _send(self, request: DealRequest) -> None:
         async with self._writing:

@@ -37,12 +37,14 @@ def inputs(graph: Graph, batch: int, seed: int = 0) -> np.ndarray:
     return np.random.default_rng(seed).integers(-128, 128, shape).astype(np.int8)
 
 
-def start(directory: Path, graph: Graph, lanes: int = 1) -> Cluster:
+def start(
+    directory: Path, graph: Graph, lanes: int = 1, *, streamed: bool | None = None
+) -> Cluster:
     """A cluster ready to be entered."""
     certs, bundles = directory / "certs", directory / "bundles"
     make_all(certs)
     bundles.mkdir()
-    for role, data in split(graph).items():
+    for role, data in split(graph, streamed=streamed).items():
         (bundles / f"{role}.sqb").write_bytes(data)
     return Cluster(certs, directory / "logs", mpc=bundles, lanes=lanes)
 

@@ -76,23 +76,28 @@ Global___DealOpen: _TypeAlias = DealOpen  # noqa: Y015
 
 @_typing.final
 class DealCredit(_message.Message):
-    """Allows the dealer to send that many more items of a model."""
+    """Allows the dealer to send that many more items of a model, and of a streamed model so many more
+    bytes of corrections.
+    """
 
     DESCRIPTOR: _descriptor.Descriptor
 
     MODEL_HASH_FIELD_NUMBER: _builtins.int
     ITEMS_FIELD_NUMBER: _builtins.int
+    BYTES_FIELD_NUMBER: _builtins.int
     model_hash: _builtins.str
     items: _builtins.int
+    bytes: _builtins.int
     def __init__(
         self,
         *,
         model_hash: _builtins.str = ...,
         items: _builtins.int = ...,
+        bytes: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["items", b"items", "model_hash", b"model_hash"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["bytes", b"bytes", "items", b"items", "model_hash", b"model_hash"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -256,7 +261,7 @@ class DealItem(_message.Message):
     seed: _builtins.bytes
     """32 bytes: the key of this party's AES-256-CTR stream. All that party 0 ever gets."""
     correction_bytes: _builtins.int
-    """Bytes of corrections that follow in chunks; 0 for party 0."""
+    """Bytes of corrections that follow in chunks, before the model's next item; 0 for party 0."""
     def __init__(
         self,
         *,

@@ -5,16 +5,12 @@ from __future__ import annotations
 import asyncio
 import os
 import secrets
-import sys
-import threading
-import time
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
 import grpc.aio
-from prometheus_client import Counter, Gauge, Histogram
 
 from secure_quant.errors import (
     ConfigError,
@@ -25,7 +21,7 @@ from secure_quant.errors import (
     PermissionDenied,
 )
 from secure_quant.mpc.bundle import load_dealer
-from secure_quant.mpc.deal import DealerProgram, DealtItem
+from secure_quant.mpc.deal import DealtStream
 from secure_quant.mpc.tuples import TupleSpec, correction
 from secure_quant.transport import Security
 from secure_quant.wire.gen import dealer_pb2_grpc
@@ -42,19 +38,20 @@ from secure_quant.wire.gen.dealer_pb2 import (
 from secure_quant_server.common import (
     Access,
     GrpcServer,
-    Metrics,
     ServerOptions,
     current_caller,
     logs,
     on_stop_signal,
     read_bundle,
 )
+from secure_quant_server.mpc.works import Gauges, Works, yield_to_others
 
 __all__ = ["DealerOptions", "serve_dealer"]
 
 SERVICE = "secure_quant.v1.DealerService"
 CHUNK = 2**20
 MAX_CREDIT = 4096
+MAX_WINDOW = 2**36
 PAIRING_S = 10.0
 
 
@@ -88,15 +85,19 @@ async def serve_dealer(
     programs = [load_dealer(read_bundle(bundle)) for bundle in bundles]
     access = Access({SERVICE: frozenset({"party0", "party1"})})
     server = GrpcServer(chosen, access, [SERVICE])
-    gauges = _Gauges(server.metrics)
-    works = {program.model_hash: _Works(program, chosen, gauges) for program in programs}
-    if len(works) != len(programs):
-        raise ConfigError("bundles", expected="a different model each")
-    dealer_pb2_grpc.add_DealerServiceServicer_to_server(_Dealer(works, gauges), server.server)
-    with ThreadPoolExecutor(chosen.workers, "deal", _yield_to_others) as pool:
+    gauges = Gauges(server.metrics)
+    with ThreadPoolExecutor(chosen.workers, "deal", yield_to_others) as pool:
+        works = {
+            program.model_hash: Works(program, chosen.stock_bytes, gauges, pool)
+            for program in programs
+        }
+        if len(works) != len(programs):
+            raise ConfigError("bundles", expected="a different model each")
+        dealer_pb2_grpc.add_DealerServiceServicer_to_server(_Dealer(works, gauges), server.server)
         makers = [
-            asyncio.create_task(each.make(pool))
+            asyncio.create_task(each.make())
             for each in works.values()
+            if not each.streamed
             for _ in range(chosen.workers)
         ]
         await server.start()
@@ -113,61 +114,10 @@ async def serve_dealer(
             await asyncio.gather(stopped, *makers, return_exceptions=True)
 
 
-def _yield_to_others() -> None:
-    """Making stock ahead of demand is the one thing here that can wait (nice is per thread)."""
-    if sys.platform == "linux":
-        os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), 10)
-
-
-class _Gauges:
-    def __init__(self, metrics: Metrics) -> None:
-        registry = metrics.registry
-        self.stock = Gauge(
-            "secure_quant_dealer_stock", "Finished items", ["model"], registry=registry
-        )
-        self.dealt = Counter(
-            "secure_quant_dealer_items", "Items handed out", ["model"], registry=registry
-        )
-        self.seconds = Histogram(
-            "secure_quant_dealer_item_seconds", "Time to make an item", ["model"], registry=registry
-        )
-        self.sessions = Gauge(
-            "secure_quant_dealer_sessions", "Sessions with both parties", registry=registry
-        )
-
-
-class _Works:
-    """Makes one model's items; the queue's bound is what keeps it from making too many."""
-
-    def __init__(self, program: DealerProgram, options: DealerOptions, gauges: _Gauges) -> None:
-        self._program, self._gauges = program, gauges
-        self.label = program.model_hash[:12]
-        size = max(program.plan.cost(1).offline_bytes_party1, 1)
-        depth = max(2, min(1024, options.stock_bytes // size))
-        self._stock: asyncio.Queue[DealtItem] = asyncio.Queue(depth)
-
-    async def make(self, pool: ThreadPoolExecutor) -> None:
-        """Until cancelled."""
-        loop = asyncio.get_running_loop()
-        while True:
-            start = time.perf_counter()
-            item = await loop.run_in_executor(pool, self._program.deal)
-            self._gauges.seconds.labels(self.label).observe(time.perf_counter() - start)
-            await self._stock.put(item)
-            self._gauges.stock.labels(self.label).set(self._stock.qsize())
-
-    async def take(self) -> DealtItem:
-        """An item nobody had before; it is the caller's to hand out once."""
-        item = await self._stock.get()
-        self._gauges.stock.labels(self.label).set(self._stock.qsize())
-        self._gauges.dealt.labels(self.label).inc()
-        return item
-
-
 class _Session:
     """What two paired lanes share: the same items in the same order, one for both."""
 
-    def __init__(self, lane: int, works: Mapping[str, _Works]) -> None:
+    def __init__(self, lane: int, works: Mapping[str, Works]) -> None:
         self.lane = lane
         self.joined: set[int] = set()
         self.dealing = False
@@ -177,6 +127,7 @@ class _Session:
         self.ended = asyncio.Event()
         self._works = works
         self._credit = (dict.fromkeys(works, 0), dict.fromkeys(works, 0))
+        self._window = dict.fromkeys(works, 0)
         self._granted = {name: asyncio.Event() for name in works}
         # Short: what is in flight is destroyed when the session ends.
         self.outgoing: tuple[asyncio.Queue[DealResponse], ...] = (
@@ -190,43 +141,79 @@ class _Session:
         self._tuples += 1
         return index
 
-    def grant(self, party: int, model: str, items: int) -> None:
-        """Raises ModelNotFound, MalformedMessage."""
+    def grant(self, party: int, model: str, items: int, size: int) -> None:
+        """``size``: bytes, of a streamed model at party 1.
+
+        Raises ModelNotFound, MalformedMessage.
+        """
         credit = self._credit[party]
         if model not in credit:
             raise ModelNotFound("model", got=model[:64], expected="one that is dealt here")
-        if not 1 <= items <= MAX_CREDIT - credit[model]:
-            raise MalformedMessage("credit", got=items, expected=f"1 to {MAX_CREDIT} in all")
+        most = MAX_WINDOW - self._window[model] if party and self._works[model].streamed else 0
+        if not 0 <= items <= MAX_CREDIT - credit[model] or size > most or not (items or size):
+            expected = f"1 to {MAX_CREDIT} in all, {most} bytes"
+            raise MalformedMessage("credit", got=(items, size), expected=expected)
         credit[model] += items
+        self._window[model] += size
         self._granted[model].set()
 
     async def deal(self, model: str) -> None:
         """Hand out items of a model as both parties' credit allows, until cancelled."""
-        index = 0
+        works, index = self._works[model], 0
         while True:
             while not all(credit[model] for credit in self._credit):
-                self._granted[model].clear()
-                await self._granted[model].wait()
+                await self._more_credit(model)
             for credit in self._credit:
                 credit[model] -= 1
-            item = await self._works[model].take()
-            head = DealItem(model_hash=model, index=index, seed=item.seed0)
-            await self.outgoing[0].put(DealResponse(item=head))
-            await self._put_corrections(model, index, item)
+            item = works.begin() if works.streamed else await works.take()
+            await self._put_head(0, DealItem(model_hash=model, index=index, seed=item.seed0))
+            head = DealItem(
+                model_hash=model, index=index, seed=item.seed1, correction_bytes=works.size
+            )
+            await self._put_head(1, head)
+            if isinstance(item, DealtStream):
+                await self._put_gates(model, index, item)
+            else:
+                for start in range(0, works.size, CHUNK):
+                    await self._put_chunk(model, index, start, item.corrections)
             index += 1
 
-    async def _put_corrections(self, model: str, index: int, item: DealtItem) -> None:
-        total = len(item.corrections)
-        head = DealItem(model_hash=model, index=index, seed=item.seed1, correction_bytes=total)
-        await self.outgoing[1].put(DealResponse(item=head))
-        for start in range(0, total, CHUNK):
-            part = bytes(item.corrections[start : start + CHUNK])
-            chunk = DealChunk(model_hash=model, index=index, offset=start, data=part)
-            await self.outgoing[1].put(DealResponse(chunk=chunk))
+    async def _put_gates(self, model: str, index: int, item: DealtStream) -> None:
+        """Make one gate's corrections while those of the gate before are sent, as the bytes that
+        party 1 has room for allow."""
+        works, place = self._works[model], 0
+        coming = asyncio.ensure_future(works.next_gate(item))
+        try:
+            while (part := await coming) is not None:
+                coming = asyncio.ensure_future(works.next_gate(item))
+                for start in range(0, len(part), CHUNK):
+                    size = min(CHUNK, len(part) - start)
+                    while self._window[model] < size:
+                        await self._more_credit(model)
+                    self._window[model] -= size
+                    await self._put_chunk(model, index, start, part, place)
+                place += len(part)
+        finally:
+            coming.cancel()
+
+    async def _put_head(self, party: int, head: DealItem) -> None:
+        await self.outgoing[party].put(DealResponse(item=head))
+
+    async def _put_chunk(
+        self, model: str, index: int, start: int, whole: memoryview, place: int = 0
+    ) -> None:
+        """From ``start`` in ``whole``, which is ``place`` in the item."""
+        data = bytes(whole[start : start + CHUNK])
+        chunk = DealChunk(model_hash=model, index=index, offset=place + start, data=data)
+        await self.outgoing[1].put(DealResponse(chunk=chunk))
+
+    async def _more_credit(self, model: str) -> None:
+        self._granted[model].clear()
+        await self._granted[model].wait()
 
 
 class _Dealer(dealer_pb2_grpc.DealerServiceServicer):
-    def __init__(self, works: Mapping[str, _Works], gauges: _Gauges) -> None:
+    def __init__(self, works: Mapping[str, Works], gauges: Gauges) -> None:
         self._works, self._gauges = works, gauges
         self._sessions: dict[bytes, _Session] = {}
 
@@ -288,7 +275,8 @@ class _Dealer(dealer_pb2_grpc.DealerServiceServicer):
             request: DealRequest = received
             kind = request.WhichOneof("message")
             if kind == "credit":
-                session.grant(party, request.credit.model_hash, request.credit.items)
+                credit = request.credit
+                session.grant(party, credit.model_hash, credit.items, credit.bytes)
             elif kind == "tuple" and party == 1:
                 await self._deal_tuple(session, request.tuple)
             else:

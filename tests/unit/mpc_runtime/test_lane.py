@@ -34,7 +34,7 @@ class Program:
         self.party = party
         self.graph = SimpleNamespace(input=SimpleNamespace(shape=SHAPE))
         cost = SimpleNamespace(offline_bytes_party0=32, offline_bytes_party1=100)
-        self.plan = SimpleNamespace(cost=lambda _: cost, expanded_bytes=100)
+        self.plan = SimpleNamespace(cost=lambda _: cost, expanded_bytes=100, streamed=False)
 
     def prepare(self, items, pace):
         pace()

@@ -20,7 +20,7 @@ BYTES = 100
 class Program:
     """Remembers what was expanded; two gates an expansion."""
 
-    plan = SimpleNamespace(expanded_bytes=BYTES)
+    plan = SimpleNamespace(expanded_bytes=BYTES, streamed=False)
 
     def __init__(self):
         self.expanded, self.between = [], threading.Event()
