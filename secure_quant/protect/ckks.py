@@ -12,7 +12,6 @@ import os
 import secrets
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -24,19 +23,12 @@ from secure_quant.he.plan import Call, HePlan
 from secure_quant.he.ring import ring
 from secure_quant.he.sampling import SEED_BYTES, Uniform, fresh
 from secure_quant.ir import Graph
+from secure_quant.protect.ckks_key import SecretKey
 
 __all__ = ["CkksSession"]
 
 U64 = NDArray[np.uint64]
 Int = NDArray[np.int64]
-
-
-@dataclass(frozen=True)
-class _Key:
-    """The same secret as a factor in the ring of requests and in that of responses."""
-
-    request: Any
-    response: Any
 
 
 @dataclass(frozen=True)
@@ -60,7 +52,7 @@ class CkksSession:
     def __init__(self, graph: Graph, plan: HePlan) -> None:
         self.graph, self.plan = graph, plan
         self._process = os.getpid()
-        self._keys: dict[Parameters, _Key] = {}
+        self._keys: dict[Parameters, SecretKey] = {}
         self._pads: dict[tuple[int, int], _Pad] = {}
 
     def prepare(self, batch: int) -> None:
@@ -105,16 +97,12 @@ class CkksSession:
                 "response", got=f"{len(response)} bytes", expected=f"{size + last}"
             )
         octets, prime, scaling = np.frombuffer(response, np.uint8), call.ring.prime, call.scaling
-        packing, degree = call.packing, call.ring.degree
+        packing = call.packing
         c1 = octets[:size].reshape(call.ciphertexts_down, -1)
-        product = unpack(c1, degree, prime, scaling.drop_c1)[:, None]
-        field = ring(_response_ring(call.ring))
-        field.forward(product)
-        field.multiply(product, self._key(call.ring).response)
-        field.inverse(product)
-        own = packing.output(packing.wanted(product[:, 0]))
+        own = packing.output(self._key(call.ring).times(call, c1))
         c0 = unpack(octets[None, size:], packing.outputs, prime, scaling.drop_c0)
-        raw = field.add(c0.reshape(own.shape), own).astype(np.int64)
+        raw = c0.reshape(own.shape) + own
+        raw = np.minimum(raw, raw - np.uint64(prime)).astype(np.int64)
         centred: Int = np.where(raw > prime // 2, raw - prime, raw)
         return centred
 
@@ -131,13 +119,9 @@ class CkksSession:
             )
         return len(x)
 
-    def _key(self, parameters: Parameters) -> _Key:
+    def _key(self, parameters: Parameters) -> SecretKey:
         if parameters not in self._keys:
-            field = ring(parameters)
-            owner, secret = field.secret_key()
-            response = ring(_response_ring(parameters)).plaintext(secret[:1])
-            self._keys[parameters] = _Key(field.plaintext(secret), response)
-            del secret, owner
+            self._keys[parameters] = SecretKey.fresh(parameters)
         return self._keys[parameters]
 
     def _pad(self, call: Call) -> _Pad:
@@ -175,11 +159,6 @@ def _public_key(call: Call, p0: U64) -> bytes:
     low = np.where(low > p // 2, low - p, low)
     high = (p0[:1].astype(np.int64) - low) % q
     return pack(high.astype(np.uint64), q, 0).tobytes()
-
-
-@lru_cache(maxsize=64)
-def _response_ring(parameters: Parameters) -> Parameters:
-    return Parameters(parameters.degree, parameters.primes[:1])
 
 
 @lru_cache(maxsize=64)

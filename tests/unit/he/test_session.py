@@ -11,9 +11,13 @@ import pytest
 from unit.he.models import linear
 
 from secure_quant.errors import DtypeMismatch, MalformedMessage, ShapeMismatch, ValueOutOfRange
+from secure_quant.he.codec import pack
 from secure_quant.he.evaluate import Evaluator
 from secure_quant.he.plan import plan
+from secure_quant.he.ring import ring
+from secure_quant.protect import ckks_key
 from secure_quant.protect.ckks import CkksSession
+from secure_quant.protect.ckks_key import SecretKey
 
 GRAPH = linear(60, 30)
 PUBLIC, MADE = GRAPH.public(), plan(GRAPH)
@@ -100,6 +104,49 @@ def test_prepared_or_not_the_layer_is_the_same() -> None:
     evaluator.prepare(0, 1)
     stocked = session.decrypt(0, 1, evaluator.evaluate(0, 1, session.encrypt(0, X)))
     assert np.array_equal(plain, stocked)
+
+
+@pytest.mark.parametrize("tier", ["T1", "T1-strict"])
+@pytest.mark.parametrize("size", [(60, 30), (400, 120), (84, 1), (3000, 50)])
+def test_few_coefficients_are_summed_as_the_transform_does(
+    tier: str, size: tuple[int, int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    call = plan(linear(*size), tier=tier).steps[0].call(1)
+    prime, drop = call.ring.prime, call.scaling.drop_c1
+    key = SecretKey.fresh(call.ring)
+    rng = np.random.default_rng(3)
+    c1 = rng.integers(0, prime, (call.ciphertexts_down, call.ring.degree), dtype=np.uint64)
+    c1[0, :40] = prime - 1  # the topmost step, whose middle may lie beyond the prime
+    octets = pack(c1, prime, drop)
+    summed = key.times(call, octets).astype(object)
+    monkeypatch.setattr(ckks_key, "_consecutive", lambda _: None)
+    transformed = key.times(call, octets).astype(object)
+    difference = (summed - transformed) % prime
+    difference = np.minimum(difference, prime - difference)
+    assert summed.max() < prime
+    assert difference.max() <= 40 * 2**drop  # of the topmost step alone
+    c1[0, :40] = 0
+    octets = pack(c1, prime, drop)
+    transformed = key.times(call, octets)
+    monkeypatch.undo()
+    assert np.array_equal(key.times(call, octets), transformed)
+
+
+def test_a_key_is_ternary_and_the_same_in_all_its_forms() -> None:
+    parameters = MADE.steps[0].layout(1).ring
+    key = SecretKey.fresh(parameters)
+    degree = parameters.degree
+    assert set(np.unique(key.turned)) == {-1.0, 0.0, 1.0}
+    forwards = key.turned[::-1]
+    assert np.array_equal(forwards[: degree - 1], -forwards[degree:])
+    field = ring(parameters)
+    one = np.zeros((1, 1, degree), np.uint64)
+    one[..., 0] = 1
+    field.forward(one)
+    field.multiply(one, key.request)
+    field.inverse(one)
+    signed = one[0, 0].astype(np.int64)
+    assert np.array_equal(np.where(signed > 1, -1, signed), forwards[degree - 1 :])
 
 
 def test_the_client_half_is_light() -> None:
