@@ -143,7 +143,7 @@ class SyncClient(_Client[Model]):
             return model
 
     def _ask(self, calls: Sequence[Call], deadline: Deadline) -> list[Any]:
-        """All calls at once; their answers in the same order."""
+        """All calls at once; their answers in the same order. The first that fails ends all."""
         if len(calls) > 1:
             return self._finish(self._start(calls, deadline))
         ((method, request),) = calls  # the usual case: no second thread
@@ -161,13 +161,23 @@ class SyncClient(_Client[Model]):
 
     @staticmethod
     def _finish(under_way: Sequence[grpc.Future[Any]]) -> list[Any]:
+        def stop(ended: Any) -> None:
+            if ended.code() is not grpc.StatusCode.OK:
+                _cancel(under_way)
+
+        for call in under_way:
+            call.add_done_callback(stop)
         try:
             return [call.result() for call in under_way]
-        except grpc.RpcError as error:
-            raise raised(error) from error
+        except (grpc.RpcError, grpc.FutureCancelledError) as ended:
+            _cancel(under_way)
+            for call in under_way:  # those that were cancelled say nothing; one that failed does
+                error = None if call.cancelled() else call.exception()
+                if isinstance(error, grpc.RpcError):
+                    raise raised(error) from error
+            raise ServiceError("the call was cancelled") from ended
         finally:
-            for call in under_way:
-                call.cancel()  # those that are not done
+            _cancel(under_way)
 
 
 class IntegerClient(SyncClient[IntegerModel]):
@@ -224,18 +234,17 @@ class AsyncClient(_Client[Model]):
             return model
 
     async def _ask(self, calls: Sequence[Call], deadline: Deadline) -> list[Any]:
-        """All calls at once; their answers in the same order."""
+        """All calls at once; their answers in the same order. The first that fails ends all."""
         left = deadline.remaining()
         under_way = [
             method(request, timeout=left, metadata=self._metadata) for method, request in calls
         ]
         try:
-            return [await call for call in under_way]
+            return list(await asyncio.gather(*under_way))
         except grpc.RpcError as error:
             raise raised(error) from error
         finally:
-            for call in under_way:
-                call.cancel()  # those that are not done
+            _cancel(under_way)
 
 
 class AsyncIntegerClient(AsyncClient[IntegerModel]):
@@ -259,3 +268,9 @@ class AsyncIntegerClient(AsyncClient[IntegerModel]):
         self, q: NDArray[Any], *, timeout: float | None = None
     ) -> NDArray[np.int64]:
         """int8[batch, *input shape] -> the integers at the Output, int64[batch, *output shape]."""
+
+
+def _cancel(under_way: Sequence[Any]) -> None:
+    """Those calls that are not done."""
+    for call in under_way:
+        call.cancel()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import grpc
@@ -14,13 +14,14 @@ from numpy.typing import NDArray
 from secure_quant.errors import ConfigError
 from secure_quant.transport import Limits, Security
 from secure_quant.wire.gen.share_inference_pb2 import (
+    InferResponse,
     ShareInferenceServiceGetModelRequest,
     ShareInferenceServiceGetModelResponse,
 )
 from secure_quant.wire.gen.share_inference_pb2_grpc import ShareInferenceServiceStub
 from secure_quant_client.base import Deadline
 from secure_quant_client.connection import AsyncIntegerClient, Call, IntegerClient, Service
-from secure_quant_client.mpc_model import Meter, MpcModel, Part
+from secure_quant_client.mpc_model import PART, Meter, MpcModel, Part
 
 __all__ = ["AsyncMpcClient", "MpcClient"]
 
@@ -63,27 +64,34 @@ class MpcClient(IntegerClient[MpcModel]):
         """int8[batch, *input shape] -> the integers at the Output, int64[batch, *output shape]."""
         deadline = self._deadline(timeout)
         model, meter = self._connect(deadline), Meter(len(q))
-        found: list[NDArray[np.int64]] = []
-        under_way: deque[tuple[Part, list[grpc.Future[Any]]]] = deque()
-        try:
-            for part in model.parts(q):
-                if len(under_way) == IN_FLIGHT:
-                    found.append(self._open(model, meter, *under_way.popleft()))
-                under_way.append((part, self._start(_calls(self._stubs, part), deadline)))
-            while under_way:
-                found.append(self._open(model, meter, *under_way.popleft()))
-        finally:
-            for call in (call for _, calls in under_way for call in calls):
-                call.cancel()
+        if len(q) <= PART:
+            (part,) = model.parts(q)
+            answers = self._ask(_calls(self._stubs, part), deadline)
+            found = [_opened(model, meter, part, answers)]
+        else:
+            found = self._parts(model, meter, model.parts(q), deadline)
         self._stats = meter.stats()
         return np.concatenate(found) if len(found) > 1 else found[0]
 
-    def _open(
-        self, model: MpcModel, meter: Meter, part: Part, calls: Sequence[grpc.Future[Any]]
-    ) -> NDArray[np.int64]:
-        answers = self._finish(calls)
-        meter.part(part, answers)
-        return model.open(part, answers)
+    def _parts(
+        self, model: MpcModel, meter: Meter, parts: Iterator[Part], deadline: Deadline
+    ) -> list[NDArray[np.int64]]:
+        """Several calls, a few at a time."""
+        found: list[NDArray[np.int64]] = []
+        under_way: deque[tuple[Part, list[grpc.Future[Any]]]] = deque()
+        try:
+            for part in parts:
+                if len(under_way) == IN_FLIGHT:
+                    sent, calls = under_way.popleft()
+                    found.append(_opened(model, meter, sent, self._finish(calls)))
+                under_way.append((part, self._start(_calls(self._stubs, part), deadline)))
+            while under_way:
+                sent, calls = under_way.popleft()
+                found.append(_opened(model, meter, sent, self._finish(calls)))
+        finally:
+            for call in (call for _, calls in under_way for call in calls):
+                call.cancel()
+        return found
 
     def _receive(self, answers: Sequence[ShareInferenceServiceGetModelResponse]) -> MpcModel:
         return MpcModel.receive(answers, self._expected_hash)
@@ -131,8 +139,7 @@ class AsyncMpcClient(AsyncIntegerClient[MpcModel]):
         self, model: MpcModel, meter: Meter, part: Part, deadline: Deadline
     ) -> NDArray[np.int64]:
         answers = await self._ask(_calls(self._stubs, part), deadline)
-        meter.part(part, answers)
-        return model.open(part, answers)
+        return _opened(model, meter, part, answers)
 
     def _receive(self, answers: Sequence[ShareInferenceServiceGetModelResponse]) -> MpcModel:
         return MpcModel.receive(answers, self._expected_hash)
@@ -142,6 +149,13 @@ def _two(targets: Sequence[str]) -> Sequence[str]:
     if isinstance(targets, str) or len(targets) != 2:
         raise ConfigError("targets", got=targets, expected="[party 0's host:port, party 1's]")
     return targets
+
+
+def _opened(
+    model: MpcModel, meter: Meter, part: Part, answers: Sequence[InferResponse]
+) -> NDArray[np.int64]:
+    meter.part(part, answers)
+    return model.open(part, answers)
 
 
 def _calls(stubs: Sequence[ShareInferenceServiceStub], part: Part) -> list[Call]:

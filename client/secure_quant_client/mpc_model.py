@@ -24,7 +24,7 @@ from secure_quant.wire.gen.share_inference_pb2 import (
 )
 from secure_quant_client.stats import InferenceStats
 
-__all__ = ["Meter", "MpcModel", "Part"]
+__all__ = ["PART", "Meter", "MpcModel", "Part"]
 
 PART = 32
 """Samples in one call. Larger inputs travel as several calls, a few at a time."""

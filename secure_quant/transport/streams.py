@@ -39,6 +39,7 @@ __all__ = ["FrameStream", "dial_stream", "listen_stream"]
 _HEAD = struct.Struct("<I")
 PROTOCOL = "secure-quant-frames/1"
 """Negotiated by ALPN, so that a gRPC peer on the other end is noticed in the handshake."""
+MAX_PARTS = 1024
 
 
 class FrameStream(asyncio.Protocol):
@@ -53,7 +54,9 @@ class FrameStream(asyncio.Protocol):
         loop = asyncio.get_running_loop()
         self._limit = limit
         self._transport: asyncio.Transport | None = None
-        self._bytes = bytearray()
+        # What is being received: a head or a frame, the parts of it that came, bytes still to come.
+        self._in_head, self._missing = True, _HEAD.size
+        self._parts: list[bytes] = []
         self._frames: deque[bytes] = deque()
         self._take: Callable[[bytes], None] | None = None
         self._waiter: asyncio.Future[None] | None = None
@@ -109,23 +112,36 @@ class FrameStream(asyncio.Protocol):
 
     def data_received(self, data: bytes) -> None:
         """asyncio's callback."""
-        self._bytes += data
-        place = 0
-        while len(self._bytes) - place >= _HEAD.size:
-            (size,) = _HEAD.unpack_from(self._bytes, place)
-            if size > self._limit:
-                expected = f"<= {self._limit} bytes"
-                self._end(MessageTooLarge("frame", got=f"{size} bytes", expected=expected))
-                return
-            end = place + _HEAD.size + size
-            if len(self._bytes) < end:
-                break
-            self._frames.append(bytes(self._bytes[place + _HEAD.size : end]))
-            place = end
-        if place:
-            del self._bytes[:place]
-            self._deliver()
-            self._hold()
+        place, end = 0, len(data)
+        while place < end:
+            taken = min(self._missing, end - place)
+            self._parts.append(data if taken == end else data[place : place + taken])
+            self._missing, place = self._missing - taken, place + taken
+            if not self._missing:
+                whole = self._joined()
+                if not self._in_head:
+                    self._frames.append(whole)
+                    self._in_head, self._missing = True, _HEAD.size
+                elif not self._begun(*_HEAD.unpack(whole)):
+                    return
+            elif len(self._parts) == MAX_PARTS:  # a peer that sends byte by byte
+                self._parts.append(self._joined())
+        self._deliver()
+        self._hold()
+
+    def _joined(self) -> bytes:
+        whole = self._parts[0] if len(self._parts) == 1 else b"".join(self._parts)
+        self._parts.clear()
+        return whole
+
+    def _begun(self, size: int) -> bool:
+        """A frame's head came; False if the frame is refused."""
+        self._in_head, self._missing = False, size
+        if 1 <= size <= self._limit:
+            return True
+        expected = f"1 to {self._limit} bytes"
+        self._end(MessageTooLarge("frame", got=f"{size} bytes", expected=expected))
+        return False
 
     def eof_received(self) -> None:
         """asyncio's callback; the connection then closes by itself."""

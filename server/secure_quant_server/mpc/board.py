@@ -45,6 +45,12 @@ class Board:
             wanted.set_result(None)
         return answer
 
+    def claim(self, keys: str) -> None:
+        """A lane took shares that were pushed to it; they are not given out again."""
+        for key in keys.split(","):
+            if key in self._posted:
+                self._posted[key].claimed = True
+
     def claimed(self, key: str) -> bool:
         """True once a lane has the share."""
         posted = self._posted.get(key)

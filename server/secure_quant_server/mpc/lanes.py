@@ -67,9 +67,15 @@ class LaneHandle:
     """One lane: its process, its pipe, the jobs it has."""
 
     def __init__(
-        self, config: LaneConfig, fetch: Fetch, settle: Settle, changed: Callable[[], None]
+        self,
+        config: LaneConfig,
+        fetch: Fetch,
+        claim: Callable[[str], None],
+        settle: Settle,
+        changed: Callable[[], None],
     ) -> None:
-        self._config, self._fetch, self._settle, self._changed = config, fetch, settle, changed
+        self._config, self._changed = config, changed
+        self._fetch, self._claim, self._settle = fetch, claim, settle
         self._process: subprocess.Popen[bytes] | None = None
         self._pipe: Pipe | None = None
         self._jobs: dict[str, asyncio.Future[Outcome]] = {}
@@ -113,6 +119,19 @@ class LaneHandle:
         finally:
             self._jobs.pop(key, None)
 
+    def push(self, key: str, model: str, batch: int, share: bytes) -> None:
+        """Party 1: hand a share over before the worker asks for it."""
+        if self._pipe is not None:
+            fields = {"kind": "early", "ids": key, "model": model, "batches": [batch]}
+            with suppress(InternalError):  # a worker that starts again will ask
+                self._pipe.send(fields, share)
+
+    def retract(self, key: str) -> None:
+        """Party 1: forget a share that was pushed; its client has gone."""
+        if self._pipe is not None:
+            with suppress(InternalError):
+                self._pipe.send({"kind": "retract", "ids": key})
+
     async def _start(self) -> None:
         ours, theirs = socket.socketpair()
         environment = ENVIRONMENT | dict(os.environ)
@@ -144,6 +163,8 @@ class LaneHandle:
                 task = asyncio.create_task(self._bring(pipe, fields))
                 self._tasks.add(task)
                 task.add_done_callback(self._tasks.discard)
+            elif kind == "claimed":
+                self._claim(fields["ids"])
             elif kind == "state":
                 self.ready = bool(fields["ready"])
                 self._changed()
@@ -209,12 +230,15 @@ class Lanes:
         count: int,
         *,
         fetch: Fetch,
+        claim: Callable[[str], None],
         settle: Settle,
         changed: Callable[[bool], None],
     ) -> None:
+        """``fetch``, ``claim``, ``settle``: party 1's board (see there)."""
         self._changed = changed
         self._handles = [
-            LaneHandle(_of_lane(config, lane), fetch, settle, self._look) for lane in range(count)
+            LaneHandle(_of_lane(config, lane), fetch, claim, settle, self._look)
+            for lane in range(count)
         ]
         self._runs: list[asyncio.Task[None]] = []
 
@@ -233,15 +257,20 @@ class Lanes:
         """The lanes that could take a request now."""
         return [handle for handle in self._handles if handle.ready]
 
-    def least_loaded(self) -> LaneHandle:
-        """Raises PeerUnavailable if no lane is ready."""
+    def choose(self, request_id: bytes) -> LaneHandle:
+        """Among the lanes with the fewest jobs the one that the id points at, so that party 1 can
+        guess where its share will be asked for. Raises PeerUnavailable if no lane is ready."""
         ready = self.ready
         if not ready:
             raise PeerUnavailable(
                 "no lane is connected to the other party and the dealer",
                 hint="lanes heal by themselves; try again soon",
             )
-        return min(ready, key=lambda handle: handle.load)
+        pointed = ready[request_id[0] % len(ready)]
+        least = min(handle.load for handle in ready)
+        if pointed.load == least:
+            return pointed
+        return next(handle for handle in ready if handle.load == least)
 
     def _look(self) -> None:
         self._changed(bool(self.ready))

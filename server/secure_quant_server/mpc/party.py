@@ -143,7 +143,8 @@ class _Front:
         )  # fmt: skip
         self.lanes = Lanes(
             config, options.lanes,
-            fetch=self.board.fetch, settle=self.board.settle, changed=self._lanes_changed,
+            fetch=self.board.fetch, claim=self.board.claim, settle=self.board.settle,
+            changed=self._lanes_changed,
         )  # fmt: skip
         servicer = _ShareInference(self)
         share_inference_pb2_grpc.add_ShareInferenceServiceServicer_to_server(
@@ -216,14 +217,14 @@ class _ShareInference(share_inference_pb2_grpc.ShareInferenceServiceServicer):
 
     async def _answer(self, request: InferRequest, wait_s: float) -> Outcome:
         front, key = self._front, request.request_id.hex()
+        lane = front.lanes.choose(request.request_id)  # refuses at once while none is ready
         model, batch, share = request.model_hash, request.batch, request.share
         try:
             async with asyncio.timeout(wait_s + front.options.wait_s):
                 if front.party == 0:
-                    lane = front.lanes.least_loaded()
                     return await lane.infer(request.request_id, model, batch, share, wait_s)
-                front.lanes.least_loaded()  # refuses at once while no lane could ever ask
                 answer = front.board.post(key, model, batch, share)
+                lane.push(key, model, batch, share)
                 done, _ = await asyncio.wait({answer}, timeout=wait_s)
                 if not done and not front.board.claimed(key):
                     raise DeadlineExceeded(
@@ -235,6 +236,8 @@ class _ShareInference(share_inference_pb2_grpc.ShareInferenceServiceServicer):
             raise DeadlineExceeded("no answer in time", got=f"{wait_s:.1f} s waited") from error
         finally:
             if front.party == 1:
+                if not front.board.claimed(key):
+                    lane.retract(key)
                 front.board.remove(key)
 
     def _response(self, request: InferRequest, outcome: Outcome) -> InferResponse:

@@ -20,6 +20,7 @@ __all__ = ["Pipe", "error_from_fields", "error_to_fields"]
 _HEAD = struct.Struct("<II")
 MAX_HEADER = 64 * 2**10
 MAX_BODY = 2**30
+JOINED = 2**20
 
 
 class Pipe:
@@ -38,8 +39,11 @@ class Pipe:
         if self._writer.is_closing():
             raise InternalError("the worker process is gone")
         header = json.dumps(fields, separators=(",", ":")).encode()
-        self._writer.write(_HEAD.pack(len(header), len(body)) + header)
-        if len(body):
+        head = _HEAD.pack(len(header), len(body)) + header
+        if len(body) <= JOINED:  # one wake-up of the other end
+            self._writer.write(head + body)
+        else:
+            self._writer.write(head)
             self._writer.write(body)
 
     async def receive(self) -> tuple[dict[str, Any], bytes]:

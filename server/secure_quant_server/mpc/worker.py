@@ -64,14 +64,18 @@ def crypten_border(share: Shares) -> Shares:
 
 
 class _FrontDesk:
-    """Party 1: shares come from the front, answers go back to it."""
+    """Party 1: shares come from the front, answers go back to it. Most shares are pushed before a
+    job needs them; those that are not are asked for."""
 
     def __init__(self, pipe: Pipe) -> None:
         self._pipe = pipe
-        self._wanted: dict[str, asyncio.Future[bytes]] = {}
+        self._early: dict[str, tuple[str, int, bytes]] = {}
+        self._wanted: dict[str, asyncio.Future[bytes | None]] = {}
 
     async def fetch(self, job: Job) -> Shares:
         key = _key(job)
+        if all(each in self._early for each in key.split(",")):
+            return self._claimed(job, key)
         if key in self._wanted:
             raise MalformedMessage("offer", got="request ids that are offered already")
         self._wanted[key] = asyncio.get_running_loop().create_future()
@@ -82,11 +86,31 @@ class _FrontDesk:
         try:
             # The front keeps the time; this is for a front that does not answer.
             body = await asyncio.wait_for(self._wanted[key], job.wait_s + 5.0)
+            return self._claimed(job, key) if body is None else np.frombuffer(body, "<u8")
         except TimeoutError as error:
             raise DeadlineExceeded("the client's share did not come") from error
         finally:
             del self._wanted[key]
-        return np.frombuffer(body, "<u8")
+            for each in key.split(","):
+                self._early.pop(each, None)
+
+    def _claimed(self, job: Job, key: str) -> Shares:
+        found = [self._early.pop(each) for each in key.split(",")]
+        expected = [(job.model_hash, batch) for batch in job.batches]
+        if [(model, batch) for model, batch, _ in found] != expected:
+            raise MalformedMessage("request", got="another model or batch at the other party")
+        self._pipe.send({"kind": "claimed", "ids": key})
+        return np.frombuffer(b"".join(share for *_, share in found), "<u8")
+
+    def pushed(self, fields: dict[str, Any], share: bytes) -> None:
+        """A share that the front hands over unasked."""
+        key = fields["ids"]
+        self._early[key] = (fields["model"], fields["batches"][0], share)
+        self.arrived(key, None, None)
+
+    def retracted(self, key: str) -> None:
+        """The client of a pushed share has gone."""
+        self._early.pop(key, None)
 
     def deliver(self, job: Job, answer: Answer) -> None:
         self._pipe.send(_figures(job, answer), _bytes(answer))
@@ -94,8 +118,8 @@ class _FrontDesk:
     def fail(self, job: Job, error: SecureQuantError) -> None:
         self._pipe.send({"kind": "failed", "ids": _key(job), **error_to_fields(error)})
 
-    def arrived(self, key: str, body: bytes, error: SecureQuantError | None) -> None:
-        """The front's answer to a ``want``."""
+    def arrived(self, key: str, body: bytes | None, error: SecureQuantError | None) -> None:
+        """The front's answer to a ``want``; no body if the share was pushed meanwhile."""
         waiting = self._wanted.get(key)
         if waiting is None or waiting.done():
             return
@@ -139,6 +163,10 @@ class _Worker:
             elif fields["kind"] == "share":
                 error = error_from_fields(fields) if "error" in fields else None
                 self._desk.arrived(fields["ids"], body, error)
+            elif fields["kind"] == "early":
+                self._desk.pushed(fields, body)
+            elif fields["kind"] == "retract":
+                self._desk.retracted(fields["ids"])
 
     async def _infer(self, fields: dict[str, Any], body: bytes) -> None:
         """Party 0: one job of the front."""
