@@ -15,9 +15,9 @@ __all__ = ["read_array", "read_labels"]
 
 
 def read_array(path: Path, name: str = "x") -> NDArray[Any]:
-    """The array ``name`` of the file, or its only array.
+    """The array ``name`` of the file, or its only array: of numbers, its first axis the samples.
 
-    Raises InputError (not such a file, no such array, not numbers) and OSError.
+    Raises InputError (not such a file, no such array, not such an array) and OSError.
     """
     arrays = _read(path)
     if name in arrays:
@@ -47,4 +47,6 @@ def _read(path: Path) -> dict[str, NDArray[Any]]:
 def _numbers(path: Path, array: NDArray[Any]) -> NDArray[Any]:
     if array.dtype.kind not in "fiu":
         raise InputError(f"{path}: array", got=array.dtype, expected="real numbers")
+    if array.ndim == 0:
+        raise InputError(f"{path}: array", got="a single number", expected="[samples, ...]")
     return array

@@ -72,6 +72,10 @@ def run(arguments: argparse.Namespace) -> int:
 
     _check(arguments)
     graph = bench_model(arguments.model)
+    if arguments.against is not None:
+        from secure_quant_cli.peers.layers import layers
+
+        list(layers(graph))  # refuses now what the peer could not run
     figures = measure(graph, arguments)
     if arguments.against is not None:
         figures |= _peer(graph, arguments, figures["latency_ms_median"])
@@ -85,13 +89,11 @@ def run(arguments: argparse.Namespace) -> int:
 def _check(arguments: argparse.Namespace) -> None:
     """Raises ValueOutOfRange, ConfigError; fills in --clients."""
     from secure_quant.errors import ConfigError, ValueOutOfRange
+    from secure_quant_cli.checks import counts
 
     if arguments.clients is None:
         arguments.clients = CLIENTS.get(arguments.engine, 1)
-    for name in ("batch", "runs", "clients", "lanes", "workers", "peer_runs"):
-        if getattr(arguments, name) < 1:
-            got = getattr(arguments, name)
-            raise ValueOutOfRange(f"--{name.replace('_', '-')}", got=got, expected=">= 1")
+    counts(arguments, "batch", "runs", "clients", "lanes", "workers", "peer_runs")
     if not 0 <= arguments.seconds < float("inf"):
         raise ValueOutOfRange("--seconds", got=arguments.seconds, expected=">= 0")
     if arguments.against == "tenseal" and arguments.batch != 1:

@@ -11,6 +11,7 @@ from pathlib import Path
 
 __all__ = ["HELP", "configure", "run"]
 
+LONGEST_DAYS = 36_500
 HELP = "a private CA and one certificate per role"
 
 
@@ -30,9 +31,12 @@ def run(arguments: argparse.Namespace) -> int:
     """Write the folder and list it."""
     from secure_quant.errors import ValueOutOfRange
     from secure_quant.transport.certs import make_all
+    from secure_quant_cli.checks import host
 
-    if arguments.days < 1:
-        raise ValueOutOfRange("--days", got=arguments.days, expected=">= 1")
+    if not 1 <= arguments.days <= LONGEST_DAYS:
+        raise ValueOutOfRange("--days", got=arguments.days, expected=f"1 to {LONGEST_DAYS}")
+    for name in arguments.host:
+        host("--host", name)
     made = make_all(
         arguments.out, hosts=arguments.host, client=arguments.client, days=arguments.days,
         force=arguments.force,

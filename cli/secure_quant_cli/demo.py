@@ -24,7 +24,6 @@ __all__ = ["HELP", "configure", "run"]
 
 HELP = "train, quantize, serve, infer both ways, compare"
 
-FEWEST_IMAGES = 1
 WARM_UP = 2
 ENGINES = ("mpc", "he")
 
@@ -40,11 +39,10 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Print the comparison; 0 if it is exact, 1 if not."""
-    from secure_quant.errors import ValueOutOfRange
+    from secure_quant_cli.checks import counts
     from secure_quant_cli.console import print_json
 
-    if arguments.images < FEWEST_IMAGES:
-        raise ValueOutOfRange("--images", got=arguments.images, expected=f">= {FEWEST_IMAGES}")
+    counts(arguments, "images")
     report = demonstrate(arguments.images, arguments.work)
     if arguments.json:
         print_json(report)

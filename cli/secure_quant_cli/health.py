@@ -33,8 +33,11 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Print the answer."""
+    from secure_quant_cli.checks import address, durations
     from secure_quant_cli.tls_options import tls_from
 
+    durations(arguments, "timeout")
+    address("--target", arguments.target)
     security = tls_from(arguments, arguments.caller or arguments.role)
     serves = is_serving(arguments.target, arguments.role, security, arguments.timeout)
     print("serving" if serves else "not serving")

@@ -39,15 +39,21 @@ def run(arguments: argparse.Namespace) -> int:
     import numpy as np
 
     from secure_quant_cli.arrays import read_array
+    from secure_quant_cli.checks import can_write, durations, model_hash
     from secure_quant_cli.console import print_json, progress
 
+    durations(arguments, "timeout")
+    model_hash("--model-hash", arguments.model_hash)
+    if arguments.out is not None:
+        can_write("--out", arguments.out)
     x = read_array(arguments.input)
     with _client(arguments) as client, progress(f"inferring {len(x)} samples"):
         infer = client.infer_int8 if arguments.integers else client.infer
         y = infer(x, timeout=arguments.timeout)
     stats = stats_dict(client.stats)
     if arguments.out is not None:
-        np.savez(arguments.out, y=y)
+        with arguments.out.open("wb") as file:  # a name alone would get .npz appended
+            np.savez(file, y=y)
     if arguments.json:
         print_json({"y": y, "stats": stats})
         return 0
@@ -66,12 +72,15 @@ def stats_dict(stats: Any) -> dict[str, Any]:
 
 def _client(arguments: argparse.Namespace) -> Any:
     from secure_quant.errors import ConfigError
+    from secure_quant_cli.checks import address
     from secure_quant_cli.tls_options import tls_from
 
     targets = [each for target in arguments.target for each in target.split(",")]
     wanted = 2 if arguments.engine == "mpc" else 1
     if len(targets) != wanted:
         raise ConfigError(f"--target for {arguments.engine}", got=len(targets), expected=wanted)
+    for target in targets:
+        address("--target", target)
     options = {
         "tls": tls_from(arguments, "client"),
         "expected_hash": arguments.model_hash,

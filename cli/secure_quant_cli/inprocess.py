@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from secure_quant.mpc.deal import DealtItem
     from secure_quant.mpc.gates.base import Gate
     from secure_quant.mpc.material import Item
+    from secure_quant.mpc.rounds import Rounds, Want
 
 __all__ = [
     "Engine",
@@ -32,7 +33,6 @@ __all__ = [
     "reference_engine",
 ]
 
-Party = Generator[bytes, bytes, NDArray[np.uint64]]
 Seconds = dict[str, float]
 
 
@@ -224,12 +224,14 @@ def onnx_engine(graph: Graph) -> Engine:
     return run
 
 
-def _exchange(runs: Sequence[Party]) -> tuple[list[NDArray[np.uint64]], int, int]:
+def _exchange(
+    runs: Sequence[Rounds[NDArray[np.uint64]]],
+) -> tuple[list[NDArray[np.uint64]], int, int]:
     """Drives both parties to their output shares; (shares, rounds, bytes that each sent)."""
     payloads: list[bytes] | None = None
     rounds = sent = 0
     while True:
-        made: list[bytes] = []
+        made: list[bytes | Want] = []
         outputs: list[NDArray[np.uint64]] = []
         for i, run in enumerate(runs):
             try:
@@ -240,4 +242,7 @@ def _exchange(runs: Sequence[Party]) -> tuple[list[NDArray[np.uint64]], int, int
             return outputs, rounds, sent
         if outputs:
             raise MalformedMessage("one party ended before the other")
-        rounds, sent, payloads = rounds + 1, sent + len(made[0]), made
+        payloads = [each for each in made if isinstance(each, bytes)]
+        if len(payloads) != len(runs):
+            raise MalformedMessage("round", got="a wait", expected="bytes: all is prepared here")
+        rounds, sent = rounds + 1, sent + len(payloads[0])

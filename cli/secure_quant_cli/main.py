@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import importlib
 import logging
+import os
 import signal
 import sys
 from collections.abc import Sequence
@@ -67,11 +68,13 @@ def build_parser() -> argparse.ArgumentParser:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command and return its exit code."""
-    arguments = build_parser().parse_args(argv)
     signal.signal(signal.SIGTERM, _terminated)
+    # What goes wrong below comes up as an error of ours, in one line.
+    os.environ.setdefault("GRPC_VERBOSITY", "NONE")
     for noisy in _NOISY:
         logging.getLogger(noisy).setLevel(logging.ERROR)
     try:
+        arguments = build_parser().parse_args(argv)
         code: int = _module(arguments.command).run(arguments)
     except KeyboardInterrupt:
         return _fail("interrupted", 130)
@@ -91,7 +94,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             hint += " && pip install --no-deps crypten==0.4.1"
         return _fail(f"this command needs {error.name}: {hint}", 2)
     except OSError as error:
-        return _fail(str(error), 2)
+        where = f"{error.filename}: " if error.filename else ""
+        return _fail(f"{where}{error.strerror or error}", 2)
     return code
 
 

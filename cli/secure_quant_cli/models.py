@@ -47,14 +47,14 @@ def bench_model(name: str) -> Graph:
 
 
 def quantize_shown(
-    model: Any, data: Any, *, mode: Any = "static", scheme: str = "uniform"
+    model: Any, data: Any, *, mode: Any = "static", scheme: str = "uniform", targets: Any = None
 ) -> Graph:
     """``quantize`` with its progress on stderr."""
     from secure_quant.quantize import quantize
     from secure_quant_cli.console import progress
 
     with progress(f"quantizing with {len(data)} samples") as line:
-        return quantize(model, data, mode=mode, scheme=scheme, progress=line.step)
+        return quantize(model, data, mode=mode, scheme=scheme, targets=targets, progress=line.step)
 
 
 def trained_lenet(data: Split, cache: Path) -> tuple[Any, bool]:

@@ -1,14 +1,19 @@
 """Turn a float torch model into an integer model file.
 
 MODEL.py is executed to call its factory, so it must be your own code. DATA.npz holds
-representative inputs, float[samples, *input shape], as the array "x" or its only array. The mode
-leveled makes a shallow model, Linear and Square in turn, for one approximate round trip of CKKS.
+representative inputs, float[samples, *input shape], as the array "x" or its only array; the mode
+qat, which trains, also reads labels, the integers "y". The mode leveled makes a shallow model,
+Linear and secure_quant.quantize.leveled.Square in turn, for one approximate round trip of CKKS.
 """
 
 from __future__ import annotations
 
 import argparse
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
 
 __all__ = ["HELP", "configure", "run"]
 
@@ -30,21 +35,30 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Write the model file and say what it holds."""
+    from secure_quant.errors import ConfigError
     from secure_quant.ir import save
     from secure_quant_cli.arrays import read_array
+    from secure_quant_cli.checks import can_write
     from secure_quant_cli.console import human_bytes, print_json, progress, ratio
     from secure_quant_cli.models import quantize_shown
     from secure_quant_cli.owner_code import build_model
     from secure_quant_cli.sizes import float_bytes
 
+    can_write("--out", arguments.out)
+    if arguments.mode in ("leveled", "qat") and arguments.scheme != "uniform":
+        got = f"--scheme {arguments.scheme}"
+        raise ConfigError(f"--mode {arguments.mode}", got=got, expected="uniform")
     if arguments.mode == "leveled":
         from secure_quant_cli.leveled import quantize_run
 
         return quantize_run(arguments)
     data = read_array(arguments.calibration)
+    targets = _labels(arguments.calibration, len(data)) if arguments.mode == "qat" else None
     with progress("importing the float model"):
         model = build_model(arguments.model)
-    graph = quantize_shown(model, data, mode=arguments.mode, scheme=arguments.scheme)
+    graph = quantize_shown(
+        model, data, mode=arguments.mode, scheme=arguments.scheme, targets=targets
+    )
     save(graph, arguments.out)
     stored, plain = arguments.out.stat().st_size, float_bytes(graph)
     if arguments.json:
@@ -57,3 +71,15 @@ def run(arguments: argparse.Namespace) -> int:
               f"{share} of {human_bytes(plain)} float32")  # fmt: skip
         print(f"hash {graph.hash}")
     return 0
+
+
+def _labels(path: Path, samples: int) -> NDArray[Any]:
+    """int64[samples]. Raises ConfigError."""
+    from secure_quant.errors import ConfigError
+    from secure_quant_cli.arrays import read_labels
+
+    labels = read_labels(path)
+    if labels is None or labels.shape != (samples,):
+        got = "no integer array y" if labels is None else f"labels y of shape {labels.shape}"
+        raise ConfigError("--mode qat", got=got, expected=f"{samples} labels y in {path}")
+    return labels.astype("int64")

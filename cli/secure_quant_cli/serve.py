@@ -84,17 +84,9 @@ def run(arguments: argparse.Namespace) -> int:
     """Serve; returns once told to stop."""
     import uvloop
 
-    from secure_quant.errors import ValueOutOfRange
     from secure_quant_server.common import logs
 
-    for name in ("lanes", "staged", "workers", "budget"):
-        got = getattr(arguments, name, None)
-        if got is not None and got < 1:
-            raise ValueOutOfRange(f"--{name}", got=got, expected=">= 1")
-    for name in ("wait_seconds", "budget_seconds"):
-        got = getattr(arguments, name, None)
-        if got is not None and not 0 < got < float("inf"):
-            raise ValueOutOfRange(f"--{name.replace('_', '-')}", got=got, expected="> 0")
+    _check(arguments)
     if arguments.until_stdin_closes:
         threading.Thread(target=_watch_stdin, daemon=True).start()
     logs.setup(arguments.log_level)
@@ -103,16 +95,34 @@ def run(arguments: argparse.Namespace) -> int:
     return 0
 
 
+def _check(arguments: argparse.Namespace) -> None:
+    """Raises ConfigError, ValueOutOfRange."""
+    from secure_quant_cli.checks import address, counts, durations, free_ports_at
+
+    counts(arguments, "lanes", "staged", "workers", "budget")
+    durations(arguments, "wait_seconds", "budget_seconds")
+    address("--listen", arguments.listen, listen=True)
+    if arguments.metrics is not None:
+        address("--metrics", arguments.metrics, listen=True)
+    if arguments.role == "party":
+        address("--dealer", arguments.dealer)
+        if arguments.peer is not None:
+            address("--peer", arguments.peer, run=arguments.lanes)
+        else:
+            free_ports_at("--link-listen", arguments.link_listen, arguments.lanes)
+
+
 async def _party(arguments: argparse.Namespace) -> None:
     from secure_quant_cli.tls_options import tls_from
     from secure_quant_server.mpc import serve_party
 
     # Party 0 calls the link of party 1; the bundle must be of the party that the options imply.
-    role, link = ("party0", arguments.peer) if arguments.peer else ("party1", arguments.link_listen)
+    party, link = (0, arguments.peer) if arguments.peer else (1, arguments.link_listen)
     await serve_party(
         arguments.bundle, listen=arguments.listen, link=link, dealer=arguments.dealer,
         lanes=arguments.lanes, staged=arguments.staged, wait_s=arguments.wait_seconds,
-        link_protocol=arguments.link_protocol, tls=tls_from(arguments, role), **_options(arguments),
+        link_protocol=arguments.link_protocol, party=party,
+        tls=tls_from(arguments, f"party{party}"), **_options(arguments),
     )  # fmt: skip
 
 

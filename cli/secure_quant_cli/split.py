@@ -32,8 +32,8 @@ def configure(parser: argparse.ArgumentParser) -> None:
         help="what the planner spares: time or bytes; for mpc also balanced, which is its default",
     )  # fmt: skip
     parser.add_argument(
-        "--tier", choices=("T1", "T1-strict"), default="T1",
-        help="he only: how well responses hide the weights (see SECURITY.md)",
+        "--tier", choices=("T1", "T1-strict"),
+        help="he only: how well responses hide the weights (see SECURITY.md); T1 if left out",
     )  # fmt: skip
 
 
@@ -43,6 +43,10 @@ def run(arguments: argparse.Namespace) -> int:
     from secure_quant.ir import load
     from secure_quant_cli.console import human_bytes, progress
 
+    if arguments.engine != "he" and arguments.tier is not None:
+        raise ConfigError("--tier", got=f"--engine {arguments.engine}", expected="--engine he")
+    if arguments.engine == "he-leveled" and arguments.objective is not None:
+        raise ConfigError("--objective", got="--engine he-leveled", expected="--engine mpc or he")
     other = "server.sqb" if arguments.engine == "mpc" else "party0.sqb"
     if (arguments.out / other).exists():
         raise ConfigError(f"{arguments.out} holds bundles of the other engine; choose another")
@@ -53,7 +57,9 @@ def run(arguments: argparse.Namespace) -> int:
             bundles = split_leveled(arguments.model)
         else:
             graph = load(arguments.model)
-            bundles = split_for(graph, arguments.engine, arguments.objective, arguments.tier)
+            bundles = split_for(
+                graph, arguments.engine, arguments.objective, arguments.tier or "T1"
+            )
     for path in write_bundles(bundles, arguments.out):
         print(f"{path}  {human_bytes(path.stat().st_size)}")
     return 0

@@ -47,21 +47,22 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Print the comparison; 0 if all integers agree, 1 if one differs."""
-    from secure_quant.errors import ConfigError, ShapeMismatch, ValueOutOfRange
+    from secure_quant.errors import ConfigError, ShapeMismatch
     from secure_quant.ir import load
     from secure_quant_cli.arrays import read_array, read_labels
+    from secure_quant_cli.checks import can_write, counts
     from secure_quant_cli.comparison import compare
     from secure_quant_cli.console import print_json
     from secure_quant_cli.leveled import is_leveled, verify_run
 
-    engines = tuple(arguments.engines.split(",")) if arguments.engines else _installed()
+    named = arguments.engines is not None
+    engines = tuple(arguments.engines.split(",")) if named else _installed()
     if not set(engines) <= set(ENGINES):
         raise ConfigError("--engines", got=arguments.engines, expected=",".join(ENGINES))
-    for name in ("batch", "limit"):
-        if getattr(arguments, name) is not None and getattr(arguments, name) < 1:
-            raise ValueOutOfRange(f"--{name}", got=getattr(arguments, name), expected=">= 1")
+    counts(arguments, "batch", "limit")
     if arguments.html is not None:
         _need_matplotlib()
+        can_write("--html", arguments.html)
     if is_leveled(arguments.model):
         return verify_run(arguments)
     graph = load(arguments.model)
@@ -74,7 +75,7 @@ def run(arguments: argparse.Namespace) -> int:
     model, floats = _float_model(arguments.float, graph, x)
     found = compare(
         graph, x, engines, arguments.batch,
-        floats=floats, labels=labels, skip_refused=not arguments.engines,
+        floats=floats, labels=labels, skip_refused=not named,
     )  # fmt: skip
     if arguments.html is not None:
         from secure_quant_cli.report import scheme_study, write_page

@@ -53,8 +53,9 @@ def quantize_leveled(model: nn.Module, calibration: Any) -> QuantizedLayers:
             continue
         if not isinstance(module, expected):
             raise UnsupportedModule(
-                f"{path or 'the model'} of a leveled model", got=type(module).__name__,
-                expected=expected.__name__, hint="Linear and Square in turn, Linear at both ends",
+                f"{path or 'the model'} of a leveled model", got=_full_name(type(module)),
+                expected=_full_name(expected),
+                hint="Linear and Square in turn, Linear at both ends",
             )  # fmt: skip
         if isinstance(module, nn.Linear):
             layers.append(_quantized(module))
@@ -63,6 +64,11 @@ def quantize_leveled(model: nn.Module, calibration: Any) -> QuantizedLayers:
         raise UnsupportedModule("end of a leveled model", got="Square or nothing",
                                 expected="Linear")  # fmt: skip
     return QuantizedLayers(tuple(layers), bound)
+
+
+def _full_name(kind: type[nn.Module]) -> str:
+    """With the module it is defined in: a class of one's own may have the same name."""
+    return f"{kind.__module__}.{kind.__qualname__}"
 
 
 def _flat(module: nn.Module, path: str) -> list[tuple[str, nn.Module]]:

@@ -28,7 +28,7 @@ __all__ = ["main", "run"]
 def run(
     model: str, batch: int, runs: int, *, provider: str = "TTP", timeout: float = 900
 ) -> dict[str, Any]:
-    """The figures of stock CrypTen on a model file. Raises CalledProcessError, TimeoutExpired."""
+    """The figures of stock CrypTen on a model file. Raises InternalError, DeadlineExceeded."""
     counts = ("--batch", str(batch), "--runs", str(runs))
     return figures_of(__name__, model, *counts, "--provider", provider, timeout=timeout)
 

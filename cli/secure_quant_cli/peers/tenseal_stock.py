@@ -31,7 +31,7 @@ Plain = NDArray[np.float64]
 
 
 def run(model: str, runs: int, *, timeout: float = 900) -> dict[str, Any]:
-    """The figures of stock TenSEAL on a model file. Raises CalledProcessError, TimeoutExpired."""
+    """The figures of stock TenSEAL on a model file. Raises InternalError, DeadlineExceeded."""
     return figures_of(__name__, model, "--runs", str(runs), timeout=timeout)
 
 

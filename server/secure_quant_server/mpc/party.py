@@ -60,6 +60,7 @@ SEEN_IDS = 200_000
 class PartyOptions(ServerOptions):
     """A server's options, and a party's own.
 
+    party           which one the bundles must be of; None takes what they say.
     link            party 0: where party 1's link listens; party 1: where to listen. Lane n uses
                     the port n above.
     link_protocol   ``tls``: frames over TLS; ``grpc``: where proxies between the parties let
@@ -74,6 +75,7 @@ class PartyOptions(ServerOptions):
     pending         requests that may wait at once; per_client: of one client.
     """
 
+    party: int | None = None
     link: str
     link_protocol: LinkProtocol = "tls"
     dealer: str
@@ -125,6 +127,9 @@ class _Front:
         if len(parties) != 1:
             raise ConfigError("bundles", got=f"parties {sorted(parties)}", expected="of one party")
         self.party = parties.pop()
+        if options.party not in (None, self.party):
+            got, expected = f"party {self.party}'s", f"party {options.party}'s"
+            raise ConfigError("bundle", got=got, expected=expected)
         self.models = {program.model_hash: program for program in programs}
         if len(self.models) != len(programs):
             raise ConfigError("bundles", expected="a different model each")

@@ -3,7 +3,9 @@
 import shlex
 import subprocess
 import sys
+from pathlib import Path
 
+import numpy as np
 import pytest
 
 from secure_quant_cli.main import COMMANDS, build_parser, main
@@ -19,8 +21,8 @@ certs --out certs/
 certs --out certs/ --host a.example --host 10.0.0.1 --client alice --days 30 --force
 serve party --bundle party1.sqb --listen 0.0.0.0:1 --link-listen :2 --dealer d:3 --tls certs/
 serve party --bundle party0.sqb --listen 0.0.0.0:1 --peer p:2 --dealer d:3 --lanes 2 --tls certs/
-serve party --bundle b --listen :1 --peer p:2 --dealer d:3 --tls c --staged 8 --wait-seconds 2.5
-serve party --bundle b --listen :1 --peer p:2 --dealer d:3 --tls c --link-protocol grpc
+serve party --bundle b --listen a:1 --peer p:2 --dealer d:3 --tls c --staged 8 --wait-seconds 2.5
+serve party --bundle b --listen a:1 --peer p:2 --dealer d:3 --tls c --link-protocol grpc
 serve dealer --bundle dealer.sqb --listen 0.0.0.0:1 --tls-ca a --tls-cert b --tls-key c
 serve he --bundle a.sqb --bundle b.sqb --listen 0.0.0.0:1 --workers 2 --tls certs/
 health --role party0 --target a:1 --tls certs/
@@ -89,36 +91,65 @@ def test_version(capsys: pytest.CaptureFixture[str]) -> None:
     [
         ("inspect nowhere.sq", "nowhere.sq"),
         ("inspect nowhere.sq --batch 0", "--batch"),
-        ("quantize nowhere.py:f --calibration pyproject.toml --out x.sq", "not a readable .npz"),
+        ("quantize m.py:f --calibration {x} --out nowhere/x.sq", "--out: got nowhere/x.sq"),
+        ("quantize m.py:f --calibration {x} --out folder", "--out: got folder"),
+        ("quantize m.py:f --calibration {x} --out x.sq --mode leveled --scheme log", "--scheme"),
+        ("quantize m.py:f --calibration {x} --out x.sq --mode qat --scheme log", "--scheme log"),
+        ("quantize m.py:f --calibration {x} --out x.sq --mode qat", "no integer array y"),
+        ("split m.sq --engine mpc --out x --tier T1", "--tier: got --engine mpc"),
+        ("split m.sq --engine he-leveled --out x --objective latency", "--objective"),
         ("infer --engine mpc --target a:1 --input {x} --tls certs", "--target for mpc: got 1"),
         ("infer --engine he --target a:1 --input {x}", "no certificates given"),
+        ("infer --engine he --target a --input {x} --tls c", "--target: got 'a', expected HOST"),
+        ("infer --engine he --target a:99999 --input {x} --tls c", "--target: got 'a:99999'"),
+        ("infer --engine he --target a:1 --input {x} --tls c --timeout nan", "--timeout: got nan"),
+        ("infer --engine he --target a:1 --input {x} --tls c --model-hash xy", "--model-hash"),
+        ("infer --engine he --target a:1 --input {x} --tls c --out no/y.npz", "--out: got no/y.n"),
+        ("health --role he --target a:0 --tls c", "--target: got 'a:0'"),
+        ("health --role he --target a:1 --tls c --timeout 0", "--timeout"),
         ("infer --engine he --target a:1 --input {x} --tls nowhere", "nowhere"),
         ("infer --engine he --target a:1 --input {x} --tls c --insecure-plaintext", "one of them"),
         ("infer --engine he --target a:1 --input {x} --tls-ca c", "expected all three"),
         ("verify nowhere.sq --input {x} --engines reference,spu", "--engines"),
+        ("verify nowhere.sq --input {x} --engines ''", "--engines"),
+        ("verify nowhere.sq --input {x} --html no/x.html", "--html: got no/x.html"),
+        ("verify nowhere.sq --input {x}", "nowhere.sq: No such file"),
         ("bench --model resnet --engine reference", "--model: got resnet"),
         ("bench --model linear:8 --engine reference", "--model: got linear:8"),
         ("bench --model mlp --engine reference --runs 0", "--runs"),
         ("demo --images 0", "--images"),
         ("certs --out certs --days 0", "--days"),
-        ("serve he --bundle b --listen :1 --tls c --workers 0", "--workers"),
-        ("serve he --bundle b --listen :1 --tls c --budget 0", "--budget"),
-        ("serve he --bundle b --listen :1 --tls c --budget 1 --budget-seconds nan", "--budget-sec"),
-        ("serve party --bundle b --listen :1 --peer p:2 --dealer d:3 --tls c --lanes 0", "--lanes"),
-        ("serve party --bundle b --listen :1 --peer p:2 --dealer d:3 --staged 0", "--staged"),
-        ("serve party --bundle b --listen :1 --peer p:2 --dealer d:3 --wait-seconds 0", "--wait-s"),
+        ("certs --out certs --days 10000000", "--days"),
+        ("certs --out certs --host 'a b'", "--host: got 'a b'"),
+        ("certs --out certs --client a/b", "client/a/b"),
+        ("certs --out {x}", "x.npz: File exists"),
+        ("bench --model linear:4,4 --engine he --against tenseal --batch 2", "--batch 2"),
+        ("bench --model linear:4,4 --engine reference --seconds nan", "--seconds"),
+        ("serve he --bundle b --listen nonsense --tls c", "--listen: got 'nonsense'"),
+        ("serve he --bundle b --listen a:99999 --tls c", "--listen: got 'a:99999'"),
+        ("serve he --bundle b --listen a:1 --metrics x --tls c", "--metrics: got 'x'"),
+        ("serve party --bundle b --listen a:1 --peer p --dealer d:3 --tls c", "--peer: got 'p'"),
+        ("serve party --bundle b --listen a:1 --peer p:2 --dealer d --tls c", "--dealer: got 'd'"),
+        ("serve party --bundle b --listen a:1 --peer p:65535 --lanes 2 --dealer d:3", "--peer"),
+        ("serve he --bundle b --listen a:1 --tls c --workers 0", "--workers"),
+        ("serve he --bundle b --listen a:1 --tls c --budget 0", "--budget"),
+        ("serve he --bundle b --listen a:1 --budget-seconds nan", "--budget-seconds"),
+        ("serve party --bundle b --listen a:1 --peer p:2 --dealer d:3 --lanes 0", "--lanes"),
+        ("serve party --bundle b --listen a:1 --peer p:2 --dealer d:3 --staged 0", "--staged"),
+        ("serve party --bundle b --listen a:1 --peer p:2 --dealer d:3 --wait-seconds 0", "--wait"),
     ],
 )
 def test_bad_input_is_one_line_and_exit_2(
     line: str,
     says: str,
     capsys: pytest.CaptureFixture[str],
-    tmp_path_factory: pytest.TempPathFactory,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    import numpy as np
-
-    x = tmp_path_factory.mktemp("input") / "x.npz"
+    monkeypatch.chdir(tmp_path)
+    x = tmp_path / "x.npz"
     np.savez(x, x=np.zeros((1, 4), np.float32))
+    (tmp_path / "folder").mkdir()
     assert main(shlex.split(line.format(x=x))) == 2
     captured = capsys.readouterr()
     assert captured.out == ""
