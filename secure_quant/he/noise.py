@@ -8,9 +8,10 @@ derives each line.
 from __future__ import annotations
 
 import math
+from bisect import bisect_right
 from collections.abc import Callable
-from dataclasses import dataclass, replace
-from functools import partial
+from dataclasses import dataclass
+from functools import cached_property
 
 from secure_quant.he.parameters import Parameters, Tier
 
@@ -41,7 +42,7 @@ BLINDING = 2**8
 _TAIL_BITS = 42  # four events of 2**-42 each: below 2**-40 together
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Layer:
     """What a bound needs to know: ``outputs`` wanted coefficients in one call, each at most
     ``bound`` in magnitude; rows of at most ``row_l1`` = Σ|w|; ``rows`` of them in one response."""
@@ -51,7 +52,7 @@ class Layer:
     row_l1: int
     rows: int
 
-    @property
+    @cached_property
     def tail(self) -> float:
         """r: a sum of proxy variance v exceeds r·√v in one of the outputs with probability at
         most 2**-42."""
@@ -68,7 +69,7 @@ class Layer:
         """Σ|w| over all weight polynomials that make one response."""
         return self.rows * self.row_l1
 
-    @property
+    @cached_property
     def l2(self) -> float:
         """Upper bound of sqrt(Σ w²): |w| <= 128."""
         return math.sqrt(128 * self.l1)
@@ -146,33 +147,25 @@ def choose(
     single = ring.dropped == 1
     # What takes all of half a unit is too coarse; the best lies a few bits below.
     deepest = _deepest(bits, half, lambda drop: answer_noise(layer, ring, 0, drop, 0))
+    # Upward rounding and the flood share what the rest leaves, in the ratio the tier asks.
+    upward = [weight_noise(layer, drop) for drop in range(bits if single else 1)]
     best: tuple[int, Scaling] | None = None
     for drop_c1 in range(max(deepest - 4, 0), deepest + 1):
         for drop_key in range(max(drop_c1 - 4, 0), drop_c1 + 1) if single else (0,):
             for drop_c0 in range(bits - 7, bits - 2):
-                found = _shared(layer, ring, tier, Scaling(unit, 0, drop_key, drop_c1, drop_c0, 0))
-                if found is None:
-                    continue
-                drops = (found.drop_up, drop_key, drop_c1, drop_c0)
+                left = half - answer_noise(layer, ring, drop_key, drop_c1, drop_c0)
+                allowed = 0.99 * left * ring.dropped / (2 ** HIDING_BITS[tier] + 1)
+                drop_up = bisect_right(upward, allowed) - 1
+                drops = (drop_up, drop_key, drop_c1, drop_c0)
                 saved = sum(n * drop for n, drop in zip(coefficients, drops, strict=True))
-                if best is None or saved > best[0]:
+                if drop_up < 0 or (best is not None and saved <= best[0]):
+                    continue
+                flood = _round_down(left - upward[drop_up] / ring.dropped)
+                found = Scaling(unit, drop_up, drop_key, drop_c1, drop_c0, flood)
+                room, hiding = margin(layer, ring, tier, found)
+                if room > 0 and hiding >= 1:
                     best = (saved, found)
     return None if best is None else best[1]
-
-
-def _shared(layer: Layer, ring: Parameters, tier: Tier, s: Scaling) -> Scaling | None:
-    """The scaling with flood and upward rounding sharing what the rest leaves, in the ratio the
-    tier asks; None if that is too little."""
-    left = (s.unit - 1) / 2 - answer_noise(layer, ring, s.drop_key, s.drop_c1, s.drop_c0)
-    allowed = 0.99 * left * ring.dropped / (2 ** HIDING_BITS[tier] + 1)
-    if weight_noise(layer, 0) > allowed:
-        return None
-    upward = partial(weight_noise, layer)
-    drop = _deepest(s.unit.bit_length(), allowed, upward) if ring.dropped == 1 else 0
-    flood = _round_down(left - weight_noise(layer, drop) / ring.dropped)
-    found = replace(s, drop_up=drop, flood=flood)
-    room, hiding = margin(layer, ring, tier, found)
-    return found if room > 0 and hiding >= 1 else None
 
 
 def _deepest(bits: int, limit: float, noise: Callable[[int], float]) -> int:
