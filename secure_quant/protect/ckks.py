@@ -137,7 +137,7 @@ class CkksSession:
         if call.scaling.drop_up:
             # The server puts a value in the middle of its dropped bits, which errs by +1/2 on
             # average; this errs by -1/2.
-            errors -= random.bits(errors.shape)
+            errors[1:] -= random.bits(errors[1:].shape)
         c0 = field.add(field.moduli - product, field.residues(errors))
         carried, spare = call.packing.divide(c0[1:])
         return _Pad(seed + _public_key(call, c0[0]) + _packed(call, spare), carried)

@@ -11,6 +11,7 @@ from unit.he.models import centred, linear, random_input
 from unit.he.walk import with_scaling
 
 from secure_quant import reference
+from secure_quant.he.codec import unpack
 from secure_quant.he.evaluate import Evaluator
 from secure_quant.he.noise import (
     BLINDING,
@@ -24,7 +25,7 @@ from secure_quant.he.noise import (
 from secure_quant.he.parameters import TIERS, Parameters
 from secure_quant.he.plan import HePlan, plan
 from secure_quant.he.ring import ring
-from secure_quant.he.sampling import fresh
+from secure_quant.he.sampling import Uniform, fresh
 from secure_quant.he.search import layer_of
 from secure_quant.ir import Graph
 from secure_quant.protect.ckks import CkksSession
@@ -129,6 +130,33 @@ def test_the_flood_outweighs_what_the_client_knows_of_the_blinding() -> None:
             assert flood**2 / 3 >= BLINDING * known
             _, hiding = margin(layer, layout.ring, tier, layout.scaling)
             assert hiding >= 1
+
+
+def test_the_errors_that_are_sent_follow_the_law_of_the_derivation() -> None:
+    """The key's is centred binomial; a ciphertext's has one random bit taken off."""
+    made = with_scaling(plan(GRAPH), drop_key=0)
+    call = made.steps[0].call(1)
+    field, drop = ring(call.ring), call.scaling.drop_up
+    found: tuple[list[np.ndarray], list[np.ndarray]] = ([], [])
+    for _ in range(KEYS):
+        session = CkksSession(GRAPH.public(), made)
+        pad = session._pad(call)
+        octets, ends = np.frombuffer(pad.head, np.uint8), np.cumsum(call.request_sizes)
+        seed, key = octets[: ends[0]], octets[ends[0] : ends[1]]
+        product = Uniform(seed.tobytes(), field.primes, field.degree).polynomials(2)
+        field.multiply(product, session._key(call.ring).request)
+        field.inverse(product)
+        p0 = unpack(key[None], field.degree, call.ring.prime, 0)
+        carried, _ = call.packing.divide(product[1:])
+        for kept, part, own in ((found[0], p0, product[0]), (found[1], pad.c0[0], carried[0])):
+            error = field.add(part, own).astype(np.int64)
+            kept.append(np.where(error > call.ring.prime // 2, error - call.ring.prime, error))
+    assert drop > 0
+    for kept, mean, variance in ((found[0], 0, 10.5), (found[1], -0.5, 10.75)):
+        errors = np.concatenate(kept, axis=None)
+        assert np.abs(errors).max() <= 22
+        assert abs(errors.mean() - mean) < 6 * math.sqrt(variance / errors.size)
+        assert errors.var() == pytest.approx(variance, rel=0.15)
 
 
 def test_a_key_rounded_too_far_is_refused() -> None:
