@@ -59,6 +59,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--lanes", type=int, default=1)
     parser.add_argument("--workers", type=int, default=1)
     parser.add_argument("--objective", choices=OBJECTIVES, help="as in split")
+    parser.add_argument("--tier", choices=("T1", "T1-strict"), default="T1", help="as in split")
     parser.add_argument("--against", choices=("crypten", "tenseal"))
     parser.add_argument("--peer-runs", type=int, default=3, help="timed inferences of the peer")
     parser.add_argument("--logs", type=Path, metavar="DIR", help="keep the logs of the roles")
@@ -96,6 +97,8 @@ def _check(arguments: argparse.Namespace) -> None:
     counts(arguments, "batch", "runs", "clients", "lanes", "workers", "peer_runs")
     if not 0 <= arguments.seconds < float("inf"):
         raise ValueOutOfRange("--seconds", got=arguments.seconds, expected=">= 0")
+    if arguments.tier != "T1" and arguments.engine != "he":
+        raise ConfigError("--tier", got=f"--engine {arguments.engine}", expected="--engine he")
     if arguments.against == "tenseal" and arguments.batch != 1:
         raise ConfigError("--against tenseal", got=f"--batch {arguments.batch}", expected="1")
 
@@ -113,6 +116,7 @@ def measure(graph: Graph, arguments: argparse.Namespace) -> dict[str, Any]:
         serving(
             graph, Path(work), engines=(arguments.engine,), logs=arguments.logs,
             lanes=arguments.lanes, workers=arguments.workers, objective=arguments.objective,
+            tier=arguments.tier,
         ) as service,
     ):  # fmt: skip
         figures |= _measure(graph, service, arguments)

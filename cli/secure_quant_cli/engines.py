@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
     from secure_quant.ir import Graph
     from secure_quant_cli.cluster import Cluster
-    from secure_quant_cli.split import Objective
+    from secure_quant_cli.split import Objective, Tier
 
 __all__ = ["Service", "bytes_sent", "serving", "timed"]
 
@@ -52,6 +52,7 @@ def serving(
     lanes: int = 1,
     workers: int = 1,
     objective: Objective | None = None,
+    tier: Tier = "T1",
     dial: Callable[[str], str] = str,
 ) -> Iterator[Service]:
     """Split ``graph``, make certificates, start the roles of ``engines`` (mpc, he); on leaving,
@@ -69,7 +70,7 @@ def serving(
     folders = {name: work / name for name in engines}
     with progress("splitting the model into bundles, making certificates"):
         for engine, folder in folders.items():
-            write_bundles(split_for(graph, engine, objective), folder)
+            write_bundles(split_for(graph, engine, objective, tier), folder)
         make_all(work / "certs")
     cluster = Cluster(
         work / "certs", logs or work / "logs",

@@ -14,9 +14,12 @@ from typing import TYPE_CHECKING, Literal, get_args
 if TYPE_CHECKING:
     from secure_quant.ir import Graph
 
-__all__ = ["HELP", "OBJECTIVES", "Objective", "configure", "run", "split_for", "write_bundles"]
+__all__ = [
+    "HELP", "OBJECTIVES", "Objective", "Tier", "configure", "run", "split_for", "write_bundles",
+]  # fmt: skip
 
 Objective = Literal["latency", "balanced", "traffic"]
+Tier = Literal["T1", "T1-strict"]
 OBJECTIVES: tuple[str, ...] = get_args(Objective)
 
 HELP = "model file -> one bundle per role"
@@ -69,7 +72,7 @@ def split_for(
     graph: Graph,
     engine: str,
     objective: Objective | None = None,
-    tier: Literal["T1", "T1-strict"] = "T1",
+    tier: Tier = "T1",
 ) -> dict[str, bytes]:
     """Role -> bundle; the objective None is the engine's own default.
 

@@ -34,6 +34,7 @@ verify model.sq --input X.npz --engines reference,onnx --float MODEL.py:factory 
 bench --model linear:8,32 --engine reference --batch 4
 bench --model lenet --engine mpc --batch 1 --against crypten --json
 bench --model model.sq --engine he --against tenseal --json
+bench --model model.sq --engine he --tier T1-strict
 demo
 demo --images 50 --json
 """
@@ -124,6 +125,7 @@ def test_version(capsys: pytest.CaptureFixture[str]) -> None:
         ("certs --out certs --client a/b", "client/a/b"),
         ("certs --out {x}", "x.npz: File exists"),
         ("bench --model linear:4,4 --engine he --against tenseal --batch 2", "--batch 2"),
+        ("bench --model linear:4,4 --engine mpc --tier T1-strict", "--tier"),
         ("bench --model linear:4,4 --engine reference --seconds nan", "--seconds"),
         ("serve he --bundle b --listen nonsense --tls c", "--listen: got 'nonsense'"),
         ("serve he --bundle b --listen a:99999 --tls c", "--listen: got 'a:99999'"),
