@@ -47,6 +47,19 @@ def configure(parser: argparse.ArgumentParser) -> None:
         help="longest wait for the half of a request that the client sends to the other party",
     )  # fmt: skip
     dealer = roles.add_parser("dealer", help="correlated randomness for both parties")
+    dealer.add_argument(
+        "--stock-bytes", type=int, default=256 * 2**20, metavar="BYTES",
+        help="memory for each model's finished items (default: 256 MiB)",
+    )  # fmt: skip
+    dealer.add_argument(
+        "--spool", type=Path, metavar="DIR",
+        help="finished items beyond that, sealed under a key that never leaves the process; the "
+        "folder is this dealer's alone, and what a former one left in it is deleted",
+    )  # fmt: skip
+    dealer.add_argument(
+        "--spool-bytes", type=int, default=2**32, metavar="BYTES",
+        help="most that may lie there, for all models together (default: 4 GiB)",
+    )  # fmt: skip
     he = roles.add_parser("he", help="linear layers on ciphertexts")
     he.add_argument("--workers", type=int, help="worker processes; one per core by default")
     he.add_argument(
@@ -132,7 +145,8 @@ async def _dealer(arguments: argparse.Namespace) -> None:
 
     await serve_dealer(
         arguments.bundle, listen=arguments.listen, tls=tls_from(arguments, "dealer"),
-        metrics=arguments.metrics,
+        metrics=arguments.metrics, stock_bytes=arguments.stock_bytes,
+        spool=arguments.spool, spool_bytes=arguments.spool_bytes,
     )  # fmt: skip
 
 

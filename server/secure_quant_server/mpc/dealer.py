@@ -7,6 +7,7 @@ import os
 import secrets
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Any
 
@@ -57,16 +58,23 @@ PAIRING_S = 10.0
 
 @dataclass(frozen=True, kw_only=True)
 class DealerOptions(ServerOptions):
-    """stock_bytes: memory for each model's finished items. workers: threads that make them."""
+    """A server's options, and a dealer's own.
+
+    stock_bytes  memory for each model's finished items.
+    workers      threads that make them.
+    spool        folder for finished items beyond that, of this dealer alone; none by default.
+    spool_bytes  bytes of files in it, shared out evenly among the models.
+    """
 
     stock_bytes: int = 256 * 2**20
     workers: int = 1
+    spool: str | os.PathLike[str] | None = None
+    spool_bytes: int = 2**32
 
     def __post_init__(self) -> None:
-        if self.stock_bytes <= 0 or self.workers <= 0:
-            raise ConfigError(
-                "dealer options", got=(self.stock_bytes, self.workers), expected="> 0"
-            )
+        for name in ("stock_bytes", "workers", "spool_bytes"):
+            if getattr(self, name) <= 0:
+                raise ConfigError(name, got=getattr(self, name), expected="> 0")
 
 
 async def serve_dealer(
@@ -86,9 +94,17 @@ async def serve_dealer(
     access = Access({SERVICE: frozenset({"party0", "party1"})})
     server = GrpcServer(chosen, access, [SERVICE])
     gauges = Gauges(server.metrics)
-    with ThreadPoolExecutor(chosen.workers, "deal", yield_to_others) as pool:
+    with ExitStack() as stack:
+        spool = None
+        if chosen.spool is not None:
+            spool = gauges.open_spool(chosen.spool, chosen.spool_bytes)
+            stack.callback(spool.close)
+        pool = stack.enter_context(
+            ThreadPoolExecutor(chosen.workers, "deal", yield_to_others)
+        )  # ends before the spool does
+        share = chosen.spool_bytes // max(1, len(programs))
         works = {
-            program.model_hash: Works(program, chosen.stock_bytes, gauges, pool)
+            program.model_hash: Works(program, chosen.stock_bytes, gauges, pool, spool, share)
             for program in programs
         }
         if len(works) != len(programs):

@@ -4,11 +4,13 @@ while they are sent."""
 from __future__ import annotations
 
 import asyncio
+import logging
 import os
 import sys
 import threading
 import time
 from collections import deque
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -16,12 +18,13 @@ from prometheus_client import Counter, Gauge, Histogram
 
 from secure_quant.mpc.cost import SEED_BYTES
 from secure_quant.mpc.deal import DealerProgram, DealtItem, DealtStream
-from secure_quant_server.common import Metrics
+from secure_quant_server.common import Metrics, logs
+from secure_quant_server.mpc.spool import TAG_BYTES, Spool
 
-__all__ = ["Gauges", "Works", "yield_to_others"]
+__all__ = ["Gauges", "Shelf", "Works", "yield_to_others"]
 
 JOB_BYTES = 4 * 2**20
-"""About as much is made in one go: a hop between threads costs as much as a small item."""
+"""About so much is made in one go: a hop between threads costs as much as a small item."""
 
 
 def yield_to_others() -> None:
@@ -47,6 +50,65 @@ class Gauges:
         self.sessions = Gauge(
             "secure_quant_dealer_sessions", "Sessions with both parties", registry=registry
         )
+        self.spooled = Gauge(
+            "secure_quant_dealer_spooled", "Finished items on disk", ["model"], registry=registry
+        )
+        self.spool_bytes = Gauge(
+            "secure_quant_dealer_spool_bytes", "Bytes of items on disk", registry=registry
+        )
+        self.spool_failing = Gauge(
+            "secure_quant_dealer_spool_failing",
+            "1 while the disk refuses items, and memory alone holds stock", registry=registry,
+        )  # fmt: skip
+        self._failures = Counter(
+            "secure_quant_dealer_spool_failures",
+            "Items that could not be written, or not be read back", registry=registry,
+        )  # fmt: skip
+
+    def open_spool(self, folder: str | os.PathLike[str], limit: int) -> Spool:
+        """A spool that these gauges watch. Raises ConfigError."""
+        spool = Spool(folder, limit, self._spool_failed)
+        self.spool_bytes.set_function(lambda: spool.used)
+        self.spool_failing.set_function(lambda: spool.failing)
+        return spool
+
+    def _spool_failed(self, reason: str) -> None:
+        self._failures.inc()
+        logs.event("spool failed", level=logging.WARNING, reason=reason)
+
+
+class Shelf:
+    """One model's items on disk. Its methods may block, and run in the pool."""
+
+    def __init__(self, spool: Spool, items: int) -> None:
+        """``items``: most that this model may have there."""
+        self._spool, self._most = spool, items
+        self._numbers: deque[int] = deque()
+
+    def __len__(self) -> int:
+        return len(self._numbers)
+
+    def add(self, deal: Callable[[], DealtItem], size: int) -> bool:
+        """Make an item of ``size`` bytes and put it there. False if there is no room, or if the
+        disk refuses."""
+        if len(self) >= self._most or not self._spool.room(size):
+            return False
+        item = deal()
+        number = self._spool.put(b"".join((item.seed0, item.seed1, item.corrections)))
+        if number is not None:
+            self._numbers.append(number)
+        return number is not None
+
+    def take(self, count: int) -> list[DealtItem]:
+        """Up to ``count`` items; those that cannot be read back are lost."""
+        made: list[DealtItem] = []
+        while self._numbers and len(made) < count:
+            whole = self._spool.take(self._numbers.popleft())
+            if whole is not None:
+                seeds = bytes(whole[: 2 * SEED_BYTES])
+                rest = whole[2 * SEED_BYTES :]
+                made.append(DealtItem(seeds[:SEED_BYTES], seeds[SEED_BYTES:], rest))
+        return made
 
 
 class Works:
@@ -56,15 +118,24 @@ class Works:
     """
 
     def __init__(
-        self, program: DealerProgram, stock_bytes: int, gauges: Gauges, pool: ThreadPoolExecutor
+        self,
+        program: DealerProgram,
+        stock_bytes: int,
+        gauges: Gauges,
+        pool: ThreadPoolExecutor,
+        spool: Spool | None = None,
+        spool_bytes: int = 0,
     ) -> None:
+        """``spool_bytes``: of files in ``spool`` that are this model's."""
         self._program, self._pool = program, pool
         label = program.model_hash[:12]
+        self._spooled = gauges.spooled.labels(label)
         self._gauge, self._dealt = gauges.stock.labels(label), gauges.dealt.labels(label)
         self._seconds = gauges.seconds.labels(label)
         self.streamed = program.plan.streamed
         self.size = 8 * program.plan.dealt_words
         size = self.size + 2 * SEED_BYTES
+        self._shelf = None if spool is None else Shelf(spool, spool_bytes // (size + TAG_BYTES))
         self._depth = max(2, min(1024, stock_bytes // size))
         self._job = max(1, min(JOB_BYTES // size, self._depth // 2))
         self._stock: deque[DealtItem] = deque()
@@ -74,18 +145,32 @@ class Works:
     async def make(self) -> None:
         """Make stock until cancelled; as many of these may run as the pool has threads."""
         while True:
+            self._room.clear()
             count = min(self._job, self._depth - len(self._stock) - self._begun)
-            if count <= 0:
-                self._room.clear()
+            if count > 0:
+                await self._restock(count)
+            elif not await self._put_aside():
                 await self._room.wait()
-                continue
-            self._begun += count
-            try:
-                self._stock.extend(await self._run(self._several, count))
-            finally:
-                self._begun -= count
-            self._gauge.set(len(self._stock))
-            self._more.set()
+
+    async def _put_aside(self) -> bool:
+        """One item more on disk, if there is room."""
+        if self._shelf is None:
+            return False
+        done: bool = await self._run(self._shelf.add, self._deal, self.size + 2 * SEED_BYTES)
+        self._spooled.set(len(self._shelf))
+        return done
+
+    async def _restock(self, count: int) -> None:
+        """``count`` items more in memory: from disk if some are there."""
+        self._begun += count
+        try:
+            made = await self._run(self._shelf.take, count) if self._shelf else []
+            self._stock.extend(made or await self._run(self._several, count))
+            self._spooled.set(len(self._shelf or ()))
+        finally:
+            self._begun -= count
+        self._gauge.set(len(self._stock))
+        self._more.set()
 
     async def take(self) -> DealtItem:
         """An item nobody had before; it is the caller's to hand out once."""
@@ -110,11 +195,12 @@ class Works:
         return made
 
     def _several(self, count: int) -> list[DealtItem]:
-        made = []
-        for _ in range(count):
-            start = time.perf_counter()
-            made.append(self._program.deal())
-            self._seconds.observe(time.perf_counter() - start)
+        return [self._deal() for _ in range(count)]
+
+    def _deal(self) -> DealtItem:
+        start = time.perf_counter()
+        made = self._program.deal()
+        self._seconds.observe(time.perf_counter() - start)
         return made
 
     async def _run(self, function: Any, *arguments: Any) -> Any:
