@@ -16,8 +16,6 @@ from collections.abc import Sequence
 from types import FrameType, ModuleType
 from typing import NoReturn
 
-from secure_quant.errors import ConfigError, InputError, ModelError, SecureQuantError
-
 __all__ = ["COMMANDS", "build_parser", "main"]
 
 COMMANDS = (
@@ -47,7 +45,7 @@ _EXTRAS = {
 
 
 def build_parser() -> argparse.ArgumentParser:
-    """The whole command line. Imports nothing beyond the standard library and the errors."""
+    """The whole command line. Imports no engine."""
     from secure_quant_cli.version import version
 
     parser = argparse.ArgumentParser(
@@ -68,6 +66,18 @@ def build_parser() -> argparse.ArgumentParser:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command and return its exit code."""
+    try:
+        return _run(argv)
+    except KeyboardInterrupt:  # anywhere, also in an import
+        return _fail("interrupted", 130)
+    except BrokenPipeError:
+        sys.stderr.close()  # the reader of our output left; nobody is there to be told
+        return 1
+
+
+def _run(argv: Sequence[str] | None) -> int:
+    from secure_quant.errors import ConfigError, InputError, ModelError, SecureQuantError
+
     signal.signal(signal.SIGTERM, _terminated)
     # What goes wrong below comes up as an error of ours, in one line.
     os.environ.setdefault("GRPC_VERBOSITY", "NONE")
@@ -76,11 +86,6 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         arguments = build_parser().parse_args(argv)
         code: int = _module(arguments.command).run(arguments)
-    except KeyboardInterrupt:
-        return _fail("interrupted", 130)
-    except BrokenPipeError:
-        sys.stderr.close()  # the reader of our output left; nobody is there to be told
-        return 1
     except (ConfigError, InputError, ModelError) as error:
         return _fail(str(error), 2)
     except SecureQuantError as error:
@@ -93,6 +98,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         if error.name == "crypten":
             hint += " && pip install --no-deps crypten==0.4.1"
         return _fail(f"this command needs {error.name}: {hint}", 2)
+    except BrokenPipeError:
+        raise
     except OSError as error:
         where = f"{error.filename}: " if error.filename else ""
         return _fail(f"{where}{error.strerror or error}", 2)

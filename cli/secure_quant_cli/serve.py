@@ -12,8 +12,10 @@ import os
 import signal
 import sys
 import threading
+from collections.abc import Coroutine
 from pathlib import Path
-from typing import Any
+from types import FrameType
+from typing import Any, NoReturn
 
 __all__ = ["HELP", "configure", "run"]
 
@@ -100,11 +102,16 @@ def run(arguments: argparse.Namespace) -> int:
     from secure_quant_server.common import logs
 
     _check(arguments)
+    # Until the role waits for these itself there is nothing to clean up, and an exception may be
+    # lost in a callback of a library that is being loaded.
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, _quit)
     if arguments.until_stdin_closes:
         threading.Thread(target=_watch_stdin, daemon=True).start()
     logs.setup(arguments.log_level)
-    serve = {"party": _party, "dealer": _dealer, "he": _he}[arguments.role]
-    uvloop.run(serve(arguments))
+    # What is slow to import is imported before the loop runs.
+    role = {"party": _party, "dealer": _dealer, "he": _he}[arguments.role]
+    uvloop.run(role(arguments))
     return 0
 
 
@@ -125,13 +132,13 @@ def _check(arguments: argparse.Namespace) -> None:
             free_ports_at("--link-listen", arguments.link_listen, arguments.lanes)
 
 
-async def _party(arguments: argparse.Namespace) -> None:
+def _party(arguments: argparse.Namespace) -> Coroutine[Any, Any, None]:
     from secure_quant_cli.tls_options import tls_from
     from secure_quant_server.mpc import serve_party
 
     # Party 0 calls the link of party 1; the bundle must be of the party that the options imply.
     party, link = (0, arguments.peer) if arguments.peer else (1, arguments.link_listen)
-    await serve_party(
+    return serve_party(
         arguments.bundle, listen=arguments.listen, link=link, dealer=arguments.dealer,
         lanes=arguments.lanes, staged=arguments.staged, wait_s=arguments.wait_seconds,
         link_protocol=arguments.link_protocol, party=party,
@@ -139,18 +146,18 @@ async def _party(arguments: argparse.Namespace) -> None:
     )  # fmt: skip
 
 
-async def _dealer(arguments: argparse.Namespace) -> None:
+def _dealer(arguments: argparse.Namespace) -> Coroutine[Any, Any, None]:
     from secure_quant_cli.tls_options import tls_from
     from secure_quant_server.mpc import serve_dealer
 
-    await serve_dealer(
+    return serve_dealer(
         arguments.bundle, listen=arguments.listen, tls=tls_from(arguments, "dealer"),
         metrics=arguments.metrics, stock_bytes=arguments.stock_bytes,
         spool=arguments.spool, spool_bytes=arguments.spool_bytes,
     )  # fmt: skip
 
 
-async def _he(arguments: argparse.Namespace) -> None:
+def _he(arguments: argparse.Namespace) -> Coroutine[Any, Any, None]:
     from secure_quant_cli.tls_options import tls_from
     from secure_quant_server.he import HeOptions, serve_he
 
@@ -158,7 +165,7 @@ async def _he(arguments: argparse.Namespace) -> None:
         bundles=arguments.bundle, listen=arguments.listen, security=tls_from(arguments, "he"),
         workers=arguments.workers, tokens=arguments.tokens, **_options(arguments),
     )  # fmt: skip
-    await serve_he(options)
+    return serve_he(options)
 
 
 def _options(arguments: argparse.Namespace) -> dict[str, Any]:
@@ -167,6 +174,11 @@ def _options(arguments: argparse.Namespace) -> dict[str, Any]:
         "budget": arguments.budget,
         "budget_window_s": arguments.budget_seconds,
     }
+
+
+def _quit(number: int, frame: FrameType | None) -> NoReturn:
+    os.write(sys.stderr.fileno(), b"secure-quant: interrupted\n")
+    os._exit(128 + number)
 
 
 def _watch_stdin() -> None:

@@ -239,3 +239,23 @@ def test_own_memory_is_known() -> None:
     size = peak_memory(os.getpid())
     assert size is None or size > 10_000_000
     assert peak_memory(2**22 + 1) is None
+
+
+@pytest.mark.parametrize("after", [0.02, 0.2, 0.6])
+def test_ctrl_c_while_a_role_starts_is_one_line(after: float, home: Path) -> None:
+    script = "from secure_quant_cli.main import main; print(flush=True); raise SystemExit(main())"
+    serve = subprocess.Popen(
+        [sys.executable, "-c", script, "serve", "he", "--listen", "127.0.0.1:0",
+         "--bundle", str(home / "he" / "server.sqb"), "--tls", str(home / "certs")],
+        stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
+    )  # fmt: skip
+    assert serve.stdout is not None
+    serve.stdout.readline()
+    time.sleep(after)
+    serve.send_signal(signal.SIGINT)
+    _, said = serve.communicate(timeout=30)
+    if serve.returncode == 0:  # it served already, and was stopped
+        assert '"event": "stopped"' in said
+    else:
+        assert (serve.returncode, said) == (130, "secure-quant: interrupted\n")
