@@ -59,6 +59,7 @@ class Cluster:
     certs     folder as ``secure-quant certs`` writes it.
     logs      folder for one log file per role.
     dial      turns an address that a role listens on into the one its peers dial: a proxy's, say.
+    options   more options of ``secure-quant serve``, by role (dealer, party0, party1, he).
 
     A context manager: on entry everything serves or an error says why not (PeerUnavailable,
     DeadlineExceeded); on exit every process is gone.
@@ -71,6 +72,7 @@ class Cluster:
     lanes: int = 1
     workers: int = 1
     dial: Callable[[str], str] = str
+    options: Mapping[str, Sequence[str]] = field(default_factory=dict)
     parties: list[str] = field(init=False, default_factory=list)
     he_server: str | None = field(init=False, default=None)
     processes: dict[str, subprocess.Popen[bytes]] = field(init=False, default_factory=dict)
@@ -163,7 +165,7 @@ class Cluster:
         log = (self.logs / f"{role}.log").open("wb")
         self._logs.append(log)
         full = [sys.executable, "-m", "secure_quant_cli", "serve", *command]
-        full += ["--tls", str(self.certs), "--until-stdin-closes"]
+        full += ["--tls", str(self.certs), "--until-stdin-closes", *self.options.get(role, ())]
         # Own session: Ctrl-C reaches this process alone, which then ends them in order. Standard
         # input is a pipe that nobody writes to: should this process be killed, it closes.
         self.processes[role] = subprocess.Popen(  # noqa: S603 - our own module

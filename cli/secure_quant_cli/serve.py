@@ -48,6 +48,11 @@ def configure(parser: argparse.ArgumentParser) -> None:
         "--wait-seconds", type=float, default=10.0, metavar="S",
         help="longest wait for the half of a request that the client sends to the other party",
     )  # fmt: skip
+    party.add_argument(
+        "--batch-wait-seconds", type=float, default=0.0, metavar="S",
+        help="party 0: while every lane is busy, let requests of several clients wait this long to "
+        "join one inference; 0 joins none",
+    )  # fmt: skip
     dealer = roles.add_parser("dealer", help="correlated randomness for both parties")
     dealer.add_argument(
         "--stock-bytes", type=int, default=256 * 2**20, metavar="BYTES",
@@ -64,13 +69,13 @@ def configure(parser: argparse.ArgumentParser) -> None:
     )  # fmt: skip
     he = roles.add_parser("he", help="linear layers on ciphertexts")
     he.add_argument("--workers", type=int, help="worker processes; one per core by default")
-    he.add_argument(
-        "--tokens", type=Path, metavar="FILE",
-        help="client tokens (NAME SHA256 a line) to ask for besides a certificate",
-    )  # fmt: skip
     for role in (party, dealer, he):
         _common(role)
     for role in (party, he):
+        role.add_argument(
+            "--tokens", type=Path, metavar="FILE",
+            help="client tokens (NAME SHA256 a line) to ask for besides a certificate",
+        )  # fmt: skip
         role.add_argument(
             "--budget", type=int, metavar="SAMPLES",
             help="what each client may ask in the time of --budget-seconds",
@@ -121,6 +126,8 @@ def _check(arguments: argparse.Namespace) -> None:
 
     counts(arguments, "lanes", "staged", "workers", "budget")
     durations(arguments, "wait_seconds", "budget_seconds")
+    if getattr(arguments, "batch_wait_seconds", 0.0):
+        durations(arguments, "batch_wait_seconds")
     address("--listen", arguments.listen, listen=True)
     if arguments.metrics is not None:
         address("--metrics", arguments.metrics, listen=True)
@@ -141,8 +148,9 @@ def _party(arguments: argparse.Namespace) -> Coroutine[Any, Any, None]:
     return serve_party(
         arguments.bundle, listen=arguments.listen, link=link, dealer=arguments.dealer,
         lanes=arguments.lanes, staged=arguments.staged, wait_s=arguments.wait_seconds,
-        link_protocol=arguments.link_protocol, party=party,
-        tls=tls_from(arguments, f"party{party}"), **_options(arguments),
+        batch_wait_s=arguments.batch_wait_seconds, link_protocol=arguments.link_protocol,
+        party=party, tokens=arguments.tokens, tls=tls_from(arguments, f"party{party}"),
+        **_options(arguments),
     )  # fmt: skip
 
 

@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 import time
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -38,15 +39,20 @@ def inputs(graph: Graph, batch: int, seed: int = 0) -> np.ndarray:
 
 
 def start(
-    directory: Path, graph: Graph, lanes: int = 1, *, streamed: bool | None = None
+    directory: Path,
+    graph: Graph,
+    lanes: int = 1,
+    *,
+    streamed: bool | None = None,
+    options: Mapping[str, Sequence[str]] | None = None,
 ) -> Cluster:
-    """A cluster ready to be entered."""
+    """A cluster ready to be entered. options: as in Cluster."""
     certs, bundles = directory / "certs", directory / "bundles"
     make_all(certs)
     bundles.mkdir()
     for role, data in split(graph, streamed=streamed).items():
         (bundles / f"{role}.sqb").write_bytes(data)
-    return Cluster(certs, directory / "logs", mpc=bundles, lanes=lanes)
+    return Cluster(certs, directory / "logs", mpc=bundles, lanes=lanes, options=options or {})
 
 
 def tls(cluster: Cluster, role: str = "client") -> Tls:

@@ -17,7 +17,7 @@ from secure_quant_server.common import logs
 from secure_quant_server.mpc.config import LaneConfig
 from secure_quant_server.mpc.pipe import Pipe, error_from_fields, error_to_fields
 
-__all__ = ["LaneHandle", "Lanes", "Outcome"]
+__all__ = ["LaneHandle", "Lanes", "Outcome", "Request"]
 
 RESTART_S = 0.5
 ENVIRONMENT = {
@@ -59,6 +59,18 @@ class Outcome:
         return parts
 
 
+@dataclass(frozen=True, slots=True)
+class Request:
+    """One client's call at party 0. share: uint64 little-endian, of ``batch`` samples. wait_s: how
+    long the other party may wait for the client's other share."""
+
+    request_id: bytes
+    model: str
+    batch: int
+    share: bytes
+    wait_s: float
+
+
 Fetch = Callable[[str, str, list[int], float], Awaitable[bytes]]
 Settle = Callable[[str, Outcome | SecureQuantError], None]
 
@@ -79,6 +91,7 @@ class LaneHandle:
         self._process: subprocess.Popen[bytes] | None = None
         self._pipe: Pipe | None = None
         self._jobs: dict[str, asyncio.Future[Outcome]] = {}
+        self._claimed: set[str] = set()  # party 1: shares that this lane has taken
         self._tasks: set[asyncio.Task[None]] = set()
         self.ready = False
 
@@ -101,23 +114,27 @@ class LaneHandle:
         finally:
             await self._stop()
 
-    async def infer(
-        self, request_id: bytes, model: str, batch: int, share: bytes, wait_s: float
-    ) -> Outcome:
-        """Party 0: one request. Raises PeerUnavailable, InternalError and what the lane says."""
+    async def infer(self, requests: Sequence[Request], wait_s: float) -> list[Outcome]:
+        """Party 0: requests of one model as one inference; an outcome each.
+
+        Raises PeerUnavailable, InternalError and what the lane says.
+        """
         if self._pipe is None:
             raise PeerUnavailable("this lane starts again")
-        key = request_id.hex()
-        outcome: asyncio.Future[Outcome] = asyncio.get_running_loop().create_future()
-        self._jobs[key] = outcome
+        keys = [request.request_id.hex() for request in requests]
+        loop = asyncio.get_running_loop()
+        outcomes = {key: loop.create_future() for key in keys}
+        self._jobs.update(outcomes)
+        fields = {
+            "kind": "infer", "ids": ",".join(keys), "model": requests[0].model,
+            "batches": [request.batch for request in requests], "wait_s": wait_s,
+        }  # fmt: skip
         try:
-            self._pipe.send(
-                {"kind": "infer", "ids": key, "model": model, "batches": [batch], "wait_s": wait_s},
-                share,
-            )
-            return await outcome
+            self._pipe.send(fields, b"".join(request.share for request in requests))
+            return list(await asyncio.gather(*outcomes.values()))
         finally:
-            self._jobs.pop(key, None)
+            for key in keys:
+                self._jobs.pop(key, None)
 
     def push(self, key: str, model: str, batch: int, share: bytes) -> None:
         """Party 1: hand a share over before the worker asks for it."""
@@ -165,6 +182,7 @@ class LaneHandle:
                 task.add_done_callback(self._tasks.discard)
             elif kind == "claimed":
                 self._claim(fields["ids"])
+                self._claimed.update(fields["ids"].split(","))
             elif kind == "state":
                 self.ready = bool(fields["ready"])
                 self._changed()
@@ -177,6 +195,7 @@ class LaneHandle:
             body = await self._fetch(
                 fields["ids"], fields["model"], fields["batches"], fields["wait_s"]
             )
+            self._claimed.update(fields["ids"].split(","))
         except SecureQuantError as error:
             answer |= error_to_fields(error)
         with suppress(InternalError):  # a worker that is gone needs no answer
@@ -184,6 +203,7 @@ class LaneHandle:
 
     def _finish(self, key: str, outcome: Outcome | SecureQuantError) -> None:
         if self._config.party == 1:
+            self._claimed.discard(key)
             self._settle(key, outcome)
             return
         waiting = self._jobs.get(key)
@@ -204,6 +224,9 @@ class LaneHandle:
         for waiting in self._jobs.values():
             if not waiting.done():
                 waiting.set_exception(error)
+        for key in self._claimed:
+            self._settle(key, error)
+        self._claimed.clear()
         if self._process is not None:
             self._process.kill()
             self._process.wait()

@@ -41,13 +41,15 @@ from secure_quant_server.common import (
     GrpcServer,
     Metrics,
     ServerOptions,
+    Tokens,
     current_caller,
     on_stop_signal,
     read_bundle,
 )
+from secure_quant_server.mpc.batching import Batcher
 from secure_quant_server.mpc.board import Board
 from secure_quant_server.mpc.config import LaneConfig
-from secure_quant_server.mpc.lanes import Lanes, Outcome
+from secure_quant_server.mpc.lanes import Lanes, Outcome, Request
 
 __all__ = ["PartyOptions", "serve_party"]
 
@@ -72,6 +74,8 @@ class PartyOptions(ServerOptions):
     staged          inferences of one sample whose material is kept expanded, per model and lane;
                     party 1 decides for both.
     wait_s          longest wait for a client's other share.
+    batch_wait_s    party 0: longest wait for other requests to join while every lane is busy; 0
+                    joins none.
     pending         requests that may wait at once; per_client: of one client.
     """
 
@@ -84,6 +88,7 @@ class PartyOptions(ServerOptions):
     material_bytes: int = 64 * 2**20
     staged: int = 3
     wait_s: float = 10.0
+    batch_wait_s: float = 0.0
     pending: int = 256
     per_client: int = 64
 
@@ -94,6 +99,8 @@ class PartyOptions(ServerOptions):
         for name in positive:
             if not 0 < getattr(self, name) < float("inf"):
                 raise ConfigError(name, got=getattr(self, name), expected="> 0")
+        if not 0 <= self.batch_wait_s <= self.wait_s:
+            raise ConfigError("batch_wait_s", got=self.batch_wait_s, expected="0 to wait_s")
 
 
 async def serve_party(
@@ -134,7 +141,8 @@ class _Front:
         if len(self.models) != len(programs):
             raise ConfigError("bundles", expected="a different model each")
         self.options = options
-        access = Access({SERVICE: frozenset({"client"})})
+        tokens = Tokens.from_file(options.tokens) if options.tokens is not None else None
+        access = Access({SERVICE: frozenset({"client"})}, tokens)
         self._grpc = GrpcServer(options, access, [SERVICE])
         self.gauges = Gauges(self._grpc.metrics)
         self.board = Board(options.pending, options.pending * 2**20)
@@ -151,6 +159,7 @@ class _Front:
             fetch=self.board.fetch, claim=self.board.claim, settle=self.board.settle,
             changed=self._lanes_changed,
         )  # fmt: skip
+        self.batcher = Batcher(self.lanes, samples=options.batch, wait_s=options.batch_wait_s)
         servicer = _ShareInference(self)
         share_inference_pb2_grpc.add_ShareInferenceServiceServicer_to_server(
             servicer, self._grpc.server
@@ -227,7 +236,8 @@ class _ShareInference(share_inference_pb2_grpc.ShareInferenceServiceServicer):
         try:
             async with asyncio.timeout(wait_s + front.options.wait_s):
                 if front.party == 0:
-                    return await lane.infer(request.request_id, model, batch, share, wait_s)
+                    job = Request(request.request_id, model, batch, share, wait_s)
+                    return await front.batcher.infer(job)
                 answer = front.board.post(key, model, batch, share)
                 lane.push(key, model, batch, share)
                 done, _ = await asyncio.wait({answer}, timeout=wait_s)

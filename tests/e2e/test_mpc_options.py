@@ -1,0 +1,73 @@
+"""Parties that join requests, link over gRPC, ask for tokens: other ways to the same integers."""
+
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from secrets import token_bytes
+
+import numpy as np
+import pytest
+from e2e.mpc_cluster import inputs, small_net, start, tls
+
+from secure_quant import Graph, reference
+from secure_quant.errors import Unauthenticated
+from secure_quant.transport import sync_channel
+from secure_quant.wire.gen.share_inference_pb2 import InferRequest
+from secure_quant.wire.gen.share_inference_pb2_grpc import ShareInferenceServiceStub
+from secure_quant_cli.cluster import Cluster
+from secure_quant_client import MpcClient
+from secure_quant_server.common import make_token
+
+CLIENTS = 6
+TOKEN, LINE = make_token("alice")
+
+
+@pytest.fixture(scope="module")
+def graph() -> Graph:
+    return small_net(seed=3)
+
+
+@pytest.fixture(scope="module")
+def cluster(graph: Graph, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
+    folder = tmp_path_factory.mktemp("mpc")
+    (folder / "tokens").write_text(LINE + "\n")
+    party = ("--link-protocol", "grpc", "--staged", "2", "--tokens", str(folder / "tokens"))
+    options = {"party0": (*party, "--batch-wait-seconds", "0.1"), "party1": party}
+    with start(folder, graph, options=options) as started:
+        yield started
+
+
+def ask(cluster: Cluster, graph: Graph, seed: int) -> bool:
+    """Five inferences of one client, all of them right."""
+    with MpcClient(cluster.parties, tls=tls(cluster), token=TOKEN) as client:
+        for turn in range(5):
+            q = inputs(graph, 1 + (seed + turn) % 3, seed=100 * seed + turn)
+            if not np.array_equal(client.infer_int8(q), reference.run_int(graph, q)):
+                return False
+    return True
+
+
+def test_requests_of_several_clients_join_and_each_gets_its_own_answer(
+    cluster: Cluster, graph: Graph
+) -> None:
+    with ThreadPoolExecutor(CLIENTS) as pool:
+        assert all(pool.map(lambda seed: ask(cluster, graph, seed), range(CLIENTS)))
+
+
+def test_a_client_that_sends_one_share_spoils_nobodys_batch(cluster: Cluster, graph: Graph) -> None:
+    channel = sync_channel(cluster.parties[0], tls(cluster), server_role="party0")
+    request = InferRequest(
+        model_hash=graph.hash, request_id=token_bytes(16), batch=1,
+        share=bytes(8 * int(np.prod(graph.input.shape))),
+    )  # fmt: skip
+    metadata = (("authorization", f"Bearer {TOKEN}"),)
+    with channel, ThreadPoolExecutor(CLIENTS) as pool:
+        infer = ShareInferenceServiceStub(channel).Infer
+        half = infer.future(request, timeout=8, metadata=metadata)
+        assert all(pool.map(lambda seed: ask(cluster, graph, seed), range(CLIENTS)))
+        assert not half.done()  # it still waits for its other share, alone
+        half.cancel()
+
+
+def test_without_a_token_nobody_is_served(cluster: Cluster, graph: Graph) -> None:
+    with MpcClient(cluster.parties, tls=tls(cluster)) as client, pytest.raises(Unauthenticated):
+        client.infer_int8(inputs(graph, 1))
