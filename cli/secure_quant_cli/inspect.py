@@ -1,5 +1,6 @@
 """Show a model file: its layers with shapes, bits and proven bounds, its sizes, and what each
-engine would cost for one inference, planned without running anything.
+engine would cost for one inference, planned without running anything. Of a leveled model: widths,
+parameters, error bound, and the bytes of one round trip.
 """
 
 from __future__ import annotations
@@ -26,12 +27,14 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Print the description."""
-    from secure_quant.errors import ValueOutOfRange
     from secure_quant.ir import load
+    from secure_quant_cli.checks import counts
     from secure_quant_cli.console import print_json
+    from secure_quant_cli.leveled import inspect_run, is_leveled
 
-    if arguments.batch < 1:
-        raise ValueOutOfRange("--batch", got=arguments.batch, expected=">= 1")
+    counts(arguments, "batch")
+    if is_leveled(arguments.model):
+        return inspect_run(arguments)
     graph = load(arguments.model)
     found = describe(graph, arguments.model.stat().st_size, arguments.batch)
     if arguments.json:

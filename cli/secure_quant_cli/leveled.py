@@ -1,5 +1,6 @@
 """Leveled models in the commands: made by ``quantize --mode leveled``, told from integer models by
-what their file says, split with ``--engine he-leveled``, and verified against an error bound."""
+what their file says, split with ``--engine he-leveled``, and verified against an error bound.
+"""
 
 from __future__ import annotations
 
@@ -11,7 +12,14 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from secure_quant.he.leveled import LeveledModel
 
-__all__ = ["is_leveled", "load_leveled", "quantize_run", "split_leveled", "verify_run"]
+__all__ = [
+    "inspect_run",
+    "is_leveled",
+    "load_leveled",
+    "quantize_run",
+    "split_leveled",
+    "verify_run",
+]
 
 
 def is_leveled(path: Path) -> bool:
@@ -61,6 +69,42 @@ def quantize_run(arguments: argparse.Namespace) -> int:
         print(f"{arguments.out}: {len(model.layers)} linear layers, degree {made.degree}, "
               f"outputs off by at most {made.error_bound:.2g}")  # fmt: skip
         print(f"hash {model.hash}")
+    return 0
+
+
+def inspect_run(arguments: argparse.Namespace) -> int:
+    """What the file holds and what its plan promises, for ``--batch`` samples."""
+    from secure_quant.he.leveled import plan
+    from secure_quant.he.leveled.wire import key_bytes, request_bytes, response_bytes
+    from secure_quant_cli.console import human_bytes, print_json, table
+
+    model = load_leveled(arguments.model)
+    made = plan(model)
+    found = {
+        "hash": model.hash,
+        "bytes": arguments.model.stat().st_size,
+        "widths": list(made.public.widths),
+        "degree": made.degree,
+        "error_bound": made.error_bound,
+        "batch": arguments.batch,
+        "bytes_up": arguments.batch * request_bytes(made),
+        "bytes_down": arguments.batch * response_bytes(made),
+        "key_bytes_up": key_bytes(made),
+    }
+    if arguments.json:
+        print_json(found)
+        return 0
+    rows = [
+        ("hash", model.hash),
+        ("size", human_bytes(found["bytes"])),
+        ("widths", " → ".join(map(str, made.public.widths))),
+        ("degree", made.degree),
+        ("outputs off by at most", f"{made.error_bound:.2g}"),
+        (f"up, for a batch of {arguments.batch}", human_bytes(found["bytes_up"])),
+        ("down", human_bytes(found["bytes_down"])),
+        ("evaluation keys, once a session", human_bytes(found["key_bytes_up"])),
+    ]
+    print(table(("leveled model", ""), rows, left=2))
     return 0
 
 

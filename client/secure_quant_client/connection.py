@@ -21,7 +21,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from secure_quant import reference
-from secure_quant.errors import ServiceError
+from secure_quant.errors import PeerUnavailable, SecureQuantError, ServiceError
 from secure_quant.ir import Graph
 from secure_quant.transport import Limits, Security, aio_channel, sync_channel
 from secure_quant.wire import raised
@@ -49,6 +49,22 @@ class Service:
     roles: tuple[str, ...]
     stub: Callable[[Any], Any]
     request: Callable[..., Any]
+
+
+HINTS = {
+    "Hostname Verification": "the server there has another role: is the address right, and party "
+    "0's before party 1's?",
+    "CERTIFICATE_VERIFY_FAILED": "the server's certificate is not signed by the ca given here",
+}
+"""What gRPC says of a certificate -> what that means here."""
+
+
+def _named(error: grpc.RpcError) -> SecureQuantError:
+    found = raised(error)
+    for said, hint in HINTS.items():
+        if isinstance(found, PeerUnavailable) and said in found.what:
+            return PeerUnavailable(found.what, hint=hint)
+    return found
 
 
 class _HasGraph(Protocol):
@@ -150,7 +166,7 @@ class SyncClient(_Client[Model]):
         try:
             return [method(request, timeout=deadline.remaining(), metadata=self._metadata)]
         except grpc.RpcError as error:
-            raise raised(error) from error
+            raise _named(error) from error
 
     def _start(self, calls: Sequence[Call], deadline: Deadline) -> list[grpc.Future[Any]]:
         left = deadline.remaining()
@@ -174,7 +190,7 @@ class SyncClient(_Client[Model]):
             for call in under_way:  # those that were cancelled say nothing; one that failed does
                 error = None if call.cancelled() else call.exception()
                 if isinstance(error, grpc.RpcError):
-                    raise raised(error) from error
+                    raise _named(error) from error
             raise ServiceError("the call was cancelled") from ended
         finally:
             _cancel(under_way)
@@ -242,7 +258,7 @@ class AsyncClient(_Client[Model]):
         try:
             return list(await asyncio.gather(*under_way))
         except grpc.RpcError as error:
-            raise raised(error) from error
+            raise _named(error) from error
         finally:
             _cancel(under_way)
 

@@ -94,7 +94,7 @@ class LeveledClient(SyncClient[RemoteLeveled]):
             start, deadline = time.perf_counter(), self._deadline(timeout)
             model = self._connect(deadline)
             parts = model.parts(x)
-            made = model.joined([self._infer(model, part, deadline) for part in parts])
+            made = np.concatenate([self._infer(model, part, deadline) for part in parts])
             self._stats = model.stats(start, len(made), len(parts))
             return made
 
@@ -186,7 +186,7 @@ class AsyncLeveledClient(AsyncClient[RemoteLeveled]):
             start, deadline = time.perf_counter(), self._deadline(timeout)
             model = await self._connect(deadline)
             parts = model.parts(x)
-            made = model.joined([await self._infer(model, part, deadline) for part in parts])
+            made = np.concatenate([await self._infer(model, part, deadline) for part in parts])
             self._stats = model.stats(start, len(made), len(parts))
             return made
 

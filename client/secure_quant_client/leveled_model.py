@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from secure_quant.errors import MalformedMessage
+from secure_quant.errors import MalformedMessage, ShapeMismatch
 from secure_quant.he.leveled.model import PublicLeveled, check_input
 from secure_quant.he.leveled.plan import LeveledPlan
 from secure_quant.he.leveled.wire import request_bytes, response_bytes
@@ -55,6 +55,9 @@ class RemoteLeveled:
     def parts(self, x: ArrayLike) -> list[Floats]:
         """float64[<= batch, ...] each. Raises ShapeMismatch, DtypeMismatch, ValueOutOfRange."""
         values = check_input(self.plan.public, x)
+        if not len(values):
+            expected = f"[batch >= 1, {self.plan.public.widths[0]}]"
+            raise ShapeMismatch("input", got=list(values.shape), expected=expected)
         return [values[i : i + self.batch] for i in range(0, len(values), self.batch)]
 
     def new_session(self) -> LeveledSession:
@@ -63,10 +66,6 @@ class RemoteLeveled:
 
         keys = LeveledKeys(self.plan)
         return LeveledSession(self.plan, keys, keys.evaluation_keys())
-
-    def joined(self, parts: list[Floats]) -> Floats:
-        """float64[batch, outputs] of consecutive parts."""
-        return np.concatenate(parts) if parts else np.empty((0, self.plan.outputs))
 
     def stats(self, start: float, samples: int, calls: int) -> InferenceStats:
         """Of an inference that began at ``start`` (``perf_counter``) and ends now."""

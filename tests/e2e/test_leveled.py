@@ -142,6 +142,8 @@ def test_the_command_infers(server: Server, tmp_path: Path) -> None:
     assert main(["infer", *options, *files, "--model-hash", MODEL.hash]) == 0
     assert np.abs(np.load(out)["y"] - MODEL.reference(x)).max() <= PLAN.error_bound
     assert main(["infer", *options, *files, "--integers"]) == 2
+    np.savez(tmp_path / "x.npz", x=x[:0])
+    assert main(["infer", *options, *files, "--model-hash", MODEL.hash]) == 2
 
 
 def refused(call: Any, *arguments: Any) -> type[Exception]:

@@ -13,7 +13,7 @@ from secure_quant.errors import (
     PeerUnavailable,
     ServiceError,
 )
-from secure_quant.transport import InsecurePlaintext
+from secure_quant.transport import InsecurePlaintext, add_port
 from secure_quant.transport.certs import Authority
 from secure_quant.wire.gen import secure_inference_pb2_grpc, share_inference_pb2_grpc
 from secure_quant_cli.cluster import free_ports
@@ -126,6 +126,26 @@ def test_what_every_client_for_asyncio_does(kind: type, refusing: int) -> None:
                 await client.infer([[1.0]])
 
     asyncio.run(use())
+
+
+def test_a_wrong_certificate_is_explained() -> None:
+    authority = Authority()
+    server = grpc.server(futures.ThreadPoolExecutor(1))
+    tls = Tls(authority.pem, *authority.issue("party1"))
+    port = add_port(server, "127.0.0.1:0", tls)
+    server.start()
+    try:
+        own = Tls(authority.pem, *authority.issue("client"))
+        client = HeClient(f"127.0.0.1:{port}", tls=own)
+        with client, pytest.raises(PeerUnavailable, match="another role"):
+            client.infer([[1.0]])
+        stranger = Authority()
+        own = Tls(stranger.pem, *stranger.issue("client"))
+        client = MpcClient([f"127.0.0.1:{port}"] * 2, tls=own)
+        with client, pytest.raises(PeerUnavailable, match="not signed by the ca"):
+            client.infer([[1.0]])
+    finally:
+        server.stop(None)
 
 
 @pytest.mark.parametrize("kind", SYNC)
