@@ -45,6 +45,14 @@ def configure(parser: argparse.ArgumentParser) -> None:
         "decides for both",
     )  # fmt: skip
     party.add_argument(
+        "--staged-bytes", type=int, default=128 * 2**20, metavar="BYTES",
+        help="memory of each lane for expanded material of all models (default: 128 MiB)",
+    )  # fmt: skip
+    party.add_argument(
+        "--material-bytes", type=int, default=64 * 2**20, metavar="BYTES",
+        help="memory of each lane for material of each model (default: 64 MiB)",
+    )  # fmt: skip
+    party.add_argument(
         "--wait-seconds", type=float, default=10.0, metavar="S",
         help="longest wait for the half of a request that the client sends to the other party",
     )  # fmt: skip
@@ -124,7 +132,10 @@ def _check(arguments: argparse.Namespace) -> None:
     """Raises ConfigError, ValueOutOfRange."""
     from secure_quant_cli.checks import address, counts, durations, free_ports_at
 
-    counts(arguments, "lanes", "staged", "workers", "budget")
+    counts(
+        arguments, "lanes", "staged", "staged_bytes", "material_bytes", "stock_bytes",
+        "spool_bytes", "workers", "budget",
+    )  # fmt: skip
     durations(arguments, "wait_seconds", "budget_seconds")
     if getattr(arguments, "batch_wait_seconds", 0.0):
         durations(arguments, "batch_wait_seconds")
@@ -147,7 +158,9 @@ def _party(arguments: argparse.Namespace) -> Coroutine[Any, Any, None]:
     party, link = (0, arguments.peer) if arguments.peer else (1, arguments.link_listen)
     return serve_party(
         arguments.bundle, listen=arguments.listen, link=link, dealer=arguments.dealer,
-        lanes=arguments.lanes, staged=arguments.staged, wait_s=arguments.wait_seconds,
+        lanes=arguments.lanes, staged=arguments.staged,
+        staged_bytes=arguments.staged_bytes, material_bytes=arguments.material_bytes,
+        wait_s=arguments.wait_seconds,
         batch_wait_s=arguments.batch_wait_seconds, link_protocol=arguments.link_protocol,
         party=party, tokens=arguments.tokens, tls=tls_from(arguments, f"party{party}"),
         **_options(arguments),

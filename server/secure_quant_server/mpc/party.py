@@ -73,6 +73,7 @@ class PartyOptions(ServerOptions):
     material_bytes  memory for each model's stock of material, per lane.
     staged          inferences of one sample whose material is kept expanded, per model and lane;
                     party 1 decides for both.
+    staged_bytes    memory for expanded material of all models, per lane.
     wait_s          longest wait for a client's other share.
     batch_wait_s    party 0: longest wait for other requests to join while every lane is busy; 0
                     joins none.
@@ -87,6 +88,7 @@ class PartyOptions(ServerOptions):
     batch: int = 64
     material_bytes: int = 64 * 2**20
     staged: int = 3
+    staged_bytes: int = 128 * 2**20
     wait_s: float = 10.0
     batch_wait_s: float = 0.0
     pending: int = 256
@@ -95,8 +97,8 @@ class PartyOptions(ServerOptions):
     def __post_init__(self) -> None:
         if self.link_protocol not in get_args(LinkProtocol):
             raise ConfigError("link_protocol", got=self.link_protocol, expected="tls or grpc")
-        positive = ("lanes", "batch", "material_bytes", "staged", "wait_s", "pending", "per_client")
-        for name in positive:
+        for name in ("lanes", "batch", "material_bytes", "staged", "staged_bytes", "wait_s",
+                     "pending", "per_client"):  # fmt: skip
             if not 0 < getattr(self, name) < float("inf"):
                 raise ConfigError(name, got=getattr(self, name), expected="> 0")
         if not 0 <= self.batch_wait_s <= self.wait_s:
@@ -150,7 +152,9 @@ class _Front:
         config = LaneConfig(
             party=self.party, link=options.link, link_protocol=options.link_protocol,
             dealer=options.dealer,
-            options=LaneOptions(0, options.material_bytes, options.batch, options.staged),
+            options=LaneOptions(
+                0, options.material_bytes, options.batch, options.staged, options.staged_bytes
+            ),
             security=options.security, bundles=tuple(bundles),
             log_level=logging.getLevelName(logging.getLogger("secure_quant").getEffectiveLevel()),
         )  # fmt: skip

@@ -57,11 +57,13 @@ def test_inspect_says_what_the_plan_promises(
     assert main(["inspect", str(folder / "m.sq"), "--batch", "3", "--json"]) == 0
     found = json.loads(capsys.readouterr().out)
     assert found["widths"] == [6, 4, 2]
-    assert found["bytes_up"] % 3 == 0 and found["bytes_down"] % 3 == 0
+    assert found["bytes_up"] % 3 == 0
+    assert found["bytes_down"] % 3 == 0
     assert found["key_bytes_up"] > found["bytes_up"] > found["bytes_down"] > 0
     assert main(["inspect", str(folder / "m.sq")]) == 0
     shown = capsys.readouterr().out
-    assert "6 → 4 → 2" in shown and found["hash"] in shown
+    assert "6 → 4 → 2" in shown
+    assert found["hash"] in shown
 
 
 def test_an_error_above_the_bound_fails(

@@ -138,6 +138,7 @@ def test_version(capsys: pytest.CaptureFixture[str]) -> None:
         ("serve he --bundle b --listen a:1 --budget-seconds nan", "--budget-seconds"),
         ("serve party --bundle b --listen a:1 --peer p:2 --dealer d:3 --lanes 0", "--lanes"),
         ("serve party --bundle b --listen a:1 --peer p:2 --dealer d:3 --staged 0", "--staged"),
+        ("serve dealer --bundle b --listen a:1 --stock-bytes 0", "--stock-bytes"),
         ("serve party --bundle b --listen a:1 --peer p:2 --dealer d:3 --wait-seconds 0", "--wait"),
     ],
 )
