@@ -154,9 +154,12 @@ def _two(targets: Sequence[str]) -> Sequence[str]:
 def _opened(
     model: MpcModel, meter: Meter, part: Part, answers: Sequence[InferResponse]
 ) -> NDArray[np.int64]:
-    meter.part(part, answers)
-    return model.open(part, answers)
+    in_order = answers[::-1]
+    meter.part(part, in_order)
+    return model.open(part, in_order)
 
 
 def _calls(stubs: Sequence[ShareInferenceServiceStub], part: Part) -> list[Call]:
-    return [(stub.Infer, request) for stub, request in zip(stubs, part.requests, strict=True)]
+    """Party 1's first: it is small, and by the time party 0 offers the inference it is there."""
+    calls = [(stub.Infer, request) for stub, request in zip(stubs, part.requests, strict=True)]
+    return calls[::-1]

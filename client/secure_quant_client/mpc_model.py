@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from secure_quant.errors import HashMismatch, MalformedMessage
 from secure_quant.ir import Graph
-from secure_quant.protect.sharing import join, share
+from secure_quant.protect.sharing import join, share_seeded
 from secure_quant.reference.executor import check_int8
 from secure_quant.wire import info_from_proto
 from secure_quant.wire.gen.share_inference_pb2 import (
@@ -71,14 +71,13 @@ class MpcModel:
 
     def _part(self, values: NDArray[np.int64]) -> Part:
         request_id = secrets.token_bytes(16)
+        made, seed = share_seeded(values)
+        share = made.astype("<u8", copy=False).tobytes()
         first, second = (
             InferRequest(
-                model_hash=self.graph.hash,
-                request_id=request_id,
-                batch=len(values),
-                share=each.astype("<u8", copy=False).tobytes(),
+                model_hash=self.graph.hash, request_id=request_id, batch=len(values), **half
             )
-            for each in share(values)
+            for half in ({"share": share}, {"seed": seed})
         )
         return Part((first, second), len(values))
 
@@ -106,7 +105,7 @@ class Meter:
 
     def part(self, part: Part, answers: Sequence[InferResponse]) -> None:
         """Count one finished part."""
-        self._up += sum(len(request.share) for request in part.requests)
+        self._up += sum(len(request.share) + len(request.seed) for request in part.requests)
         self._down += sum(len(answer.share) for answer in answers)
         stats = [answer.stats for answer in answers]
         self._rounds += stats[0].rounds

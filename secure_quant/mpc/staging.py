@@ -38,6 +38,9 @@ MATERIAL_WAIT_S = 10.0
 RECENT_S = 30.0
 """For so long after a batch of some size was asked for, another of that size is kept ready."""
 
+GRACE_S = 0.001
+"""After an inference, before material is expanded again."""
+
 SETTLE_S = 0.02
 """A pause this long is one: then the dealer gets all the credit that it is owed."""
 
@@ -137,6 +140,7 @@ class Staging:
         self._quiet, self._closed = True, False
         self._wanted: set[asyncio.Future[Prepared]] = set()
         self._open, self._go = asyncio.Event(), threading.Event()  # the same, for tasks and threads
+        self._resting: asyncio.TimerHandle | None = None
         self._settling: asyncio.TimerHandle | None = None
         self._pool = ThreadPoolExecutor(2, thread_name_prefix="expand")
         self._expansions: set[asyncio.Future[Prepared]] = set()
@@ -152,21 +156,23 @@ class Staging:
         """An inference begins: what can wait should."""
         self._quiet = False
         self._pace()
-        if self._settling is not None:
-            self._settling.cancel()
+        self._cancel_timers()
 
     def idle(self) -> None:
-        """No inference is running or waiting."""
+        """No inference is running or waiting. The answer has yet to leave, so nothing begins at
+        once: an expansion would share this process's interpreter with it."""
+        self._resting = self._loop.call_later(GRACE_S, self._rest)
+        self._settling = self._loop.call_later(SETTLE_S, self._stock.settle)
+
+    def _rest(self) -> None:
         self._quiet = True
         self._pace()
         self._changed.set()
-        self._settling = self._loop.call_later(SETTLE_S, self._stock.settle)
 
     async def close(self) -> None:
         """Destroy everything."""
         self._closed = True
-        if self._settling is not None:
-            self._settling.cancel()
+        self._cancel_timers()
         self._stock.close()
         expansions = list(self._expansions)
         for each in expansions:
@@ -302,6 +308,11 @@ class Staging:
         if not staged.ready.done():
             self._wanted.add(staged.ready)
             self._pace()
+
+    def _cancel_timers(self) -> None:
+        for timer in (self._resting, self._settling):
+            if timer is not None:
+                timer.cancel()
 
     def _pace(self) -> None:
         run = self._quiet or self._closed or bool(self._wanted)

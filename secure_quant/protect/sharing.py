@@ -10,11 +10,14 @@ import secrets
 from typing import Any
 
 import numpy as np
+from cryptography.hazmat.primitives.ciphers import Cipher, algorithms, modes
 from numpy.typing import NDArray
 
 from secure_quant.errors import DtypeMismatch, ShapeMismatch
 
-__all__ = ["join", "share"]
+__all__ = ["SEED_BYTES", "join", "share", "share_seeded", "stream"]
+
+SEED_BYTES = 32
 
 
 def share(values: NDArray[Any]) -> tuple[NDArray[np.uint64], NDArray[np.uint64]]:
@@ -27,6 +30,26 @@ def share(values: NDArray[Any]) -> tuple[NDArray[np.uint64], NDArray[np.uint64]]
         raise DtypeMismatch("values to share", got=values.dtype, expected="signed integers")
     mask = np.frombuffer(secrets.token_bytes(8 * values.size), "<u8").reshape(values.shape)
     return mask, values.astype(np.int64).view(np.uint64) - mask
+
+
+def share_seeded(values: NDArray[Any]) -> tuple[NDArray[np.uint64], bytes]:
+    """Signed integers [...] -> (uint64[...] share, a seed whose ``stream`` is the other share).
+
+    Half the bytes of ``share``. The share is a pad by AES-256 in counter mode; the seed, 32 fresh
+    bytes of the operating system, says nothing of the value by itself. Raises DtypeMismatch.
+    """
+    if values.dtype.kind != "i":
+        raise DtypeMismatch("values to share", got=values.dtype, expected="signed integers")
+    seed = secrets.token_bytes(SEED_BYTES)
+    mask = stream(seed, values.size).reshape(values.shape)
+    return values.astype(np.int64).view(np.uint64) - mask, seed
+
+
+def stream(seed: bytes, words: int) -> NDArray[np.uint64]:
+    """The first ``words`` little-endian words of the AES-256-CTR stream under ``seed``; its counter
+    begins at zero."""
+    encryptor = Cipher(algorithms.AES(seed), modes.CTR(bytes(16))).encryptor()
+    return np.frombuffer(encryptor.update(bytes(8 * words)), "<u8").astype(np.uint64, copy=False)
 
 
 def join(first: NDArray[np.uint64], second: NDArray[np.uint64]) -> NDArray[np.int64]:

@@ -83,7 +83,7 @@ def test_costs_exactly_what_the_plan_promises(client: MpcClient, graph: Graph) -
         assert stats.online_bytes_per_direction == cost.online_bytes_per_direction
         assert stats.offline_bytes_party0 == cost.offline_bytes_party0
         assert stats.offline_bytes_party1 == cost.offline_bytes_party1
-        assert stats.bytes_up == 2 * 8 * batch * 200
+        assert stats.bytes_up == 8 * batch * 200 + 32  # a share to one party, a seed to the other
         assert stats.bytes_down == 2 * 8 * batch * 7
 
 
@@ -168,8 +168,10 @@ def _infer(cluster: Cluster, party: int, request: InferRequest, timeout: float =
         ({"batch": 2}, MalformedMessage),
         ({"share": b""}, MalformedMessage),
         ({"share": bytes(7)}, MalformedMessage),
+        ({"share": None}, MalformedMessage),
+        ({"share": None, "seed": bytes(31)}, MalformedMessage),
     ],
-    ids=range(9),
+    ids=range(11),
 )
 def test_bad_requests_are_refused(cluster, graph, party, changes, error) -> None:
     with pytest.raises(error):

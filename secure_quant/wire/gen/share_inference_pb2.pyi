@@ -68,12 +68,16 @@ class InferRequest(_message.Message):
     REQUEST_ID_FIELD_NUMBER: _builtins.int
     BATCH_FIELD_NUMBER: _builtins.int
     SHARE_FIELD_NUMBER: _builtins.int
+    SEED_FIELD_NUMBER: _builtins.int
     model_hash: _builtins.str
     request_id: _builtins.bytes
     """16 bytes drawn by the client, the same for both parties, never used twice."""
     batch: _builtins.int
     share: _builtins.bytes
-    """Additive share mod 2^64 of the int8 input, uint64 little-endian, row-major [batch, shape]."""
+    seed: _builtins.bytes
+    """32 bytes in place of a share: the first bytes of the AES-256-CTR stream under this key (zero
+    counter block first). One party may get its share so; a client never uses a seed twice.
+    """
     def __init__(
         self,
         *,
@@ -81,12 +85,15 @@ class InferRequest(_message.Message):
         request_id: _builtins.bytes = ...,
         batch: _builtins.int = ...,
         share: _builtins.bytes = ...,
+        seed: _builtins.bytes = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["input", b"input", "seed", b"seed", "share", b"share"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["batch", b"batch", "model_hash", b"model_hash", "request_id", b"request_id", "share", b"share"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["batch", b"batch", "input", b"input", "model_hash", b"model_hash", "request_id", b"request_id", "seed", b"seed", "share", b"share"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    def WhichOneof(self, oneof_group: _Never) -> None: ...
+    _WhichOneofReturnType_input: _TypeAlias = _typing.Literal["share", "seed"]  # noqa: Y015
+    _WhichOneofArgType_input: _TypeAlias = _typing.Literal["input", b"input"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType_input) -> _WhichOneofReturnType_input | None: ...
 
 Global___InferRequest: _TypeAlias = InferRequest  # noqa: Y015
 

@@ -23,7 +23,9 @@ from secure_quant.errors import (
 )
 from secure_quant.mpc.bundle import load_party
 from secure_quant.mpc.carriers import LinkProtocol
+from secure_quant.mpc.cost import SEED_BYTES
 from secure_quant.mpc.lane import LaneOptions
+from secure_quant.mpc.material import stream
 from secure_quant.mpc.party import PartyProgram
 from secure_quant.transport import Security
 from secure_quant.wire import info_to_proto
@@ -236,7 +238,7 @@ class _ShareInference(share_inference_pb2_grpc.ShareInferenceServiceServicer):
     async def _answer(self, request: InferRequest, wait_s: float) -> Outcome:
         front, key = self._front, request.request_id.hex()
         lane = front.lanes.choose(request.request_id)  # refuses at once while none is ready
-        model, batch, share = request.model_hash, request.batch, request.share
+        model, batch, share = request.model_hash, request.batch, self._share(request)
         try:
             async with asyncio.timeout(wait_s + front.options.wait_s):
                 if front.party == 0:
@@ -290,9 +292,19 @@ class _ShareInference(share_inference_pb2_grpc.ShareInferenceServiceServicer):
         if not 1 <= request.batch <= self._front.options.batch:
             limit = self._front.options.batch
             raise MessageTooLarge("batch", got=request.batch, expected=f"1 to {limit}")
-        expected = 8 * request.batch * prod(program.graph.input.shape)
-        if len(request.share) != expected:
-            raise MalformedMessage("share", got=f"{len(request.share)} bytes", expected=expected)
+        seeded = request.WhichOneof("input") == "seed"
+        what, data = ("seed", request.seed) if seeded else ("share", request.share)
+        expected = SEED_BYTES if seeded else 8 * self._elements(request)
+        if len(data) != expected:
+            raise MalformedMessage(what, got=f"{len(data)} bytes", expected=expected)
+
+    def _elements(self, request: InferRequest) -> int:
+        return request.batch * prod(self._program(request.model_hash).graph.input.shape)
+
+    def _share(self, request: InferRequest) -> bytes:
+        if request.WhichOneof("input") == "share":
+            return request.share
+        return stream(request.seed, self._elements(request)).astype("<u8", copy=False).tobytes()
 
     def _remember(self, request_id: bytes) -> None:
         """Each id once, as far back as memory reaches; material is never reused in any case."""

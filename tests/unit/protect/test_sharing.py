@@ -7,7 +7,8 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from secure_quant.errors import DtypeMismatch, ShapeMismatch
-from secure_quant.protect.sharing import join, share
+from secure_quant.mpc import material
+from secure_quant.protect.sharing import join, share, share_seeded, stream
 
 SHAPES = hnp.array_shapes(min_dims=0, max_dims=4, max_side=5)
 INT64 = hnp.arrays(np.int64, SHAPES, elements=st.integers(-(2**63), 2**63 - 1))
@@ -21,6 +22,32 @@ def test_shares_add_up(values):
     assert first.shape == second.shape == values.shape
     np.testing.assert_array_equal(join(first, second), values)
     np.testing.assert_array_equal(join(second, first), values)
+
+
+@given(st.one_of(INT64, INT8))
+def test_a_share_and_the_stream_of_a_seed_add_up(values):
+    first, seed = share_seeded(values)
+    assert len(seed) == 32
+    second = stream(seed, values.size).reshape(values.shape)
+    np.testing.assert_array_equal(join(first, second), values)
+
+
+@given(st.binary(min_size=32, max_size=32), st.integers(0, 5000))
+def test_client_and_party_read_the_same_stream(seed, words):
+    np.testing.assert_array_equal(stream(seed, words), material.stream(seed, words))
+
+
+def test_the_stream_is_nists_counter_mode():
+    """SP 800-38A, F.5.5 counts from another block; AES-256 of the zero block is in FIPS 197's
+    companion vectors: key 0, block 0."""
+    assert stream(bytes(32), 2).tobytes().hex() == "dc95c078a2408989ad48a21492842087"
+
+
+def test_every_bit_of_a_seeded_share_is_fresh():
+    (first, seed), (other, other_seed) = (share_seeded(np.zeros(4096, np.int64)) for _ in "ab")
+    assert seed != other_seed
+    ones = np.unpackbits((first ^ other).view(np.uint8)).reshape(4096, 64).mean(0)
+    assert abs(ones - 0.5).max() < 0.055
 
 
 @given(INT64, st.integers(-(2**31), 2**31 - 1))
@@ -58,6 +85,8 @@ def test_one_share_does_not_depend_on_the_value():
 def test_refuses_what_is_not_a_signed_integer(dtype):
     with pytest.raises(DtypeMismatch, match="signed"):
         share(np.zeros(3, dtype))
+    with pytest.raises(DtypeMismatch, match="signed"):
+        share_seeded(np.zeros(3, dtype))
 
 
 def test_refuses_to_join_what_is_not_two_shares():
