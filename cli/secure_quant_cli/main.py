@@ -41,6 +41,7 @@ _EXTRAS = {
     "tenseal": "he",
     "torch": "quantize",
     "torchao": "quantize",
+    "uvloop": "server",
 }
 
 

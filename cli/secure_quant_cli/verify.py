@@ -87,6 +87,8 @@ def run(arguments: argparse.Namespace) -> int:
         print_json(found.report)
     else:
         _show(found.report)
+    if found.report["bit_exact"] is None:  # 0 if nothing else was asked for
+        return 0 if named else 1
     return 0 if found.report["bit_exact"] else 1
 
 
@@ -136,7 +138,8 @@ def _show(report: dict[str, Any]) -> None:
     for engine, found in report["engines"].items():
         if found["first_difference"] is not None:
             print(f"first layer that differs under {engine}: {found['first_difference']}")
-    print(f"bit-exact: {'yes' if report['bit_exact'] else 'NO'}")
+    verdicts = {True: "yes", False: "NO", None: "no engine was compared"}
+    print(f"bit-exact: {verdicts[report['bit_exact']]}")
 
 
 def _layer_rows(report: dict[str, Any]) -> tuple[list[str], list[list[str]]]:

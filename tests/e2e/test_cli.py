@@ -96,6 +96,19 @@ def test_verify(home: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert 0 < report["float_error_max"] < 0.1
 
 
+def test_verify_of_the_reference_alone_claims_nothing(
+    home: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from secure_quant_cli import verify
+
+    command = ["verify", str(home / "model.sq"), "--input", str(home / "x.npz")]
+    assert main([*command, "--engines", "reference"]) == 0
+    assert capsys.readouterr().out.splitlines()[-1] == "bit-exact: no engine was compared"
+    monkeypatch.setattr(verify, "_installed", lambda: ("reference",))
+    assert main([*command, "--json"]) == 1
+    assert json.loads(capsys.readouterr().out)["bit_exact"] is None
+
+
 def test_verify_tells_a_mismatch(
     home: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
