@@ -210,17 +210,22 @@ class _Parts:
     """Something of a known size that arrives in chunks, in order."""
 
     def __init__(self, size: int) -> None:
-        self.whole, self._got = memoryview(bytearray(size)), 0
+        self.size, self._got = size, 0
+        self.whole = memoryview(b"")
 
     def add(self, offset: int, data: bytes) -> bool:
         """True once it is whole. Raises MalformedMessage."""
         end = offset + len(data)
-        if offset != self._got or not data or end > len(self.whole):
-            got, expected = (offset, len(data)), f"from {self._got} of {len(self.whole)}"
+        if offset != self._got or not data or end > self.size:
+            got, expected = (offset, len(data)), f"from {self._got} of {self.size}"
             raise MalformedMessage("chunk", got=got, expected=expected)
-        self.whole[offset:end] = data
+        if len(data) == self.size:
+            self.whole = memoryview(data)  # as it came: a megabyte need not be copied
+        else:
+            self.whole = self.whole or memoryview(bytearray(self.size))
+            self.whole[offset:end] = data
         self._got = end
-        return end == len(self.whole)
+        return end == self.size
 
 
 class DealStream:
@@ -331,8 +336,8 @@ class DealStream:
         if chunk.index not in self._tuples:
             raise MalformedMessage("tuple", got=chunk.index, expected="one that was asked for")
         parts, wait = self._tuples[chunk.index]
-        if chunk.total_bytes != len(parts.whole):
-            got, expected = chunk.total_bytes, len(parts.whole)
+        if chunk.total_bytes != parts.size:
+            got, expected = chunk.total_bytes, parts.size
             raise MalformedMessage("bytes of a tuple", got=got, expected=expected)
         if parts.add(chunk.offset, chunk.data):
             del self._tuples[chunk.index]

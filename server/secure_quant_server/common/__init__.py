@@ -10,6 +10,7 @@ from secure_quant_server.common.access import (
     make_token,
 )
 from secure_quant_server.common.budgets import Budgets
+from secure_quant_server.common.memory import keep_freed_memory
 from secure_quant_server.common.metrics import Metrics
 from secure_quant_server.common.server import (
     GrpcServer,
@@ -28,6 +29,7 @@ __all__ = [
     "ServerOptions",
     "Tokens",
     "current_caller",
+    "keep_freed_memory",
     "logs",
     "make_token",
     "on_stop_signal",

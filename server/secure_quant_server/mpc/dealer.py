@@ -11,6 +11,7 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Any
 
+import grpc
 import grpc.aio
 
 from secure_quant.errors import (
@@ -25,9 +26,9 @@ from secure_quant.mpc.bundle import load_dealer
 from secure_quant.mpc.deal import DealtStream
 from secure_quant.mpc.tuples import TupleSpec, correction
 from secure_quant.transport import Security
+from secure_quant.wire.deal_chunks import encode_chunk
 from secure_quant.wire.gen import dealer_pb2_grpc
 from secure_quant.wire.gen.dealer_pb2 import (
-    DealChunk,
     DealItem,
     DealOpen,
     DealRequest,
@@ -41,6 +42,7 @@ from secure_quant_server.common import (
     GrpcServer,
     ServerOptions,
     current_caller,
+    keep_freed_memory,
     logs,
     on_stop_signal,
     read_bundle,
@@ -89,6 +91,7 @@ async def serve_dealer(
     Raises ConfigError, ModelError, InsecureRefused and the errors of ``Tls.load``.
     """
     chosen = DealerOptions(listen=listen, security=tls, **options)
+    keep_freed_memory()
     stop = on_stop_signal()
     programs = [load_dealer(read_bundle(bundle)) for bundle in bundles]
     access = Access({SERVICE: frozenset({"party0", "party1"})})
@@ -109,7 +112,7 @@ async def serve_dealer(
         }
         if len(works) != len(programs):
             raise ConfigError("bundles", expected="a different model each")
-        dealer_pb2_grpc.add_DealerServiceServicer_to_server(_Dealer(works, gauges), server.server)
+        _serve(server, _Dealer(works, gauges))
         makers = [
             asyncio.create_task(each.make())
             for each in works.values()
@@ -130,6 +133,21 @@ async def serve_dealer(
             await asyncio.gather(stopped, *makers, return_exceptions=True)
 
 
+def _serve(server: GrpcServer, dealer: _Dealer) -> None:
+    """As the generated code would, but for chunks, which are encoded already."""
+    method = grpc.stream_stream_rpc_method_handler(
+        dealer.Deal,
+        request_deserializer=DealRequest.FromString,
+        response_serializer=lambda each: (
+            each if isinstance(each, bytes) else each.SerializeToString()
+        ),
+    )
+    handlers = {"Deal": method}
+    server.server.add_generic_rpc_handlers(
+        (grpc.method_handlers_generic_handler(SERVICE, handlers),)
+    )
+
+
 class _Session:
     """What two paired lanes share: the same items in the same order, one for both."""
 
@@ -146,7 +164,7 @@ class _Session:
         self._window = dict.fromkeys(works, 0)
         self._granted = {name: asyncio.Event() for name in works}
         # Short: what is in flight is destroyed when the session ends.
-        self.outgoing: tuple[asyncio.Queue[DealResponse], ...] = (
+        self.outgoing: tuple[asyncio.Queue[DealResponse | bytes], ...] = (
             asyncio.Queue(64), asyncio.Queue(4),
         )  # fmt: skip
 
@@ -219,9 +237,8 @@ class _Session:
         self, model: str, index: int, start: int, whole: memoryview, place: int = 0
     ) -> None:
         """From ``start`` in ``whole``, which is ``place`` in the item."""
-        data = bytes(whole[start : start + CHUNK])
-        chunk = DealChunk(model_hash=model, index=index, offset=place + start, data=data)
-        await self.outgoing[1].put(DealResponse(chunk=chunk))
+        part = whole[start : start + CHUNK]
+        await self.outgoing[1].put(encode_chunk(model, index, place + start, part))
 
     async def _more_credit(self, model: str) -> None:
         self._granted[model].clear()

@@ -1,0 +1,29 @@
+"""How the C library's allocator treats freed memory, for processes that reuse large blocks."""
+
+from __future__ import annotations
+
+import ctypes
+import sys
+
+__all__ = ["keep_freed_memory"]
+
+TRIM_THRESHOLD, TOP_PAD, MMAP_THRESHOLD = -1, -2, -3
+"""Parameters of glibc's mallopt(3)."""
+
+
+def keep_freed_memory(trim_bytes: int = 2**28) -> bool:
+    """Keep up to ``trim_bytes`` of freed memory in this process instead of handing it back.
+
+    By default glibc maps every large block anew and gives it back when it is freed, so that each
+    megabyte of a message or of material costs 256 page faults: up to a third of the dealer's time.
+    The process does not grow by this: its peak stays what it was, and what it freed it uses again.
+    Returns whether the allocator took the settings; on another C library nothing changes.
+    """
+    if not sys.platform.startswith("linux"):
+        return False
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
+    if mallopt is None:
+        return False
+    settings = ((TRIM_THRESHOLD, trim_bytes), (TOP_PAD, 2**24), (MMAP_THRESHOLD, 2**25))
+    taken: list[int] = [mallopt(name, value) for name, value in settings]
+    return min(taken) == 1
