@@ -143,6 +143,7 @@ class Staging:
         self._resting: asyncio.TimerHandle | None = None
         self._settling: asyncio.TimerHandle | None = None
         self._pool = ThreadPoolExecutor(2, thread_name_prefix="expand")
+        self._gates = ThreadPoolExecutor(1, thread_name_prefix="gates")  # of streamed models
         self._expansions: set[asyncio.Future[Prepared]] = set()
         stock.on_arrival = self._changed.set
         link.on_stage = self._follow if party == 0 else None
@@ -178,7 +179,8 @@ class Staging:
         for each in expansions:
             each.cancel()
         await asyncio.gather(*expansions, return_exceptions=True)
-        self._pool.shutdown(wait=False, cancel_futures=True)
+        for pool in (self._pool, self._gates):
+            pool.shutdown(wait=False, cancel_futures=True)
         self._pace()  # no thread may wait for ever
         self._ahead.clear()
         self._announced.clear()
@@ -276,7 +278,7 @@ class Staging:
 
         def sample(index: int) -> Sample:
             take = partial(feed.take, index, patience_s=MATERIAL_WAIT_S) if feed else None
-            return Sample(self._programs[model], partial(item, index), take, self._pool)
+            return Sample(self._programs[model], partial(item, index), take, self._gates)
 
         return Streamed(model, first, count, sample)
 

@@ -182,6 +182,41 @@ def test_an_announcement_waits_for_a_pause_too():
     run(work())
 
 
+def test_a_streamed_model_runs_while_expansions_of_another_pause():
+    class Gates:
+        plan = SimpleNamespace(streamed=True, order=[SimpleNamespace(dealt_words=0)])
+
+        def expansion(self, seeds):
+            return SimpleNamespace(next=lambda *_: seeds[0][:1])
+
+    async def work():
+        program, stock = Program(), Stock(0, {MODEL: (9, 0), "big": (9, 0)})
+        for index in range(2):
+            stock.put(MODEL, index, Item(0, b"m" * 32))
+        stock.put("big", 0, Item(0, b"b" * 32))
+        link, inside = Link(), threading.Barrier(3)
+
+        def prepare(items, pace):
+            inside.wait()
+            pace()
+            return items
+
+        program.prepare = prepare
+        staging = Staging(0, {MODEL: program, "big": Gates()}, link, stock, LaneOptions(0))
+        for index in range(2):
+            link.on_stage(LinkStage(model_hash=MODEL, first_item=index, items=1))
+        await asyncio.sleep(0.02)
+        staging.busy()
+        await asyncio.to_thread(inside.wait)
+        calls = staging.claim("big", 0, 1).calls([b"share"])
+        _, sample = await anext(calls)
+        assert await asyncio.wait_for(sample.next(), 2) == b"b"
+        await calls.aclose()
+        await staging.close()
+
+    run(work())
+
+
 def test_announcements_that_make_no_sense():
     async def work():
         async with Side(party=0) as side:
