@@ -113,13 +113,13 @@ async def serve_dealer(
         if len(works) != len(programs):
             raise ConfigError("bundles", expected="a different model each")
         _serve(server, _Dealer(works, gauges))
+        await server.start()
         makers = [
             asyncio.create_task(each.make())
             for each in works.values()
             if not each.streamed
             for _ in range(chosen.workers)
         ]
-        await server.start()
         await server.set_serving(True)
         stopped = asyncio.ensure_future(stop.wait())
         try:
