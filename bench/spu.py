@@ -16,6 +16,7 @@ import importlib.util
 import json
 import multiprocessing
 import multiprocessing.connection
+import os
 import socket
 import sys
 import time
@@ -111,11 +112,23 @@ def free_ports(count: int) -> list[int]:
 
 
 def party(
-    rank: int, ports: list[int], protocol: str, model: str, batch: int, runs: int, results: Any
+    rank: int,
+    ports: list[int],
+    protocol: str,
+    model: str,
+    batch: int,
+    runs: int,
+    bound: bool,
+    results: Any,
 ) -> None:
     from spu import api, libspu
     from spu.utils import frontend
 
+    if bound:
+        cores = sorted(os.sched_getaffinity(0))
+        os.sched_setaffinity(
+            0, cores[rank * len(cores) // len(ports) :][: len(cores) // len(ports)]
+        )
     config = libspu.RuntimeConfig(
         protocol=getattr(libspu.ProtocolKind, protocol), field=libspu.FieldType.FM64
     )
@@ -174,6 +187,9 @@ def main() -> None:
     parser.add_argument("--model", choices=sorted(MODELS), default="lenet")
     parser.add_argument("--batch", type=int, default=1)
     parser.add_argument("--runs", type=int, default=9)
+    parser.add_argument(
+        "--bound", action="store_true", help="each party on cores of its own, as `bench` runs ours"
+    )
     parser.add_argument("--protocol", choices=sorted(PROTOCOLS), action="append")
     arguments = parser.parse_args()
     if arguments.batch < 1 or arguments.runs < 1:
@@ -185,7 +201,10 @@ def main() -> None:
         ports = free_ports(PROTOCOLS[protocol])
         with context.Manager() as manager:
             results = manager.dict()
-            common = (ports, protocol, arguments.model, arguments.batch, arguments.runs, results)
+            bound = arguments.bound and PROTOCOLS[protocol] <= len(os.sched_getaffinity(0))
+            common = (
+                ports, protocol, arguments.model, arguments.batch, arguments.runs, bound, results,
+            )  # fmt: skip
             processes = [
                 context.Process(target=party, args=(rank, *common)) for rank in range(len(ports))
             ]

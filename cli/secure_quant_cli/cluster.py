@@ -1,7 +1,8 @@
 """Starts the roles as child processes on loopback, waits until they serve, and always ends them.
 
 Used by ``demo`` and ``bench`` and by the end-to-end tests: the same ``secure-quant serve`` that an
-operator runs, with mutual TLS and certificates made for the occasion.
+operator runs, with mutual TLS and certificates made for the occasion. Each party has its half of
+the cores, as it would have a host of its own.
 """
 
 from __future__ import annotations
@@ -21,12 +22,13 @@ from typing import IO, Self
 
 from secure_quant.errors import DeadlineExceeded, PeerUnavailable
 from secure_quant_cli.health import is_serving
-from secure_quant_cli.processes import cpu_seconds, descendants, peak_memory
+from secure_quant_cli.processes import bind_to_half, cpu_seconds, descendants, peak_memory
 
 __all__ = ["Cluster", "free_ports"]
 
 START_SECONDS = 120.0
 STOP_SECONDS = 10.0
+PARTIES = ("party0", "party1")
 
 
 def free_ports(count: int, run: int = 1) -> list[int]:
@@ -172,6 +174,8 @@ class Cluster:
             full, stdin=subprocess.PIPE, stdout=log, stderr=subprocess.STDOUT,
             start_new_session=True, env=_environment(),
         )  # fmt: skip
+        if role in PARTIES:
+            bind_to_half(self.processes[role].pid, PARTIES.index(role))
 
     def _wait(self, addresses: Mapping[str, str]) -> None:
         from secure_quant.transport import Tls

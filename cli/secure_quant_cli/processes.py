@@ -1,11 +1,30 @@
-"""What a process and its descendants cost, as Linux counts it in /proc; None without it."""
+"""Processes of one machine that stand for hosts: which cores each has, and what it costs as Linux
+counts it in /proc (None without it)."""
 
 from __future__ import annotations
 
 import os
+from contextlib import suppress
 from pathlib import Path
 
-__all__ = ["cpu_seconds", "descendants", "peak_memory"]
+__all__ = ["bind_to_half", "cpu_seconds", "descendants", "peak_memory"]
+
+
+def bind_to_half(pid: int, half: int) -> None:
+    """Let a process that just started (0: this one), and what it will start, run on one half of the
+    cores alone, 0 or 1.
+
+    Two parties on one machine would otherwise meet on one core: whoever gets a message from a
+    process that then goes on computing is put beside it. Does nothing with one core, or where the
+    system cannot do it.
+    """
+    if not hasattr(os, "sched_setaffinity"):
+        return
+    cores = sorted(os.sched_getaffinity(0))
+    if len(cores) > 1:
+        middle = (len(cores) + 1) // 2
+        with suppress(ProcessLookupError):  # it ended at once; whoever waits for it will say so
+            os.sched_setaffinity(pid, cores[middle:] if half else cores[:middle])
 
 
 def descendants(pid: int) -> list[int]:

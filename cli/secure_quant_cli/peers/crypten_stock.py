@@ -21,6 +21,7 @@ import numpy as np
 from secure_quant.ir import Graph, load, ops
 from secure_quant_cli.peers import figures_of
 from secure_quant_cli.peers.layers import Layer, layers
+from secure_quant_cli.processes import bind_to_half
 
 __all__ = ["main", "run"]
 
@@ -73,6 +74,8 @@ def _rank(arguments: argparse.Namespace) -> None:
     from secure_quant.mpc.crypten_compat import crypten
 
     crypten.cfg.mpc.provider = arguments.provider
+    if os.environ["RANK"] in ("0", "1"):
+        bind_to_half(0, int(os.environ["RANK"]))  # as our own parties are
     if os.environ["RANK"] == "2":
         from crypten.mpc.provider import TTPServer
 
