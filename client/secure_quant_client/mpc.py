@@ -21,7 +21,7 @@ from secure_quant.wire.gen.share_inference_pb2 import (
 from secure_quant.wire.gen.share_inference_pb2_grpc import ShareInferenceServiceStub
 from secure_quant_client.base import Deadline
 from secure_quant_client.connection import AsyncIntegerClient, Call, IntegerClient, Service
-from secure_quant_client.mpc_model import PART, Meter, MpcModel, Part
+from secure_quant_client.mpc_model import Meter, MpcModel, Part
 
 __all__ = ["AsyncMpcClient", "MpcClient"]
 
@@ -64,7 +64,7 @@ class MpcClient(IntegerClient[MpcModel]):
         """int8[batch, *input shape] -> the integers at the Output, int64[batch, *output shape]."""
         deadline = self._deadline(timeout)
         model, meter = self._connect(deadline), Meter(len(q))
-        if len(q) <= PART:
+        if len(q) <= model.batch:
             (part,) = model.parts(q)
             answers = self._ask(_calls(self._stubs, part), deadline)
             found = [_opened(model, meter, part, answers)]
@@ -94,7 +94,7 @@ class MpcClient(IntegerClient[MpcModel]):
         return found
 
     def _receive(self, answers: Sequence[ShareInferenceServiceGetModelResponse]) -> MpcModel:
-        return MpcModel.receive(answers, self._expected_hash)
+        return _model(answers, self._expected_hash, self._limits)
 
 
 class AsyncMpcClient(AsyncIntegerClient[MpcModel]):
@@ -142,13 +142,21 @@ class AsyncMpcClient(AsyncIntegerClient[MpcModel]):
         return _opened(model, meter, part, answers)
 
     def _receive(self, answers: Sequence[ShareInferenceServiceGetModelResponse]) -> MpcModel:
-        return MpcModel.receive(answers, self._expected_hash)
+        return _model(answers, self._expected_hash, self._limits)
 
 
 def _two(targets: Sequence[str]) -> Sequence[str]:
     if isinstance(targets, str) or len(targets) != 2:
         raise ConfigError("targets", got=targets, expected="[party 0's host:port, party 1's]")
     return targets
+
+
+def _model(
+    answers: Sequence[ShareInferenceServiceGetModelResponse],
+    expected_hash: str | None,
+    limits: Limits,
+) -> MpcModel:
+    return MpcModel.receive(answers, expected_hash, message_bytes=limits.message_bytes)
 
 
 def _opened(

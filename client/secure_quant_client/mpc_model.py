@@ -24,10 +24,14 @@ from secure_quant.wire.gen.share_inference_pb2 import (
 )
 from secure_quant_client.stats import InferenceStats
 
-__all__ = ["PART", "Meter", "MpcModel", "Part"]
+__all__ = ["Meter", "MpcModel", "Part"]
 
 PART = 32
-"""Samples in one call. Larger inputs travel as several calls, a few at a time."""
+"""Most samples in one call. Larger inputs travel as several calls, a few at a time."""
+
+
+AROUND = 1024
+"""What protobuf and the rest of a request add to a share, at most."""
 
 
 @dataclass(frozen=True)
@@ -40,15 +44,23 @@ class Part:
 
 @dataclass(frozen=True)
 class MpcModel:
-    """graph: public, its hash recomputed from what both parties sent."""
+    """graph: public, its hash recomputed from what both parties sent. batch: samples that go into
+    one call."""
 
     graph: Graph
+    batch: int
 
     @classmethod
     def receive(
-        cls, answers: Sequence[ShareInferenceServiceGetModelResponse], expected_hash: str | None
+        cls,
+        answers: Sequence[ShareInferenceServiceGetModelResponse],
+        expected_hash: str | None,
+        *,
+        message_bytes: int,
     ) -> MpcModel:
-        """Raises HashMismatch if a party's model is not what it says, not what was expected, or
+        """``message_bytes``: largest message.
+
+        Raises HashMismatch if a party's model is not what it says, not what was expected, or
         not the other party's; MalformedMessage if a party is not the one it should be."""
         graphs = []
         for party, answer in enumerate(answers):
@@ -60,14 +72,15 @@ class MpcModel:
             raise HashMismatch(
                 "the parties serve different models", got=graphs[1].hash, expected=graphs[0].hash
             )
-        return cls(graphs[0])
+        sample = 8 * prod(graphs[0].input.shape)
+        return cls(graphs[0], max(1, min(PART, (message_bytes - AROUND) // sample)))
 
     def parts(self, q: NDArray[Any]) -> Iterator[Part]:
         """int8[batch, *input shape] -> calls. Raises ShapeMismatch, DtypeMismatch,
         ValueOutOfRange."""
         values = check_int8(self.graph, q)
-        for start in range(0, len(values), PART):
-            yield self._part(values[start : start + PART])
+        for start in range(0, len(values), self.batch):
+            yield self._part(values[start : start + self.batch])
 
     def _part(self, values: NDArray[np.int64]) -> Part:
         request_id = secrets.token_bytes(16)

@@ -12,7 +12,7 @@ import pytest
 
 from conformance.builder import Net
 from secure_quant.errors import BudgetExceeded, ServiceError
-from secure_quant.transport import InsecurePlaintext
+from secure_quant.transport import InsecurePlaintext, Limits
 from secure_quant.wire import info_to_proto, to_status
 from secure_quant.wire.gen.share_inference_pb2 import ShareInferenceServiceGetModelResponse
 from secure_quant.wire.gen.share_inference_pb2_grpc import (
@@ -95,6 +95,20 @@ def test_one_refusal_ends_both_calls_for_asyncio_too(refusing):
         with pytest.raises(BudgetExceeded, match="2 samples"):
             asyncio.run(asyncio.wait_for(work(two), 5))
         assert two[1 - refusing].left_alone()
+
+
+def test_a_call_holds_as_many_samples_as_a_message_may():
+    limits = Limits(message_bytes=1024 + 3 * 8 * 4 + 7)
+    with (
+        parties(None) as two,
+        MpcClient([p.address for p in two], tls=InsecurePlaintext(), limits=limits) as client,
+    ):
+        model = client._connect(client._deadline())
+        calls = list(model.parts(np.zeros((8, 4), np.int8)))
+        assert [part.samples for part in calls] == [3, 3, 2]
+        assert max(request.ByteSize() for part in calls for request in part.requests) <= (
+            limits.message_bytes
+        )
 
 
 def test_closing_a_client_ends_its_calls_with_a_named_error():
