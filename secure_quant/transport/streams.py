@@ -227,7 +227,7 @@ async def listen_stream(
     is given to ``serve`` in a task of its own, and closed when that returns.
 
     ``serve`` deals with its errors: those it lets out end its connection alone. Connections of
-    other roles, or that do not speak TLS 1.3, are closed without an answer.
+    other roles, or that do not speak TLS 1.3 and this protocol, are closed without an answer.
     Raises ConfigError, InsecureRefused and the errors of ``Tls.load``.
     """
     bounds, (host, port) = limits or Limits(), _host_port(address)
@@ -240,6 +240,7 @@ async def listen_stream(
         try:
             if context is not None:
                 _check_role(transport, caller_role)
+                _check_protocol("link", transport)
             await serve(stream)
         except SecureQuantError:
             return

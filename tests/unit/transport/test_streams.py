@@ -107,7 +107,9 @@ def test_a_server_of_another_role_is_not_believed(run, certs):
     run(work())
 
 
-@pytest.mark.parametrize("how", ["no certificate", "another authority", "TLS 1.2", "no TLS"])
+@pytest.mark.parametrize(
+    "how", ["no certificate", "another authority", "TLS 1.2", "no protocol", "no TLS"]
+)
 def test_who_does_not_prove_itself_is_closed(run, certs, tmp_path, how):
     served = []
 
@@ -130,8 +132,11 @@ def test_who_does_not_prove_itself_is_closed(run, certs, tmp_path, how):
             make_all(tmp_path / "other")
             chain = tmp_path / "other" / "party0.pem"
             context.load_cert_chain(chain, tmp_path / "other" / "party0.key")
-        elif how == "TLS 1.2":
+        elif how != "no certificate":
             context.load_cert_chain(certs / "party0.pem", certs / "party0.key")
+        if how != "no protocol":
+            context.set_alpn_protocols([PROTOCOL])
+        if how == "TLS 1.2":
             context.maximum_version = ssl.TLSVersion.TLSv1_2
         async with listening(certs, serve) as address:
             with pytest.raises((OSError, asyncio.IncompleteReadError)):
