@@ -282,6 +282,6 @@ def test_both_parties_must_serve_the_same_model(graph: Graph) -> None:
         for party, each in enumerate((graph, small_net(seed=6)))
     ]
     with pytest.raises(HashMismatch, match="different models"):
-        MpcModel.receive(answers, None)
+        MpcModel.receive(answers, None, message_bytes=2**20)
     with pytest.raises(MalformedMessage, match="party"):
         MpcModel.receive(answers[::-1], None)
