@@ -284,4 +284,4 @@ def test_both_parties_must_serve_the_same_model(graph: Graph) -> None:
     with pytest.raises(HashMismatch, match="different models"):
         MpcModel.receive(answers, None, message_bytes=2**20)
     with pytest.raises(MalformedMessage, match="party"):
-        MpcModel.receive(answers[::-1], None)
+        MpcModel.receive(answers[::-1], None, message_bytes=2**20)
