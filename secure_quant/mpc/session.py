@@ -34,6 +34,7 @@ from secure_quant.errors import (
 )
 from secure_quant.mpc.carriers import Carrier, StreamCarrier, dial_carrier
 from secure_quant.mpc.communicator import LinkCommunicator
+from secure_quant.mpc.cost import SEED_BYTES
 from secure_quant.mpc.crypten_compat import ArithmeticSharedTensor, bound
 from secure_quant.mpc.lane import check_hello, make_hello
 from secure_quant.mpc.link import PartyLink
@@ -47,7 +48,6 @@ from secure_quant.wire.gen.party_link_pb2 import ExchangeResponse
 __all__ = ["CrypTenSession", "connect", "from_shared", "to_shared"]
 
 T = TypeVar("T")
-SEED_BYTES = 32
 WAIT_S = 30.0
 REDIAL_S = 0.2
 

@@ -19,9 +19,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from secure_quant.errors import MalformedMessage, MaterialExhausted, ModelNotFound
+from secure_quant.mpc.cost import SEED_BYTES
 from secure_quant.mpc.feed import Feed, Sample
 from secure_quant.mpc.link import PartyLink
-from secure_quant.mpc.stock import SEED_BYTES, Stock, stock_depth
+from secure_quant.mpc.stock import Stock, stock_depth
 from secure_quant.wire.gen.party_link_pb2 import LinkStage
 
 if TYPE_CHECKING:

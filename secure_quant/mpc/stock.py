@@ -22,6 +22,7 @@ from secure_quant.errors import (
     ModelNotFound,
     PeerUnavailable,
 )
+from secure_quant.mpc.cost import SEED_BYTES
 from secure_quant.mpc.feed import Feed
 from secure_quant.mpc.material import Item
 from secure_quant.wire import raised
@@ -34,9 +35,7 @@ from secure_quant.wire.gen.dealer_pb2 import (
     DealTuple,
 )
 
-__all__ = ["SEED_BYTES", "DealStream", "Stock", "stock_depth"]
-
-SEED_BYTES = 32
+__all__ = ["DealStream", "Stock", "stock_depth"]
 
 
 def stock_depth(item_bytes: int, memory: int, batch: int) -> int:

@@ -236,30 +236,36 @@ class _ShareInference(share_inference_pb2_grpc.ShareInferenceServiceServicer):
         return self._response(request, outcome)
 
     async def _answer(self, request: InferRequest, wait_s: float) -> Outcome:
-        front, key = self._front, request.request_id.hex()
-        lane = front.lanes.choose(request.request_id)  # refuses at once while none is ready
-        model, batch, share = request.model_hash, request.batch, self._share(request)
+        front = self._front
         try:
             async with asyncio.timeout(wait_s + front.options.wait_s):
-                if front.party == 0:
-                    job = Request(request.request_id, model, batch, share, wait_s)
-                    return await front.batcher.infer(job)
-                answer = front.board.post(key, model, batch, share)
-                lane.push(key, model, batch, share)
-                done, _ = await asyncio.wait({answer}, timeout=wait_s)
-                if not done and not front.board.claimed(key):
-                    raise DeadlineExceeded(
-                        "the other party did not get the client's first share",
-                        got=f"{wait_s:.1f} s waited",
-                    )
-                return await answer
+                if front.party == 1:
+                    return await self._posted(request, wait_s)
+                share = self._share(request)
+                job = Request(request.request_id, request.model_hash, request.batch, share, wait_s)
+                return await front.batcher.infer(job)
         except TimeoutError as error:
             raise DeadlineExceeded("no answer in time", got=f"{wait_s:.1f} s waited") from error
+
+    async def _posted(self, request: InferRequest, wait_s: float) -> Outcome:
+        """Party 1: put the share up until party 0's lane asks for it."""
+        board, key = self._front.board, request.request_id.hex()
+        lane = self._front.lanes.choose(request.request_id)  # refuses at once while none is ready
+        posted = key, request.model_hash, request.batch, self._share(request)
+        try:
+            answer = board.post(*posted)
+            lane.push(*posted)
+            done, _ = await asyncio.wait({answer}, timeout=wait_s)
+            if not done and not board.claimed(key):
+                raise DeadlineExceeded(
+                    "the other party did not get the client's first share",
+                    got=f"{wait_s:.1f} s waited",
+                )
+            return await answer
         finally:
-            if front.party == 1:
-                if not front.board.claimed(key):
-                    lane.retract(key)
-                front.board.remove(key)
+            if not board.claimed(key):
+                lane.retract(key)
+            board.remove(key)
 
     def _response(self, request: InferRequest, outcome: Outcome) -> InferResponse:
         gauges = self._front.gauges
