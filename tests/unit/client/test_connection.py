@@ -39,7 +39,8 @@ class Party(ShareInferenceServiceServicer):
         return ShareInferenceServiceGetModelResponse(info=info, party=self.party)
 
     def Infer(self, request, context):  # noqa: N802
-        context.add_callback(self.ended.set)
+        if not context.add_callback(self.ended.set):
+            self.ended.set()  # cancelled before it began: no callback comes any more
         if self.refuses:
             code, text, details = to_status(BudgetExceeded("query budget", got="2 samples"))
             context.set_trailing_metadata(details)
