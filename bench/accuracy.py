@@ -22,7 +22,7 @@ from arguments import parser, positive, run
 from secure_quant import reference
 from secure_quant.ir import Graph
 from secure_quant.ir.artifact import encode
-from secure_quant.quantize import Clip, KMeans, Log, Training, Uniform, quantize, zoo
+from secure_quant.quantizer import Clip, KMeans, Log, Training, Uniform, quantize, zoo
 from secure_quant_cli.sizes import weight_bytes
 
 TASKS: dict[str, tuple[Callable[[], Any], str]] = {

@@ -20,7 +20,7 @@ from arguments import parser, positive, run
 from secure_quant import reference
 from secure_quant.interop.onnx_export import to_onnx
 from secure_quant.ir import Graph
-from secure_quant.quantize import Clip, KMeans, Log, Uniform, quantize, zoo
+from secure_quant.quantizer import Clip, KMeans, Log, Uniform, quantize, zoo
 
 ZOO: dict[str, tuple[Callable[[], Any], tuple[int, ...]]] = {
     "linear": (zoo.linear, (8,)),

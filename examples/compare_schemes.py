@@ -12,7 +12,7 @@ import numpy as np
 import torch
 
 import secure_quant as sq
-from secure_quant.quantize import Clip, KMeans, Log, Uniform, zoo
+from secure_quant.quantizer import Clip, KMeans, Log, Uniform, zoo
 from secure_quant_cli.sizes import weight_bytes
 
 SCHEMES = {

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 import secure_quant as sq
-from secure_quant.quantize import Training, zoo
+from secure_quant.quantizer import Training, zoo
 
 
 def uneven(model: nn.Sequential) -> nn.Sequential:

@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 
 import secure_quant as sq
-from secure_quant.quantize import zoo
+from secure_quant.quantizer import zoo
 from secure_quant.transport import Tls
 from secure_quant.transport.certs import make_all
 from secure_quant_cli.cluster import Cluster

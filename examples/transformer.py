@@ -12,8 +12,8 @@ from collections import Counter
 import torch
 
 import secure_quant as sq
-from secure_quant.mpc.plan import plan
-from secure_quant.quantize import zoo
+from secure_quant.mpc.protocol.plan import plan
+from secure_quant.quantizer import zoo
 from secure_quant_cli.inprocess import mpc_engine
 
 

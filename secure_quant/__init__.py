@@ -11,7 +11,7 @@ from secure_quant import reference
 from secure_quant.ir import Graph, load, save
 
 if TYPE_CHECKING:
-    from secure_quant.quantize import quantize
+    from secure_quant.quantizer import quantize
 
 __all__ = ["Graph", "__version__", "load", "quantize", "reference", "save"]
 
@@ -20,7 +20,7 @@ __version__ = "0.1.0"
 
 def __getattr__(name: str) -> Any:
     if name == "quantize":
-        from secure_quant.quantize import quantize
+        from secure_quant.quantizer import quantize
 
         return quantize
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

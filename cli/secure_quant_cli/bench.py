@@ -219,7 +219,7 @@ def _offline_cpu(graph: Graph, arguments: argparse.Namespace) -> dict[str, float
 def _peer(graph: Graph, arguments: argparse.Namespace, ours: dict[str, Any]) -> dict[str, Any]:
     from secure_quant.ir import save
     from secure_quant_cli.console import progress
-    from secure_quant_cli.peers import crypten_stock, tenseal_stock
+    from secure_quant_cli.peers import crypten_plain, tenseal_plain
 
     with (
         tempfile.TemporaryDirectory(prefix="secure-quant-") as work,
@@ -229,10 +229,10 @@ def _peer(graph: Graph, arguments: argparse.Namespace, ours: dict[str, Any]) -> 
         save(graph, path)
         if arguments.against == "crypten":
             counts = (arguments.batch, arguments.peer_runs)
-            peer = crypten_stock.run(str(path), *counts)
-            bound = crypten_stock.run(str(path), *counts, bound=True)
+            peer = crypten_plain.run(str(path), *counts)
+            bound = crypten_plain.run(str(path), *counts, bound=True)
         else:
-            peer, bound = tenseal_stock.run(str(path), arguments.peer_runs), None
+            peer, bound = tenseal_plain.run(str(path), arguments.peer_runs), None
     median = statistics.median(peer["latency_ms"])
     mine = ours["in_a_row_ms_median"] or ours["latency_ms_median"]
     made = {

@@ -14,7 +14,7 @@ from secure_quant.errors import OpNotSupported
 from secure_quant.ir import Graph, ops
 
 if TYPE_CHECKING:
-    from secure_quant.quantize.floats import FloatValues
+    from secure_quant.quantizer.floats import FloatValues
     from secure_quant_cli.inprocess import Engine, Run
 
 __all__ = [
@@ -326,7 +326,7 @@ def _layers(
 
 
 def _mpc_costs(graph: Graph) -> Costs:
-    from secure_quant.mpc.plan import plan
+    from secure_quant.mpc.protocol.plan import plan
 
     made = plan(graph)
     cost = made.cost()

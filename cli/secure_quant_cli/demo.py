@@ -56,7 +56,7 @@ def demonstrate(images: int, work: Path) -> dict[str, Any]:
     import torch
 
     from secure_quant import ir, reference
-    from secure_quant.quantize import zoo
+    from secure_quant.quantizer import zoo
     from secure_quant_cli.engines import serving
     from secure_quant_cli.models import quantize_shown, trained_lenet
     from secure_quant_cli.sizes import float_bytes
@@ -117,7 +117,7 @@ def _infer(
     """Every image alone through one engine. Under HE the client sees each layer's integers and all
     of them are compared; under secret sharing only the output is ever opened."""
     from secure_quant import reference
-    from secure_quant.quantize import zoo
+    from secure_quant.quantizer import zoo
     from secure_quant_cli.comparison import mismatches
     from secure_quant_cli.console import progress
     from secure_quant_cli.engines import bytes_sent, timed

@@ -18,10 +18,10 @@ from secure_quant.errors import MalformedMessage
 from secure_quant.ir import Graph
 
 if TYPE_CHECKING:
-    from secure_quant.mpc.deal import DealtItem
-    from secure_quant.mpc.gates.base import Gate
-    from secure_quant.mpc.material import Item
-    from secure_quant.mpc.rounds import Rounds, Want
+    from secure_quant.mpc.protocol.deal import DealtItem
+    from secure_quant.mpc.protocol.gates.base import Gate
+    from secure_quant.mpc.protocol.material import Item
+    from secure_quant.mpc.protocol.rounds import Rounds, Want
 
 __all__ = [
     "Engine",
@@ -76,8 +76,8 @@ def mpc_engine(graph: Graph) -> Engine:
 
     Raises OpNotSupported.
     """
-    from secure_quant.mpc.bundle import load_dealer, load_party, split
-    from secure_quant.protect.sharing import join, share
+    from secure_quant.mpc.protocol.bundle import load_dealer, load_party, split
+    from secure_quant_client.mpc.sharing import join, share
 
     bundles = split(graph)
     dealer = load_dealer(bundles["dealer"])
@@ -101,7 +101,7 @@ def mpc_engine(graph: Graph) -> Engine:
 
 def _items(dealt: Sequence[DealtItem]) -> tuple[list[Item], list[Item]]:
     """What the dealer sends to party 0 and to party 1."""
-    from secure_quant.mpc.material import Item
+    from secure_quant.mpc.protocol.material import Item
 
     return (
         [Item(0, each.seed0, b"") for each in dealt],
@@ -133,7 +133,7 @@ def _watched(gate: Gate, seconds: Seconds) -> Gate:
 def mpc_offline_cpu(bundles: Mapping[str, bytes], batch: int, runs: int = 5) -> dict[str, float]:
     """CPU seconds of one sample's offline work, the median of ``runs`` calls of ``batch`` samples:
     ``dealing``, and ``expansion_party0`` and ``_party1``. ``bundles``: by role, as split makes."""
-    from secure_quant.mpc.bundle import load_dealer, load_party
+    from secure_quant.mpc.protocol.bundle import load_dealer, load_party
 
     dealer = load_dealer(bundles["dealer"])
     parties = [load_party(bundles[name]) for name in ("party0", "party1")]
@@ -158,8 +158,8 @@ def he_engine(graph: Graph) -> Engine:
     Raises OpNotSupported.
     """
     from secure_quant.he.bundle import load_client, load_server, split
-    from secure_quant.protect.ckks import CkksSession
-    from secure_quant_client.walk import walk
+    from secure_quant_client.he.ckks import CkksKeys
+    from secure_quant_client.he.walk import walk
 
     bundles = split(graph)
     server, (public, plan) = load_server(bundles["server"]), load_client(bundles["client"])
@@ -169,7 +169,7 @@ def he_engine(graph: Graph) -> Engine:
         seconds: defaultdict[str, float] = defaultdict(float)
         client_seconds: defaultdict[str, float] = defaultdict(float)
 
-        class Watched(CkksSession):
+        class Watched(CkksKeys):
             """The session, with a watch."""
 
             def encrypt(self, step: int, x: NDArray[np.int64]) -> bytes:

@@ -88,7 +88,7 @@ def _planned(make: Callable[[], dict[str, Any]]) -> dict[str, Any]:
 
 
 def _plan_mpc(graph: Graph, batch: int) -> dict[str, Any]:
-    from secure_quant.mpc.plan import plan
+    from secure_quant.mpc.protocol.plan import plan
 
     cost = plan(graph.public()).cost(batch)
     return {

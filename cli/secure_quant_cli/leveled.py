@@ -51,7 +51,7 @@ def split_leveled(path: Path) -> dict[str, bytes]:
 def quantize_run(arguments: argparse.Namespace) -> int:
     """``quantize --mode leveled``: write the model file and say what its plan promises."""
     from secure_quant.he.leveled import LeveledModel, plan
-    from secure_quant.quantize.leveled import quantize_leveled
+    from secure_quant.quantizer.leveled import quantize_leveled
     from secure_quant_cli.arrays import read_array
     from secure_quant_cli.console import print_json, progress
     from secure_quant_cli.owner_code import build_model
@@ -136,8 +136,8 @@ def _compare(model: LeveledModel, x: Any) -> dict[str, Any]:
 
     from secure_quant.he.leveled import plan
     from secure_quant.he.leveled.evaluate import LeveledEvaluator
-    from secure_quant.protect.leveled import LeveledKeys
     from secure_quant_cli.console import progress
+    from secure_quant_client.leveled.keys import LeveledKeys
 
     made = plan(model)
     truth, largest = model.reference(x), 0.0

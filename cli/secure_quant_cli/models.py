@@ -10,7 +10,7 @@ from secure_quant.errors import ConfigError
 
 if TYPE_CHECKING:
     from secure_quant.ir import Graph
-    from secure_quant.quantize.zoo import Split
+    from secure_quant.quantizer.zoo import Split
 
 __all__ = ["NAMES", "bench_model", "quantize_shown", "trained_lenet"]
 
@@ -28,7 +28,7 @@ def bench_model(name: str) -> Graph:
         return load(name)
     import torch
 
-    from secure_quant.quantize import zoo
+    from secure_quant.quantizer import zoo
 
     torch.manual_seed(0)
     made: dict[str, Callable[[], tuple[Any, Any]]] = {
@@ -50,7 +50,7 @@ def quantize_shown(
     model: Any, data: Any, *, mode: Any = "static", scheme: str = "uniform", targets: Any = None
 ) -> Graph:
     """``quantize`` with its progress on stderr."""
-    from secure_quant.quantize import quantize
+    from secure_quant.quantizer import quantize
     from secure_quant_cli.console import progress
 
     with progress(f"quantizing with {len(data)} samples") as line:
@@ -61,7 +61,7 @@ def trained_lenet(data: Split, cache: Path) -> tuple[Any, bool]:
     """The LeNet for the digits, and whether it came from the file ``cache`` (safetensors)."""
     import safetensors.torch
 
-    from secure_quant.quantize import zoo
+    from secure_quant.quantizer import zoo
     from secure_quant_cli.console import progress
 
     if cache.is_file():

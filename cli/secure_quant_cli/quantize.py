@@ -3,7 +3,7 @@
 MODEL.py is executed to call its factory, so it must be your own code. DATA.npz holds
 representative inputs, float[samples, *input shape], as the array "x" or its only array; the mode
 qat, which trains, also reads labels, the integers "y". The mode leveled makes a shallow model,
-Linear and secure_quant.quantize.leveled.Square in turn, for one approximate round trip of CKKS.
+Linear and secure_quant.quantizer.leveled.Square in turn, for one approximate round trip of CKKS.
 """
 
 from __future__ import annotations

@@ -79,7 +79,7 @@ def split_for(
     Raises OpNotSupported where the engine has no exact gate for an op, ConfigError.
     """
     if engine == "mpc":
-        from secure_quant.mpc.bundle import split as split_mpc
+        from secure_quant.mpc.protocol.bundle import split as split_mpc
 
         return split_mpc(graph, objective or "balanced")
     from secure_quant.errors import ConfigError

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from secure_quant.ir import Graph
-    from secure_quant.quantize.floats import FloatValues
+    from secure_quant.quantizer.floats import FloatValues
 
 __all__ = ["HELP", "configure", "run"]
 
@@ -112,7 +112,7 @@ def _float_model(factory: str | None, graph: Graph, x: Any) -> tuple[Any, FloatV
     """The owner's model, and its values layer by layer."""
     if factory is None:
         return None, None
-    from secure_quant.quantize.floats import float_values
+    from secure_quant.quantizer.floats import float_values
     from secure_quant_cli.console import progress
     from secure_quant_cli.owner_code import build_model
 

@@ -16,10 +16,10 @@ from secure_quant.transport import InsecurePlaintext, Limits, Tls
 from secure_quant_client.stats import InferenceStats
 
 if TYPE_CHECKING:
-    from secure_quant_client.aio import AsyncHeClient
-    from secure_quant_client.he import HeClient
-    from secure_quant_client.leveled import AsyncLeveledClient, LeveledClient
-    from secure_quant_client.mpc import AsyncMpcClient, MpcClient
+    from secure_quant_client.he.aio import AsyncHeClient
+    from secure_quant_client.he.client import HeClient
+    from secure_quant_client.leveled.client import AsyncLeveledClient, LeveledClient
+    from secure_quant_client.mpc.client import AsyncMpcClient, MpcClient
 
 __all__ = [
     "AsyncHeClient",
@@ -36,12 +36,12 @@ __all__ = [
 ]
 
 _LAZY = {
-    "AsyncHeClient": "secure_quant_client.aio",
-    "AsyncLeveledClient": "secure_quant_client.leveled",
-    "AsyncMpcClient": "secure_quant_client.mpc",
-    "HeClient": "secure_quant_client.he",
-    "LeveledClient": "secure_quant_client.leveled",
-    "MpcClient": "secure_quant_client.mpc",
+    "AsyncHeClient": "secure_quant_client.he.aio",
+    "AsyncLeveledClient": "secure_quant_client.leveled.client",
+    "AsyncMpcClient": "secure_quant_client.mpc.client",
+    "HeClient": "secure_quant_client.he.client",
+    "LeveledClient": "secure_quant_client.leveled.client",
+    "MpcClient": "secure_quant_client.mpc.client",
 }
 
 

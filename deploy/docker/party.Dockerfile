@@ -11,14 +11,11 @@ WORKDIR /src
 COPY pyproject.toml README.md LICENSE ./
 COPY secure_quant secure_quant
 COPY server server
-COPY client client
 COPY cli cli
-# Then remove the client's half: this image has no code that opens a user's secret. Versions are
-# pinned in pyproject.toml.
+# Without client/: this image has no code that opens a user's secret. Versions are pinned in
+# pyproject.toml.
 # hadolint ignore=DL3013
-RUN pip install '.[mpc,server]' \
-    && rm -rf /opt/secure-quant/lib/python3.11/site-packages/secure_quant/protect \
-              /opt/secure-quant/lib/python3.11/site-packages/secure_quant_client
+RUN pip install '.[mpc,server]'
 
 FROM python:3.11-slim-bookworm
 COPY --from=build /opt/secure-quant /opt/secure-quant

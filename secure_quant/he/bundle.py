@@ -11,7 +11,7 @@ from secure_quant.he.plan import HePlan, plan
 from secure_quant.he.search import Objective
 from secure_quant.ir import Graph
 from secure_quant.ir.artifact import decode, encode, read_tensors, write_tensors
-from secure_quant.ir.codec import decode_public, encode_public
+from secure_quant.ir.public import decode_public, encode_public
 
 __all__ = ["load_client", "load_server", "split"]
 

@@ -23,7 +23,7 @@ from secure_quant.he.parameters import Parameters
 from secure_quant.he.plan import MAX_BATCH, Call, HePlan, Layout
 from secure_quant.he.products import Factors
 from secure_quant.he.ring import Ring, ring
-from secure_quant.he.sampling import Stream, Uniform, fresh
+from secure_quant.he.sampling import Sampler, Uniform, fresh
 from secure_quant.ir import Graph
 
 __all__ = ["STOCK_MEMORY", "Evaluator"]
@@ -327,7 +327,7 @@ def _blind_size(call: Call) -> int:
     return 8 * call.ciphertexts_down * (2 * whole + c0)
 
 
-def _wide_flood(stream: Stream, shape: tuple[int, int], bound: int, parameters: Parameters) -> U64:
+def _wide_flood(stream: Sampler, shape: tuple[int, int], bound: int, parameters: Parameters) -> U64:
     """Residues [count, 2, degree] of A + p·B with A uniform below the dropped prime p and B in
     [-bound, bound): uniform over an interval of 2·p·bound integers."""
     q, p = parameters.primes

@@ -19,7 +19,6 @@ from secure_quant.he.geometry import Geometry
 from secure_quant.he.noise import Scaling, margin
 from secure_quant.he.packing import Packing, Tile
 from secure_quant.he.parameters import TIERS, Parameters, Tier
-from secure_quant.he.sampling import SEED_BYTES
 from secure_quant.he.search import (
     MAX_BATCH,
     MAX_WEIGHT_BYTES,
@@ -31,6 +30,7 @@ from secure_quant.he.search import (
 )
 from secure_quant.ir import Graph
 from secure_quant.ir.ops import Conv2d, Linear
+from secure_quant.keystream import SEED_BYTES
 
 __all__ = ["MAX_BATCH", "Call", "HeCost", "HePlan", "Layout", "Step", "plan"]
 

@@ -5,36 +5,20 @@ from __future__ import annotations
 import secrets
 
 import numpy as np
-from cryptography.hazmat.primitives.ciphers import Cipher, algorithms, modes
 from numpy.typing import NDArray
 
 from secure_quant.he.noise import ERROR_BOUND
+from secure_quant.keystream import SEED_BYTES, Keystream
 
-__all__ = ["SEED_BYTES", "Stream", "Uniform", "fresh"]
+__all__ = ["Sampler", "Uniform", "fresh"]
 
-SEED_BYTES = 32
 U64 = NDArray[np.uint64]
 Int = NDArray[np.int64]
 _MASK = np.uint64((1 << ERROR_BOUND) - 1)
 
 
-class Stream:
-    """A keystream, every bit of which is used once. Not safe to share between threads.
-
-    key: 32 bytes. lane: separates the streams of one key; it is the upper half of the counter.
-    """
-
-    def __init__(self, key: bytes, lane: int = 0) -> None:
-        counter = lane.to_bytes(8, "big") + bytes(8)
-        self._cipher = Cipher(algorithms.AES(key), modes.CTR(counter)).encryptor()
-
-    def bytes(self, count: int) -> NDArray[np.uint8]:
-        """uint8[count], uniform."""
-        return np.frombuffer(self._cipher.update(bytes(count)), np.uint8)
-
-    def words(self, count: int) -> U64:
-        """uint64[count], uniform."""
-        return self.bytes(8 * count).view("<u8").astype(np.uint64, copy=False)
+class Sampler(Keystream):
+    """The distributions that CKKS draws from, read from a keystream."""
 
     def residues(self, count: int, limit: int) -> U64:
         """uint64[count], uniform below ``limit``: words cut to its bits, large ones skipped."""
@@ -77,16 +61,16 @@ class Stream:
         return words.astype(np.int64).reshape(shape) - bound
 
 
-def fresh() -> Stream:
+def fresh() -> Sampler:
     """A stream that nobody else can know."""
-    return Stream(secrets.token_bytes(32))
+    return Sampler(secrets.token_bytes(SEED_BYTES))
 
 
 class Uniform:
     """Uniform polynomials that both ends expand from one seed, in order, a stream per prime."""
 
     def __init__(self, seed: bytes, primes: tuple[int, ...], degree: int) -> None:
-        self._streams = [Stream(seed, lane) for lane in range(len(primes))]
+        self._streams = [Sampler(seed, lane) for lane in range(len(primes))]
         self._primes, self._degree = primes, degree
 
     def polynomials(self, count: int) -> U64:

@@ -19,10 +19,11 @@ from pathlib import Path
 import numpy as np
 
 from secure_quant.errors import HashMismatch, MalformedModel, UnsupportedVersion
-from secure_quant.ir.codec import PublicParts, check_canonical, parse_nodes, to_parts
+from secure_quant.ir.codec import FORMAT_VERSION, PublicParts, parse_nodes
 from secure_quant.ir.container import MAX_FILE, Array, read_tensors, write_tensors
-from secure_quant.ir.graph import FORMAT_VERSION, Graph
+from secure_quant.ir.graph import Graph
 from secure_quant.ir.ops import Node
+from secure_quant.ir.public import check_canonical, to_parts
 from secure_quant.ir.verify import parameter_shapes
 
 __all__ = ["decode", "encode", "load", "read_tensors", "save", "write_tensors"]

@@ -1,5 +1,5 @@
-"""Graph <-> its public encoding: canonical JSON for the nodes, an array for the tables and one for
-the multipliers.
+"""Nodes <-> their public encoding: canonical JSON for the nodes, an array for the tables and one
+for the multipliers.
 
 The three parts together are what a public graph's hash covers and what crosses the wire, so their
 bytes are frozen: another encoding of the same graph is refused.
@@ -8,7 +8,7 @@ bytes are frozen: another encoding of the same graph is refused.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, fields
 from typing import Any
 
@@ -17,20 +17,12 @@ from numpy.typing import NDArray
 
 from secure_quant.errors import MalformedModel, UnsupportedVersion
 from secure_quant.ir.container import unique_keys
-from secure_quant.ir.graph import FORMAT_VERSION, Graph
 from secure_quant.ir.ops import OPS, Node, is_kind
 from secure_quant.ir.verify import MAX_NODES, MAX_TABLE
 
-__all__ = [
-    "PublicParts",
-    "check_canonical",
-    "decode_public",
-    "encode_public",
-    "from_parts",
-    "parse_nodes",
-    "to_parts",
-]
+__all__ = ["FORMAT_VERSION", "PublicParts", "encode_nodes", "joined", "parse_nodes"]
 
+FORMAT_VERSION = 1
 MAX_JSON = 4 * 2**20
 
 
@@ -44,12 +36,12 @@ class PublicParts:
     multipliers: bytes
 
 
-def to_parts(graph: Graph) -> PublicParts:
+def encode_nodes(nodes: Iterable[Node]) -> PublicParts:
     """The public half of a graph, byte for byte reproducible."""
     tables: list[int] = []
     multipliers: list[int] = []
     records = []
-    for node in graph.nodes:
+    for node in nodes:
         record: dict[str, Any] = {"op": type(node).__name__}
         for f in fields(node):
             value = getattr(node, f.name)
@@ -66,27 +58,6 @@ def to_parts(graph: Graph) -> PublicParts:
     return PublicParts(
         text.encode(), np.array(tables, "<i2").tobytes(), np.array(multipliers, np.uint8).tobytes()
     )
-
-
-def from_parts(
-    parts: PublicParts,
-    *,
-    parameters: Mapping[str, NDArray[Any]] | None = None,
-    salt: bytes = b"",
-    commitment: bytes = b"",
-) -> Graph:
-    """Inverse of ``to_parts``. Raises MalformedModel, UnsupportedVersion, InvalidGraph,
-    OverflowRisk, HashMismatch."""
-    graph = Graph(parse_nodes(parts), parameters or {}, salt, commitment)
-    check_canonical(graph, parts)
-    return graph
-
-
-def check_canonical(graph: Graph, parts: PublicParts) -> None:
-    """Raises MalformedModel unless ``parts`` are the very bytes that ``graph`` is written as: no
-    name twice, no spare blank, no other spelling of a number."""
-    if to_parts(graph) != parts:
-        raise MalformedModel("public graph", got="another encoding", expected="the canonical one")
 
 
 def parse_nodes(parts: PublicParts) -> tuple[Node, ...]:
@@ -108,28 +79,12 @@ def parse_nodes(parts: PublicParts) -> tuple[Node, ...]:
     return nodes
 
 
-def encode_public(graph: Graph) -> bytes:
+def joined(parts: PublicParts) -> bytes:
     """The three parts, each behind its length in 8 bytes: the input of the model hash."""
-    parts = to_parts(graph)
     return b"".join(
         len(part).to_bytes(8, "little") + part
         for part in (parts.graph, parts.tables, parts.multipliers)
     )
-
-
-def decode_public(data: bytes, *, commitment: bytes) -> Graph:
-    """Inverse of ``encode_public``; the graph is public. Raises as ``from_parts``."""
-    found: list[bytes] = []
-    rest = memoryview(data)
-    for _ in range(3):
-        size = int.from_bytes(rest[:8], "little")
-        if len(rest) < 8 or size > len(rest) - 8:
-            raise MalformedModel("public graph", got=f"{len(data)} bytes", expected="more")
-        found.append(bytes(rest[8 : 8 + size]))
-        rest = rest[8 + size :]
-    if len(rest):
-        raise MalformedModel("public graph", got=f"{len(rest)} bytes too many", expected="none")
-    return from_parts(PublicParts(*found), commitment=commitment)
 
 
 class _Pool:

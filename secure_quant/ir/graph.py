@@ -8,23 +8,20 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from secure_quant.errors import HashMismatch, InvalidGraph, MissingParameters
+from secure_quant.ir.codec import encode_nodes, joined
 from secure_quant.ir.ops import Conv2d, Input, Linear, Node, Output
+from secure_quant.ir.values import Value
+from secure_quant.ir.verify import needs_parameters, verify
 
-if TYPE_CHECKING:
-    from secure_quant.ir.values import Value
-
-__all__ = ["FORMAT_VERSION", "Graph"]
-
-FORMAT_VERSION = 1
+__all__ = ["Graph"]
 
 Array = NDArray[Any]
-N = TypeVar("N", bound=Node)
 
 
 @dataclass(frozen=True, eq=False)
@@ -45,12 +42,10 @@ class Graph:
     commitment: bytes = b""
 
     def __post_init__(self) -> None:
-        from secure_quant.ir.verify import verify  # the verifier reads graphs, so it comes later
-
         frozen = {name: _frozen(array) for name, array in sorted(self.parameters.items())}
         object.__setattr__(self, "parameters", MappingProxyType(frozen))
         # `values` is filled by the verifier's own inference, once.
-        object.__setattr__(self, "_values", MappingProxyType(verify(self)))
+        object.__setattr__(self, "_values", MappingProxyType(verify(self.nodes, frozen)))
         if len(self.salt) not in (0, 32) or len(self.commitment) not in (0, 32):
             got = (len(self.salt), len(self.commitment))
             raise InvalidGraph("bytes of salt and commitment", got=got, expected="32 or none")
@@ -84,8 +79,7 @@ class Graph:
     @property
     def is_public(self) -> bool:
         """True if the secret parameters are not here although the nodes need them."""
-        needs = any(isinstance(node, Linear | Conv2d) for node in self.nodes)
-        return needs and not self.parameters
+        return needs_parameters(self.nodes) and not self.parameters
 
     @property
     def values(self) -> Mapping[str, Value]:
@@ -124,10 +118,8 @@ class Graph:
     @cached_property
     def hash(self) -> str:
         """64 hex digits that name the model: SHA-256 over the public graph and the commitment."""
-        from secure_quant.ir.codec import encode_public  # codec builds graphs
-
         digest = hashlib.sha256(b"secure_quant model v1\0")
-        digest.update(hashlib.sha256(encode_public(self)).digest())
+        digest.update(hashlib.sha256(joined(encode_nodes(self.nodes))).digest())
         digest.update(self.commitment)
         return digest.hexdigest()
 

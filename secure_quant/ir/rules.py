@@ -10,9 +10,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING, Any
+from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from secure_quant.errors import OverflowRisk
 from secure_quant.ir import ops
@@ -28,39 +30,46 @@ from secure_quant.ir.checks import (
 )
 from secure_quant.ir.values import INT8, INT16, INT32, Interval, Value
 
-if TYPE_CHECKING:
-    from secure_quant.ir.graph import Graph
+__all__ = ["ARITY", "RULES", "Given"]
 
-__all__ = ["ARITY", "RULES"]
+
+@dataclass(frozen=True)
+class Given:
+    """What a rule may look up: the nodes so far by name, and the secret arrays, none in a public
+    graph."""
+
+    by_name: Mapping[str, ops.Node]
+    parameters: Mapping[str, NDArray[Any]]
+
 
 _SCALED = Interval(-(2**46), 2**46)
 _DYNAMIC = Interval(-(2**61), 2**61)
 
 
-def _input(graph: Graph, node: Any, xs: list[Value]) -> Value:
+def _input(given: Given, node: Any, xs: list[Value]) -> Value:
     require(node, INT8.lo <= node.zero_point <= INT8.hi, "zero point", node.zero_point, "int8")
     return Value(node.shape, INT8, node.scale, node.zero_point, accumulator=False)
 
 
-def _proven(graph: Graph, node: Any, x: Value) -> int | None:
-    weight = graph.parameters.get(f"{node.name}.weight")
+def _proven(given: Given, node: Any, x: Value) -> int | None:
+    weight = given.parameters.get(f"{node.name}.weight")
     if weight is None:
         return None
-    bias = graph.parameters.get(f"{node.name}.bias")
+    bias = given.parameters.get(f"{node.name}.bias")
     zeros = np.zeros(len(weight), np.int64)
     return linear_bound(weight, zeros if bias is None else bias, x.centred)
 
 
-def _linear(graph: Graph, node: Any, xs: list[Value]) -> Value:
+def _linear(given: Given, node: Any, xs: list[Value]) -> Value:
     (x,) = xs
     activation(node, x)
     require(node, x.shape[-1] == node.in_features, "features", x.shape[-1], node.in_features)
     require(node, node.out_features > 0, "out_features", node.out_features, "> 0")
     shape = (*x.shape[:-1], node.out_features)
-    return accumulator(node, shape, _proven(graph, node, x))
+    return accumulator(node, shape, _proven(given, node, x))
 
 
-def _conv2d(graph: Graph, node: Any, xs: list[Value]) -> Value:
+def _conv2d(given: Given, node: Any, xs: list[Value]) -> Value:
     (x,) = xs
     activation(node, x)
     require(node, min(node.dilation) > 0, "dilation", node.dilation, "positive")
@@ -70,10 +79,10 @@ def _conv2d(graph: Graph, node: Any, xs: list[Value]) -> Value:
     require(node, node.out_channels > 0, "out_channels", node.out_channels, "> 0")
     divides = node.in_channels % node.groups == 0 == node.out_channels % node.groups
     require(node, divides, "groups", node.groups, "a divisor of both channel counts")
-    return accumulator(node, (node.out_channels, *size), _proven(graph, node, x))
+    return accumulator(node, (node.out_channels, *size), _proven(given, node, x))
 
 
-def _matmul(graph: Graph, node: Any, xs: list[Value]) -> Value:
+def _matmul(given: Given, node: Any, xs: list[Value]) -> Value:
     a, b = xs
     activation(node, a)
     activation(node, b)
@@ -94,7 +103,7 @@ def _broadcasts(node: ops.Node, a: Value, b: Value) -> None:
     require(node, ok, "second shape", b.shape, f"one that broadcasts to {a.shape}")
 
 
-def _mul(graph: Graph, node: Any, xs: list[Value]) -> Value:
+def _mul(given: Given, node: Any, xs: list[Value]) -> Value:
     a, b = xs
     activation(node, a)
     activation(node, b)
@@ -102,17 +111,17 @@ def _mul(graph: Graph, node: Any, xs: list[Value]) -> Value:
     return accumulator(node, a.shape, (a.centred * b.centred).magnitude)
 
 
-def _add(graph: Graph, node: Any, xs: list[Value]) -> Value:
+def _add(given: Given, node: Any, xs: list[Value]) -> Value:
     a, b = xs
     for name, x in zip(node.inputs, xs, strict=True):
-        if not isinstance(graph.by_name[name], ops.ReduceSum | ops.SumPool):
+        if not isinstance(given.by_name[name], ops.ReduceSum | ops.SumPool):
             activation(node, x)
     _broadcasts(node, a, b)
     f, g = node.factors
     return accumulator(node, a.shape, (a.centred.times(f) + b.centred.times(g)).magnitude)
 
 
-def _sum_pool(graph: Graph, node: Any, xs: list[Value]) -> Value:
+def _sum_pool(given: Given, node: Any, xs: list[Value]) -> Value:
     (x,) = xs
     activation(node, x)
     size = window(node, x)
@@ -120,13 +129,13 @@ def _sum_pool(graph: Graph, node: Any, xs: list[Value]) -> Value:
     return accumulator(node, (x.shape[0], *size), proven)
 
 
-def _reduce_sum(graph: Graph, node: Any, xs: list[Value]) -> Value:
+def _reduce_sum(given: Given, node: Any, xs: list[Value]) -> Value:
     (x,) = xs
     activation(node, x)
     return accumulator(node, (*x.shape[:-1], 1), x.centred.magnitude * x.shape[-1])
 
 
-def _requantize(graph: Graph, node: Any, xs: list[Value]) -> Value:
+def _requantize(given: Given, node: Any, xs: list[Value]) -> Value:
     (x,) = xs
     per_channel(node, x)
     require(node, 2 <= len(node.table) <= MAX_TABLE, "table", len(node.table), f"2 to {MAX_TABLE}")
@@ -143,15 +152,15 @@ def _requantize(graph: Graph, node: Any, xs: list[Value]) -> Value:
     return Value(x.shape, made, node.scale, node.zero_point, accumulator=False)
 
 
-def _dynamic_scale(graph: Graph, node: Any, xs: list[Value]) -> Value:
+def _dynamic_scale(given: Given, node: Any, xs: list[Value]) -> Value:
     (x,) = xs
     made = Interval(1, max(x.centred.magnitude, 1))
     return Value((1,), made, x.scale, 0, accumulator=True)
 
 
-def _dynamic_quantize(graph: Graph, node: Any, xs: list[Value]) -> Value:
+def _dynamic_quantize(given: Given, node: Any, xs: list[Value]) -> Value:
     x, _ = xs
-    scale = graph.by_name[node.inputs[1]]
+    scale = given.by_name[node.inputs[1]]
     own = isinstance(scale, ops.DynamicScale) and scale.inputs == node.inputs[:1]
     require(node, own, "second input", node.inputs[1], "the DynamicScale of the first")
     require(node, node.zero_point in (0, INT8.lo), "zero point", node.zero_point, "0 or -128")
@@ -163,11 +172,11 @@ def _dynamic_quantize(graph: Graph, node: Any, xs: list[Value]) -> Value:
     return Value(x.shape, made, x.scale / levels, node.zero_point, accumulator=False)
 
 
-def _rescale(graph: Graph, node: Any, xs: list[Value]) -> Value:
+def _rescale(given: Given, node: Any, xs: list[Value]) -> Value:
     require(node, len(xs) in (1, 2), "inputs", len(xs), "1 or 2")
     x, factor = xs[0], Interval(1, 1)
     if len(xs) == 2:
-        kind = graph.by_name[node.inputs[1]]
+        kind = given.by_name[node.inputs[1]]
         require(node, isinstance(kind, ops.DynamicScale), "second input", node.inputs[1],
                  "a DynamicScale")  # fmt: skip
         factor = xs[1].range
@@ -185,7 +194,7 @@ def _rescale(graph: Graph, node: Any, xs: list[Value]) -> Value:
     return Value(x.shape, made, node.scale, 0, accumulator=True)
 
 
-def _max_pool(graph: Graph, node: Any, xs: list[Value]) -> Value:
+def _max_pool(given: Given, node: Any, xs: list[Value]) -> Value:
     (x,) = xs
     activation(node, x)
     size = window(node, x)
@@ -194,7 +203,7 @@ def _max_pool(graph: Graph, node: Any, xs: list[Value]) -> Value:
     return Value((x.shape[0], *size), x.range, x.scale, x.zero_point, accumulator=False)
 
 
-def _reduce_max(graph: Graph, node: Any, xs: list[Value]) -> Value:
+def _reduce_max(given: Given, node: Any, xs: list[Value]) -> Value:
     (x,) = xs
     activation(node, x)
     return Value((*x.shape[:-1], 1), x.range, x.scale, x.zero_point, accumulator=False)
@@ -204,7 +213,7 @@ def _same(x: Value, shape: tuple[int, ...]) -> Value:
     return Value(shape, x.range, x.scale, x.zero_point, x.accumulator)
 
 
-def _reshape(graph: Graph, node: Any, xs: list[Value]) -> Value:
+def _reshape(given: Given, node: Any, xs: list[Value]) -> Value:
     (x,) = xs
     activation(node, x)
     check_shape(node, node.shape)
@@ -212,7 +221,7 @@ def _reshape(graph: Graph, node: Any, xs: list[Value]) -> Value:
     return _same(x, node.shape)
 
 
-def _transpose(graph: Graph, node: Any, xs: list[Value]) -> Value:
+def _transpose(given: Given, node: Any, xs: list[Value]) -> Value:
     (x,) = xs
     activation(node, x)
     order = node.permutation
@@ -220,7 +229,7 @@ def _transpose(graph: Graph, node: Any, xs: list[Value]) -> Value:
     return _same(x, tuple(x.shape[i] for i in order))
 
 
-def _slice(graph: Graph, node: Any, xs: list[Value]) -> Value:
+def _slice(given: Given, node: Any, xs: list[Value]) -> Value:
     (x,) = xs
     activation(node, x)
     require(node, 0 <= node.axis < len(x.shape), "axis", node.axis, f"an axis of {x.shape}")
@@ -231,7 +240,7 @@ def _slice(graph: Graph, node: Any, xs: list[Value]) -> Value:
     return _same(x, tuple(shape))
 
 
-def _concat(graph: Graph, node: Any, xs: list[Value]) -> Value:
+def _concat(given: Given, node: Any, xs: list[Value]) -> Value:
     first = xs[0]
     inside = 0 <= node.axis < len(first.shape)
     require(node, inside, "axis", node.axis, f"an axis of {first.shape}")
@@ -248,7 +257,7 @@ def _concat(graph: Graph, node: Any, xs: list[Value]) -> Value:
     return Value(tuple(shape), made, first.scale, first.zero_point, accumulator=False)
 
 
-def _output(graph: Graph, node: Any, xs: list[Value]) -> Value:
+def _output(given: Given, node: Any, xs: list[Value]) -> Value:
     (x,) = xs
     per_channel(node, x)
     if not x.accumulator:

@@ -5,19 +5,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import fields
-from typing import TYPE_CHECKING
+from typing import Any
+
+from numpy.typing import NDArray
 
 from secure_quant.errors import InvalidGraph
 from secure_quant.ir import ops
 from secure_quant.ir.bounds import conv_output, dynamic_levels, linear_bound, public_bound
 from secure_quant.ir.checks import MAX_ELEMENTS, MAX_TABLE, MAX_WINDOWS, check_shape, require
-from secure_quant.ir.rules import ARITY, RULES
+from secure_quant.ir.rules import ARITY, RULES, Given
 from secure_quant.ir.values import Value
-
-if TYPE_CHECKING:
-    from secure_quant.ir.graph import Graph
 
 __all__ = [
     "MAX_ELEMENTS",
@@ -28,6 +27,7 @@ __all__ = [
     "conv_output",
     "dynamic_levels",
     "linear_bound",
+    "needs_parameters",
     "parameter_shapes",
     "public_bound",
     "verify",
@@ -40,14 +40,17 @@ _SCALES = (2.0**-120, 2.0**64)
 """Scales that neither divide by a subnormal nor leave float32 with the largest accumulator."""
 
 
-def verify(graph: Graph) -> dict[str, Value]:
-    """Value of every node by name. Raises InvalidGraph, OverflowRisk."""
-    _check_structure(graph)
-    _check_parameters(graph)
+def verify(nodes: Sequence[ops.Node], parameters: Mapping[str, NDArray[Any]]) -> dict[str, Value]:
+    """Value of every node by name. No parameters: a public graph, whose bounds are taken as
+    declared. Raises InvalidGraph, OverflowRisk."""
+    _check_structure(nodes)
+    if parameters or not needs_parameters(nodes):
+        _check_parameters(nodes, parameters)
+    given = Given({node.name: node for node in nodes}, parameters)
     values: dict[str, Value] = {}
     total = 0
-    for node in graph.nodes:
-        value = RULES[type(node)](graph, node, [values[name] for name in node.inputs])
+    for node in nodes:
+        value = RULES[type(node)](given, node, [values[name] for name in node.inputs])
         check_shape(node, value.shape)
         total += value.size
         require(node, total <= MAX_TOTAL, "elements in all", total, f"<= {MAX_TOTAL}")
@@ -55,6 +58,11 @@ def verify(graph: Graph) -> dict[str, Value]:
         require(node, low <= value.scale <= high, "scale", value.scale, f"{low} to {high}")
         values[node.name] = value
     return values
+
+
+def needs_parameters(nodes: Iterable[ops.Node]) -> bool:
+    """True if some node has a weight."""
+    return any(isinstance(node, ops.Linear | ops.Conv2d) for node in nodes)
 
 
 def parameter_shapes(nodes: Iterable[ops.Node]) -> dict[str, tuple[tuple[int, ...], str]]:
@@ -75,8 +83,7 @@ def parameter_shapes(nodes: Iterable[ops.Node]) -> dict[str, tuple[tuple[int, ..
     return expected
 
 
-def _check_structure(graph: Graph) -> None:
-    nodes = graph.nodes
+def _check_structure(nodes: Sequence[ops.Node]) -> None:
     if not 2 <= len(nodes) <= MAX_NODES:
         raise InvalidGraph("number of nodes", got=len(nodes), expected=f"2 to {MAX_NODES}")
     seen: set[str] = set()
@@ -110,11 +117,9 @@ def _check_fields(node: ops.Node) -> None:
             raise InvalidGraph(f"{type(node).__name__}.{f.name}", got=got, expected=f"a {kind}")
 
 
-def _check_parameters(graph: Graph) -> None:
-    if graph.is_public:
-        return
-    expected = parameter_shapes(graph.nodes)
-    got = {name: (a.shape, a.dtype.name) for name, a in graph.parameters.items()}
+def _check_parameters(nodes: Sequence[ops.Node], parameters: Mapping[str, NDArray[Any]]) -> None:
+    expected = parameter_shapes(nodes)
+    got = {name: (a.shape, a.dtype.name) for name, a in parameters.items()}
     if got != expected:
         wrong = sorted(set(got.items()) ^ set(expected.items()))[:4]
         raise InvalidGraph("parameters", got=wrong, expected="exactly those the nodes declare")

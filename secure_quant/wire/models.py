@@ -7,7 +7,8 @@ from dataclasses import dataclass
 
 from secure_quant.errors import HashMismatch, MalformedMessage
 from secure_quant.ir import Graph
-from secure_quant.ir.codec import PublicParts, from_parts, to_parts
+from secure_quant.ir.codec import PublicParts
+from secure_quant.ir.public import from_parts, to_parts
 from secure_quant.wire.gen.model_pb2 import ModelInfo, PublicModel
 
 __all__ = [

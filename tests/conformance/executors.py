@@ -60,7 +60,7 @@ class Mpc:
 
 class _Mpc:
     def __init__(self, graph: Graph, objective: str) -> None:
-        from secure_quant.mpc import bundle
+        from secure_quant.mpc.protocol import bundle
 
         bundles = bundle.split(graph, objective)
         self.parties = [bundle.load_party(bundles[f"party{i}"]) for i in range(2)]
@@ -71,7 +71,7 @@ class _Mpc:
             assert part.model_hash == graph.hash
 
     def run(self, q: np.ndarray) -> Integers:
-        from secure_quant.mpc.material import Item
+        from secure_quant.mpc.protocol.material import Item
 
         batch, cost = len(q), self.plan.cost(len(q))
         dealt = [self.dealer.deal() for _ in range(batch)]
@@ -137,10 +137,10 @@ class _He:
         assert self.server.model_hash == self.public.hash == graph.hash
 
     def run(self, q: np.ndarray) -> Integers:
-        from secure_quant.protect.ckks import CkksSession
+        from secure_quant_client.he.ckks import CkksKeys
 
         batch, cost = len(q), self.plan.cost(len(q))
-        session = CkksSession(self.public, self.plan)
+        session = CkksKeys(self.public, self.plan)
         step_of = {step.node: place for place, step in enumerate(self.plan.steps)}
         values: Integers = {self.public.input.name: q.astype(np.int64)}
         up = down = 0

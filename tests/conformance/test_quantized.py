@@ -13,8 +13,8 @@ from conformance.executors import EXECUTORS
 from secure_quant import reference
 from secure_quant.errors import OpNotSupported
 from secure_quant.ir import Graph
-from secure_quant.quantize import quantize
-from secure_quant.quantize.zoo import ResNet, RowClassifier
+from secure_quant.quantizer import quantize
+from secure_quant.quantizer.zoo import ResNet, RowClassifier
 
 MODELS = {
     "transformer": (lambda: RowClassifier(length=4, width=16, heads=2, hidden=24), (4, 8)),

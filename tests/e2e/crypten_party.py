@@ -9,8 +9,8 @@ import sys
 
 import torch
 
-from secure_quant.mpc.crypten_compat import ArithmeticSharedTensor, BinarySharedTensor, crypten
-from secure_quant.mpc.session import connect
+from secure_quant.mpc.crypten.compat import ArithmeticSharedTensor, BinarySharedTensor, crypten
+from secure_quant.mpc.crypten.session import connect
 from secure_quant.transport import Tls
 
 

@@ -13,7 +13,7 @@ import numpy as np
 
 from conformance.builder import Net
 from secure_quant import Graph
-from secure_quant.mpc.bundle import split
+from secure_quant.mpc.protocol.bundle import split
 from secure_quant.transport import Tls
 from secure_quant.transport.certs import make_all
 from secure_quant_cli.cluster import Cluster

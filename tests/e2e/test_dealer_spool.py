@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from e2e.mpc_cluster import small_net
 
-from secure_quant.mpc.bundle import split
+from secure_quant.mpc.protocol.bundle import split
 from secure_quant.transport.certs import make_all
 
 

@@ -13,7 +13,7 @@ import grpc
 import numpy as np
 import pytest
 from e2e.he_server import HeServerProcess, inputs, lenet
-from unit.he_leveled.models import extremes, random_model
+from unit.he.leveled.models import extremes, random_model
 
 from secure_quant import reference
 from secure_quant.errors import (
@@ -27,13 +27,13 @@ from secure_quant.errors import (
 )
 from secure_quant.he.leveled.bundle import load_client, split
 from secure_quant.he.leveled.wire import key_bytes, request_bytes, response_bytes
-from secure_quant.protect.leveled import LeveledKeys
 from secure_quant.transport import sync_channel
 from secure_quant.wire import raised
 from secure_quant.wire.gen.secure_inference_pb2 import EvaluateModelRequest, OpenSessionRequest
 from secure_quant.wire.gen.secure_inference_pb2_grpc import SecureInferenceServiceStub
 from secure_quant_cli.main import main
 from secure_quant_client import AsyncLeveledClient, HeClient, LeveledClient
+from secure_quant_client.leveled.keys import LeveledKeys
 
 MODEL = random_model((9, 6, 3), seed=1)
 BUNDLES = split(MODEL)

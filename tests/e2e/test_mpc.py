@@ -22,7 +22,7 @@ from secure_quant.errors import (
     ShapeMismatch,
     ValueOutOfRange,
 )
-from secure_quant.mpc.plan import plan
+from secure_quant.mpc.protocol.plan import plan
 from secure_quant.transport import InsecurePlaintext, Limits, aio_channel, sync_channel
 from secure_quant.transport.certs import Authority
 from secure_quant.wire import info_to_proto, raised
@@ -36,7 +36,7 @@ from secure_quant.wire.gen.share_inference_pb2 import (
 from secure_quant.wire.gen.share_inference_pb2_grpc import ShareInferenceServiceStub
 from secure_quant_cli.cluster import Cluster
 from secure_quant_client import AsyncMpcClient, MpcClient, Tls
-from secure_quant_client.mpc_model import MpcModel
+from secure_quant_client.mpc.model import MpcModel
 
 
 @pytest.fixture(scope="module")

@@ -19,7 +19,7 @@ from e2e.mpc_cluster import (
 
 from secure_quant import Graph, reference
 from secure_quant.errors import ServiceError
-from secure_quant.mpc.plan import plan
+from secure_quant.mpc.protocol.plan import plan
 from secure_quant_cli.cluster import Cluster
 from secure_quant_client import MpcClient
 

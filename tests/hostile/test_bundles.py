@@ -13,7 +13,7 @@ from conformance.builder import Net
 from secure_quant.errors import InsecureRefused, ModelError
 from secure_quant.he import bundle as he
 from secure_quant.ir import Graph, artifact
-from secure_quant.mpc import bundle as mpc
+from secure_quant.mpc.protocol import bundle as mpc
 
 LOADERS = {
     "party0": mpc.load_party,

@@ -21,7 +21,7 @@ from secure_quant.errors import (
     OverflowRisk,
     UnsupportedVersion,
 )
-from secure_quant.ir import artifact, codec
+from secure_quant.ir import artifact, codec, public
 
 HASH = artifact.decode(forge.HONEST).hash
 DEEP = b"[" * 100_000
@@ -293,7 +293,7 @@ def test_graphs_from_the_wire(name):
     wide = tensors["tables"].astype("<i2").tobytes()
     parts = codec.PublicParts(GRAPHS[name], wide, tensors["multipliers"].tobytes())
     with pytest.raises(ModelError):
-        codec.from_parts(parts, commitment=bytes.fromhex(metadata["commitment"]))
+        public.from_parts(parts, commitment=bytes.fromhex(metadata["commitment"]))
 
 
 def test_another_version_is_called_so():
@@ -353,13 +353,13 @@ def test_giant_windows_are_refused_before_memory_is_taken(field):
 @settings(max_examples=150, deadline=None)
 @given(st.binary(min_size=1, max_size=60), st.integers(0, 30))
 def test_public_graphs_from_the_wire(noise, cut):
-    honest = codec.encode_public(artifact.decode(forge.HONEST))
+    honest = public.encode_public(artifact.decode(forge.HONEST))
     for data in (honest[: len(honest) - 1 - cut], honest + b"\0" + noise, noise + honest, noise):
         with pytest.raises(ModelError):
-            codec.decode_public(data, commitment=bytes(32))
+            public.decode_public(data, commitment=bytes(32))
     for commitment in (b"", bytes(31), bytes(33)):
         with pytest.raises(ModelError):
-            codec.decode_public(honest, commitment=commitment)
+            public.decode_public(honest, commitment=commitment)
 
 
 CAP = """

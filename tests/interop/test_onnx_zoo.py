@@ -10,8 +10,8 @@ import torch
 from secure_quant import reference
 from secure_quant.errors import MissingParameters
 from secure_quant.interop.onnx_export import export_onnx, to_onnx
-from secure_quant.quantize import Clip, KMeans, Log, Uniform, quantize
-from secure_quant.quantize.zoo import (
+from secure_quant.quantizer import Clip, KMeans, Log, Uniform, quantize
+from secure_quant.quantizer.zoo import (
     DepthwiseNet,
     LeNet,
     ResNet,

@@ -25,7 +25,7 @@ import secure_quant_client
 for name in secure_quant_client.__all__:
     getattr(secure_quant_client, name)
 heavy = {"torch", "torchao", "crypten", "numba", "sklearn", "onnx"} & set(sys.modules)
-rooms = ("secure_quant.mpc", "secure_quant.quantize", "secure_quant_server", "secure_quant_cli")
+rooms = ("secure_quant.mpc", "secure_quant.quantizer", "secure_quant_server", "secure_quant_cli")
 ours = {name for name in sys.modules if f"{name}.".startswith(tuple(f"{room}." for room in rooms))}
 sys.exit(f"imported {sorted(heavy | ours)}" if heavy | ours else 0)
 """

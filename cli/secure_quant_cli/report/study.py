@@ -24,7 +24,7 @@ def scheme_study(model: Any, x: NDArray[Any], labels: NDArray[Any] | None) -> li
 
     from secure_quant import reference
     from secure_quant.ir.artifact import encode
-    from secure_quant.quantize import Clip, KMeans, Log, Uniform, quantize
+    from secure_quant.quantizer import Clip, KMeans, Log, Uniform, quantize
     from secure_quant_cli.comparison import accuracy
     from secure_quant_cli.console import progress
     from secure_quant_cli.sizes import weight_bytes

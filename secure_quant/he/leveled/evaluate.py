@@ -21,7 +21,7 @@ from secure_quant.he.leveled.plan import LeveledPlan, padded
 from secure_quant.he.leveled.wire import pack_response, unpack_keys, unpack_request
 from secure_quant.he.ring import polynomials
 
-__all__ = ["LeveledEvaluator", "LeveledSession", "galois_element"]
+__all__ = ["LeveledEvaluator", "LoadedKeys", "galois_element"]
 
 U64 = NDArray[np.uint64]
 Float = NDArray[np.float64]
@@ -50,7 +50,7 @@ class LeveledEvaluator:
         )  # fmt: skip
         self._matrices, self._biases = _operands(model, plan)
 
-    def open(self, keys: bytes | memoryview) -> LeveledSession:
+    def open(self, keys: bytes | memoryview) -> LoadedKeys:
         """A session under a client's evaluation keys. Raises MalformedMessage for a wrong length
         or a residue out of range; any residues in range are keys, of sense or not."""
         b, a = unpack_keys(self.plan, keys)
@@ -66,7 +66,7 @@ class LeveledEvaluator:
         rotations = seal_format.switching_keys(level, self.plan.degree, galois)
         sealed = seal_format.ciphertext(level, public, 1.0)
         made = seal_format.context(self._template, sealed, relinearization, rotations)
-        return LeveledSession(self, ts.context_from(made))
+        return LoadedKeys(self, ts.context_from(made))
 
     def run(self, context: Any, request: bytes | memoryview) -> bytes:
         """One sample under the context of a session. Raises MalformedMessage."""
@@ -87,7 +87,7 @@ class LeveledEvaluator:
         return pack_response(plan, polynomials(value.ciphertext()[0]))
 
 
-class LeveledSession:
+class LoadedKeys:
     """A client's evaluation keys, loaded."""
 
     def __init__(self, evaluator: LeveledEvaluator, context: Any) -> None:

@@ -19,7 +19,8 @@ from numpy.typing import NDArray
 from secure_quant.errors import MalformedMessage
 from secure_quant.he.codec import pack, packed_size, unpack, width_of
 from secure_quant.he.leveled.plan import LeveledPlan
-from secure_quant.he.sampling import SEED_BYTES, Uniform
+from secure_quant.he.sampling import Uniform
+from secure_quant.keystream import SEED_BYTES
 
 __all__ = [
     "key_bytes",

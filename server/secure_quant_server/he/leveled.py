@@ -47,7 +47,7 @@ class _Served:
 
 
 @dataclass(frozen=True)
-class _Session:
+class _HeldSession:
     caller: str
     model: _Served
     keys: bytes
@@ -63,7 +63,9 @@ class _Worker(WorkerProcess):
 
 
 class _LeveledPool(Pool):
-    async def evaluate_samples(self, key: bytes, session: _Session, ciphertexts: bytes) -> bytes:
+    async def evaluate_samples(
+        self, key: bytes, session: _HeldSession, ciphertexts: bytes
+    ) -> bytes:
         """All samples on one worker, which loads the session's keys if it has others."""
         worker = await self._idle.get()
         size = request_bytes(session.model.plan)
@@ -77,7 +79,7 @@ class _LeveledPool(Pool):
 
 
 async def _evaluate(
-    worker: WorkerProcess, key: bytes, session: _Session, parts: Sequence[bytes]
+    worker: WorkerProcess, key: bytes, session: _HeldSession, parts: Sequence[bytes]
 ) -> bytes:
     if not isinstance(worker, _Worker):
         raise ConfigError("worker", got=type(worker).__name__, expected="one for leveled models")
@@ -99,7 +101,7 @@ class LeveledModels:
         count = max(1, len(os.sched_getaffinity(0)) if workers is None else workers)
         self._pool = _LeveledPool(bundles, count, limit_s=limit_s) if bundles else None
         self._models: dict[str, _Served] = {}
-        self._sessions: OrderedDict[bytes, _Session] = OrderedDict()
+        self._sessions: OrderedDict[bytes, _HeldSession] = OrderedDict()
         self._bytes = 0
 
     @property
@@ -182,7 +184,7 @@ class LeveledModels:
     def keep(self, caller: str, model: _Served, keys: bytes) -> bytes:
         """The id of a new session; its bytes were reserved."""
         session_id = secrets.token_bytes(16)
-        self._sessions[session_id] = _Session(caller, model, keys)
+        self._sessions[session_id] = _HeldSession(caller, model, keys)
         return session_id
 
 

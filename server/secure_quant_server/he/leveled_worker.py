@@ -12,7 +12,7 @@ import sys
 
 from secure_quant.errors import MalformedMessage
 from secure_quant.he.leveled.bundle import load_server
-from secure_quant.he.leveled.evaluate import LeveledEvaluator, LeveledSession
+from secure_quant.he.leveled.evaluate import LeveledEvaluator, LoadedKeys
 from secure_quant.wire.gen.secure_inference_pb2 import LeveledInfo
 from secure_quant_server.he.child import answer_one, load_all, run
 from secure_quant_server.he.leveled import EVALUATE, OPEN
@@ -32,7 +32,7 @@ class _Worker:
 
     def __init__(self, evaluators: list[LeveledEvaluator]) -> None:
         self._evaluators = evaluators
-        self._session: LeveledSession | None = None
+        self._session: LoadedKeys | None = None
 
     def answer(self, model: int, step: int, batch: int, data: memoryview) -> bytes:
         """See ``Evaluate``; ``batch`` says nothing here."""

@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from secure_quant.mpc.carriers import LinkProtocol
-from secure_quant.mpc.lane import LaneOptions
+from secure_quant.mpc.runtime.carriers import LinkProtocol
+from secure_quant.mpc.runtime.session import LaneOptions
 from secure_quant.transport import InsecurePlaintext, Security, Tls
 
 __all__ = ["LaneConfig"]

@@ -22,9 +22,9 @@ from secure_quant.errors import (
     PeerUnavailable,
     PermissionDenied,
 )
-from secure_quant.mpc.bundle import load_dealer
-from secure_quant.mpc.deal import DealtStream
-from secure_quant.mpc.tuples import TupleSpec, correction
+from secure_quant.mpc.crypten.tuples import TupleSpec, correction
+from secure_quant.mpc.protocol.bundle import load_dealer
+from secure_quant.mpc.protocol.deal import DealtGates
 from secure_quant.transport import Security
 from secure_quant.wire.deal_chunks import encode_chunk
 from secure_quant.wire.gen import dealer_pb2_grpc
@@ -148,7 +148,7 @@ def _serve(server: GrpcServer, dealer: _Dealer) -> None:
     )
 
 
-class _Session:
+class _LaneSession:
     """What two paired lanes share: the same items in the same order, one for both."""
 
     def __init__(self, lane: int, works: Mapping[str, Works]) -> None:
@@ -205,14 +205,14 @@ class _Session:
                 model_hash=model, index=index, seed=item.seed1, correction_bytes=works.size
             )
             await self._put_head(1, head)
-            if isinstance(item, DealtStream):
+            if isinstance(item, DealtGates):
                 await self._put_gates(model, index, item)
             else:
                 for start in range(0, works.size, CHUNK):
                     await self._put_chunk(model, index, start, item.corrections)
             index += 1
 
-    async def _put_gates(self, model: str, index: int, item: DealtStream) -> None:
+    async def _put_gates(self, model: str, index: int, item: DealtGates) -> None:
         """Make one gate's corrections while those of the gate before are sent, as the bytes that
         party 1 has room for allow."""
         works, place = self._works[model], 0
@@ -248,7 +248,7 @@ class _Session:
 class _Dealer(dealer_pb2_grpc.DealerServiceServicer):
     def __init__(self, works: Mapping[str, Works], gauges: Gauges) -> None:
         self._works, self._gauges = works, gauges
-        self._sessions: dict[bytes, _Session] = {}
+        self._sessions: dict[bytes, _LaneSession] = {}
 
     async def Deal(  # type: ignore[override]  # noqa: N802  reads and writes by the context
         self, request_iterator: Any, context: Any
@@ -288,10 +288,10 @@ class _Dealer(dealer_pb2_grpc.DealerServiceServicer):
             raise PermissionDenied("party", got=role.kind, expected=f"party{opened.party}")
         return opened
 
-    def _join(self, opened: DealOpen) -> _Session:
+    def _join(self, opened: DealOpen) -> _LaneSession:
         session = self._sessions.get(opened.session_id)
         if session is None:
-            session = self._sessions[opened.session_id] = _Session(opened.lane, self._works)
+            session = self._sessions[opened.session_id] = _LaneSession(opened.lane, self._works)
         if opened.party in session.joined or session.lane != opened.lane:
             raise MalformedMessage("session", got="one that is open already, or of another lane")
         session.joined.add(opened.party)
@@ -300,7 +300,7 @@ class _Dealer(dealer_pb2_grpc.DealerServiceServicer):
             logs.event("session", lane=session.lane)
         return session
 
-    async def _listen(self, session: _Session, party: int, context: Any) -> None:
+    async def _listen(self, session: _LaneSession, party: int, context: Any) -> None:
         while True:
             received = await context.read()
             if received is grpc.aio.EOF:
@@ -315,7 +315,7 @@ class _Dealer(dealer_pb2_grpc.DealerServiceServicer):
             else:
                 raise MalformedMessage("message to the dealer", got=kind, expected="credit")
 
-    async def _deal_tuple(self, session: _Session, message: DealTuple) -> None:
+    async def _deal_tuple(self, session: _LaneSession, message: DealTuple) -> None:
         """One correlated tuple for a CrypTen program; nothing of it is kept."""
         spec = TupleSpec.from_proto(message)
         index = session.next_tuple(message.index)
@@ -328,14 +328,14 @@ class _Dealer(dealer_pb2_grpc.DealerServiceServicer):
             )
             await session.outgoing[1].put(DealResponse(tuple_chunk=chunk))
 
-    async def _send(self, session: _Session, party: int, context: Any) -> None:
+    async def _send(self, session: _LaneSession, party: int, context: Any) -> None:
         await session.complete.wait()
         seed = DealTupleSeed(seed=session.tuple_keys[party])
         await context.write(DealResponse(tuple_seed=seed))
         while True:
             await context.write(await session.outgoing[party].get())
 
-    async def _pair(self, session: _Session) -> None:
+    async def _pair(self, session: _LaneSession) -> None:
         """Wait for the other party, then deal (one of the two streams does), until either ends."""
         try:
             await asyncio.wait_for(session.complete.wait(), PAIRING_S)
@@ -346,7 +346,7 @@ class _Dealer(dealer_pb2_grpc.DealerServiceServicer):
             await self._deal(session)
         await session.ended.wait()
 
-    async def _deal(self, session: _Session) -> None:
+    async def _deal(self, session: _LaneSession) -> None:
         deals = [asyncio.create_task(session.deal(model)) for model in self._works]
         self._gauges.sessions.inc()
         try:

@@ -21,12 +21,11 @@ from secure_quant.errors import (
     ModelNotFound,
     Overloaded,
 )
-from secure_quant.mpc.bundle import load_party
-from secure_quant.mpc.carriers import LinkProtocol
-from secure_quant.mpc.cost import SEED_BYTES
-from secure_quant.mpc.lane import LaneOptions
-from secure_quant.mpc.material import stream
-from secure_quant.mpc.party import PartyProgram
+from secure_quant.keystream import SEED_BYTES, words_under
+from secure_quant.mpc.protocol.bundle import load_party
+from secure_quant.mpc.protocol.party import PartyProgram
+from secure_quant.mpc.runtime.carriers import LinkProtocol
+from secure_quant.mpc.runtime.session import LaneOptions
 from secure_quant.transport import Security
 from secure_quant.wire import info_to_proto
 from secure_quant.wire.gen import share_inference_pb2_grpc
@@ -310,7 +309,8 @@ class _ShareInference(share_inference_pb2_grpc.ShareInferenceServiceServicer):
     def _share(self, request: InferRequest) -> bytes:
         if request.WhichOneof("input") == "share":
             return request.share
-        return stream(request.seed, self._elements(request)).astype("<u8", copy=False).tobytes()
+        words = words_under(request.seed, self._elements(request))
+        return words.astype("<u8", copy=False).tobytes()
 
     def _remember(self, request_id: bytes) -> None:
         """Each id once, as far back as memory reaches; material is never reused in any case."""

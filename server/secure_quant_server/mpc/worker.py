@@ -26,20 +26,20 @@ from secure_quant.errors import (
     PeerUnavailable,
     SecureQuantError,
 )
-from secure_quant.mpc.bundle import load_party
-from secure_quant.mpc.carriers import GrpcCarrier, StreamCarrier, dial_carrier
-from secure_quant.mpc.lane import (
+from secure_quant.mpc.crypten.session import from_shared, to_shared
+from secure_quant.mpc.protocol.bundle import load_party
+from secure_quant.mpc.protocol.party import PartyProgram
+from secure_quant.mpc.runtime.carriers import GrpcCarrier, StreamCarrier, dial_carrier
+from secure_quant.mpc.runtime.link import Job, PartyLink
+from secure_quant.mpc.runtime.session import (
     Answer,
     Border,
-    Session,
+    LaneSession,
     check_hello,
     make_hello,
     make_stock,
 )
-from secure_quant.mpc.link import Job, PartyLink
-from secure_quant.mpc.party import PartyProgram
-from secure_quant.mpc.session import from_shared, to_shared
-from secure_quant.mpc.stock import DealStream
+from secure_quant.mpc.runtime.stock import DealerStream
 from secure_quant.transport import FrameStream, aio_channel, listen_stream
 from secure_quant.wire.gen import party_link_pb2_grpc
 from secure_quant.wire.gen.dealer_pb2_grpc import DealerServiceStub
@@ -135,7 +135,7 @@ class _Worker:
         loaded = [load_party(bundle) for bundle in config.bundles]
         self._programs: Mapping[str, PartyProgram] = {each.model_hash: each for each in loaded}
         self._desk = _FrontDesk(pipe)
-        self._session: Session | None = None
+        self._session: LaneSession | None = None
         self._current: asyncio.Task[Any] | None = None
         self._tasks: set[asyncio.Task[None]] = set()
 
@@ -257,9 +257,9 @@ class _Worker:
         async with aio_channel(config.dealer, config.security, server_role="dealer") as channel:
             call = DealerServiceStub(channel).Deal()
             try:
-                dealer = DealStream(stock, call, config.party)
+                dealer = DealerStream(stock, call, config.party)
                 await _in_time(dealer.open(session_id, config.options.lane, list(self._programs)))
-                session = Session(
+                session = LaneSession(
                     config.party, self._programs, link, dealer, stock,
                     border=self._border, desk=self._desk if config.party == 1 else None,
                     options=config.options,
@@ -275,7 +275,7 @@ class _Worker:
             finally:
                 call.cancel()
 
-    async def _announce(self, session: Session) -> None:
+    async def _announce(self, session: LaneSession) -> None:
         await session.ready.wait()
         logs.event("lane ready", lane=self._config.options.lane)
         # What start-up made stays for good; the collector need not look at it again.

@@ -16,8 +16,8 @@ from typing import Any
 
 from prometheus_client import Counter, Gauge, Histogram
 
-from secure_quant.mpc.cost import SEED_BYTES
-from secure_quant.mpc.deal import DealerProgram, DealtItem, DealtStream
+from secure_quant.keystream import SEED_BYTES
+from secure_quant.mpc.protocol.deal import DealerProgram, DealtGates, DealtItem
 from secure_quant_server.common import Metrics, logs
 from secure_quant_server.mpc.spool import TAG_BYTES, Spool
 
@@ -184,12 +184,12 @@ class Works:
         self._dealt.inc()
         return item
 
-    def begin(self) -> DealtStream:
+    def begin(self) -> DealtGates:
         """An item of a streamed model, to be made with ``next_gate``."""
         self._dealt.inc()
-        return self._program.deal_stream()
+        return self._program.deal_gates()
 
-    async def next_gate(self, item: DealtStream) -> memoryview | None:
+    async def next_gate(self, item: DealtGates) -> memoryview | None:
         """Corrections of its next gate that has any; None after the last."""
         made: memoryview | None = await self._run(next, item.corrections, None)
         return made

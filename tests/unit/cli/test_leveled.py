@@ -13,7 +13,7 @@ from secure_quant_cli.main import main
 
 OWNER = """
 from torch import nn
-from secure_quant.quantize.leveled import Square
+from secure_quant.quantizer.leveled import Square
 
 def build():
     return nn.Sequential(nn.Flatten(), nn.Linear(6, 4), Square(), nn.Linear(4, 2))

@@ -44,7 +44,7 @@ def graph(model, x):
 
 @pytest.fixture(scope="module")
 def found(graph, model, x):
-    from secure_quant.quantize.floats import float_values
+    from secure_quant.quantizer.floats import float_values
 
     labels = model(torch.from_numpy(x)).argmax(1).numpy()
     floats = float_values(model, graph, x)
@@ -149,7 +149,7 @@ def test_page_tells_what_differs(graph, x, monkeypatch) -> None:
 
 def test_run_time_scales(model, x) -> None:
     from secure_quant.errors import OpNotSupported
-    from secure_quant.quantize.floats import float_values
+    from secure_quant.quantizer.floats import float_values
 
     graph = quantize(model, x, mode="dynamic")
     floats = float_values(model, graph, x)

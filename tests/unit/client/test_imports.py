@@ -37,7 +37,7 @@ def test_naming_a_client_class_loads_no_heavy_part(name: str) -> None:
 def test_a_whole_encrypted_inference_loads_no_torch() -> None:
     loaded = modules_after(
         f"import sys; sys.path.insert(0, {str(TESTS)!r})\n"
-        "from unit.client.test_walk import local, net, inputs\n"
+        "from unit.client.he.test_walk import local, net, inputs\n"
         "local(net(), inputs(net(), 1))"
     )
     assert "tenseal" in loaded

@@ -10,7 +10,7 @@ from unit.he.walk import infer
 from secure_quant import reference
 from secure_quant.errors import MalformedModel, MissingParameters, SecureQuantError
 from secure_quant.he.bundle import load_client, load_server, split
-from secure_quant.protect.ckks import CkksSession
+from secure_quant_client.he.ckks import CkksKeys
 
 NET = lenet()
 BUNDLES = split(NET)
@@ -23,7 +23,7 @@ def test_bundles_run_the_model() -> None:
     assert graph.is_public
     assert evaluator.graph.is_public
     q = random_input(NET, 2)
-    got, _ = infer(NET, evaluator, CkksSession(graph, made), q)
+    got, _ = infer(NET, evaluator, CkksKeys(graph, made), q)
     assert np.array_equal(got, reference.run_int(NET, q))
 
 

@@ -13,7 +13,7 @@ from secure_quant.he.evaluate import Evaluator, _blind_size
 from secure_quant.he.plan import HeCost, plan
 from secure_quant.ir import Graph, Interval, ops
 from secure_quant.ir.verify import linear_bound, public_bound
-from secure_quant.protect.ckks import CkksSession
+from secure_quant_client.he.ckks import CkksKeys
 
 LAYERS = {
     "linear": linear(400, 120),
@@ -112,7 +112,7 @@ def net() -> Graph:
 def test_lenet_and_its_cost_to_the_byte(net: Graph, batch: int, tier: str) -> None:
     made = plan(net, tier=tier)
     q = random_input(net, batch)
-    got, sent = infer(net, Evaluator(net, made), CkksSession(net.public(), made), q)
+    got, sent = infer(net, Evaluator(net, made), CkksKeys(net.public(), made), q)
     assert np.array_equal(got, reference.run_int(net, q))
     assert sent == made.cost(batch)
 
@@ -127,7 +127,7 @@ def test_stock_is_used_once_and_bounded(net: Graph) -> None:
     made = plan(net)
     evaluator = Evaluator(net, made, stock_limit=2)
     assert [evaluator.prepare(4, 1) for _ in range(3)] == [True, True, False]
-    session = CkksSession(net.public(), made)
+    session = CkksKeys(net.public(), made)
     session.prepare(1)
     x = np.ones((1, 84), np.int64)
     request = session.encrypt(4, x)
@@ -186,7 +186,7 @@ class TestHostileRequests:
             self.evaluator.evaluate(0, 1, bytes(data))
 
     def request(self) -> bytes:
-        return CkksSession(self.graph.public(), self.made).encrypt(0, np.ones((1, 40), np.int64))
+        return CkksKeys(self.graph.public(), self.made).encrypt(0, np.ones((1, 40), np.int64))
 
     @pytest.mark.parametrize("change", [b"", b"x", b"\0" * 10**6])
     def test_wrong_length(self, change: bytes) -> None:
@@ -211,7 +211,7 @@ class TestHostileRequests:
     @pytest.mark.parametrize(("tier", "parts"), [("T1", [2, 3]), ("T1-strict", [1, 2, 3])])
     def test_values_not_below_the_prime(self, tier: str, parts: list[int]) -> None:
         made = plan(self.graph, tier=tier)
-        evaluator, session = Evaluator(self.graph, made), CkksSession(self.graph.public(), made)
+        evaluator, session = Evaluator(self.graph, made), CkksKeys(self.graph.public(), made)
         sizes = made.steps[0].call(1).request_sizes
         for part in parts:  # T1 sends too few bits of the key for a value beyond the prime
             start = sum(sizes[:part])

@@ -15,7 +15,7 @@ from secure_quant.he.plan import plan
 from secure_quant.he.ring import ring
 from secure_quant.he.sampling import Uniform
 from secure_quant.he.search import layer_of
-from secure_quant.protect.ckks import CkksSession
+from secure_quant_client.he.ckks import CkksKeys
 
 GRAPH = linear(60, 30)
 MADE = plan(GRAPH)
@@ -27,7 +27,7 @@ PRIME = CALL.ring.prime
 def one_request() -> bytes:
     assert (CALL.ciphertexts_up, CALL.ciphertexts_down) == (1, 1)
     x = np.random.default_rng(0).integers(-100, 100, (1, 60))
-    return CkksSession(GRAPH.public(), MADE).encrypt(0, x)
+    return CkksKeys(GRAPH.public(), MADE).encrypt(0, x)
 
 
 def transformed_weights() -> Any:

@@ -28,7 +28,7 @@ from secure_quant.he.ring import ring
 from secure_quant.he.sampling import Uniform, fresh
 from secure_quant.he.search import layer_of
 from secure_quant.ir import Graph
-from secure_quant.protect.ckks import CkksSession
+from secure_quant_client.he.ckks import CkksKeys
 
 GRAPH = linear(400, 60)
 KEYS = 12
@@ -40,7 +40,7 @@ def errors(graph: Graph, made: HePlan, keys: int = KEYS) -> np.ndarray:
     found = []
     for seed in range(keys):
         q = random_input(graph, 1, seed)
-        session = CkksSession(graph.public(), made)
+        session = CkksKeys(graph.public(), made)
         response = evaluator.evaluate(0, 1, session.encrypt(0, centred(graph, "x", q)))
         exact = reference.trace(graph, q)["layer"]
         raw = session._raw(call, response).reshape(exact.shape)
@@ -139,7 +139,7 @@ def test_the_errors_that_are_sent_follow_the_law_of_the_derivation() -> None:
     field, drop = ring(call.ring), call.scaling.drop_up
     found: tuple[list[np.ndarray], list[np.ndarray]] = ([], [])
     for _ in range(KEYS):
-        session = CkksSession(GRAPH.public(), made)
+        session = CkksKeys(GRAPH.public(), made)
         pad = session._pad(call)
         octets, ends = np.frombuffer(pad.head, np.uint8), np.cumsum(call.request_sizes)
         seed, key = octets[: ends[0]], octets[ends[0] : ends[1]]

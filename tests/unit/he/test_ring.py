@@ -11,8 +11,8 @@ from secure_quant.he.codec import unpack
 from secure_quant.he.parameters import TIERS, Parameters
 from secure_quant.he.plan import plan
 from secure_quant.he.ring import _PLAINTEXT, _buffer, ring
-from secure_quant.he.sampling import Stream, Uniform, fresh
-from secure_quant.protect.ckks import CkksSession
+from secure_quant.he.sampling import Sampler, Uniform, fresh
+from secure_quant_client.he.ckks import CkksKeys
 
 RINGS = sorted({p for tier in TIERS.values() for p in tier}, key=repr)
 
@@ -62,7 +62,7 @@ def test_seal_decrypts_our_ciphertexts() -> None:
     made = plan(graph)
     call, parameters = made.steps[0].call(1), made.steps[0].layout(1).ring
     field = ring(parameters)
-    session = CkksSession(graph.public(), made)
+    session = CkksKeys(graph.public(), made)
     kept = []
     original = field.secret_key
     field.secret_key = lambda: kept.append(original()) or kept[-1]  # type: ignore[method-assign]
@@ -110,7 +110,7 @@ def test_ternary_bits_and_flood_are_uniform() -> None:
 
 
 def test_residues_skip_what_is_too_large() -> None:
-    found = Stream(bytes(32)).residues(100_000, 5)
+    found = Sampler(bytes(32)).residues(100_000, 5)
     values, counts = np.unique(found, return_counts=True)
     assert values.tolist() == [0, 1, 2, 3, 4]
     assert np.abs(counts / 20_000 - 1).max() < 0.05

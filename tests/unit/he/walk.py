@@ -12,11 +12,11 @@ from secure_quant.he.evaluate import Evaluator
 from secure_quant.he.noise import Scaling
 from secure_quant.he.plan import HeCost, HePlan, plan
 from secure_quant.ir import Graph
-from secure_quant.protect.ckks import CkksSession
+from secure_quant_client.he.ckks import CkksKeys
 
 
 def infer(
-    graph: Graph, evaluator: Evaluator, session: CkksSession, q: np.ndarray
+    graph: Graph, evaluator: Evaluator, session: CkksKeys, q: np.ndarray
 ) -> tuple[np.ndarray, HeCost]:
     """Integers at the Output, and what was sent."""
     public, batch = graph.public(), len(q)
@@ -38,7 +38,7 @@ def infer(
 
 def layer(graph: Graph, made: HePlan, q: np.ndarray) -> np.ndarray:
     """The only layer's accumulators."""
-    session = CkksSession(graph.public(), made)
+    session = CkksKeys(graph.public(), made)
     return infer(graph, Evaluator(graph, made), session, q)[0]
 
 

@@ -16,7 +16,8 @@ from conformance.builder import Net
 from conformance.random_nets import random_graph
 from secure_quant import reference
 from secure_quant.errors import HashMismatch, MalformedModel
-from secure_quant.ir import Graph, artifact, codec, load, save
+from secure_quant.ir import Graph, artifact, load, save
+from secure_quant.ir.public import decode_public, encode_public
 
 ROUND = [*cases.NAMED, *(lambda seed=seed: random_graph(seed) for seed in range(20))]
 
@@ -40,7 +41,7 @@ def test_decode_inverts_encode(build):
     assert artifact.encode(build()) == data
     public = artifact.decode(artifact.encode(graph.public()))
     assert same(public, graph.public())
-    again = codec.decode_public(codec.encode_public(graph), commitment=graph.commitment)
+    again = decode_public(encode_public(graph), commitment=graph.commitment)
     assert same(again, graph.public())
     assert len(safetensors.numpy.load(data)) == len(artifact.read_tensors(data)[0])
 

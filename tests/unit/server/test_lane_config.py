@@ -1,6 +1,6 @@
 """What a front tells a lane's process arrives whole."""
 
-from secure_quant.mpc.lane import LaneOptions
+from secure_quant.mpc.runtime.session import LaneOptions
 from secure_quant.transport import InsecurePlaintext
 from secure_quant.transport.certs import Authority
 from secure_quant_client import Tls

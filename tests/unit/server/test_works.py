@@ -8,10 +8,10 @@ from pathlib import Path
 
 import pytest
 from prometheus_client import generate_latest
-from unit.mpc import graphs
+from unit.mpc.protocol import graphs
 
-from secure_quant.mpc.bundle import load_dealer, split
-from secure_quant.mpc.material import Stream
+from secure_quant.keystream import Keystream
+from secure_quant.mpc.protocol.bundle import load_dealer, split
 from secure_quant_server.common import Metrics
 from secure_quant_server.mpc.works import Gauges, Works
 
@@ -65,7 +65,7 @@ def test_memory_first_then_disk_and_no_item_twice(tmp_path: Path, workers: int) 
                 assert item.seed0 not in seeds
                 assert item.seed1 not in seeds
                 seeds |= {item.seed0, item.seed1}
-                expected = PROGRAM.correct(Stream(item.seed0), Stream(item.seed1))
+                expected = PROGRAM.correct(Keystream(item.seed0), Keystream(item.seed1))
                 assert bytes(item.corrections) == expected.astype("<u8").tobytes()
             await until(metrics, stock=6, spooled=9)
             assert figure(metrics, "secure_quant_dealer_items_total") == 40

@@ -1,0 +1,1 @@
+"""Homomorphic encryption: the client's half. Keys are made and used here."""

@@ -1,0 +1,110 @@
+"""Inference on encrypted inputs at one server (homomorphic encryption)."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from secure_quant.transport import Limits, Security
+from secure_quant.wire.gen.secure_inference_pb2 import GetModelRequest, GetModelResponse
+from secure_quant.wire.gen.secure_inference_pb2_grpc import SecureInferenceServiceStub
+from secure_quant_client.base import Deadline
+from secure_quant_client.connection import IntegerClient, Service
+from secure_quant_client.he.model import HeModel, Meter, joined
+from secure_quant_client.he.walk import Request, Values, walk
+
+__all__ = ["HE", "HeClient"]
+
+HE = Service(("he",), SecureInferenceServiceStub, GetModelRequest)
+
+
+class HeClient(IntegerClient[HeModel]):
+    """A connection to one homomorphic-encryption server; for threads. See AsyncHeClient.
+
+    target         ``host:port``.
+    tls            Tls(ca=..., cert=..., key=...); InsecurePlaintext() in so many words.
+    expected_hash  the model to ask for, and the only one accepted. Without it the server chooses,
+                   and it must serve a single model.
+    token          where the server asks for one besides the certificate.
+    limits         largest message, default deadline.
+    stock          inferences whose keys and encryptions of zero are made ahead in the background,
+                   for the batch sizes used last; 0 for none.
+
+    The server never sees inputs, activations or outputs. This client sees each linear layer's
+    integers, from which the weights can be worked out with enough queries: a model that must stay
+    hidden belongs into MpcClient's mode.
+    Every method may raise ServiceError's leaves (PeerUnavailable, DeadlineExceeded, ...) and
+    ProtocolError's; a failed inference is not repeated.
+    """
+
+    def __init__(
+        self,
+        target: str,
+        *,
+        tls: Security,
+        expected_hash: str | None = None,
+        token: str | None = None,
+        limits: Limits | None = None,
+        stock: int = 2,
+    ) -> None:
+        super().__init__(
+            [target], HE, tls=tls, expected_hash=expected_hash, token=token, limits=limits
+        )
+        self._stub: SecureInferenceServiceStub = self._stubs[0]
+        self._stock_size = stock
+
+    def close(self) -> None:
+        """Give up the connection and every key made ahead."""
+        super().close()
+        if self._model is not None:
+            self._model.stock.close()
+
+    def prepare(self, batch: int = 1) -> None:
+        """Connect, and make the stock for ``batch`` full now rather than in the background."""
+        self._connect(self._deadline()).stock.fill(batch)
+
+    def infer_int8(self, q: NDArray[Any], *, timeout: float | None = None) -> NDArray[np.int64]:
+        """int8[batch, *input shape] -> the integers at the Output, int64[batch, *output shape]."""
+        return self.trace_int8(q, timeout=timeout)[self.graph.output.name]
+
+    def trace_int8(self, q: NDArray[Any], *, timeout: float | None = None) -> Values:
+        """As ``infer_int8``, with every node's integers by name: this client sees them all."""
+        deadline = self._deadline(timeout)
+        model = self._connect(deadline)
+        meter = Meter(len(q))
+        values = joined([self._walk(model, part, deadline, meter) for part in model.parts(q)])
+        self._stats = meter.stats()
+        return values
+
+    def _walk(
+        self, model: HeModel, q: NDArray[np.int64], deadline: Deadline, meter: Meter
+    ) -> Values:
+        with model.stock.session(len(q)) as session:
+            walking = walk(model.graph, session, q)
+            try:
+                requests = next(walking)
+                while True:
+                    start = time.perf_counter()
+                    answers = self._evaluate(model, requests, deadline)
+                    meter.round(requests, answers, time.perf_counter() - start)
+                    requests = walking.send(answers)
+            except StopIteration as done:
+                values: Values = done.value
+                return values
+
+    def _evaluate(self, model: HeModel, requests: list[Request], deadline: Deadline) -> list[bytes]:
+        """All requests at once; the answers in their order."""
+        calls = [(self._stub.EvaluateLinear, model.message(request)) for request in requests]
+        return [answer.ciphertexts for answer in self._ask(calls, deadline)]
+
+    def _receive(self, answers: Sequence[GetModelResponse]) -> HeModel:
+        return HeModel.receive(
+            answers[0].info,
+            self._expected_hash,
+            message_bytes=self._limits.message_bytes,
+            stock=self._stock_size,
+        )

@@ -1,0 +1,98 @@
+"""A model as a homomorphic-encryption client knows it, and the sums of one inference."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from secure_quant.ir import Graph
+from secure_quant.reference.executor import check_int8
+from secure_quant.wire import info_from_proto
+from secure_quant.wire.gen.model_pb2 import ModelInfo
+from secure_quant.wire.gen.secure_inference_pb2 import EvaluateLinearRequest
+from secure_quant_client.he.key_stock import KeyStock
+from secure_quant_client.he.walk import Request, Values, largest_batch
+from secure_quant_client.stats import InferenceStats
+
+if TYPE_CHECKING:
+    from secure_quant.he.plan import HePlan
+
+__all__ = ["HeModel", "Meter", "joined"]
+
+
+@dataclass(frozen=True)
+class HeModel:
+    """The public graph, its hash checked, and the plan, checked against the graph."""
+
+    graph: Graph
+    plan: HePlan
+    stock: KeyStock
+    batch: int
+    """Samples that go into one walk."""
+
+    @classmethod
+    def receive(
+        cls, info: ModelInfo, expected_hash: str | None, *, message_bytes: int, stock: int
+    ) -> HeModel:
+        """Raises HashMismatch, MalformedModel and its kin, MalformedMessage."""
+        from secure_quant.he.plan import HePlan  # only who infers pays for the import
+
+        received = info_from_proto(info, expected_hash=expected_hash)
+        plan = HePlan.from_json(received.plan, received.graph)
+        sessions = KeyStock(received.graph, plan, stock)
+        return cls(received.graph, plan, sessions, largest_batch(plan, message_bytes))
+
+    def parts(self, q: NDArray[Any]) -> Iterator[NDArray[np.int64]]:
+        """``q`` as int64 in pieces that fit the message limit. Raises InputError's leaves."""
+        whole = check_int8(self.graph, q)
+        for start in range(0, len(whole), self.batch):
+            yield whole[start : start + self.batch]
+
+    def message(self, request: Request) -> EvaluateLinearRequest:
+        """The protobuf of one request."""
+        return EvaluateLinearRequest(
+            model_hash=self.graph.hash,
+            step=request.step,
+            batch=request.batch,
+            ciphertexts=request.ciphertexts,
+        )
+
+
+class Meter:
+    """Adds up what one inference costs."""
+
+    def __init__(self, samples: int) -> None:
+        self._samples, self._start = samples, time.perf_counter()
+        self._rounds = self._up = self._down = 0
+        self._waited = 0.0
+
+    def round(self, requests: list[Request], answers: list[bytes], waited: float) -> None:
+        """One round trip: what went out, what came back, seconds in between."""
+        self._rounds += 1
+        self._up += sum(len(request.ciphertexts) for request in requests)
+        self._down += sum(map(len, answers))
+        self._waited += waited
+
+    def stats(self) -> InferenceStats:
+        """``engine_seconds`` is the client's own work: protecting, opening, integer steps."""
+        latency = time.perf_counter() - self._start
+        return InferenceStats(
+            latency=latency,
+            samples=self._samples,
+            rounds=self._rounds,
+            bytes_up=self._up,
+            bytes_down=self._down,
+            engine_seconds=latency - self._waited,
+        )
+
+
+def joined(parts: list[Values]) -> Values:
+    """The values of consecutive parts of one batch."""
+    if len(parts) == 1:
+        return parts[0]
+    return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}

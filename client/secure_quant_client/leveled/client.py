@@ -1,0 +1,218 @@
+"""Approximate inference in one round trip: shallow models under leveled CKKS."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+import time
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from secure_quant.errors import SessionNotFound
+from secure_quant.he.leveled.plan import LeveledPlan
+from secure_quant.transport import Limits, Security
+from secure_quant.wire.gen.secure_inference_pb2 import GetModelResponse
+from secure_quant_client.base import Deadline
+from secure_quant_client.connection import AsyncClient, SyncClient
+from secure_quant_client.he.client import HE
+from secure_quant_client.leveled.model import LeveledSession, RemoteLeveled
+
+__all__ = ["AsyncLeveledClient", "LeveledClient"]
+
+ATTEMPTS = 2
+"""A session that the server no longer knows is opened again, once."""
+
+
+class LeveledClient(SyncClient[RemoteLeveled]):
+    """A connection to a homomorphic-encryption server that serves a leveled model.
+
+    target, tls, expected_hash, token, limits: as HeClient. Threads take turns.
+
+    The first inference makes a secret key and uploads its evaluation keys, megabytes; later ones
+    are one round trip each. Unlike HeClient, this client sees outputs only, and they are
+    **approximate**: off by at most ``error_bound`` unless with probability below 2^-40. Their last
+    digits depend on the secret key: do not hand them back to the server in full precision; round
+    them to what the bound allows, or call ``renew`` first.
+    """
+
+    def __init__(
+        self,
+        target: str,
+        *,
+        tls: Security,
+        expected_hash: str | None = None,
+        token: str | None = None,
+        limits: Limits | None = None,
+    ) -> None:
+        super().__init__(
+            [target], HE, tls=tls, expected_hash=expected_hash, token=token, limits=limits
+        )
+        self._session: LeveledSession | None = None
+        self._key_bytes_up = 0
+        self._turn = threading.RLock()
+
+    def close(self) -> None:
+        """Give up the connection and the keys."""
+        self._closed = True
+        self.renew()
+        super().close()
+
+    def renew(self) -> None:
+        """Forget the secret key; the next inference makes another and uploads again."""
+        with self._turn:
+            self._session = None
+
+    @property
+    def plan(self) -> LeveledPlan:
+        """Public: parameters, the model's widths and hash. Raises HashMismatch and the like."""
+        return self._connect(self._deadline()).plan
+
+    @property
+    def error_bound(self) -> float:
+        """Largest error of any output, in units of the output."""
+        return self.plan.error_bound
+
+    @property
+    def key_bytes_up(self) -> int:
+        """Evaluation keys uploaded so far, by all sessions."""
+        return self._key_bytes_up
+
+    def prepare(self) -> None:
+        """Connect, make keys and upload them now rather than at the first inference."""
+        with self._turn:
+            deadline = self._deadline()
+            self._opened(self._connect(deadline), deadline)
+
+    def infer(self, x: ArrayLike, *, timeout: float | None = None) -> NDArray[np.float64]:
+        """float[batch, ...] -> float64[batch, out]; values beyond the input bound are clipped.
+
+        Raises ShapeMismatch, DtypeMismatch, ValueOutOfRange (NaN or infinity).
+        """
+        with self._turn:
+            start, deadline = time.perf_counter(), self._deadline(timeout)
+            model = self._connect(deadline)
+            parts = model.parts(x)
+            made = np.concatenate([self._infer(model, part, deadline) for part in parts])
+            self._stats = model.stats(start, len(made), len(parts))
+            return made
+
+    def _infer(
+        self, model: RemoteLeveled, x: NDArray[np.float64], deadline: Deadline
+    ) -> NDArray[np.float64]:
+        for attempt in range(1, ATTEMPTS + 1):
+            session = self._opened(model, deadline)
+            try:
+                (answer,) = self._ask(
+                    [(self._stubs[0].EvaluateModel, session.request(x))], deadline
+                )
+                break
+            except SessionNotFound:
+                self.renew()  # the server restarted or needed the room
+                if attempt == ATTEMPTS:
+                    raise
+        return session.open(answer.ciphertexts, len(x))
+
+    def _opened(self, model: RemoteLeveled, deadline: Deadline) -> LeveledSession:
+        if self._session is None:
+            session = model.new_session()
+            (answer,) = self._ask([(self._stubs[0].OpenSession, session.upload())], deadline)
+            self._key_bytes_up += session.opened(answer.session_id)
+            self._session = session
+        return self._session
+
+    def _receive(self, answers: Sequence[GetModelResponse]) -> RemoteLeveled:
+        limit = self._limits.message_bytes
+        return RemoteLeveled.receive(answers[0], self._expected_hash, message_bytes=limit)
+
+
+class AsyncLeveledClient(AsyncClient[RemoteLeveled]):
+    """See LeveledClient. Make it inside the event loop that uses it; tasks take turns, and
+    cryptography runs in a thread, so that the loop stays free."""
+
+    def __init__(
+        self,
+        target: str,
+        *,
+        tls: Security,
+        expected_hash: str | None = None,
+        token: str | None = None,
+        limits: Limits | None = None,
+    ) -> None:
+        super().__init__(
+            [target], HE, tls=tls, expected_hash=expected_hash, token=token, limits=limits
+        )
+        self._session: LeveledSession | None = None
+        self._key_bytes_up = 0
+        self._turn = asyncio.Lock()
+
+    async def close(self) -> None:
+        """Give up the connection and the keys."""
+        self._closed = True
+        await self.renew()
+        await super().close()
+
+    async def renew(self) -> None:
+        """Forget the secret key; the next inference makes another and uploads again."""
+        async with self._turn:
+            self._session = None
+
+    async def plan(self) -> LeveledPlan:
+        """Public: parameters, the model's widths and hash. Raises HashMismatch and the like."""
+        return (await self._connect(self._deadline())).plan
+
+    async def error_bound(self) -> float:
+        """Largest error of any output, in units of the output."""
+        return (await self.plan()).error_bound
+
+    @property
+    def key_bytes_up(self) -> int:
+        """Evaluation keys uploaded so far, by all sessions."""
+        return self._key_bytes_up
+
+    async def prepare(self) -> None:
+        """Connect, make keys and upload them now rather than at the first inference."""
+        async with self._turn:
+            deadline = self._deadline()
+            await self._opened(await self._connect(deadline), deadline)
+
+    async def infer(self, x: ArrayLike, *, timeout: float | None = None) -> NDArray[np.float64]:
+        """float[batch, ...] -> float64[batch, out]; values beyond the input bound are clipped.
+
+        Raises ShapeMismatch, DtypeMismatch, ValueOutOfRange (NaN or infinity).
+        """
+        async with self._turn:
+            start, deadline = time.perf_counter(), self._deadline(timeout)
+            model = await self._connect(deadline)
+            parts = model.parts(x)
+            made = np.concatenate([await self._infer(model, part, deadline) for part in parts])
+            self._stats = model.stats(start, len(made), len(parts))
+            return made
+
+    async def _infer(
+        self, model: RemoteLeveled, x: NDArray[np.float64], deadline: Deadline
+    ) -> NDArray[np.float64]:
+        for attempt in range(1, ATTEMPTS + 1):
+            session = await self._opened(model, deadline)
+            request = await asyncio.to_thread(session.request, x)
+            try:
+                (answer,) = await self._ask([(self._stubs[0].EvaluateModel, request)], deadline)
+                break
+            except SessionNotFound:
+                self._session = None  # the server restarted or needed the room
+                if attempt == ATTEMPTS:
+                    raise
+        return await asyncio.to_thread(session.open, answer.ciphertexts, len(x))
+
+    async def _opened(self, model: RemoteLeveled, deadline: Deadline) -> LeveledSession:
+        if self._session is None:
+            session = await asyncio.to_thread(model.new_session)
+            (answer,) = await self._ask([(self._stubs[0].OpenSession, session.upload())], deadline)
+            self._key_bytes_up += session.opened(answer.session_id)
+            self._session = session
+        return self._session
+
+    def _receive(self, answers: Sequence[GetModelResponse]) -> RemoteLeveled:
+        limit = self._limits.message_bytes
+        return RemoteLeveled.receive(answers[0], self._expected_hash, message_bytes=limit)

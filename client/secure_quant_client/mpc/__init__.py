@@ -1,0 +1,1 @@
+"""Secret sharing: the client's half. Shares are made and opened here."""

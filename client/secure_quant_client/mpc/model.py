@@ -1,0 +1,142 @@
+"""A model as a secret-sharing client knows it: splits inputs for two parties, adds up answers."""
+
+from __future__ import annotations
+
+import secrets
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from math import prod
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from secure_quant.errors import HashMismatch, MalformedMessage
+from secure_quant.ir import Graph
+from secure_quant.reference.executor import check_int8
+from secure_quant.wire import info_from_proto
+from secure_quant.wire.gen.share_inference_pb2 import (
+    InferRequest,
+    InferResponse,
+    ShareInferenceServiceGetModelResponse,
+)
+from secure_quant_client.mpc.sharing import join, share_seeded
+from secure_quant_client.stats import InferenceStats
+
+__all__ = ["Meter", "MpcModel", "Part"]
+
+PART = 32
+"""Most samples in one call. Larger inputs travel as several calls, a few at a time."""
+
+
+AROUND = 1024
+"""What protobuf and the rest of a request add to a share, at most."""
+
+
+@dataclass(frozen=True)
+class Part:
+    """Some samples on their way: one request for each party, under one fresh id."""
+
+    requests: tuple[InferRequest, InferRequest]
+    samples: int
+
+
+@dataclass(frozen=True)
+class MpcModel:
+    """graph: public, its hash recomputed from what both parties sent. batch: samples that go into
+    one call."""
+
+    graph: Graph
+    batch: int
+
+    @classmethod
+    def receive(
+        cls,
+        answers: Sequence[ShareInferenceServiceGetModelResponse],
+        expected_hash: str | None,
+        *,
+        message_bytes: int,
+    ) -> MpcModel:
+        """``message_bytes``: largest message.
+
+        Raises HashMismatch if a party's model is not what it says, not what was expected, or
+        not the other party's; MalformedMessage if a party is not the one it should be."""
+        graphs = []
+        for party, answer in enumerate(answers):
+            if answer.party != party:
+                hint = "give party 0's address first"
+                raise MalformedMessage("party", got=answer.party, expected=party, hint=hint)
+            graphs.append(info_from_proto(answer.info, expected_hash=expected_hash).graph)
+        if graphs[0].hash != graphs[1].hash:
+            raise HashMismatch(
+                "the parties serve different models", got=graphs[1].hash, expected=graphs[0].hash
+            )
+        sample = 8 * prod(graphs[0].input.shape)
+        return cls(graphs[0], max(1, min(PART, (message_bytes - AROUND) // sample)))
+
+    def parts(self, q: NDArray[Any]) -> Iterator[Part]:
+        """int8[batch, *input shape] -> calls. Raises ShapeMismatch, DtypeMismatch,
+        ValueOutOfRange."""
+        values = check_int8(self.graph, q)
+        for start in range(0, len(values), self.batch):
+            yield self._part(values[start : start + self.batch])
+
+    def _part(self, values: NDArray[np.int64]) -> Part:
+        request_id = secrets.token_bytes(16)
+        made, seed = share_seeded(values)
+        share = made.astype("<u8", copy=False).tobytes()
+        first, second = (
+            InferRequest(
+                model_hash=self.graph.hash, request_id=request_id, batch=len(values), **half
+            )
+            for half in ({"share": share}, {"seed": seed})
+        )
+        return Part((first, second), len(values))
+
+    def open(self, part: Part, answers: Sequence[InferResponse]) -> NDArray[np.int64]:
+        """Both parties' answers -> int64[samples, *output shape]. Raises MalformedMessage."""
+        shape = self.graph.values[self.graph.output.name].shape
+        expected = 8 * part.samples * prod(shape)
+        for answer in answers:
+            if len(answer.share) != expected:
+                got = f"{len(answer.share)} bytes"
+                raise MalformedMessage("output share", got=got, expected=expected)
+        shares = [
+            np.frombuffer(answer.share, "<u8").astype(np.uint64, copy=False) for answer in answers
+        ]
+        return join(shares[0], shares[1]).reshape(part.samples, *shape)
+
+
+class Meter:
+    """Adds up one inference."""
+
+    def __init__(self, samples: int) -> None:
+        self._samples, self._start = samples, time.perf_counter()
+        self._up = self._down = self._rounds = self._online = self._microseconds = 0
+        self._offline = [0, 0]
+
+    def part(self, part: Part, answers: Sequence[InferResponse]) -> None:
+        """Count one finished part."""
+        self._up += sum(len(request.share) + len(request.seed) for request in part.requests)
+        self._down += sum(len(answer.share) for answer in answers)
+        stats = [answer.stats for answer in answers]
+        self._rounds += stats[0].rounds
+        self._online += max(each.online_bytes_sent for each in stats)
+        self._microseconds += max(each.engine_microseconds for each in stats)
+        for party, each in enumerate(stats):
+            self._offline[party] += each.offline_bytes
+
+    def stats(self) -> InferenceStats:
+        """engine_seconds: the slower party's time in the protocol, its network included."""
+        return InferenceStats(
+            latency=time.perf_counter() - self._start,
+            samples=self._samples,
+            rounds=self._rounds,
+            bytes_up=self._up,
+            bytes_down=self._down,
+            online_bytes_per_direction=self._online,
+            offline_bytes_party0=self._offline[0],
+            offline_bytes_party1=self._offline[1],
+            engine_seconds=self._microseconds / 1e6,
+        )

@@ -1,0 +1,148 @@
+"""Grows the list of ir nodes: names, bounds, and the step from accumulator to activation."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from secure_quant.errors import OverflowRisk
+from secure_quant.ir import ops
+from secure_quant.ir.graph import Graph
+from secure_quant.ir.run_time import rescaled
+from secure_quant.ir.tables import Grid, make_table
+from secure_quant.ir.terms import Term
+from secure_quant.ir.values import INT32, Interval
+from secure_quant.ir.verify import public_bound
+
+__all__ = ["INT16_TABLE", "Builder", "int_bias", "short"]
+
+INT8_TABLE = 272
+"""Entries of a table to int8: buckets at most two steps of the output wide, on average one and a
+third. Finer tables gain little accuracy and make small model files larger."""
+INT16_TABLE = 1700
+"""Entries of a table to int16: used for one value a row (means, inverse norms)."""
+
+
+class Builder:
+    """The graph under construction. Every method returns the Term of the value it made."""
+
+    def __init__(self, int16_table: int) -> None:
+        self._int16_table = int16_table
+        self.nodes: list[ops.Node] = []
+        self.parameters: dict[str, NDArray[Any]] = {}
+        self._names: set[str] = set()
+        self.common: dict[str, float] = {}
+        """Fixed-point value or run-time scale -> a common large value of it, in its own steps."""
+        self.taken: dict[str, tuple[str, str]] = {}
+        """Value -> its DynamicScale and DynamicQuantize, where it has them."""
+
+    def name(self, wanted: str) -> str:
+        """``wanted``, with a number behind it if it is taken."""
+        made, number = wanted, 1
+        while made in self._names:
+            number += 1
+            made = f"{wanted}{number}"
+        self._names.add(made)
+        return made
+
+    def add(self, node: ops.Node) -> str:
+        self.nodes.append(node)
+        return node.name
+
+    def bound(self, name: str, proven: int) -> int:
+        """What the node declares for a proven bound. Raises OverflowRisk above int32."""
+        declared = public_bound(proven)
+        if declared > INT32.hi:
+            raise OverflowRisk(
+                f"accumulator of {name!r}", got=f"up to {proven}", expected=f"<= {INT32.hi}",
+                hint="split the layer's inputs, or quantize its weights with fewer levels",
+            )  # fmt: skip
+        return declared
+
+    def accumulator(
+        self,
+        node: Any,
+        shape: tuple[int, ...],
+        multiplier: tuple[int, ...] = (1,),
+        axis: int = -1,
+    ) -> Term:
+        """Term of an accumulating node, which this adds."""
+        self.add(node)
+        span = Interval(-node.bound, node.bound)
+        return Term(node.name, shape, span, node.scale, 0, True, multiplier, axis)
+
+    def requantize(self, term: Term, grid: Grid, name: str) -> Term:
+        """The integer activation on ``grid`` of a term; the same term if it is that already."""
+        same = term.plain and (term.scale, term.zero_point) == (grid.scale, grid.zero_point)
+        if same and grid.low <= term.range.lo and term.range.hi <= grid.high:
+            return term
+        term = rescaled(self, term)
+        wide = grid.low < -128 or grid.high > 127
+        limit = self._int16_table if wide else INT8_TABLE
+        table = make_table(term.span, term.scale, term.apply, grid, limit)
+        node = ops.Requantize(
+            name=self.name(name), inputs=(term.name,), multiplier=term.multiplier,
+            axis=term.axis, offset=table.offset, shift=table.shift, table=table.entries,
+            scale=grid.scale, zero_point=grid.zero_point,
+        )  # fmt: skip
+        made = Interval(min(table.entries), max(table.entries))
+        q = Term(self.add(node), term.shape, made, grid.scale, grid.zero_point)
+        return self.viewed(q, term, name)
+
+    def viewed(self, q: Term, term: Term, name: str) -> Term:
+        """``q``, made from ``term``, under the shape that the model sees."""
+        if term.own_shape is None:
+            return q
+        view = ops.Reshape(name=self.name(f"{name}.view"), inputs=(q.name,), shape=term.shape)
+        return self.move(view, q, term.shape)
+
+    def move(self, node: ops.Node, term: Term, shape: tuple[int, ...]) -> Term:
+        """Term of a node that keeps the integers of ``term``, which this adds."""
+        return Term(
+            self.add(node), shape, term.range, term.scale, term.zero_point, dynamic=term.dynamic
+        )
+
+    def finish(self, term: Term) -> Graph:
+        """The verified graph whose output is ``term``, an activation or a plain accumulator."""
+        term = rescaled(self, term)
+        self.add(
+            ops.Output(
+                name=self.name("output"),
+                inputs=(term.name,),
+                multiplier=term.multiplier,
+                axis=term.axis,
+                scale=term.scale,
+            )
+        )
+        kept = _live(self.nodes)
+        names = {node.name for node in kept}
+        parameters = {
+            key: value for key, value in self.parameters.items() if key.rpartition(".")[0] in names
+        }
+        return Graph(kept, parameters)
+
+
+def _live(nodes: list[ops.Node]) -> tuple[ops.Node, ...]:
+    """The nodes that the last one needs, and the Input."""
+    needed = {nodes[-1].name, nodes[0].name}
+    for node in reversed(nodes):
+        if node.name in needed:
+            needed.update(node.inputs)
+    return tuple(node for node in nodes if node.name in needed)
+
+
+def short(scale: float) -> float:
+    """``scale`` to seven digits: float32's own precision in half the characters of a file."""
+    return float(f"{scale:.7g}")
+
+
+def int_bias(bias: NDArray[Any] | None, scales: NDArray[np.float64], where: str) -> NDArray[Any]:
+    """int32[out] nearest to ``bias / scales``. Raises OverflowRisk."""
+    if bias is None:
+        return np.zeros(len(scales), np.int32)
+    q = np.rint(bias.astype(np.float64) / scales)
+    if np.abs(q).max() > INT32.hi:
+        raise OverflowRisk(f"bias of {where!r}", got="a value beyond int32", expected="int32")
+    return q.astype(np.int32)

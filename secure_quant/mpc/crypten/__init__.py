@@ -1,0 +1,1 @@
+"""CrypTen over our link and our dealer. The only room that imports CrypTen."""

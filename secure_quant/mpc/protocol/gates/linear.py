@@ -1,0 +1,122 @@
+"""Linear and Conv2d with secret weights: one matrix product a party and one opening.
+
+Once per deployment D_W = W + r_W mod 2^k is public to the parties and r_W = r_W0 + r_W1 comes from
+two seeds. With x̂ = D - r: W·x̂ = (D_W - r_W)·D - D_W·r + r_W·r. Party i computes
+
+    c_i = A_i·D + off_i,   A_0 = D_W - r_W0,  A_1 = -r_W1,   off_i = z_i + [b]_i - D_W·[r]_i
+
+and the dealer defines the mask of the sum, r_c = z_0 + z_1 - r_W·r: nothing is dealt. Where the
+value leaves as shares, r_W·r is dealt as such, and z falls away.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Generator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from secure_quant.ir import ops
+from secure_quant.mpc.protocol.gates.base import Dealing, Gate, Side, Wire, opening
+from secure_quant.mpc.protocol.ring import (
+    Limbs,
+    Ring,
+    columns,
+    limb_counts,
+    product,
+    reduce,
+    split,
+    to_ring,
+)
+
+__all__ = ["LinearGate", "PartyWeights", "weight_shape"]
+
+
+@dataclass(frozen=True)
+class PartyWeights:
+    """masked: D_W. factor: A_i. bias: [b]_i, uint64[out]."""
+
+    masked: Limbs
+    factor: Limbs
+    bias: Ring
+
+
+def weight_shape(node: ops.Linear | ops.Conv2d) -> tuple[int, int, int]:
+    """[groups, out per group, inner]: the weight as the left factors of a matrix product."""
+    if isinstance(node, ops.Linear):
+        return 1, node.out_features, node.in_features
+    inner = node.in_channels // node.groups * node.kernel[0] * node.kernel[1]
+    return node.groups, node.out_channels // node.groups, inner
+
+
+@dataclass(frozen=True, kw_only=True)
+class LinearGate(Gate):
+    """bits: of the ring the sum is computed in. opened: False where the Output reads the sum; then
+    nothing else does, since a graph has no node that the Output does not depend on."""
+
+    node: ops.Linear | ops.Conv2d
+    zero_point: int
+    opened: bool
+
+    @property
+    def counts(self) -> tuple[int, int]:
+        """Limbs of weights and of data."""
+        return limb_counts(self.bits, weight_shape(self.node)[2])
+
+    def weights(self, masked: Ring, own: Ring, bias: Ring, party: int) -> PartyWeights:
+        """masked: D_W, own: r_W of this party, both uint64 in ``weight_shape``."""
+        factor = masked - own if party == 0 else np.uint64(0) - own
+        count = self.counts[0]
+        return PartyWeights(
+            split(masked, self.bits, count),
+            split(reduce(factor, self.bits), self.bits, count),
+            bias,
+        )
+
+    def mask_limbs(self, mask: Ring) -> Limbs:
+        """The dealer's r_W."""
+        return split(mask, self.bits, self.counts[0])
+
+    def apply(self, weight: Limbs, x: Ring) -> Ring:
+        """weight · x̂ mod 2^bits for x [batch, *input shape], padded with 0."""
+        limbs = split(reduce(x, self.bits), self.bits, self.counts[1])
+        if isinstance(self.node, ops.Linear):
+            if len(x.shape) == 2:
+                return product(self._turned(weight, 0), limbs.map(lambda part: part.T), self.bits).T
+            rows = limbs.map(lambda part: part.swapaxes(-1, -2))
+            return product(self._turned(weight, 0), rows, self.bits).swapaxes(-1, -2)
+        node = self.node
+        made = product(weight, limbs.map(lambda part: columns(part, node)), self.bits)
+        return made.reshape(len(x), *self.shape)
+
+    @staticmethod
+    def _turned(weight: Limbs, group: int) -> Limbs:
+        return weight.map(lambda part: part[group])
+
+    def deal(self, side: Dealing, masks: list[Ring]) -> Ring:
+        made = self.apply(side.parameters, masks[0][None])[0]
+        if not self.opened:
+            side.dealt[:] = made.reshape(-1) - side.dealt
+            return np.zeros(self.shape, np.uint64)
+        return reduce((side.free0 + side.free1).reshape(self.shape) - made, self.bits)
+
+    def offline(self, side: Side, masks: list[Ring | None]) -> tuple[Any, Ring | None]:
+        weights: PartyWeights = side.parameters
+        made = np.uint64(0) - self.apply(weights.masked, Wire(mask=masks[0]).own)
+        axis = (-1,) if isinstance(self.node, ops.Linear) else (-1, 1, 1)
+        made += weights.bias.reshape(axis)
+        source = side.free if self.opened else np.stack(list(side.dealt))
+        made += source.reshape(made.shape)
+        return made, None
+
+    def online(
+        self, side: Side, state: Any, mask: Ring | None, inputs: list[Wire]
+    ) -> Generator[bytes, bytes, Wire]:
+        weights: PartyWeights = side.parameters
+        x = inputs[0].public - to_ring(self.zero_point, 64)
+        own = self.apply(weights.factor, x) + state
+        if not self.opened:
+            return Wire(share=own)
+        masked = yield from opening(reduce(own, self.bits), self.bits)
+        return Wire(masked)

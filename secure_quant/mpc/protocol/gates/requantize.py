@@ -1,0 +1,171 @@
+"""Requantize: digits of one public masked value, looked up in dealt one-hots of the mask's digits.
+
+V4, up to 3 rounds after the input is public: the masked looked-up bits; the masked number; the lift
+to the output's ring. V3, 2 rounds: both cases of the borrow are opened under masks of their own,
+and the lift multiplies by dealt products. ``tables`` has the constants, ``lookups`` the loops.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Generator
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from secure_quant.mpc.kernels import lookups
+from secure_quant.mpc.kernels.bits import plane_table
+from secure_quant.mpc.protocol.cost import words
+from secure_quant.mpc.protocol.gates.base import Dealing, Gate, Side, Wire, opening
+from secure_quant.mpc.protocol.ring import Ring, reduce, to_ring
+from secure_quant.mpc.protocol.tables import Lookup
+
+__all__ = ["RequantizeGate"]
+
+Ints = NDArray[np.int64]
+LIFTED = 3  # of Lookup.fields
+
+
+@dataclass(frozen=True, kw_only=True)
+class RequantizeGate(Gate):
+    """zero_point: of the input. axis: of the multipliers in the sample."""
+
+    look: Lookup
+    zero_point: int
+    axis: int
+
+    @property
+    def elements(self) -> int:
+        return int(np.prod(self.shape))
+
+    @staticmethod
+    def material(look: Lookup, elements: int, ring: int) -> tuple[int, int]:
+        """(free words, dealt words) per sample."""
+        return 2 * elements, sum(words(elements, bits) for bits in look.fields(ring))
+
+    def describe(self) -> dict[str, Any]:
+        look = self.look
+        return super().describe() | {
+            "variant": look.variant, "input_ring": look.ring, "shift": look.shift,
+            "width": look.width, "granule": look.granule, "reach": look.reach,
+            "digits": list(look.borrow.digits), "number_bits": look.out_bits,
+        }  # fmt: skip
+
+    @cached_property
+    def constants(self) -> Ints:
+        look = self.look
+        return np.array(
+            [
+                look.shift, look.width, look.granule, look.reach, look.out_bits, look.below,
+                look.above, look.borrow.variables, len(look.borrow.products), look.record_bits,
+                look.opened_bits, look.floor, self.bits, look.fields(self.bits)[LIFTED],
+            ],
+            np.int64,
+        )  # fmt: skip
+
+    @cached_property
+    def places(self) -> Ints:
+        """First bit of every dealt field."""
+        sizes = [words(self.elements, bits) * 64 for bits in self.look.fields(self.bits)]
+        return np.cumsum([0, *sizes[:-1]], dtype=np.int64)
+
+    @cached_property
+    def planes(self) -> tuple[Ring, Ring]:
+        """Of the looked-up numbers, and of [inside], [above]."""
+        return plane_table(*self.look.looked_up), plane_table(self.look.window_entries, 2)
+
+    @cached_property
+    def digits(self) -> Ints:
+        return np.array(self.look.borrow.digits, np.int64)
+
+    @cached_property
+    def multiplier(self) -> Ring:
+        """Shaped to broadcast over [batch, *shape]."""
+        axes = [1] * len(self.shape)
+        axes[self.axis] = len(self.look.multiplier)
+        return to_ring(np.array(self.look.multiplier), 64).reshape(axes)
+
+    def _scaled(self, x: Ring, offset: int) -> Ring:
+        made = x * self.multiplier
+        if offset:
+            made += to_ring(offset, 64)
+        return np.ascontiguousarray(reduce(made, self.look.ring)).reshape(len(x), -1)
+
+    def deal(self, side: Dealing, masks: list[Ring]) -> Ring:
+        n, look = self.elements, self.look
+        r = self._scaled(masks[0][None], 0)[0]
+        free = side.free0 ^ side.free1
+        if look.variant == "V3":
+            lookups.deal_v3(r, free[:n], side.dealt, self.constants, self.places)
+        else:
+            lookups.deal_v4(
+                r, free[:n], side.dealt, look.borrow.monomials, self.constants, self.places,
+                self.digits,
+            )  # fmt: skip
+        return reduce(side.free0[n:] + side.free1[n:], self.bits).reshape(self.shape)
+
+    def offline(self, side: Side, masks: list[Ring | None]) -> tuple[Any, Ring | None]:
+        made = reduce(side.free[:, self.elements :], self.bits)
+        return None, made.reshape(side.batch, *self.shape)
+
+    def online(
+        self, side: Side, state: Any, mask: Ring | None, inputs: list[Wire]
+    ) -> Generator[bytes, bytes, Wire]:
+        n = self.elements
+        # The offset counts from x̂ = q - zero_point, the multiplier too.
+        c = self._scaled(inputs[0].public - to_ring(self.zero_point, 64), self.look.offset)
+        free = side.free[:, :n]
+        masks = Wire(mask=mask).own.reshape(side.batch, n)
+        if self.look.variant == "V3":
+            lifted = yield from self._v3(side, c, free, masks)
+        else:
+            lifted = yield from self._v4(side, c, free, masks)
+        made = yield from opening(lifted, self.bits)
+        return Wire(made.reshape(side.batch, *self.shape), mask)
+
+    def _open(self, side: Side, c: Ring, free: Ring, high: Ring) -> Ring:
+        made = np.empty_like(c)
+        planes, windows = self.planes
+        for i in range(side.batch):
+            dealt = side.dealt[i]
+            if self.look.variant == "V3":
+                lookups.open_v3(
+                    c[i], dealt, free[i], self.constants, self.places, planes, windows, made[i]
+                )
+            else:
+                lookups.open_v4(
+                    c[i], dealt, free[i], self.constants, self.places, self.digits, planes,
+                    windows, high[i], made[i],
+                )  # fmt: skip
+        return made
+
+    def _v4(self, side: Side, c: Ring, free: Ring, masks: Ring) -> Generator[bytes, bytes, Ring]:
+        look, high = self.look, np.zeros_like(c)
+        number = self._open(side, c, free, high)
+        if look.opened_bits:
+            opened = yield from opening(number, look.opened_bits, xor=True)
+            number = np.empty_like(c)
+            for i in range(side.batch):
+                lookups.select_v4(
+                    opened[i], side.dealt[i], free[i], high[i], look.borrow.kappa, side.party,
+                    self.constants, self.places, number[i],
+                )  # fmt: skip
+        opened = yield from opening(number, look.out_bits, xor=True)
+        made = np.empty_like(c)
+        for i in range(side.batch):
+            lookups.lift(
+                opened[i], side.dealt[i], masks[i], side.party, self.constants, self.places, made[i]
+            )
+        return made
+
+    def _v3(self, side: Side, c: Ring, free: Ring, masks: Ring) -> Generator[bytes, bytes, Ring]:
+        opened = self._open(side, c, free, np.zeros_like(c))
+        opened = yield from opening(opened, self.look.opened_bits, xor=True)
+        made = np.empty_like(c)
+        for i in range(side.batch):
+            lookups.lift_v3(
+                opened[i], side.dealt[i], masks[i], side.party, self.constants, self.places, made[i]
+            )
+        return made

@@ -1,0 +1,296 @@
+"""The plan: which gate computes each node, in which ring, and what it costs. Needs no weights.
+
+Rings are chosen backwards, each the smallest that its consumers' proofs allow. The plan is a
+function of public graph and objective, so both parties, the dealer and the client derive the same.
+"""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from math import prod
+from typing import Any, Literal, get_args
+
+from secure_quant.errors import HashMismatch, MalformedModel, OpNotSupported
+from secure_quant.ir import Graph, ops
+from secure_quant.keystream import SEED_BYTES
+from secure_quant.mpc.protocol.cost import Cost
+from secure_quant.mpc.protocol.gates.base import Gate
+from secure_quant.mpc.protocol.gates.edge import InputGate, OutputGate
+from secure_quant.mpc.protocol.gates.linear import LinearGate
+from secure_quant.mpc.protocol.gates.local import LocalGate
+from secure_quant.mpc.protocol.gates.maximum import MaximumGate, levels
+from secure_quant.mpc.protocol.gates.product import ProductGate
+from secure_quant.mpc.protocol.gates.requantize import RequantizeGate
+from secure_quant.mpc.protocol.tables import Lookup, choose
+
+__all__ = ["STREAM_BYTES", "MpcPlan", "Objective", "Uses", "plan"]
+
+Objective = Literal["latency", "balanced", "traffic"]
+"""What the planner spares: rounds; material, at a few more rounds; every byte."""
+
+PLAN_VERSION = 1
+SHARE_BITS = 64
+STREAM_BYTES = 2**25
+"""Corrections of one sample above which a model is streamed, unless its owner says otherwise: two
+of them would fill a lane's stock, and making them ahead no longer hides what they cost."""
+WIDE = 10
+"""Bits of a difference above which the six tables of a maximum of 4 are no bargain (int16)."""
+
+
+class Uses:
+    """Which values are still needed, while the gates are walked in order."""
+
+    def __init__(self, gates: Sequence[Gate]) -> None:
+        self._left = Counter(name for gate in gates for name in gate.inputs)
+
+    def release(self, gate: Gate, values: dict[str, Any]) -> None:
+        """``gate`` has its inputs: forget those of them that no later gate needs."""
+        for name in gate.inputs:
+            self._left[name] -= 1
+            if not self._left[name]:
+                del values[name]
+
+
+@dataclass(frozen=True, eq=False)
+class MpcPlan:
+    """graph: public. gates: one per node, in the nodes' order. streamed: material is made, sent and
+    expanded gate by gate while a sample runs, and the samples of a call one after the other."""
+
+    graph: Graph
+    objective: Objective
+    gates: tuple[Gate, ...]
+    streamed: bool = False
+
+    def cost(self, batch: int = 1) -> Cost:
+        """Exact rounds and bytes of one call with ``batch`` samples."""
+        runs, samples = (batch, 1) if self.streamed else (1, batch)
+        online = runs * sum(sum(gate.payload_bytes(samples)) for gate in self.gates)
+        return Cost(
+            runs * self.rounds, online, batch * SEED_BYTES,
+            batch * (SEED_BYTES + 8 * self.dealt_words),
+        )  # fmt: skip
+
+    @cached_property
+    def rounds(self) -> int:
+        """Length of the longest chain: gates that are ready together share their rounds."""
+        return max(self._starts[gate.name] + len(gate.payloads) for gate in self.gates)
+
+    @cached_property
+    def order(self) -> tuple[Gate, ...]:
+        """Gates as they start: by the round in which their inputs are there, then in node order.
+        Material lies in this order."""
+        return tuple(sorted(self.gates, key=lambda gate: self._starts[gate.name]))
+
+    @cached_property
+    def _starts(self) -> dict[str, int]:
+        """Rounds that are over when a gate's inputs are there."""
+        starts: dict[str, int] = {}
+        done: dict[str, int] = {}
+        for gate in self.gates:
+            starts[gate.name] = max((done[name] for name in gate.inputs), default=0)
+            done[gate.name] = starts[gate.name] + len(gate.payloads)
+        return starts
+
+    def uses(self) -> Uses:
+        """For a walk along ``order``."""
+        return Uses(self.gates)
+
+    @cached_property
+    def free_words(self) -> int:
+        return sum(gate.free_words for gate in self.gates)
+
+    @cached_property
+    def dealt_words(self) -> int:
+        return sum(gate.dealt_words for gate in self.gates)
+
+    @cached_property
+    def window_bytes(self) -> int:
+        """Most bytes of corrections of two consecutive gates that have any: what party 1 holds of a
+        streamed item."""
+        sizes = [8 * gate.dealt_words for gate in self.order if gate.dealt_words]
+        return max(a + b for a, b in zip(sizes, [*sizes[1:], 0], strict=True)) if sizes else 0
+
+    @cached_property
+    def expanded_bytes(self) -> int:
+        """Memory for one sample's expanded material at a party, about: words, masks, offsets."""
+        made = sum(prod(gate.shape) for gate in self.gates)
+        return 8 * (self.free_words + self.dealt_words + made)
+
+    def to_json(self) -> bytes:
+        """Canonical; equal for equal plans."""
+        cost = self.cost()
+        document = {
+            "version": PLAN_VERSION,
+            "model": self.graph.hash,
+            "objective": self.objective,
+            "rounds": cost.rounds,
+            "online_bytes": cost.online_bytes_per_direction,
+            "correction_bytes": 8 * self.dealt_words,
+            "gates": [gate.describe() for gate in self.gates],
+        } | ({"streamed": True} if self.streamed else {})
+        return json.dumps(document, sort_keys=True, separators=(",", ":")).encode()
+
+    @staticmethod
+    def from_json(data: bytes, graph: Graph) -> MpcPlan:
+        """The plan of ``graph``, derived anew; refused unless it is the one that ``data`` states.
+
+        Raises MalformedModel, HashMismatch, OpNotSupported.
+        """
+        try:
+            document = json.loads(data)
+        except (ValueError, RecursionError) as error:
+            raise MalformedModel("plan", got="not JSON") from error
+        objective: Any = document.get("objective") if isinstance(document, dict) else None
+        streamed = isinstance(document, dict) and document.get("streamed") is True
+        made = plan(graph, objective, streamed=streamed)  # refuses whatever is no objective
+        if made.to_json() != bytes(data):
+            raise HashMismatch("plan", got="another plan", expected="the one that the graph gives")
+        return made
+
+
+def plan(
+    graph: Graph, objective: Objective = "balanced", *, streamed: bool | None = None
+) -> MpcPlan:
+    """The cheapest gates for ``objective``. ``streamed``: by default where a sample's material is
+    above STREAM_BYTES. Raises OpNotSupported."""
+    if objective not in get_args(Objective):
+        raise MalformedModel("objective", got=objective, expected=" or ".join(get_args(Objective)))
+    for node in graph.nodes:
+        if isinstance(node, ops.DYNAMIC):
+            raise OpNotSupported(
+                f"{type(node).__name__} {node.name!r} under secret sharing",
+                got="a scale chosen at run time, which depends on the secret input: opened it would"
+                " tell of it, and kept secret it costs a division of every value",
+                hint="quantize with mode='static' or 'weight-only', or serve it under homomorphic"
+                " encryption",
+            )
+    made = _Planner(graph.public(), objective).plan()
+    if streamed is None:
+        streamed = 8 * made.dealt_words > STREAM_BYTES
+    return replace(made, streamed=streamed)
+
+
+class _Planner:
+    def __init__(self, graph: Graph, objective: Objective) -> None:
+        self.graph, self.objective = graph, objective
+        self.rings: dict[str, int] = {node.name: 1 for node in graph.nodes}
+        self.looks: dict[str, Lookup] = {}
+
+    def plan(self) -> MpcPlan:
+        for node in reversed(self.graph.nodes):
+            self._demand(node)
+        gates = tuple(_MAKERS[type(node)](self, node) for node in self.graph.nodes)
+        return MpcPlan(self.graph, self.objective, gates)
+
+    def _demand(self, node: ops.Node) -> None:
+        """Raise the rings of the node's inputs to what the node needs."""
+        need = self.rings[node.name]
+        if isinstance(node, ops.Output):
+            need = SHARE_BITS
+        elif isinstance(node, ops.Requantize):
+            look = choose(node, self.graph.values[node.inputs[0]].centred, self.objective, need)
+            self.looks[node.name] = look
+            need = look.ring
+        elif isinstance(node, ops.MaxPool | ops.ReduceMax):
+            need = self.rings[node.name] = max(need, self._compared(node))
+        for name in node.inputs:
+            self.rings[name] = max(self.rings[name], need)
+
+    def _compared(self, node: ops.Node) -> int:
+        x = self.graph.values[node.inputs[0]].range
+        return (x.hi - x.lo).bit_length() + 1
+
+    def common(self, node: ops.Node) -> dict[str, Any]:
+        shape = self.graph.values[node.name].shape
+        return {
+            "name": node.name, "inputs": node.inputs, "shape": shape, "bits": self.rings[node.name]
+        }  # fmt: skip
+
+    def zero(self, name: str) -> int:
+        return self.graph.values[name].zero_point
+
+    def opened(self, node: ops.Node) -> bool:
+        """False for an accumulator that the Output reads."""
+        return not isinstance(self.graph.consumers[node.name][0], ops.Output)
+
+    def input(self, node: ops.Input) -> Gate:
+        common = self.common(node)
+        count = prod(common["shape"])
+        payloads = (((count, common["bits"]),),)
+        return InputGate(**common, free_words=count, payloads=payloads)
+
+    def output(self, node: ops.Output) -> Gate:
+        return OutputGate(**self.common(node))
+
+    def linear(self, node: ops.Linear | ops.Conv2d) -> Gate:
+        common = self.common(node)
+        count = prod(common["shape"])
+        opened = self.opened(node)
+        return LinearGate(
+            **common, node=node, zero_point=self.zero(node.inputs[0]), opened=opened,
+            free_words=count if opened else 0, dealt_words=0 if opened else count,
+            payloads=(((count, common["bits"]),),) if opened else (),
+        )  # fmt: skip
+
+    def requantize(self, node: ops.Requantize) -> Gate:
+        common, look = self.common(node), self.looks[node.name]
+        count = prod(common["shape"])
+        free, dealt = RequantizeGate.material(look, count, common["bits"])
+        return RequantizeGate(
+            **common, look=look, zero_point=self.zero(node.inputs[0]), axis=node.axis,
+            free_words=free, dealt_words=dealt,
+            payloads=tuple(((count, bits),) for bits in look.payloads(common["bits"])),
+        )  # fmt: skip
+
+    def local(self, node: ops.Node) -> Gate:
+        sums = isinstance(node, ops.Add | ops.SumPool | ops.ReduceSum)
+        zeros = tuple(self.zero(name) if sums else 0 for name in node.inputs)
+        return LocalGate(**self.common(node), node=node, zero_points=zeros)
+
+    def product(self, node: ops.MatMul | ops.Mul) -> Gate:
+        common = self.common(node)
+        count = prod(common["shape"])
+        opened = self.opened(node)
+        first, second = (self.zero(name) for name in node.inputs)
+        return ProductGate(
+            **common, node=node, zero_points=(first, second), opened=opened,
+            free_words=count if opened else 0, dealt_words=0 if opened else count,
+            payloads=(((count, common["bits"]),),) if opened else (),
+        )  # fmt: skip
+
+    def maximum(self, node: ops.MaxPool | ops.ReduceMax) -> Gate:
+        common, source = self.common(node), self.graph.values[node.inputs[0]].shape
+        outputs, ring, width = prod(common["shape"]), common["bits"], self._compared(node)
+        candidates = MaximumGate.candidates(node, source)
+        pairwise = self.objective == "traffic" or width > WIDE
+        tournament = levels(candidates, 2 if pairwise else 4)
+        free, dealt = MaximumGate.material(tournament, outputs, width, ring)
+        return MaximumGate(
+            **common, node=node, width=width, source=source, tournament=tournament,
+            free_words=free, dealt_words=dealt,
+            payloads=MaximumGate.rounds(tournament, outputs, ring),
+        )  # fmt: skip
+
+
+_MAKERS: dict[type[ops.Node], Callable[[_Planner, Any], Gate]] = {
+    ops.Input: _Planner.input,
+    ops.Linear: _Planner.linear,
+    ops.Conv2d: _Planner.linear,
+    ops.MatMul: _Planner.product,
+    ops.Mul: _Planner.product,
+    ops.Add: _Planner.local,
+    ops.SumPool: _Planner.local,
+    ops.ReduceSum: _Planner.local,
+    ops.Requantize: _Planner.requantize,
+    ops.MaxPool: _Planner.maximum,
+    ops.ReduceMax: _Planner.maximum,
+    ops.Reshape: _Planner.local,
+    ops.Transpose: _Planner.local,
+    ops.Slice: _Planner.local,
+    ops.Concat: _Planner.local,
+    ops.Output: _Planner.output,
+}

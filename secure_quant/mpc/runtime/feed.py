@@ -1,0 +1,143 @@
+"""Material of a streamed model: corrections arrive while they are used, in a bounded window."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from collections.abc import Awaitable, Callable
+from concurrent.futures import Executor
+from typing import TYPE_CHECKING
+
+from secure_quant.errors import MalformedMessage, MaterialExhausted
+from secure_quant.mpc.protocol.material import Item
+
+if TYPE_CHECKING:
+    from secure_quant.mpc.protocol.party import Expansion, PartyProgram, Ready
+
+__all__ = ["Feed", "Sample"]
+
+
+class Feed:
+    """Party 1's window on the corrections of a streamed model, item after item.
+
+    size: bytes of one item. window: bytes that may be here at once. on_credit: told how many bytes
+    were taken.
+    """
+
+    def __init__(self, size: int, window: int) -> None:
+        self.size, self.window = size, window
+        self.on_credit: Callable[[int], None] | None = None
+        self._parts: deque[memoryview] = deque()
+        self._held = 0
+        self._read = self._came = 0  # bytes since the session began
+        self._news = asyncio.Event()
+        self._closed = False
+
+    def begin(self, index: int) -> None:
+        """The head of the next item came. Raises MalformedMessage."""
+        if self._came != index * self.size:
+            raise MalformedMessage("item", got="a new one", expected="the rest of the last")
+
+    def add(self, index: int, offset: int, data: bytes) -> None:
+        """A chunk came. Raises MalformedMessage."""
+        place, end = index * self.size + offset, offset + len(data)
+        if place != self._came or not data or end > self.size:
+            raise MalformedMessage("chunk", got=(index, offset, len(data)), expected=self._came)
+        if self._held + len(data) > self.window:
+            raise MalformedMessage("chunk", got="more than there is credit for")
+        self._parts.append(memoryview(data))
+        self._held += len(data)
+        self._came += len(data)
+        self._news.set()
+
+    async def take(self, index: int, offset: int, count: int, patience_s: float) -> memoryview:
+        """Bytes of an item, from ``offset``; nothing may be left out, and nothing comes twice.
+
+        Raises MaterialExhausted if nothing arrives for ``patience_s`` seconds.
+        """
+        if index * self.size + offset != self._read or count > self.window:
+            raise MalformedMessage("corrections asked for", got=(index, offset, count))
+        while self._held < count:
+            self._news.clear()
+            if self._closed:
+                raise MaterialExhausted("the session's material is gone")
+            try:
+                await asyncio.wait_for(self._news.wait(), patience_s)
+            except TimeoutError as error:
+                raise MaterialExhausted(
+                    "no material from the dealer", got=f"{patience_s:.1f} s of silence"
+                ) from error
+        made = self._cut(count)
+        self._read += count
+        self._held -= count
+        if self.on_credit is not None:
+            self.on_credit(count)
+        return made
+
+    def close(self) -> None:
+        """Destroy what is here; whoever waits gets MaterialExhausted."""
+        self._closed = True
+        self._parts.clear()
+        self._held = 0
+        self._news.set()
+
+    def _cut(self, count: int) -> memoryview:
+        made, place = memoryview(bytearray(count)), 0
+        while place < count:
+            part = self._parts.popleft()
+            used = min(len(part), count - place)
+            made[place : place + used] = part[:used]
+            place += used
+            if used < len(part):
+                self._parts.appendleft(part[used:])
+        return made.toreadonly()
+
+
+class Sample:
+    """One sample's material of a streamed model, a gate at a time, one gate ahead of its use.
+
+    A ``GateSource``: ``next`` gives the gates' halves in the plan's order.
+    """
+
+    batch = 1
+
+    def __init__(
+        self,
+        program: PartyProgram,
+        item: Callable[[], Awaitable[Item]],
+        corrections: Callable[[int, int], Awaitable[memoryview]] | None,
+        pool: Executor,
+    ) -> None:
+        """item: the seed, when it is first needed. corrections: (offset, bytes) -> party 1's."""
+        self.used = False
+        self._program, self._item, self._corrections = program, item, corrections
+        self._pool, self._gates = pool, deque(program.plan.order)
+        self._expansion: Expansion | None = None
+        self._offset = 0
+        self._ahead: asyncio.Future[Ready] | None = None
+
+    async def next(self) -> Ready:
+        """Raises MaterialExhausted, MaterialReused."""
+        if self._ahead is None:
+            self._ahead = asyncio.ensure_future(self._make())
+        ready = await self._ahead
+        self._ahead = asyncio.ensure_future(self._make()) if self._gates else None
+        return ready
+
+    async def close(self) -> None:
+        """No more gates are wanted."""
+        if self._ahead is not None:
+            self._ahead.cancel()
+            await asyncio.gather(self._ahead, return_exceptions=True)
+
+    async def _make(self) -> Ready:
+        if self._expansion is None:
+            seed, _ = (await self._item()).take()
+            self._expansion = self._program.expansion([seed])
+        gate = self._gates.popleft()
+        dealt, count = [memoryview(b"")], 8 * gate.dealt_words
+        if count and self._corrections is not None:
+            dealt = [await self._corrections(self._offset, count)]
+            self._offset += count
+        loop = asyncio.get_running_loop()
+        return await loop.run_in_executor(self._pool, self._expansion.next, gate, dealt)

@@ -1,0 +1,323 @@
+"""One session of a lane: a link to the peer's lane, a stream from the dealer, one-time material.
+
+A session lives and dies whole. Whatever breaks (link, dealer, a malformed message, a protocol that
+fails halfway), every inference in it fails, its material is destroyed, and the lane starts a new
+one. Nothing is ever retried with the same material.
+
+Order of inferences: party 0 offers a job at once; party 1 answers when it holds the client's share
+and the material, and both run jobs in the order of these answers. An offer whose share never comes
+waits on its own and holds up nobody.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Coroutine, Mapping
+from contextlib import aclosing
+from dataclasses import dataclass
+from math import prod
+from typing import TYPE_CHECKING, Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from secure_quant.errors import (
+    HashMismatch,
+    MalformedMessage,
+    ModelNotFound,
+    PeerUnavailable,
+    SecureQuantError,
+    ShapeMismatch,
+)
+from secure_quant.mpc.runtime.link import PROTOCOL, Job, Meter, PartyLink
+from secure_quant.mpc.runtime.staging import (
+    MATERIAL_WAIT_S,
+    LaneOptions,
+    Staged,
+    Staging,
+    Streamed,
+    make_stock,
+)
+from secure_quant.mpc.runtime.stock import DealerStream, Stock
+from secure_quant.wire import from_abort
+from secure_quant.wire.gen.party_link_pb2 import LinkAbort, LinkBegin, LinkHello
+
+if TYPE_CHECKING:
+    from secure_quant.mpc.protocol.party import PartyProgram
+
+__all__ = [
+    "Answer",
+    "Desk",
+    "LaneOptions",
+    "LaneSession",
+    "check_hello",
+    "make_hello",
+    "make_stock",
+]
+
+Shares = NDArray[np.uint64]
+MAX_BATCH = 2**16
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """This party's output share, uint64[samples, *output shape], and what it cost."""
+
+    share: Shares
+    meter: Meter
+    offline_bytes: int
+
+
+class Desk(Protocol):
+    """Where a lane of party 1 gets shares and hands in answers."""
+
+    async def fetch(self, job: Job) -> Shares:
+        """The clients' shares, uint64[samples x input size]; waits for them ``job.wait_s``."""
+
+    def deliver(self, job: Job, answer: Answer) -> None:
+        """The output share of a job that was fetched."""
+
+    def fail(self, job: Job, error: SecureQuantError) -> None:
+        """A job that was fetched and cannot be answered."""
+
+
+Border = Callable[[Shares], Shares]
+
+
+@dataclass
+class _Task:
+    job: Job
+    share: Shares
+    done: asyncio.Future[Answer] | None = None
+
+
+class LaneSession:
+    """Both parties' code; ``party`` decides who offers. Use ``run`` until it raises."""
+
+    def __init__(
+        self,
+        party: int,
+        programs: Mapping[str, PartyProgram],
+        link: PartyLink,
+        dealer: DealerStream,
+        stock: Stock,
+        *,
+        border: Border = lambda share: share,
+        desk: Desk | None = None,
+        options: LaneOptions | None = None,
+    ) -> None:
+        self._party, self._programs = party, programs
+        self._link, self._dealer = link, dealer
+        self._border, self._desk = border, desk
+        self._offers: dict[tuple[bytes, ...], _Task] = {}
+        self._queue: asyncio.Queue[tuple[_Task, Staged | Streamed]] = asyncio.Queue()
+        self._staging = Staging(party, programs, link, stock, options or LaneOptions(0))
+        self._tasks: set[asyncio.Future[Any]] = set()
+        self._rehearsals = 0
+        self._broken: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self.ready = asyncio.Event()
+        link.on_begin = self._accepted if party == 0 else self._offered
+        link.on_decline = self._declined
+
+    async def run(self) -> None:
+        """Serve until something breaks; always ends by raising it."""
+        pumps = [self._link.pump(), self._dealer.pump(), self._work()]
+        if self._party == 0:
+            pumps.append(self._rehearse())
+        else:
+            pumps += self._staging.pumps()
+        tasks = [asyncio.ensure_future(pump) for pump in pumps]
+        self._tasks.update(tasks)
+        try:
+            pending: set[asyncio.Future[None]] = {*tasks, self._broken}
+            while pending:
+                done, pending = await asyncio.wait(pending, return_when=asyncio.FIRST_COMPLETED)
+                for task in done:
+                    task.result()
+        finally:
+            self.ready.clear()
+            self._broken.cancel()
+            everything = list(self._tasks)
+            for each in everything:
+                each.cancel()
+            await asyncio.gather(*everything, return_exceptions=True)
+            await self._staging.close()
+            self._fail_all()
+
+    async def infer(self, job: Job, share: Shares) -> Answer:
+        """Party 0: offer a job and wait for its answer.
+
+        Raises ModelNotFound, MalformedMessage, ShapeMismatch, what party 1 declined it with, and
+        PeerUnavailable if the session ends before the answer.
+        """
+        share = self._shaped(job, share)
+        if job.request_ids in self._offers:
+            raise MalformedMessage("request id", got="one that is being served")
+        task = _Task(job, share, asyncio.get_running_loop().create_future())
+        self._offers[job.request_ids] = task
+        try:
+            await self._link.begin(job)
+        except SecureQuantError:
+            self._offers.pop(job.request_ids, None)
+            raise
+        if task.done is None:
+            raise MalformedMessage("offer")
+        return await task.done
+
+    async def _rehearse(self) -> None:
+        """Run each model once on zeros: everything is compiled, cached and proven to work before
+        the first client comes."""
+        for model, program in self._programs.items():
+            job = Job(model, (), (1,), MATERIAL_WAIT_S)
+            await self.infer(job, np.zeros((1, *program.graph.input.shape), np.uint64))
+        self.ready.set()
+
+    def _accepted(self, begin: LinkBegin) -> None:
+        """Party 0: the peer has share and material; the job's turn is now fixed."""
+        task = self._offers.get(tuple(begin.request_ids))
+        if task is None or not _same(task.job, begin):
+            raise MalformedMessage("answer to an offer", got="one that was not made")
+        staged = self._staging.claim(begin.model_hash, begin.first_item, task.job.samples)
+        self._queue.put_nowait((task, staged))
+
+    def _declined(self, abort: LinkAbort) -> None:
+        task = self._offers.pop(tuple(abort.request_ids), None)
+        if self._party == 1 or task is None or task.done is None:
+            raise MalformedMessage("refusal of an offer", got="one that was not made")
+        if not task.done.done():
+            task.done.set_exception(from_abort(abort))
+
+    def _offered(self, begin: LinkBegin) -> None:
+        """Party 1: look for the share and the material on a task of its own."""
+        wait_s = min(begin.wait_ms / 1000, 3600.0)
+        job = Job(begin.model_hash, tuple(begin.request_ids), tuple(begin.batches), wait_s)
+        self._spawn(self._prepare(job))
+
+    async def _prepare(self, job: Job) -> None:
+        fetched = False
+        try:
+            share = await self._fetch(job)
+            fetched = True
+            share = self._shaped(job, share)
+            staged = await self._staging.get(job.model_hash, job.samples, job.wait_s)
+        except SecureQuantError as error:
+            if fetched and job.request_ids and self._desk is not None:
+                self._desk.fail(job, error)
+            if not job.request_ids:
+                raise  # a rehearsal that fails is a session that cannot work
+            await self._link.decline(error, job.request_ids)
+            return
+        self._offers[job.request_ids] = task = _Task(job, share)
+        self._queue.put_nowait((task, staged))
+
+    async def _fetch(self, job: Job) -> Shares:
+        program = self._program(job.model_hash)
+        if not job.request_ids:
+            return np.zeros((job.samples, *program.graph.input.shape), np.uint64)
+        if self._desk is None:
+            raise PeerUnavailable("no client can be served here")
+        return await self._desk.fetch(job)
+
+    async def _work(self) -> None:
+        """Run accepted jobs one after the other."""
+        while True:
+            task, staged = await self._queue.get()
+            job = task.job
+            self._staging.busy()
+            if self._party == 1:
+                await self._link.begin(job, staged.first)
+            answer = await self._compute(job, task.share, staged)
+            self._offers.pop(job.request_ids, None)
+            if task.done is not None and not task.done.done():
+                task.done.set_result(answer)
+            elif self._desk is not None and job.request_ids:
+                self._desk.deliver(job, answer)
+            elif not job.request_ids:
+                self._rehearsed()
+            if self._queue.empty():
+                self._staging.idle()
+
+    async def _compute(self, job: Job, share: Shares, staged: Staged | Streamed) -> Answer:
+        program, outputs, meter = self._programs[job.model_hash], [], Meter(0, 0, 0.0)
+        async with aclosing(staged.calls(self._border(share))) as calls:
+            async for part, ready in calls:
+                output, more = await self._link.drive(program.run(part, ready))
+                outputs.append(output)
+                meter += more
+        cost = program.plan.cost(1)
+        offline = cost.offline_bytes_party0 if self._party == 0 else cost.offline_bytes_party1
+        output = outputs[0] if len(outputs) == 1 else np.concatenate(outputs)
+        return Answer(self._border(output), meter, offline * job.samples)
+
+    def _rehearsed(self) -> None:
+        self._rehearsals += 1
+        if self._rehearsals >= len(self._programs):
+            self.ready.set()
+
+    def _shaped(self, job: Job, share: Shares) -> Shares:
+        """uint64[samples, *input shape]. Raises MalformedMessage, ShapeMismatch, ModelNotFound."""
+        shape = self._program(job.model_hash).graph.input.shape
+        requests = max(1, len(job.request_ids))
+        if len(job.batches) != requests or not all(1 <= b <= MAX_BATCH for b in job.batches):
+            raise MalformedMessage("batches", got=list(job.batches)[:8], expected="one a request")
+        if share.size != job.samples * prod(shape):
+            expected = f"{job.samples} x {list(shape)}"
+            raise ShapeMismatch("input share", got=f"{share.size} elements", expected=expected)
+        return share.reshape(job.samples, *shape)
+
+    def _program(self, model: str) -> PartyProgram:
+        program = self._programs.get(model)
+        if program is None:
+            raise ModelNotFound("model", got=model[:64], expected="one that is served here")
+        return program
+
+    def _spawn(self, work: Coroutine[Any, Any, None]) -> None:
+        task = asyncio.create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._spawned)
+
+    def _spawned(self, task: asyncio.Task[None]) -> None:
+        self._tasks.discard(task)
+        if task.cancelled() or self._broken.done():
+            return
+        error = task.exception()
+        if error is not None:
+            self._broken.set_exception(error)
+
+    def _fail_all(self) -> None:
+        error = PeerUnavailable("the session of this lane ended", hint="send the request again")
+        for task in self._offers.values():
+            if task.done is not None:
+                if not task.done.done():
+                    task.done.set_exception(error)
+            elif self._desk is not None and task.job.request_ids:
+                self._desk.fail(task.job, error)
+        self._offers.clear()
+
+
+def make_hello(session_id: bytes, lane: int, programs: Mapping[str, PartyProgram]) -> LinkHello:
+    """What this side of a lane says first."""
+    return LinkHello(
+        protocol=PROTOCOL, session_id=session_id, lane=lane, model_hashes=sorted(programs)
+    )
+
+
+def check_hello(hello: LinkHello, lane: int, programs: Mapping[str, PartyProgram]) -> None:
+    """Raises MalformedMessage or HashMismatch if the peer's lane cannot be paired with this one."""
+    if hello.protocol != PROTOCOL:
+        raise MalformedMessage("link protocol", got=hello.protocol, expected=PROTOCOL)
+    if hello.lane != lane:
+        raise MalformedMessage("lane", got=hello.lane, expected=lane)
+    if len(hello.session_id) != 16:
+        raise MalformedMessage("session id", got=f"{len(hello.session_id)} bytes", expected="16")
+    theirs = [model[:64] for model in hello.model_hashes[:64]]
+    if theirs != sorted(programs):
+        short = [model[:12] for model in theirs]
+        raise HashMismatch(
+            "the parties serve different models",
+            got=short, expected=[model[:12] for model in sorted(programs)],
+        )  # fmt: skip
+
+
+def _same(job: Job, begin: LinkBegin) -> bool:
+    return job.model_hash == begin.model_hash and job.batches == tuple(begin.batches)

@@ -1,1 +1,0 @@
-"""The client's half: shares, keys, encryption. The only room that holds user secrets."""

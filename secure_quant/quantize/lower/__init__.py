@@ -1,5 +1,0 @@
-"""The converted pt2e graph -> the integer graph. Torch is left behind here."""
-
-from secure_quant.quantize.lower.interpret import lower
-
-__all__ = ["lower"]

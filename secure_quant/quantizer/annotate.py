@@ -1,0 +1,137 @@
+"""The pt2e Quantizer: says where in the graph an integer activation stands."""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch.fx import GraphModule, Node
+from torchao.quantization.pt2e.quantizer import (
+    QuantizationAnnotation,
+    QuantizationSpec,
+    Quantizer,
+    SharedQuantizationSpec,
+)
+
+from secure_quant.quantizer.observers import RangeObserver, WeightObserver
+from secure_quant.quantizer.opset import (
+    ADDITIVE,
+    CONCAT,
+    ELEMENTWISE,
+    MONOTONE,
+    PRODUCTS,
+    SHAPING,
+    SUMS,
+    find_roots,
+)
+from secure_quant.quantizer.passes import rewrite
+from secure_quant.quantizer.passes.edit import BITS, EXACT
+from secure_quant.quantizer.refuse import unsupported
+
+__all__ = ["IntegerQuantizer"]
+
+aten = torch.ops.aten
+
+_RESHAPED = SUMS | {aten.conv1d.default, aten.conv1d.padding}
+"""Their accumulators have another shape than the model's values, so they cannot be the output."""
+
+_WEIGHTED = (
+    aten.linear.default,
+    aten.conv1d.default,
+    aten.conv1d.padding,
+    aten.conv2d.default,
+    aten.conv2d.padding,
+)
+
+
+@dataclass
+class IntegerQuantizer(Quantizer):  # type: ignore[misc]
+    """Observes each value that becomes an int8 activation: what a Requantize makes.
+
+    An accumulator and the elementwise functions behind it are one Requantize, so only the last of
+    such a chain is observed. Maxima and shape ops keep the integers and need no observer. The
+    model's output stays an accumulator where nothing follows it.
+    """
+
+    activation: Callable[..., Any] = field(default=RangeObserver)
+    weight: Callable[..., Any] = field(default=WeightObserver)
+    output_weight: Callable[..., Any] = field(default=WeightObserver)
+    bits: int = 8
+
+    def transform_for_annotation(self, model: GraphModule) -> GraphModule:
+        """Rewrites composite ops; torchao calls this before annotation."""
+        return rewrite(model)
+
+    def annotate(self, model: GraphModule) -> GraphModule:
+        nodes = list(model.graph.nodes)
+        roots = find_roots(nodes)
+        for node in nodes:
+            if node not in roots:
+                continue
+            if node.target in CONCAT:
+                self._annotate_concat(node)
+                continue
+            specs = {node.args[1]: self._weight_spec(node)} if node.target in _WEIGHTED else {}
+            bits = 8 if node.op == "placeholder" else max(node.meta.get(BITS, 8), self.bits)
+            spec = self._activation_spec(bits) if _is_observed(node, roots) else None
+            node.meta["quantization_annotation"] = QuantizationAnnotation(
+                input_qspec_map=specs, output_qspec=spec, _annotated=True
+            )
+        return model
+
+    def validate(self, model: GraphModule) -> None:
+        """Raises UnsupportedModule at the first op without a lowering."""
+        known = PRODUCTS | SUMS | ADDITIVE | ELEMENTWISE | SHAPING | MONOTONE | CONCAT
+        for node in find_roots(list(model.graph.nodes)):
+            if node.op in ("placeholder", "output") or node.target is operator.getitem:
+                continue
+            if node.op == "call_function" and node.target in known:
+                continue
+            raise unsupported(node)
+
+    def _annotate_concat(self, node: Node) -> None:
+        joined: Any = node.args[0]
+        first, *others = joined
+        shared = SharedQuantizationSpec((first, node))
+        specs: dict[Any, Any] = {first: self._activation_spec(self.bits)}
+        specs |= dict.fromkeys(others, shared)
+        node.meta["quantization_annotation"] = QuantizationAnnotation(
+            input_qspec_map=specs, output_qspec=shared, _annotated=True
+        )
+
+    def _activation_spec(self, bits: int = 8) -> QuantizationSpec:
+        if bits != 8:
+            half = 2 ** (bits - 1)
+            return QuantizationSpec(
+                torch.int16, self.activation, quant_min=-half, quant_max=half - 1,
+                qscheme=torch.per_tensor_affine,
+            )  # fmt: skip
+        return QuantizationSpec(
+            torch.int8, self.activation, quant_min=-128, quant_max=127,
+            qscheme=torch.per_tensor_affine,
+        )  # fmt: skip
+
+    def _weight_spec(self, node: Node) -> QuantizationSpec:
+        # At the output the client applies the multipliers, where they cost nothing.
+        last = all(user.op == "output" for user in node.users)
+        return QuantizationSpec(
+            torch.int8, self.output_weight if last else self.weight, quant_min=-127, quant_max=127,
+            qscheme=torch.per_channel_symmetric, ch_axis=0,
+        )  # fmt: skip
+
+
+def _is_observed(node: Node, roots: dict[Node, Node]) -> bool:
+    """True if ``node`` must be an integer activation: some reader is not fused with it."""
+    if node.op == "placeholder":
+        return True
+    if node.meta.get(EXACT) or node.target not in PRODUCTS | SUMS | ADDITIVE | ELEMENTWISE:
+        return False
+    accumulator = roots[node] is node and node.target not in _RESHAPED
+    return any(
+        not accumulator if user.op == "output" else roots.get(user) is not roots[node]
+        for user in node.users
+        if user in roots
+    )

@@ -1,0 +1,86 @@
+"""``quantize``: a float module and calibration data -> the integer graph."""
+
+from __future__ import annotations
+
+from typing import Any, Literal, get_args
+
+import torch
+from torch import nn
+
+from secure_quant.errors import ConfigError
+from secure_quant.ir import Graph
+from secure_quant.quantizer.lower import lower
+from secure_quant.quantizer.observers import Calibrator
+from secure_quant.quantizer.pipeline import (
+    OUTPUT_GRID,
+    Progress,
+    Settings,
+    converted_model,
+    silent,
+    split_batches,
+)
+from secure_quant.quantizer.qat import Training, trained_model
+from secure_quant.quantizer.schemes import Scheme, Uniform, make_scheme
+
+__all__ = ["Mode", "quantize"]
+
+Mode = Literal["static", "dynamic", "weight-only", "qat"]
+FINE_BITS = 12
+
+
+def quantize(
+    model: nn.Module,
+    calibration: Any,
+    *,
+    mode: Mode = "static",
+    scheme: str | Scheme = "uniform",
+    calibrator: Calibrator = "minmax",
+    grid: int = 0,
+    batch_size: int = 64,
+    targets: Any = None,
+    training: Training | None = None,
+    progress: Progress | None = None,
+) -> Graph:
+    """The integer graph of ``model``.
+
+    model        a torch module: one float32[batch, ...] tensor in, one tensor out. It is copied
+                 and taken in eval mode.
+    calibration  float[n, *input shape] array or tensor of typical inputs, or an iterable of such
+                 batches. Some hundred samples do.
+    mode         static: int8 weights and activations. weight-only: int8 weights; activations get
+                 12 bits, so that next to nothing but the weights' rounding is felt, and encrypted
+                 engines still run it, at a higher cost. The input itself is int8 in every mode.
+                 dynamic: int8 weights and int8 inputs of every Conv2d and Linear, with a scale
+                 that the client takes from each sample as it comes, so that samples far larger or
+                 smaller than ``calibration`` keep 8 bits; what is no such layer gets 12 bits.
+                 Biases become public. For homomorphic encryption; secret sharing refuses it.
+                 qat: static after a short fine-tune on ``calibration`` and ``targets``, in which
+                 weights learn to live with the rounding.
+    scheme       how weights are rounded: uniform, log, clip, kmeans or a ``Scheme``.
+    calibrator   how activation ranges are chosen; see ``RangeObserver``.
+    grid         largest integer multiplier of a weight channel, 0 to choose; see
+                 ``WeightObserver``.
+    targets      qat only: what the loss compares outputs with, one for each input.
+    training     qat only: epochs, learning rate, loss.
+    progress     called with (stage, steps done, steps in all).
+
+    Raises UnsupportedModule (with the op, the module's path and a hint), CalibrationError,
+    ConfigError, OverflowRisk.
+    """
+    if mode not in get_args(Mode):
+        raise ConfigError("mode", got=mode, expected=" or ".join(get_args(Mode)))
+    fine, dynamic = mode in ("weight-only", "dynamic"), mode == "dynamic"
+    bits = FINE_BITS if fine else 8
+    grid = grid or (OUTPUT_GRID if dynamic else 0)  # the client multiplies: fine scales are free
+    settings = Settings(make_scheme(scheme), calibrator, grid, bits)
+    batches = split_batches(calibration, batch_size)
+    if mode == "qat":
+        if targets is None or not isinstance(settings.scheme, Uniform):
+            raise ConfigError("qat", expected="targets, and the uniform scheme")
+        inputs, goal = torch.cat(batches), torch.as_tensor(targets)
+        trained = trained_model(
+            model, inputs, goal, settings, training or Training(), progress or silent
+        )
+        return lower(*trained)
+    converted, example = converted_model(model, batches, settings, progress or silent)
+    return lower(converted, example, fine=fine, dynamic=dynamic)

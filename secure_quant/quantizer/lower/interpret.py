@@ -1,0 +1,246 @@
+"""Walks the converted graph once; each fx node becomes a Term, a Weight or a constant."""
+
+from __future__ import annotations
+
+import math
+import operator
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.fx import GraphModule, Node
+from torch.fx.passes.shape_prop import ShapeProp
+
+from secure_quant.errors import UnsupportedModule
+from secure_quant.ir import Graph, Interval, ops
+from secure_quant.ir.build import INT16_TABLE, Builder, short
+from secure_quant.ir.run_time import at_run_time
+from secure_quant.ir.tables import Grid
+from secure_quant.ir.terms import Term, Weight
+from secure_quant.ir.verify import MAX_TABLE
+from secure_quant.quantizer.capture import module_path
+from secure_quant.quantizer.lower.dynamic import feeds_only_layers
+from secure_quant.quantizer.lower.rules import RULES
+from secure_quant.quantizer.opset import ADDITIVE, ELEMENTWISE
+from secure_quant.quantizer.refuse import unsupported
+
+__all__ = ["Lowering", "lower"]
+
+_SHORT_NAMES = {"max_pool2d": "pool", "avg_pool2d": "pool", "adaptive_avg_pool2d": "pool"}
+aten = torch.ops.aten
+_QUANTIZED = torch.ops.quantized_decomposed
+
+
+def lower(
+    converted: GraphModule, example: Tensor, *, fine: bool = False, dynamic: bool = False
+) -> Graph:
+    """The integer graph of a converted model; ``example`` float32[batch, ...] gives the shapes.
+    ``fine`` gives tables to int16 as many entries as they may have. ``dynamic`` gives what enters
+    a layer with weights its scale at run time.
+
+    Raises UnsupportedModule, OverflowRisk, InvalidGraph.
+    """
+    with torch.no_grad():
+        ShapeProp(converted).propagate(example)
+    builder = Builder(MAX_TABLE if fine else INT16_TABLE)
+    return Lowering(converted, len(example), builder, dynamic=dynamic).run()
+
+
+@dataclass
+class Lowering:
+    """One walk. ``env`` holds what each fx node became."""
+
+    module: GraphModule
+    batch: int
+    builder: Builder
+    env: dict[Node, Any] = field(default_factory=dict)
+    dynamic: bool = False
+
+    def run(self) -> Graph:
+        for node in self.module.graph.nodes:
+            if node.op == "output":
+                return self.builder.finish(self._result(node))
+            self.env[node] = self._visit(node)
+        raise UnsupportedModule("model", got="no output", expected="one tensor")
+
+    def term(self, argument: Any, node: Node) -> Term:
+        """The Term of an argument. Raises UnsupportedModule if it is a constant."""
+        found = self.env.get(argument) if isinstance(argument, Node) else None
+        if not isinstance(found, Term):
+            raise unsupported(node, "an operand that does not depend on the input")
+        return found
+
+    def activation(self, argument: Any, node: Node) -> Term:
+        """The integer activation of an argument."""
+        term = self.term(argument, node)
+        if not term.plain:
+            raise unsupported(node, "an operand that was not quantized")
+        return term
+
+    def layer_input(self, node: Node) -> Term:
+        """What enters a layer with weights: int8, with a scale of its own in dynamic mode."""
+        term = self.activation(node.args[0], node)
+        return at_run_time(self.builder, term, f"{term.name}.int8") if self.dynamic else term
+
+    def shape(self, node: Node) -> tuple[int, ...]:
+        """Per-sample shape of what ``node`` makes. Raises UnsupportedModule if it mixes samples."""
+        shape = tuple(node.meta["tensor_meta"].shape)
+        if not shape or shape[0] != self.batch:
+            raise unsupported(
+                node, f"a result of shape {list(shape)}",
+                "keep the batch axis first and alone in every step",
+            )  # fmt: skip
+        return shape[1:]
+
+    def name(self, node: Node) -> str:
+        """A short name: the module's path if a module made the node, else the op and its place."""
+        return self.builder.name(self.label(node))
+
+    def label(self, node: Node) -> str:
+        path = module_path(node)
+        op = str(node.target).removeprefix("aten.").split(".")[0]
+        own = path and not any(
+            other is not node and module_path(other) == path and self._makes_value(other)
+            for other in self.module.graph.nodes
+        )
+        op = _SHORT_NAMES.get(op, op)
+        return path if own else f"{path}.{op}" if path else op
+
+    @staticmethod
+    def _makes_value(node: Node) -> bool:
+        return node.op == "call_function" and "quantized_decomposed" not in str(node.target)
+
+    def constant(self, argument: Any) -> Any:
+        """A Python value or detached tensor behind an argument; None stays None."""
+        return self.env[argument] if isinstance(argument, Node) else argument
+
+    def _visit(self, node: Node) -> Any:
+        if node.op == "placeholder":
+            return None
+        if node.op == "get_attr":
+            return _attribute(self.module, str(node.target))
+        if node.target in _SPECIAL:
+            return _SPECIAL[node.target](self, node)
+        terms = [n for n in node.all_input_nodes if isinstance(self.env.get(n), Term)]
+        if not terms:
+            return self._fold(node)
+        if node.target in ELEMENTWISE or node.target in ADDITIVE:
+            fused = self._elementwise(node, terms)
+            if fused is not None:
+                return fused
+        rule = RULES.get(node.target)
+        if rule is None:
+            raise unsupported(node)
+        return rule(self, node)
+
+    def _fold(self, node: Node) -> Any:
+        """The value of a node all of whose inputs are constants."""
+        args = torch.fx.map_arg(node.args, self.constant)
+        kwargs = torch.fx.map_arg(node.kwargs, self.constant)
+        if node.op != "call_function" or any(isinstance(a, Term) for a in args):
+            raise unsupported(node)
+        return node.target(*args, **kwargs)  # type: ignore[operator]
+
+    def _elementwise(self, node: Node, terms: list[Node]) -> Term | None:
+        """The term with ``node`` as one more function, where all operands come of one value."""
+        found: list[Term] = [self.env[n] for n in terms]
+        first = found[0]
+        if any(t.name != first.name or t.shape != first.shape for t in found):
+            return None
+        constants = {
+            n: self.env[n] for n in node.all_input_nodes if not isinstance(self.env[n], Term)
+        }
+        if any(isinstance(c, Tensor) and c.numel() != 1 for c in constants.values()):
+            return None
+        if self.shape(node) != first.shape:
+            return None
+
+        def function(v: Any) -> Any:
+            x = torch.from_numpy(v)
+            values = {n: torch.from_numpy(t.apply(v)) for n, t in zip(terms, found, strict=True)}
+            values |= {n: c.double() for n, c in constants.items()}
+            args = torch.fx.map_arg(node.args, values.__getitem__)
+            kwargs = torch.fx.map_arg(node.kwargs, values.__getitem__)
+            return node.target(*args, **kwargs).to(x.dtype).numpy()  # type: ignore[operator]
+
+        return replace(first, functions=(function,), limits=_limits(node, first))
+
+    def _result(self, node: Node) -> Term:
+        made = node.args[0]
+        if isinstance(made, tuple | list):
+            if len(made) != 1:
+                raise UnsupportedModule("model", got=f"{len(made)} outputs", expected="one tensor")
+            made = made[0]
+        return self.term(made, node)
+
+
+def _limits(node: Node, term: Term) -> tuple[float, float] | None:
+    """The interval that a term is clamped to once ``node`` has been applied; None if it is more
+    than clamped."""
+    low, high = -math.inf, math.inf
+    bounds = [v for v in node.args[1:] if isinstance(v, int | float)]
+    if node.target in (aten.relu.default, aten.relu6.default):
+        low, high = 0.0, 6.0 if node.target is aten.relu6.default else math.inf
+    elif node.target is aten.hardtanh.default and len(node.args) in (1, 3):
+        low, high = bounds if bounds else (-1.0, 1.0)
+    else:
+        return None
+    if term.limits is None:
+        return None
+    return max(low, min(term.limits[0], high)), min(high, max(term.limits[1], low))
+
+
+def _attribute(module: GraphModule, path: str) -> Any:
+    value: Any = module
+    for part in path.split("."):
+        value = getattr(value, part)
+    return value.detach() if isinstance(value, Tensor) else value
+
+
+def _quantize(lowering: Lowering, node: Node) -> Term:
+    """A quantize node: the Input if the model's input is quantized here, else a Requantize."""
+    args: Any = node.args
+    source, scale, zero_point, low, high = args[:5]
+    grid = Grid(short(float(scale)), int(zero_point), int(low), int(high))
+    if isinstance(source, Node) and source.op == "placeholder":
+        shape = lowering.shape(source)
+        name = lowering.builder.add(
+            ops.Input(name=lowering.builder.name("input"), shape=shape, scale=grid.scale,
+                      zero_point=grid.zero_point)
+        )  # fmt: skip
+        return Term(name, shape, Interval(grid.low, grid.high), grid.scale, grid.zero_point)
+    term = lowering.term(source, node)
+    if lowering.dynamic and term.accumulator and term.limits and feeds_only_layers(node):
+        seen = grid.scale * max(grid.zero_point - grid.low, grid.high - grid.zero_point)
+        return at_run_time(lowering.builder, term, f"{term.name}.q", seen)
+    return lowering.builder.requantize(term, grid, f"{term.name}.q")
+
+
+def _dequantize(lowering: Lowering, node: Node) -> Any:
+    return lowering.env[node.args[0]]  # type: ignore[index]
+
+
+def _dequantize_weight(lowering: Lowering, node: Node) -> Weight:
+    values, scales, _, axis = (lowering.constant(a) for a in node.args[:4])
+    if axis != 0:
+        raise unsupported(node, f"weight channels along axis {axis}")
+    return Weight.of(values.numpy(), scales.numpy())
+
+
+def _getitem(lowering: Lowering, node: Node) -> Any:
+    return lowering.env[node.args[0]][node.args[1]]  # type: ignore[index]
+
+
+def _size(lowering: Lowering, node: Node) -> int:
+    args: Any = node.args
+    return int(args[0].meta["tensor_meta"].shape[args[1]])
+
+
+_SPECIAL = {
+    torch.ops.aten.sym_size.int: _size,
+    _QUANTIZED.quantize_per_tensor.default: _quantize,
+    _QUANTIZED.dequantize_per_tensor.default: _dequantize,
+    _QUANTIZED.dequantize_per_channel.default: _dequantize_weight,
+    operator.getitem: _getitem,
+}

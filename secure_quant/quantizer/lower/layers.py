@@ -1,0 +1,220 @@
+"""Layers with weights, and pooling."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+from torch import Tensor
+from torch.fx import Node
+
+from secure_quant.ir import ops
+from secure_quant.ir.build import int_bias, short
+from secure_quant.ir.run_time import typical
+from secure_quant.ir.terms import Dynamic, Term, Weight
+from secure_quant.ir.verify import linear_bound
+from secure_quant.quantizer.refuse import unsupported
+
+__all__ = [
+    "adaptive_avg_pool2d",
+    "avg_pool2d",
+    "conv1d",
+    "conv2d",
+    "linear",
+    "max_pool2d",
+    "sum_pool",
+]
+
+
+def argument(node: Node, place: int, name: str, default: Any = None) -> Any:
+    """A positional or named argument of an fx call."""
+    return node.args[place] if len(node.args) > place else node.kwargs.get(name, default)
+
+
+def pair(value: Any) -> ops.Pair:
+    """torch's int or list of one or two ints as (vertical, horizontal)."""
+    items = [value] if isinstance(value, int) else list(value)
+    return (int(items[0]), int(items[-1]))
+
+
+def linear(walk: Any, node: Node) -> Term:
+    """Linear over the last axis."""
+    x: Term = walk.layer_input(node)
+    weight, bias = _parameters(walk, node)
+    name = walk.name(node)
+    has_bias, bound, scale = _store(walk, name, x, weight, bias)
+    out, features = weight.values.shape
+    layer = ops.Linear(
+        name=name, inputs=(x.name,), in_features=features, out_features=out, bias=has_bias,
+        bound=bound, scale=scale,
+    )  # fmt: skip
+    shape = (*x.shape[:-1], out)
+    term: Term = walk.builder.accumulator(layer, shape, weight.multiplier, -1)
+    return _waiting(term, x, weight, bias)
+
+
+def conv2d(walk: Any, node: Node) -> Term:
+    """Conv2d on [C, H, W]."""
+    x: Term = walk.layer_input(node)
+    weight, bias = _parameters(walk, node)
+    name = walk.name(node)
+    has_bias, bound, scale = _store(walk, name, x, weight, bias)
+    kernel = pair(weight.values.shape[2:])
+    dilation = pair(argument(node, 5, "dilation", 1))
+    padding = argument(node, 4, "padding", 0)
+    layer = ops.Conv2d(
+        name=name, inputs=(x.name,), in_channels=x.shape[0], out_channels=len(weight.values),
+        kernel=kernel, stride=pair(argument(node, 3, "stride", 1)),
+        padding=_padding(node, padding, kernel, dilation), dilation=dilation,
+        groups=argument(node, 6, "groups", 1), bias=has_bias, bound=bound, scale=scale,
+    )  # fmt: skip
+    term: Term = walk.builder.accumulator(layer, walk.shape(node), weight.multiplier, 0)
+    return _waiting(term, x, weight, bias)
+
+
+def conv1d(walk: Any, node: Node) -> Term:
+    """Conv1d on [C, L], as a Conv2d of height 1."""
+    x: Term = walk.layer_input(node)
+    weight, bias = _parameters(walk, node)
+    flat = replace(weight, values=weight.values[:, :, None, :])
+    view = ops.Reshape(
+        name=walk.builder.name(f"{walk.label(node)}.in"), inputs=(x.name,),
+        shape=(x.shape[0], 1, x.shape[1]),
+    )  # fmt: skip
+    x = walk.builder.move(view, x, view.shape)
+    name = walk.name(node)
+    has_bias, bound, scale = _store(walk, name, x, flat, bias)
+    out, _, _, width = flat.values.shape
+    dilation = (1, _only(argument(node, 5, "dilation", 1)))
+    padding = argument(node, 4, "padding", 0)
+    if not isinstance(padding, str):
+        padding = [0, _only(padding)]
+    layer = ops.Conv2d(
+        name=name, inputs=(x.name,), in_channels=x.shape[0], out_channels=out, kernel=(1, width),
+        stride=(1, _only(argument(node, 3, "stride", 1))),
+        padding=_padding(node, padding, (1, width), dilation), dilation=dilation,
+        groups=argument(node, 6, "groups", 1), bias=has_bias, bound=bound, scale=scale,
+    )  # fmt: skip
+    shape = walk.shape(node)
+    term: Term = walk.builder.accumulator(layer, (out, 1, shape[-1]), weight.multiplier, 0)
+    return _waiting(replace(term, shape=shape, own_shape=term.shape), x, flat, bias)
+
+
+def _only(value: Any) -> int:
+    return int(value if isinstance(value, int) else value[0])
+
+
+def _padding(node: Node, padding: Any, kernel: ops.Pair, dilation: ops.Pair) -> ops.Pair:
+    if padding == "valid":
+        return (0, 0)
+    if padding != "same":
+        return pair(padding)
+    spans = [d * (k - 1) for d, k in zip(dilation, kernel, strict=True)]
+    if any(span % 2 for span in spans):
+        raise unsupported(node, "padding='same' that is not symmetric", "use an odd kernel")
+    return (spans[0] // 2, spans[1] // 2)
+
+
+def _parameters(walk: Any, node: Node) -> tuple[Weight, Any]:
+    weight = walk.constant(node.args[1])
+    if not isinstance(weight, Weight):
+        raise unsupported(
+            node, "a weight that is not a parameter", "use matmul for two activations"
+        )
+    bias = walk.constant(argument(node, 2, "bias"))
+    if bias is not None and not isinstance(bias, Tensor):
+        raise unsupported(node, "a bias that is not a parameter")
+    return weight, None if bias is None else bias.numpy()
+
+
+def _waiting(term: Term, x: Term, weight: Weight, bias: Any) -> Term:
+    """The accumulator of a layer, which waits for scale and bias if its input's scale does."""
+    if x.dynamic is None:
+        return term
+    size = typical(weight.values, weight.multiplier, x)
+    real = None if bias is None else np.asarray(bias, np.float64)
+    return replace(term, dynamic=Dynamic(x.dynamic.factor, size, real))
+
+
+def _store(walk: Any, name: str, x: Term, weight: Weight, bias: Any) -> tuple[bool, int, float]:
+    """Keep the parameters; (has a bias, declared bound, scale of acc · multiplier).
+
+    Where x has a run-time scale the bias is no part of the accumulator."""
+    bias = None if x.dynamic else bias
+    scale = short(x.scale * weight.base)
+    out = len(weight.values)
+    steps = np.broadcast_to(np.array(weight.multiplier, np.float64), out) * scale
+    made = int_bias(bias, steps, name)
+    walk.builder.parameters[f"{name}.weight"] = weight.values
+    if bias is not None:
+        walk.builder.parameters[f"{name}.bias"] = made
+    bound = walk.builder.bound(name, linear_bound(weight.values, made, x.centred))
+    return bias is not None, bound, scale
+
+
+def max_pool2d(walk: Any, node: Node) -> Term:
+    """MaxPool on [C, H, W]; dilation and ceil_mode are refused."""
+    x: Term = walk.activation(node.args[0], node)
+    kernel = pair(node.args[1])
+    if pair(argument(node, 4, "dilation", 1)) != (1, 1):
+        raise unsupported(node, "a dilated pool", "use dilation=1")
+    _refuse_ceil(walk, node, argument(node, 5, "ceil_mode", False), kernel)
+    layer = ops.MaxPool(
+        name=walk.name(node), inputs=(x.name,), kernel=kernel,
+        stride=pair(argument(node, 2, "stride") or kernel),
+        padding=pair(argument(node, 3, "padding", 0)),
+    )  # fmt: skip
+    term: Term = walk.builder.move(layer, x, walk.shape(node))
+    return term
+
+
+def avg_pool2d(walk: Any, node: Node) -> Term:
+    """SumPool; the division is in the scale."""
+    kernel = pair(node.args[1])
+    padding = pair(argument(node, 3, "padding", 0))
+    if padding != (0, 0) and not argument(node, 5, "count_include_pad", True):
+        raise unsupported(
+            node, "count_include_pad=False", "use count_include_pad=True or padding=0"
+        )
+    _refuse_ceil(walk, node, argument(node, 4, "ceil_mode", False), kernel)
+    divisor = argument(node, 6, "divisor_override") or kernel[0] * kernel[1]
+    stride = pair(argument(node, 2, "stride") or kernel)
+    return sum_pool(walk, node, kernel, stride, padding, divisor)
+
+
+def adaptive_avg_pool2d(walk: Any, node: Node) -> Term:
+    """A SumPool with fixed windows, where the output size divides the input size."""
+    height, width = walk.activation(node.args[0], node).shape[1:]
+    rows, columns = walk.shape(node)[1:]
+    if height % rows or width % columns:
+        raise unsupported(
+            node, f"{rows}x{columns} windows of unequal size on {height}x{width}",
+            "choose an output size that divides the input size",
+        )  # fmt: skip
+    kernel = (height // rows, width // columns)
+    return sum_pool(walk, node, kernel, kernel, (0, 0), kernel[0] * kernel[1])
+
+
+def sum_pool(
+    walk: Any, node: Node, kernel: ops.Pair, stride: ops.Pair, padding: ops.Pair, divisor: float
+) -> Term:
+    """The accumulator Σ x̂ over windows of [C, H, W], each unit worth scale / divisor."""
+    x: Term = walk.activation(node.args[0], node)
+    name = walk.name(node)
+    layer = ops.SumPool(
+        name=name, inputs=(x.name,), kernel=kernel, stride=stride, padding=padding,
+        bound=walk.builder.bound(name, x.centred.magnitude * kernel[0] * kernel[1]),
+        scale=short(x.scale / divisor),
+    )  # fmt: skip
+    height, width = (
+        (n + 2 * p - k) // s + 1
+        for n, k, s, p in zip(x.shape[1:], kernel, stride, padding, strict=True)
+    )
+    term: Term = walk.builder.accumulator(layer, (x.shape[0], height, width))
+    return term
+
+
+def _refuse_ceil(walk: Any, node: Node, ceil: bool, kernel: ops.Pair) -> None:
+    if ceil:
+        raise unsupported(node, "ceil_mode=True", "pad the input, then use ceil_mode=False")

@@ -1,0 +1,129 @@
+"""From a float module to torch's converted model: capture, weights, calibration."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.fx import GraphModule, Node
+from torchao.quantization.pt2e.quantize_pt2e import convert_pt2e, prepare_pt2e
+
+from secure_quant.errors import CalibrationError
+from secure_quant.quantizer.annotate import IntegerQuantizer
+from secure_quant.quantizer.bias import mean_shifts
+from secure_quant.quantizer.capture import capture, check_calibration
+from secure_quant.quantizer.observers import Calibrator, RangeObserver, WeightObserver
+from secure_quant.quantizer.schemes import Scheme, Uniform
+
+__all__ = ["Progress", "Settings", "converted_model", "make_quantizer", "silent", "split_batches"]
+
+Progress = Callable[[str, int, int], None]
+"""Called with the stage's name, steps done and steps in all."""
+
+OUTPUT_GRID = 64
+"""Multipliers of the last layer, which the client applies."""
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How to quantize; ``quantize`` says what each means."""
+
+    scheme: Scheme = field(default_factory=Uniform)
+    calibrator: Calibrator = "minmax"
+    grid: int = 0
+    activation_bits: int = 8
+
+
+def silent(stage: str, done: int, of: int) -> None:
+    """Progress that nobody watches."""
+
+
+def make_quantizer(settings: Settings) -> IntegerQuantizer:
+    """The annotator with observers for ``settings``."""
+    return IntegerQuantizer(
+        activation=RangeObserver.with_args(calibrator=settings.calibrator),
+        weight=WeightObserver.with_args(grid=settings.grid),
+        output_weight=WeightObserver.with_args(grid=settings.grid or OUTPUT_GRID),
+        bits=settings.activation_bits,
+    )
+
+
+def converted_model(
+    model: nn.Module,
+    batches: Sequence[Tensor],
+    settings: Settings | None = None,
+    progress: Progress = silent,
+) -> tuple[GraphModule, Tensor]:
+    """torch's own simulation of the quantized model, and an example input of two samples.
+
+    Raises as ``quantize``.
+    """
+    settings = settings or Settings()
+    example = torch.cat([batches[0][:1]] * 2)
+    progress("capture", 0, 1)
+    module = capture(model, example)
+    prepared = prepare_pt2e(module, make_quantizer(settings))
+    progress("weights", 0, 1)
+    apply_scheme(prepared, settings.scheme, batches)
+    with torch.no_grad():
+        for done, batch in enumerate(batches):
+            progress("calibrate", done, len(batches))
+            prepared(batch)
+    progress("convert", 0, 1)
+    return convert_pt2e(prepared), example
+
+
+def apply_scheme(prepared: GraphModule, scheme: Scheme, batches: Sequence[Tensor]) -> None:
+    """Put each weight on its integers at once, so that calibration sees the weights it gets, and
+    take the mean shift that this makes out of the biases."""
+    parameters: list[tuple[Tensor, Tensor]] = []
+    rounded: dict[Node, Tensor] = {}
+    for node in prepared.graph.nodes:
+        if node.op != "call_module":
+            continue
+        observer = prepared.get_submodule(str(node.target))
+        source = node.args[0]
+        if not isinstance(observer, WeightObserver) or not isinstance(source, Node):
+            continue
+        parameter = _parameter(prepared, source)
+        q, scale = scheme.quantize(parameter, observer.grid)
+        observer.fix(scale)
+        made = (q * scale.double()[:, None]).reshape(parameter.shape).to(parameter.dtype)
+        parameters.append((parameter, made))
+        rounded |= dict.fromkeys(node.users, made)
+    for layer, shift in mean_shifts(prepared, rounded, batches).items():
+        bias: Any = layer.args[2]
+        if len(bias.users) == 1:
+            own = _parameter(prepared, bias)
+            parameters.append((own, own.detach() - shift))
+    with torch.no_grad():
+        for parameter, made in parameters:
+            parameter.copy_(made)
+
+
+def _parameter(module: GraphModule, node: Node) -> Any:
+    """The tensor behind a get_attr node."""
+    owner, _, name = str(node.target).rpartition(".")
+    return getattr(module.get_submodule(owner), name)
+
+
+def split_batches(calibration: Any, batch_size: int) -> list[Tensor]:
+    """Calibration data as float32 batches of at most ``batch_size``. Raises CalibrationError."""
+    if isinstance(calibration, Tensor) or hasattr(calibration, "__array__"):
+        sources: Iterable[Any] = [calibration]
+    elif isinstance(calibration, Iterable) and not isinstance(calibration, str | bytes):
+        sources = calibration
+    else:
+        raise CalibrationError(
+            "calibration", got=type(calibration).__name__, expected="an array or batches of arrays"
+        )
+    batches = [b for x in sources for b in torch.split(check_calibration(x), batch_size)]
+    if not batches:
+        raise CalibrationError("calibration", got="no data", expected="at least one sample")
+    if len({b.shape[1:] for b in batches}) != 1:
+        shapes = sorted({tuple(b.shape[1:]) for b in batches})[:3]
+        raise CalibrationError("calibration shapes", got=shapes, expected="one shape")
+    return batches

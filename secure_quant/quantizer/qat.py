@@ -1,0 +1,122 @@
+"""Quantization-aware training: a short fine-tune that rounds in every step as the integers will.
+
+BatchNorm is folded first and so keeps its statistics: in a short fine-tune they hardly move, and
+the weights that are rounded are then the ones that will be stored.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.fx import GraphModule
+from torchao.quantization.pt2e import FakeQuantize
+from torchao.quantization.pt2e.quantize_pt2e import convert_pt2e, prepare_qat_pt2e
+
+from secure_quant.errors import CalibrationError, ConfigError
+from secure_quant.quantizer.annotate import IntegerQuantizer
+from secure_quant.quantizer.capture import capture
+from secure_quant.quantizer.observers import RangeObserver, WeightObserver
+from secure_quant.quantizer.pipeline import OUTPUT_GRID, Progress, Settings, silent
+
+__all__ = ["Training", "trained_model"]
+
+Loss = Callable[[Tensor, Tensor], Tensor]
+
+
+@dataclass(frozen=True)
+class Training:
+    """The fine-tune: Adam over ``epochs`` with a falling learning rate. In the last third of the
+    steps the activation ranges stand still."""
+
+    epochs: int = 3
+    batch_size: int = 64
+    learning_rate: float = 2e-4
+    loss: Loss = nn.functional.cross_entropy
+    seed: int = 0
+
+
+class MovingRangeObserver(RangeObserver):
+    """Range of the recent batches: weights move, so old ranges must fade."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        values = x.detach()
+        low, high = min(float(values.min()), 0.0), max(float(values.max()), 0.0)
+        share = 0.05 if self.counts[0] else 1.0
+        self.low += share * (low - self.low)
+        self.high += share * (high - self.high)
+        self.counts[0] = 1.0
+        return x
+
+
+def trained_model(
+    model: nn.Module,
+    inputs: Tensor,
+    targets: Tensor,
+    settings: Settings,
+    training: Training,
+    progress: Progress = silent,
+) -> tuple[GraphModule, Tensor]:
+    """torch's converted model after the fine-tune, and an example input of two samples.
+
+    inputs float32[n, *input shape], targets [n, ...] as the loss takes them. Raises as
+    ``quantize``.
+    """
+    if len(inputs) != len(targets) or len(inputs) < 2:
+        raise CalibrationError(
+            "targets", got=f"{len(targets)} for {len(inputs)} inputs", expected="as many, >= 2"
+        )
+    if training.epochs < 1:
+        raise ConfigError("epochs", got=training.epochs, expected=">= 1")
+    example = inputs[:2]
+    progress("capture", 0, 1)
+    module = capture(model, example)
+    prepared = prepare_qat_pt2e(module, _quantizer(settings))
+    _train(prepared, inputs, targets, training, progress)
+    progress("convert", 0, 1)
+    return convert_pt2e(prepared), example
+
+
+def _quantizer(settings: Settings) -> IntegerQuantizer:
+    def fake(observer: Any, **options: Any) -> Any:
+        return FakeQuantize.with_args(observer=observer, **options)
+
+    return IntegerQuantizer(
+        activation=fake(MovingRangeObserver),
+        weight=fake(WeightObserver, grid=settings.grid),
+        output_weight=fake(WeightObserver, grid=settings.grid or OUTPUT_GRID),
+    )
+
+
+def _train(
+    prepared: GraphModule, inputs: Tensor, targets: Tensor, training: Training, progress: Progress
+) -> None:
+    generator = torch.Generator().manual_seed(training.seed)
+    steps = -(-len(inputs) // training.batch_size) * training.epochs
+    optimizer = torch.optim.Adam(prepared.parameters(), lr=training.learning_rate)
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
+    step = 0
+    for _ in range(training.epochs):
+        order = torch.randperm(len(inputs), generator=generator)
+        for chosen in torch.split(order, training.batch_size):
+            progress("train", step, steps)
+            if step == 2 * steps // 3:
+                _freeze(prepared)
+            if len(chosen) > 1:
+                optimizer.zero_grad()
+                training.loss(prepared(inputs[chosen]), targets[chosen]).backward()  # type: ignore[no-untyped-call]
+                optimizer.step()
+            schedule.step()
+            step += 1
+
+
+def _freeze(prepared: GraphModule) -> None:
+    """Activation ranges stay as they are; weights go on."""
+    for module in prepared.modules():
+        if not isinstance(module, FakeQuantize):
+            continue
+        if isinstance(module.activation_post_process, RangeObserver):
+            module.observer_enabled[0] = 0

@@ -1,0 +1,37 @@
+"""The error for what cannot be lowered: the op, where it stands, what to use instead."""
+
+from __future__ import annotations
+
+from torch.fx import Node
+
+from secure_quant.errors import UnsupportedModule
+from secure_quant.quantizer.capture import module_path
+
+__all__ = ["unsupported"]
+
+_HINTS = {
+    "embedding": "feed one-hot rows into nn.Linear, or embed at the client",
+    "lstm": "use 1-d convolutions or attention; recurrent cells are not lowered",
+    "gru": "use 1-d convolutions or attention; recurrent cells are not lowered",
+    "batch_norm": "put it after a convolution or linear layer so that it folds, and call eval()",
+    "instance_norm": "use BatchNorm2d, which folds into the convolution before it",
+    "group_norm": "use BatchNorm2d, which folds into the convolution before it",
+    "upsample": "use a strided transposed layout at training time, or resize at the client",
+    "conv_transpose": "resize at the client, then use Conv2d",
+    "conv3d": "use Conv2d on reshaped frames",
+    "max": "use amax(dim=-1)",
+    "where": "use an activation function such as relu or clamp",
+}
+
+
+def unsupported(node: Node, why: str | None = None, hint: str | None = None) -> UnsupportedModule:
+    """The error that names the op, where it stands, and what could be used instead."""
+    name = str(node.target).removeprefix("aten.").split(".")[0]
+    if hint is None:
+        hint = next((text for key, text in _HINTS.items() if key in name), None)
+    where = module_path(node) or "the model's own forward"
+    return UnsupportedModule(
+        f"{name} in {where}",
+        got=why or "an op without an integer lowering",
+        hint=hint or "docs/quantization.md lists the ops that can be used",
+    )

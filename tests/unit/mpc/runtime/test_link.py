@@ -1,0 +1,144 @@
+import asyncio
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from unit.mpc.runtime.wires import Pair, protocol
+
+from secure_quant.errors import DeadlineExceeded, MalformedMessage, PeerUnavailable
+from secure_quant.mpc.runtime.link import CHUNK, Job
+from secure_quant.wire import from_abort
+from secure_quant.wire.gen.party_link_pb2 import ExchangeRequest, LinkHello
+
+
+def run(work):
+    return asyncio.run(asyncio.wait_for(work, 20))
+
+
+@settings(deadline=None, max_examples=30)
+@given(st.lists(st.integers(1, 5000), max_size=8))
+def test_rounds_and_bytes_are_counted_exactly(sizes):
+    async def work():
+        async with Pair() as pair:
+            runs = (link.drive(protocol(i, sizes)) for i, link in enumerate(pair.links))
+            return await asyncio.gather(*runs)
+
+    for _, meter in run(work()):
+        assert (meter.rounds, meter.bytes_sent) == (len(sizes), sum(sizes))
+
+
+def test_two_large_sends_at_once_do_not_block_each_other():
+    """Each direction holds one frame; both parties send ten before either has read one."""
+    sizes = [10 * CHUNK + 17, 3, CHUNK, CHUNK + 1]
+
+    async def work():
+        async with Pair() as pair:
+            runs = (link.drive(protocol(i, sizes)) for i, link in enumerate(pair.links))
+            return await asyncio.gather(*runs)
+
+    first, second = run(work())
+    assert first[1].bytes_sent == second[1].bytes_sent == sum(sizes)
+
+
+@pytest.mark.parametrize("theirs", [9, 11, 3 * CHUNK])
+def test_a_payload_of_another_length_is_refused(theirs):
+    async def work():
+        async with Pair() as pair:
+            other = asyncio.ensure_future(pair.links[1].send(bytes(theirs)))
+            try:
+                await pair.links[0].send(bytes(10))
+                await asyncio.wait_for(pair.links[0].receive(10), 0.2)
+            finally:
+                other.cancel()
+
+    with pytest.raises((MalformedMessage, TimeoutError)) as caught:
+        run(work())
+    assert caught.type is (TimeoutError if theirs < 10 else MalformedMessage)
+
+
+def test_an_empty_payload_is_refused():
+    async def work():
+        async with Pair() as pair:
+            await pair.wires[1].write(ExchangeRequest(payload=b""))
+            await pair.pumps[0]
+
+    with pytest.raises(MalformedMessage, match="payload"):
+        run(work())
+
+
+def test_whoever_waits_learns_that_the_link_is_lost():
+    async def work():
+        async with Pair() as pair:
+            waiting = asyncio.ensure_future(pair.links[0].receive(10))
+            await asyncio.sleep(0)
+            await pair.wires[1].end()
+            with pytest.raises(PeerUnavailable, match="lost"):
+                await waiting
+            with pytest.raises(PeerUnavailable, match="lost"):
+                await pair.links[0].receive(10)
+            with pytest.raises(PeerUnavailable, match="closed"):
+                await pair.pumps[0]
+
+    run(work())
+
+
+def test_a_protocol_that_fails_is_closed():
+    closed = []
+
+    def failing():
+        try:
+            yield b"x"
+            raise MalformedMessage("mine")
+        finally:
+            closed.append(True)
+
+    async def work():
+        async with Pair() as pair:
+            await asyncio.gather(
+                pair.links[0].drive(failing()), pair.links[1].drive(protocol(1, [1]))
+            )
+
+    with pytest.raises((MalformedMessage, AssertionError)):
+        run(work())
+    assert closed == [True]
+
+
+def test_the_first_frame_must_be_a_greeting():
+    async def work():
+        pair = Pair()
+        await pair.wires[0].write(ExchangeRequest(payload=b"x"))
+        await pair.links[1].greeted()
+
+    with pytest.raises(MalformedMessage, match="first frame"):
+        run(work())
+
+
+def test_a_second_greeting_ends_the_link():
+    async def work():
+        async with Pair() as pair:
+            await pair.links[0].greet(LinkHello())
+            await pair.pumps[1]
+
+    with pytest.raises(MalformedMessage, match="frame"):
+        run(work())
+
+
+def test_offers_and_refusals_reach_their_handlers_between_rounds():
+    seen = []
+
+    async def work():
+        async with Pair() as pair:
+            first, second = pair.links
+            second.on_begin = lambda begin: seen.append(list(begin.request_ids))
+            first.on_decline = lambda abort: seen.append(from_abort(abort).what)
+            job = Job("m", (b"a" * 16,), (2,), 1.5)
+            runs = [link.drive(protocol(i, [5] * 20)) for i, link in enumerate(pair.links)]
+            await asyncio.gather(
+                *runs,
+                first.begin(job),
+                second.decline(DeadlineExceeded("no share"), job.request_ids),
+            )
+            await asyncio.sleep(0.01)
+
+    run(work())
+    assert sorted(map(str, seen)) == sorted([str([b"a" * 16]), "no share"])

@@ -1,0 +1,262 @@
+"""Two sessions of a lane inside one event loop, with a program whose answer is known."""
+
+import asyncio
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+from unit.mpc.runtime.wires import Pair
+
+from secure_quant.errors import (
+    DeadlineExceeded,
+    HashMismatch,
+    MalformedMessage,
+    MaterialExhausted,
+    ModelNotFound,
+    PeerUnavailable,
+    ShapeMismatch,
+)
+from secure_quant.mpc.protocol.material import Item
+from secure_quant.mpc.runtime.link import Job
+from secure_quant.mpc.runtime.session import LaneSession, check_hello, make_hello
+from secure_quant.mpc.runtime.stock import Stock
+from secure_quant.wire.gen.party_link_pb2 import ExchangeRequest, ExchangeResponse, LinkBegin
+
+MODEL = "m"
+SHAPE = (3,)
+
+
+class Program:
+    """Doubles the shares in four rounds, in each of which it sends the first byte of its seeds and
+    checks that the peer used the items of the same indices."""
+
+    def __init__(self, party: int) -> None:
+        self.party = party
+        self.graph = SimpleNamespace(input=SimpleNamespace(shape=SHAPE))
+        cost = SimpleNamespace(offline_bytes_party0=32, offline_bytes_party1=100)
+        self.plan = SimpleNamespace(cost=lambda _: cost, expanded_bytes=100, streamed=False)
+
+    def prepare(self, items, pace):
+        pace()
+        return [item.take()[0][:1] for item in items]
+
+    def run(self, share, ready):
+        assert len(ready) == len(share)
+        for _ in range(4):
+            message = b"".join(ready)
+            if (yield message) != message:
+                raise MalformedMessage("the parties used different material")
+        return share * np.uint64(2)
+
+
+class Dealer:
+    """Fills a stock once, then stays silent until it is told to fail."""
+
+    def __init__(self, stock: Stock, party: int, items: int) -> None:
+        for index in range(items):
+            stock.put(MODEL, index, Item(party, bytes([index]) * 32))
+        self.failed = asyncio.get_running_loop().create_future()
+
+    async def pump(self):
+        await self.failed
+
+
+class Desk:
+    def __init__(self) -> None:
+        self.shares, self.answers, self.errors = {}, {}, {}
+
+    async def fetch(self, job):
+        async with asyncio.timeout(job.wait_s):
+            while job.request_ids not in self.shares:
+                await asyncio.sleep(0.005)
+        share = self.shares[job.request_ids]
+        if isinstance(share, Exception):
+            raise share
+        return share
+
+    def deliver(self, job, answer):
+        self.answers[job.request_ids] = answer
+
+    def fail(self, job, error):
+        self.errors[job.request_ids] = error
+
+
+class Lane:
+    def __init__(self, items=30) -> None:
+        self.pair, self.desk = Pair(), Desk()
+        self.sessions, self.dealers, self.stocks = [], [], []
+        for party, link in enumerate(self.pair.links):
+            stock = Stock(party, {MODEL: (40, 0)})
+            dealer = Dealer(stock, party, items)
+            self.stocks.append(stock)
+            desk = self.desk if party else None
+            programs = {MODEL: Program(party)}
+            self.dealers.append(dealer)
+            self.sessions.append(LaneSession(party, programs, link, dealer, stock, desk=desk))
+
+    async def __aenter__(self):
+        self.runs = [asyncio.ensure_future(each.run()) for each in self.sessions]
+        return self
+
+    async def __aexit__(self, *_):
+        for run in self.runs:
+            run.cancel()
+        await asyncio.gather(*self.runs, return_exceptions=True)
+
+    async def rehearsed(self):
+        await asyncio.gather(*(each.ready.wait() for each in self.sessions))
+
+    async def infer(self, number, samples=1, wait_s=2.0):
+        return await self.sessions[0].infer(job(number, samples, wait_s), shares(samples))
+
+
+def job(number, samples=1, wait_s=2.0, model=MODEL):
+    return Job(model, (bytes([number]) * 16,), (samples,), wait_s)
+
+
+def shares(samples=1):
+    return np.arange(samples * 3, dtype=np.uint64)
+
+
+def run(work):
+    return asyncio.run(asyncio.wait_for(work, 20))
+
+
+def test_rehearses_and_answers_in_any_batch():
+    async def work():
+        async with Lane() as lane:
+            await lane.rehearsed()
+            for number, samples in enumerate((1, 3, 1, 8)):
+                lane.desk.shares[job(number).request_ids] = shares(samples)
+                answer = await lane.infer(number, samples)
+                expected = (shares(samples) * 2).reshape(samples, 3)
+                np.testing.assert_array_equal(answer.share, expected)
+                assert (answer.meter.rounds, answer.meter.bytes_sent) == (4, 4 * samples)
+                assert answer.offline_bytes == 32 * samples
+                await asyncio.sleep(0.01)
+                theirs = lane.desk.answers[job(number).request_ids]
+                np.testing.assert_array_equal(theirs.share, expected)
+                assert theirs.offline_bytes == 100 * samples
+
+    run(work())
+
+
+def test_an_offer_without_a_share_holds_up_nobody():
+    async def work():
+        async with Lane() as lane:
+            await lane.rehearsed()
+            lonely = asyncio.ensure_future(lane.infer(1, wait_s=0.5))
+            await asyncio.sleep(0.01)
+            for number in range(2, 8):
+                lane.desk.shares[job(number).request_ids] = shares()
+                await asyncio.wait_for(lane.infer(number), 0.4)
+            assert not lonely.done()
+            lane.desk.shares[job(1).request_ids] = DeadlineExceeded("no share")
+            with pytest.raises(DeadlineExceeded, match="no share"):
+                await lonely
+            assert lane.sessions[0].ready.is_set()
+
+    run(work())
+
+
+def test_a_share_of_the_wrong_length_costs_its_own_request_alone():
+    async def work():
+        async with Lane() as lane:
+            await lane.rehearsed()
+            lane.desk.shares[job(1).request_ids] = shares(2)
+            with pytest.raises(ShapeMismatch, match="6 elements"):
+                await lane.infer(1)
+            assert isinstance(lane.desk.errors[job(1).request_ids], ShapeMismatch)
+            with pytest.raises(ShapeMismatch):
+                await lane.sessions[0].infer(job(2), shares(2))
+            with pytest.raises(ModelNotFound):
+                await lane.sessions[0].infer(job(2, model="x"), shares())
+            lane.desk.shares[job(3).request_ids] = shares()
+            await lane.infer(3)
+
+    run(work())
+
+
+@pytest.mark.parametrize("which", ["link", "dealer 0", "dealer 1"])
+def test_whatever_breaks_fails_every_request_and_ends_both_sessions(which):
+    async def work():
+        async with Lane() as lane:
+            await lane.rehearsed()
+            waiting = asyncio.ensure_future(lane.infer(1, wait_s=10))
+            await asyncio.sleep(0.02)
+            if which == "link":
+                for wire in lane.pair.wires:
+                    await wire.end()
+            else:
+                lane.dealers[int(which[-1])].failed.set_exception(PeerUnavailable("dealer"))
+                side = int(which[-1])
+                with pytest.raises(PeerUnavailable, match="dealer"):
+                    await lane.runs[side]
+                await lane.pair.wires[side].end()
+            for session in lane.runs:
+                with pytest.raises(PeerUnavailable):
+                    await session
+            with pytest.raises(PeerUnavailable):
+                await waiting
+            assert not any(each.ready.is_set() for each in lane.sessions)
+            assert all(each.held(MODEL) == 0 for each in lane.stocks)
+
+    run(work())
+
+
+def test_material_that_ran_out_costs_the_request_not_the_session():
+    async def work():
+        async with Lane(items=8) as lane:
+            await lane.rehearsed()
+            lane.desk.shares[job(1).request_ids] = shares(20)
+            with pytest.raises(MaterialExhausted, match="material"):
+                await lane.infer(1, samples=20, wait_s=0.2)
+            assert isinstance(lane.desk.errors[job(1).request_ids], MaterialExhausted)
+            lane.desk.shares[job(2).request_ids] = shares()
+            await lane.infer(2)
+
+    run(work())
+
+
+def test_party_1_cannot_make_party_0_run_what_it_did_not_offer():
+    async def work():
+        async with Lane() as lane:
+            await lane.rehearsed()
+            begin = LinkBegin(model_hash=MODEL, request_ids=[b"x" * 16], batches=[1], first_item=2)
+            await lane.pair.wires[1].write(ExchangeResponse(begin=begin))
+            await lane.runs[0]
+
+    with pytest.raises(MalformedMessage, match="offer"):
+        run(work())
+
+
+@pytest.mark.parametrize("batches", [[], [0], [1, 1], [2**31]])
+def test_party_1_declines_an_offer_that_makes_no_sense(batches):
+    async def work():
+        async with Lane() as lane:
+            await lane.rehearsed()
+            ids = (b"x" * 16,)
+            lane.desk.shares[ids] = shares()
+            declined = []
+            lane.pair.links[0].on_decline = declined.append
+            begin = LinkBegin(model_hash=MODEL, request_ids=ids, batches=batches, wait_ms=1000)
+            await lane.pair.wires[0].write(ExchangeRequest(begin=begin))
+            await asyncio.sleep(0.05)
+            assert [list(each.request_ids) for each in declined] == [list(ids)]
+
+    run(work())
+
+
+def test_greetings_must_agree():
+    programs = {MODEL: Program(0)}
+    check_hello(make_hello(b"i" * 16, 2, programs), 2, programs)
+    with pytest.raises(MalformedMessage, match="lane"):
+        check_hello(make_hello(b"i" * 16, 1, programs), 2, programs)
+    with pytest.raises(MalformedMessage, match="session id"):
+        check_hello(make_hello(b"i" * 15, 2, programs), 2, programs)
+    with pytest.raises(HashMismatch, match="different models"):
+        check_hello(make_hello(b"i" * 16, 2, {"other": Program(0)}), 2, programs)
+    other = make_hello(b"i" * 16, 2, programs)
+    other.protocol += 1
+    with pytest.raises(MalformedMessage, match="protocol"):
+        check_hello(other, 2, programs)
