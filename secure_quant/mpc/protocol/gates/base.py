@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from secure_quant.errors import MalformedMessage
-from secure_quant.mpc.kernels import bits as compiled
+from secure_quant.mpc.kernels import batched
 from secure_quant.mpc.protocol.cost import packed_bytes
 from secure_quant.mpc.protocol.ring import Ring, reduce
 
@@ -129,14 +129,13 @@ def opening(values: Ring, bits: int, *, xor: bool = False) -> Generator[bytes, b
     if len(peer) != got:
         raise MalformedMessage("bytes of a payload", got=len(peer), expected=got)
     words.view(np.uint8)[:got] = np.frombuffer(peer, np.uint8)
-    (compiled.xor_opened if xor else compiled.add_opened)(words, bits, flat)
+    batched.unpack(words, bits, flat, xor=xor)
     return flat.reshape(values.shape)
 
 
 def packed(flat: Ring, bits: int) -> bytes:
     """Elements below 2^bits end to end."""
-    words = np.zeros((flat.size * bits + 63) // 64, np.uint64)
-    compiled.pack(flat, bits, words)
+    words = batched.pack(flat, bits)
     return words.view(np.uint8)[: packed_bytes(flat.size, bits)].tobytes()
 
 

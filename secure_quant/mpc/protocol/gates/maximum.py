@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from secure_quant.ir import ops
-from secure_quant.mpc.kernels import maxima
+from secure_quant.mpc.kernels import batched, maxima
 from secure_quant.mpc.protocol.cost import words
 from secure_quant.mpc.protocol.gates.base import Dealing, Gate, Side, Wire, opening
 from secure_quant.mpc.protocol.ring import Ring, reduce
@@ -182,20 +182,14 @@ class MaximumGate(Gate):
     ) -> Generator[bytes, bytes, Ring]:
         """values, own: [batch, maxima · arity] -> the masked maxima, [batch, maxima]."""
         _, arity, count, free, tables, products = part
-        bits = np.empty((side.batch, count), np.uint64)
-        for i in range(side.batch):
-            maxima.compare(
-                values[i], side.dealt[i], side.free[i, free : free + count], arity, self.width,
-                tables, bits[i],
-            )  # fmt: skip
+        bits = batched.compare(
+            values, side.dealt, side.free[:, free : free + count], arity, self.width, tables
+        )
         opened = yield from opening(bits, maxima.pairs(arity), xor=True)
-        made = np.empty_like(bits)
-        for i in range(side.batch):
-            maxima.SELECT[arity](
-                opened[i], values[i], own[i], side.dealt[i],
-                side.free[i, free + count : free + 2 * count], side.party, self.width, self.bits,
-                products, made[i],
-            )  # fmt: skip
+        made = batched.select(
+            opened, values, own, side.dealt, side.free[:, free + count : free + 2 * count],
+            side.party, arity, self.width, self.bits, products,
+        )  # fmt: skip
         return (yield from opening(made, self.bits))
 
 

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from secure_quant.mpc.kernels import lookups
+from secure_quant.mpc.kernels import batched, lookups
 from secure_quant.mpc.kernels.bits import plane_table
 from secure_quant.mpc.protocol.cost import words
 from secure_quant.mpc.protocol.gates.base import Dealing, Gate, Side, Wire, opening
@@ -125,47 +125,19 @@ class RequantizeGate(Gate):
         made = yield from opening(lifted, self.bits)
         return Wire(made.reshape(side.batch, *self.shape), mask)
 
-    def _open(self, side: Side, c: Ring, free: Ring, high: Ring) -> Ring:
-        made = np.empty_like(c)
-        planes, windows = self.planes
-        for i in range(side.batch):
-            dealt = side.dealt[i]
-            if self.look.variant == "V3":
-                lookups.open_v3(
-                    c[i], dealt, free[i], self.constants, self.places, planes, windows, made[i]
-                )
-            else:
-                lookups.open_v4(
-                    c[i], dealt, free[i], self.constants, self.places, self.digits, planes,
-                    windows, high[i], made[i],
-                )  # fmt: skip
-        return made
-
     def _v4(self, side: Side, c: Ring, free: Ring, masks: Ring) -> Generator[bytes, bytes, Ring]:
-        look, high = self.look, np.zeros_like(c)
-        number = self._open(side, c, free, high)
+        look, fixed = self.look, (self.constants, self.places)
+        number, high = batched.open_v4(c, side.dealt, free, *fixed, self.digits, *self.planes)
         if look.opened_bits:
             opened = yield from opening(number, look.opened_bits, xor=True)
-            number = np.empty_like(c)
-            for i in range(side.batch):
-                lookups.select_v4(
-                    opened[i], side.dealt[i], free[i], high[i], look.borrow.kappa, side.party,
-                    self.constants, self.places, number[i],
-                )  # fmt: skip
-        opened = yield from opening(number, look.out_bits, xor=True)
-        made = np.empty_like(c)
-        for i in range(side.batch):
-            lookups.lift(
-                opened[i], side.dealt[i], masks[i], side.party, self.constants, self.places, made[i]
+            number = batched.select_v4(
+                opened, side.dealt, free, high, look.borrow.kappa, side.party, *fixed
             )
-        return made
+        opened = yield from opening(number, look.out_bits, xor=True)
+        return batched.lift_v4(opened, side.dealt, masks, side.party, *fixed)
 
     def _v3(self, side: Side, c: Ring, free: Ring, masks: Ring) -> Generator[bytes, bytes, Ring]:
-        opened = self._open(side, c, free, np.zeros_like(c))
-        opened = yield from opening(opened, self.look.opened_bits, xor=True)
-        made = np.empty_like(c)
-        for i in range(side.batch):
-            lookups.lift_v3(
-                opened[i], side.dealt[i], masks[i], side.party, self.constants, self.places, made[i]
-            )
-        return made
+        fixed = (self.constants, self.places)
+        number = batched.open_v3(c, side.dealt, free, *fixed, *self.planes)
+        opened = yield from opening(number, self.look.opened_bits, xor=True)
+        return batched.lift_v3(opened, side.dealt, masks, side.party, *fixed)

@@ -1,0 +1,115 @@
+"""The kernels as gates call them: a whole batch a call.
+
+This is the border behind which another backend could stand: arrays [batch, elements] of uint64,
+one vector of dealt words per sample, public constants, and new arrays back. Nothing else of this
+package is called by gates, but for the dealer's loops, which deal one sample at a time.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from secure_quant.mpc.kernels import bits, lookups, maxima
+
+__all__ = [
+    "compare", "lift_v3", "lift_v4", "open_v3", "open_v4", "pack", "select", "select_v4", "unpack",
+]  # fmt: skip
+
+Words = NDArray[np.uint64]
+Ints = NDArray[np.int64]
+
+
+def pack(values: Words, width: int) -> Words:
+    """uint64[n] below 2^width -> words that hold them end to end, lowest bit first."""
+    words = np.zeros((values.size * width + 63) // 64, np.uint64)
+    bits.pack(values, width, words)
+    return words
+
+
+def unpack(words: Words, width: int, onto: Words, *, xor: bool) -> None:
+    """Adds (mod 2^width) or XORs the elements of ``words`` onto uint64[n], in place."""
+    (bits.xor_opened if xor else bits.add_opened)(words, width, onto)
+
+
+def open_v3(
+    c: Words, dealt: Sequence[Words], free: Words, constants: Ints, places: Ints,
+    planes: Words, windows: Words,
+) -> Words:  # fmt: skip
+    """Own share of every looked-up number, masked: uint64[batch, n]."""
+    made = np.empty_like(c)
+    for i, words in enumerate(dealt):
+        lookups.open_v3(c[i], words, free[i], constants, places, planes, windows, made[i])
+    return made
+
+
+def lift_v3(
+    opened: Words, dealt: Sequence[Words], masks: Words, party: int, constants: Ints, places: Ints
+) -> Words:
+    """Own share of the masked result: uint64[batch, n]."""
+    made = np.empty_like(opened)
+    for i, words in enumerate(dealt):
+        lookups.lift_v3(opened[i], words, masks[i], party, constants, places, made[i])
+    return made
+
+
+def open_v4(
+    c: Words, dealt: Sequence[Words], free: Words, constants: Ints, places: Ints, digits: Ints,
+    planes: Words, windows: Words,
+) -> tuple[Words, Words]:  # fmt: skip
+    """(own share of every looked-up number, masked; own share of [above the table]), each
+    uint64[batch, n]."""
+    made, high = np.empty_like(c), np.zeros_like(c)
+    for i, words in enumerate(dealt):
+        lookups.open_v4(
+            c[i], words, free[i], constants, places, digits, planes, windows, high[i], made[i]
+        )
+    return made, high
+
+
+def select_v4(
+    opened: Words, dealt: Sequence[Words], free: Words, high: Words, kappa: Words, party: int,
+    constants: Ints, places: Ints,
+) -> Words:  # fmt: skip
+    """Own share of the number chosen by the borrow: uint64[batch, n]."""
+    made = np.empty_like(opened)
+    for i, words in enumerate(dealt):
+        lookups.select_v4(
+            opened[i], words, free[i], high[i], kappa, party, constants, places, made[i]
+        )
+    return made
+
+
+def lift_v4(
+    opened: Words, dealt: Sequence[Words], masks: Words, party: int, constants: Ints, places: Ints
+) -> Words:
+    """Own share of the masked result: uint64[batch, n]."""
+    made = np.empty_like(opened)
+    for i, words in enumerate(dealt):
+        lookups.lift(opened[i], words, masks[i], party, constants, places, made[i])
+    return made
+
+
+def compare(
+    values: Words, dealt: Sequence[Words], free: Words, arity: int, width: int, tables: int
+) -> Words:
+    """values [batch, maxima · arity] -> own share of every comparison, masked: [batch, maxima]."""
+    made = np.empty((len(values), free.shape[1]), np.uint64)
+    for i, words in enumerate(dealt):
+        maxima.compare(values[i], words, free[i], arity, width, tables, made[i])
+    return made
+
+
+def select(
+    opened: Words, values: Words, own: Words, dealt: Sequence[Words], free: Words, party: int,
+    arity: int, width: int, ring: int, products: int,
+) -> Words:  # fmt: skip
+    """Own share of the masked maxima: uint64[batch, maxima]."""
+    made = np.empty_like(opened)
+    for i, words in enumerate(dealt):
+        maxima.SELECT[arity](
+            opened[i], values[i], own[i], words, free[i], party, width, ring, products, made[i]
+        )
+    return made
