@@ -18,12 +18,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from secure_quant.errors import MalformedMessage
-from secure_quant.he.codec import pack, packed_size, unpack, width_of
 from secure_quant.he.parameters import Parameters
-from secure_quant.he.plan import MAX_BATCH, Call, HePlan, Layout
+from secure_quant.he.plan import MAX_BATCH, HePlan, Layout
 from secure_quant.he.products import Factors
 from secure_quant.he.ring import Ring, ring
 from secure_quant.he.sampling import Sampler, Uniform, fresh
+from secure_quant.he.wire import Call
 from secure_quant.ir import Graph
 
 __all__ = ["STOCK_MEMORY", "Evaluator"]
@@ -105,28 +105,23 @@ class Evaluator:
         range; nothing is allocated for a request whose length is wrong.
         """
         call = self._checked(step, batch)
-        data = memoryview(ciphertexts).cast("B")
-        if len(data) != sum(call.request_sizes):
-            raise MalformedMessage(
-                "ciphertexts", got=f"{len(data)} bytes", expected=f"{sum(call.request_sizes)}"
-            )
         field = ring(call.ring)
+        request = _Request(call, field, memoryview(ciphertexts).cast("B"))
         weights = self._prepared(step, batch, field)
         blinds = self._take(step, batch)
-        request = _Request(call, field, data)
         answer = _answer if len(call.ring.primes) == 1 else _answer_rescaled
-        packing, prime, scaling = call.packing, call.ring.prime, call.scaling
+        packing, prime = call.packing, call.ring.prime
         c1: list[bytes] = []
         wanted: list[U64] = []
         for cells in _blocks(call):
             blind = next(blinds, None) or _blind(call, field, len(cells) * packing.n_out)
             products = _products(call, field, weights, request, cells, blind)
             masks, results = answer(call, field, products, blind)
-            c1.append(pack(masks, prime, scaling.drop_c1).tobytes())
+            c1.append(call.response_c1(masks))
             wanted.append(results)
         c0 = packing.output(np.concatenate(wanted)) + weights.bias[:, :, None, None]
         c0 = np.minimum(c0, c0 - np.uint64(prime))  # a difference below zero wraps to huge
-        return b"".join([*c1, pack(c0.reshape(1, -1), prime, scaling.drop_c0).tobytes()])
+        return b"".join([*c1, call.response_c0(c0)])
 
     def prepare(self, step: int, batch: int) -> bool:
         """Make weights ready and one blind ahead of demand. False if there is enough of that kind,
@@ -216,43 +211,26 @@ def _row(entries: list[tuple[int, U64]], field: Ring) -> _Row:
 
 
 class _Request:
-    """A request of the right length, read in order. Raises MalformedMessage as it is read."""
+    """A request's ciphertexts, transformed as they are read. Raises MalformedMessage as it is made
+    and as it is read."""
 
     def __init__(self, call: Call, field: Ring, data: memoryview) -> None:
-        self._field, self._packing, self._drop = field, call.packing, call.scaling.drop_up
-        octets = np.frombuffer(data, np.uint8)
-        seed, key, spare, carried = np.split(octets, np.cumsum(call.request_sizes)[:-1])
-        self._uniform = Uniform(seed.tobytes(), field.primes, field.degree)
-        self._spare = spare.reshape(call.ciphertexts_up, -1)
-        self._carried = carried.reshape(call.ciphertexts_up, -1)
+        self._field, self._packing = field, call.packing
+        self._reader = call.read_request(data)
+        self._uniform = Uniform(self._reader.seed, field.primes, field.degree)
         self._key = np.zeros((1, len(field.primes), field.degree), np.uint64)
         # With two primes the key is a multiple of the second: its residues there are the zeros.
-        self._key[:, 0] = unpack(key[None], field.degree, field.primes[0], call.scaling.drop_key)
+        self._key[0, 0] = self._reader.key()
         self.key: Factors | None = None
 
     def take(self, count: int) -> tuple[Factors, Factors]:
         """The public key, and the next ``count`` ciphertexts, transformed: [n, 2, ...]."""
-        carried, self._carried = self._carried[:count], self._carried[count:]
-        spare, self._spare = self._spare[:count], self._spare[count:]
-        c0 = self._packing.unite(
-            self._residues(carried, self._packing.carried),
-            self._residues(spare, self._packing.spare),
-        )
+        c0 = self._packing.unite(*self._reader.take(count))
         if self.key is not None:
             return self.key, self._transformed(c0)
         both = self._transformed(np.concatenate([self._key, c0]))
         self.key = both[:1]
         return self.key, both[1:]
-
-    def _residues(self, octets: NDArray[np.uint8], count: int) -> U64:
-        """uint8[n, size] -> uint64[n, primes, count]."""
-        primes = self._field.primes
-        sizes = [packed_size(count, width_of(prime, self._drop)) for prime in primes]
-        parts = np.split(octets, np.cumsum(sizes)[:-1], axis=1)
-        made = np.empty((len(octets), len(primes), count), np.uint64)
-        for i, (part, prime) in enumerate(zip(parts, primes, strict=True)):
-            made[:, i] = unpack(part, count, prime, self._drop)
-        return made
 
     def _transformed(self, c0: U64) -> Factors:
         """With c1 expanded from the seed."""

@@ -24,13 +24,11 @@ from secure_quant.he.search import (
     MAX_WEIGHT_BYTES,
     Objective,
     layer_of,
-    request_size,
-    response_size,
     search,
 )
+from secure_quant.he.wire import Call, HeCost
 from secure_quant.ir import Graph
 from secure_quant.ir.ops import Conv2d, Linear
-from secure_quant.keystream import SEED_BYTES
 
 __all__ = ["MAX_BATCH", "Call", "HeCost", "HePlan", "Layout", "Step", "plan"]
 
@@ -45,25 +43,6 @@ T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True)
-class HeCost:
-    """Exact cost of one inference. Ciphertexts are those of activations and results; the bytes
-    also count seeds and public keys: everything but the framing of the transport."""
-
-    ciphertexts_up: int
-    ciphertexts_down: int
-    bytes_up: int
-    bytes_down: int
-
-    def __add__(self, other: HeCost) -> HeCost:
-        return HeCost(
-            self.ciphertexts_up + other.ciphertexts_up,
-            self.ciphertexts_down + other.ciphertexts_down,
-            self.bytes_up + other.bytes_up,
-            self.bytes_down + other.bytes_down,
-        )
-
-
-@dataclass(frozen=True, slots=True)
 class Layout:
     """How a step is packed and scaled for batches of ``batch`` samples and more."""
 
@@ -71,41 +50,6 @@ class Layout:
     ring: Parameters
     tile: Tile
     scaling: Scaling
-
-
-@dataclass(frozen=True)
-class Call:
-    """One call for one batch: all that both ends must agree on."""
-
-    packing: Packing
-    ring: Parameters
-    scaling: Scaling
-
-    @cached_property
-    def ciphertexts_up(self) -> int:
-        return self.packing.cells * self.packing.n_in
-
-    @cached_property
-    def ciphertexts_down(self) -> int:
-        return self.packing.cells * self.packing.n_out
-
-    @cached_property
-    def request_sizes(self) -> tuple[int, int, int, int]:
-        """Bytes of the seed, the public key, and of what carries no input and what does in the
-        ciphertexts' c0."""
-        return (SEED_BYTES, *request_size(self.packing, self.ring, self.scaling))
-
-    @cached_property
-    def response_sizes(self) -> tuple[int, int]:
-        """Bytes of c1 and of the wanted coefficients of c0."""
-        return response_size(self.packing, self.ring, self.scaling)
-
-    @property
-    def cost(self) -> HeCost:
-        return HeCost(
-            self.ciphertexts_up, self.ciphertexts_down,
-            sum(self.request_sizes), sum(self.response_sizes),
-        )  # fmt: skip
 
 
 @dataclass(frozen=True)

@@ -13,19 +13,17 @@ import numpy as np
 from numpy.typing import NDArray
 
 from secure_quant.errors import OpNotSupported
-from secure_quant.he.codec import packed_size, width_of
 from secure_quant.he.geometry import Geometry
 from secure_quant.he.noise import Layer, Scaling, choose
 from secure_quant.he.packing import Packing, Tile
 from secure_quant.he.parameters import TIERS, Parameters, Tier
+from secure_quant.he.wire import Call
 
 __all__ = [
     "MAX_BATCH",
     "MAX_WEIGHT_BYTES",
     "Objective",
     "layer_of",
-    "request_size",
-    "response_size",
     "search",
 ]
 
@@ -48,24 +46,6 @@ def layer_of(geometry: Geometry, tile: Tile) -> Layer:
     """What the noise bound needs of a layer under a tile, for any batch up to MAX_BATCH."""
     rows = min(tile.cout, tile.merge * geometry.cout)
     return Layer(geometry.outputs * MAX_BATCH, geometry.bound, geometry.row_l1, rows)
-
-
-def request_size(packing: Packing, ring: Parameters, scaling: Scaling) -> tuple[int, int, int]:
-    """(bytes of the public key, of what carries no input in all c0, of what does) in a request."""
-    key = packed_size(ring.degree, width_of(ring.prime, scaling.drop_key))
-    spare, carried = (
-        sum(packed_size(count, width_of(prime, scaling.drop_up)) for prime in ring.primes)
-        for count in (packing.spare, packing.carried)
-    )
-    ciphertexts = packing.cells * packing.n_in
-    return key, ciphertexts * spare, ciphertexts * carried
-
-
-def response_size(packing: Packing, ring: Parameters, scaling: Scaling) -> tuple[int, int]:
-    """(bytes of all c1, bytes of the wanted coefficients of c0) in a response."""
-    c1 = packed_size(ring.degree, width_of(ring.prime, scaling.drop_c1))
-    c0 = packed_size(packing.outputs, width_of(ring.prime, scaling.drop_c0))
-    return packing.cells * packing.n_out * c1, c0
 
 
 def search(
@@ -101,7 +81,8 @@ def search(
 def _cost(packing: Packing, ring: Parameters, scaling: Scaling, objective: Objective) -> int:
     n_in, n_out, cells = packing.n_in, packing.n_out, packing.cells
     work = cells * (n_in * _UP + n_out * _DOWN + n_in * n_out * _PRODUCT)
-    sent = sum(request_size(packing, ring, scaling)) + sum(response_size(packing, ring, scaling))
+    cost = Call(packing, ring, scaling).cost
+    sent = cost.bytes_up + cost.bytes_down
     return work * ring.degree * len(ring.primes) + sent * _PER_BYTE[objective]
 
 

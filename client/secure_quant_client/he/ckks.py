@@ -16,12 +16,12 @@ from functools import lru_cache
 import numpy as np
 from numpy.typing import NDArray
 
-from secure_quant.errors import DtypeMismatch, MalformedMessage, ShapeMismatch, ValueOutOfRange
-from secure_quant.he.codec import pack, unpack
+from secure_quant.errors import DtypeMismatch, ShapeMismatch, ValueOutOfRange
 from secure_quant.he.parameters import Parameters
-from secure_quant.he.plan import Call, HePlan
+from secure_quant.he.plan import HePlan
 from secure_quant.he.ring import ring
 from secure_quant.he.sampling import Uniform, fresh
+from secure_quant.he.wire import Call
 from secure_quant.ir import Graph
 from secure_quant.keystream import SEED_BYTES
 from secure_quant_client.he.ckks_key import SecretKey
@@ -77,7 +77,7 @@ class CkksKeys:
         message = call.packing.input(geometry.arrange(x))
         table = _scaled(call.ring, call.scaling.unit, geometry.magnitude)
         c0 = field.add(pad.c0, table[:, message + geometry.magnitude].swapaxes(0, 1))
-        return pad.head + _packed(call, c0)
+        return pad.head + call.request_tail(c0)
 
     def decrypt(self, step: int, batch: int, response: bytes) -> Int:
         """Response -> exact accumulators with bias, int64[batch, *output shape].
@@ -92,16 +92,8 @@ class CkksKeys:
 
     def _raw(self, call: Call, response: bytes) -> Int:
         """Accumulators times the unit plus their error, centred. Secret: it never leaves."""
-        size, last = call.response_sizes
-        if len(response) != size + last:
-            raise MalformedMessage(
-                "response", got=f"{len(response)} bytes", expected=f"{size + last}"
-            )
-        octets, prime, scaling = np.frombuffer(response, np.uint8), call.ring.prime, call.scaling
-        packing = call.packing
-        c1 = octets[:size].reshape(call.ciphertexts_down, -1)
-        own = packing.output(self._key(call.ring).times(call, c1))
-        c0 = unpack(octets[None, size:], packing.outputs, prime, scaling.drop_c0)
+        c1, c0 = call.read_response(response)
+        own, prime = call.packing.output(self._key(call.ring).times(call, c1)), call.ring.prime
         raw = c0.reshape(own.shape) + own
         raw = np.minimum(raw, raw - np.uint64(prime)).astype(np.int64)
         centred: Int = np.where(raw > prime // 2, raw - prime, raw)
@@ -141,25 +133,19 @@ class CkksKeys:
             errors[1:] -= random.bits(errors[1:].shape)
         c0 = field.add(field.moduli - product, field.residues(errors))
         carried, spare = call.packing.divide(c0[1:])
-        return _Pad(seed + _public_key(call, c0[0]) + _packed(call, spare), carried)
+        return _Pad(call.request_head(seed, _public_key(call, c0[0]), spare), carried)
 
 
-def _packed(call: Call, c0: U64) -> bytes:
-    """Residues uint64[ciphertexts, primes, n] as the request holds them."""
-    drop = call.scaling.drop_up
-    parts = [pack(c0[:, i], prime, drop) for i, prime in enumerate(call.ring.primes)]
-    return np.concatenate(parts, axis=1).tobytes()
-
-
-def _public_key(call: Call, p0: U64) -> bytes:
-    """p0 [primes, degree] rounded: to its upper bits, or to a multiple of the second prime."""
-    if len(call.ring.primes) == 1:
-        return pack(p0[:1], call.ring.prime, call.scaling.drop_key).tobytes()
-    q, p = call.ring.primes
-    low = p0[1].astype(np.int64)
-    low = np.where(low > p // 2, low - p, low)
-    high = (p0[:1].astype(np.int64) - low) % q
-    return pack(high.astype(np.uint64), q, 0).tobytes()
+def _public_key(call: Call, p0: U64) -> U64:
+    """p0 [primes, degree] as the request takes it: with two primes rounded to a multiple of the
+    second, modulo the first."""
+    kept: U64 = p0[0]
+    if len(call.ring.primes) == 2:
+        q, p = call.ring.primes
+        low = p0[1].astype(np.int64)
+        low = np.where(low > p // 2, low - p, low)
+        kept = ((kept.astype(np.int64) - low) % q).astype(np.uint64)
+    return kept
 
 
 @lru_cache(maxsize=64)

@@ -9,11 +9,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from secure_quant.he.codec import unpack, width_of
 from secure_quant.he.packing import Packing
 from secure_quant.he.parameters import Parameters
-from secure_quant.he.plan import Call
 from secure_quant.he.ring import ring
+from secure_quant.he.wire import Call
 
 __all__ = ["SecretKey"]
 
@@ -50,13 +49,11 @@ class SecretKey:
         behind = np.concatenate([-signed[1:], signed])
         return cls(parameters, request, response, behind[::-1].astype(np.float64))
 
-    def times(self, call: Call, octets: NDArray[np.uint8]) -> U64:
-        """c1·s at the wanted places, residues [n, rows, cout, tile height, tile width], of records
-        uint8[n, size] of c1. Raises MalformedMessage for a value out of range."""
-        drop, packing = call.scaling.drop_c1, call.packing
-        c1 = unpack(octets, self.turned.size // 2 + 1, call.ring.prime, drop)
-        start = _consecutive(packing)
-        bits = width_of(call.ring.prime, drop) - 1 + packing.degree.bit_length() - 1
+    def times(self, call: Call, c1: U64) -> U64:
+        """c1·s at the wanted places, residues [n, rows, cout, tile height, tile width], of c1
+        uint64[n, degree], which may be overwritten."""
+        packing, start = call.packing, _consecutive(call.packing)
+        bits = call.c1_bits - 1 + packing.degree.bit_length() - 1
         if start is not None and bits <= 53:
             return self._summed(c1, call, start)
         field = ring(_response_ring(self.parameters))
@@ -73,7 +70,7 @@ class SecretKey:
         degree, drop = call.packing.degree, call.scaling.drop_c1
         products = ring(_response_ring(self.parameters)).products
         count = int(np.prod(call.packing.wanted_shape))
-        middle = 1 << (width_of(call.ring.prime, drop) - 1)
+        middle = 1 << (call.c1_bits - 1)
         small = (c1 >> np.uint64(drop)).astype(np.int64) - middle
         # Row m holds s, negated where it wraps around, as coefficient start + m of c1·s sees it.
         first = self.turned[degree - 1 - start :]

@@ -11,7 +11,7 @@ import pytest
 from unit.he.models import linear
 
 from secure_quant.errors import DtypeMismatch, MalformedMessage, ShapeMismatch, ValueOutOfRange
-from secure_quant.he.codec import pack
+from secure_quant.he.codec import pack, unpack
 from secure_quant.he.evaluate import Evaluator
 from secure_quant.he.plan import plan
 from secure_quant.he.ring import ring
@@ -117,19 +117,21 @@ def test_few_coefficients_are_summed_as_the_transform_does(
     rng = np.random.default_rng(3)
     c1 = rng.integers(0, prime, (call.ciphertexts_down, call.ring.degree), dtype=np.uint64)
     c1[0, :40] = prime - 1  # the topmost step, whose middle may lie beyond the prime
-    octets = pack(c1, prime, drop)
-    summed = key.times(call, octets).astype(object)
+
+    def received() -> np.ndarray:
+        return unpack(pack(c1, prime, drop), call.ring.degree, prime, drop)
+
+    summed = key.times(call, received()).astype(object)
     monkeypatch.setattr(ckks_key, "_consecutive", lambda _: None)
-    transformed = key.times(call, octets).astype(object)
+    transformed = key.times(call, received()).astype(object)
     difference = (summed - transformed) % prime
     difference = np.minimum(difference, prime - difference)
     assert summed.max() < prime
     assert difference.max() <= 40 * 2**drop  # of the topmost step alone
     c1[0, :40] = 0
-    octets = pack(c1, prime, drop)
-    transformed = key.times(call, octets)
+    transformed = key.times(call, received())
     monkeypatch.undo()
-    assert np.array_equal(key.times(call, octets), transformed)
+    assert np.array_equal(key.times(call, received()), transformed)
 
 
 def test_a_key_is_ternary_and_the_same_in_all_its_forms() -> None:
