@@ -22,7 +22,7 @@ from secure_quant.wire.gen.party_link_pb2 import LinkAbort, LinkBegin, LinkHello
 
 __all__ = ["CHUNK", "PROTOCOL", "Job", "Meter", "PartyLink"]
 
-PROTOCOL = 1
+PROTOCOL = 2
 CHUNK = 2**20
 """Longest payload in one message; the largest that does not need raised gRPC limits is 4 MiB."""
 
@@ -38,12 +38,14 @@ class Job:
 
     request_ids  the clients' calls it serves, none for a rehearsal; batches: samples of each.
     wait_s       how long party 1 may wait for the clients' shares.
+    callers      who made each request; the two parties must agree.
     """
 
     model_hash: str
     request_ids: tuple[bytes, ...]
     batches: tuple[int, ...]
     wait_s: float = 0.0
+    callers: tuple[str, ...] = ()
 
     @property
     def samples(self) -> int:
@@ -102,6 +104,7 @@ class PartyLink:
             batches=job.batches,
             first_item=first_item,
             wait_ms=int(job.wait_s * 1000),
+            callers=job.callers,
         )
         await self._send(self._kind(begin=message))
 

@@ -12,6 +12,7 @@ waits on its own and holds up nobody.
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import Callable, Coroutine, Mapping
 from contextlib import aclosing
 from dataclasses import dataclass
@@ -23,6 +24,7 @@ from numpy.typing import NDArray
 
 from secure_quant.errors import (
     HashMismatch,
+    InternalError,
     MalformedMessage,
     ModelNotFound,
     PeerUnavailable,
@@ -105,8 +107,12 @@ class LaneSession:
         border: Border = lambda share: share,
         desk: Desk | None = None,
         options: LaneOptions | None = None,
+        unforeseen: Callable[[Exception], None] | None = None,
     ) -> None:
+        """unforeseen: told of an exception that no one foresaw and that declined one job; by
+        default its type is logged."""
         self._party, self._programs = party, programs
+        self._unforeseen = unforeseen or _log_type
         self._link, self._dealer = link, dealer
         self._border, self._desk = border, desk
         self._offers: dict[tuple[bytes, ...], _Task] = {}
@@ -157,7 +163,7 @@ class LaneSession:
         self._offers[job.request_ids] = task
         try:
             await self._link.begin(job)
-        except SecureQuantError:
+        except BaseException:
             self._offers.pop(job.request_ids, None)
             raise
         if task.done is None:
@@ -190,21 +196,26 @@ class LaneSession:
     def _offered(self, begin: LinkBegin) -> None:
         """Party 1: look for the share and the material on a task of its own."""
         wait_s = min(begin.wait_ms / 1000, 3600.0)
-        job = Job(begin.model_hash, tuple(begin.request_ids), tuple(begin.batches), wait_s)
+        ids, callers = tuple(begin.request_ids), tuple(begin.callers)
+        job = Job(begin.model_hash, ids, tuple(begin.batches), wait_s, callers)
         self._spawn(self._prepare(job))
 
     async def _prepare(self, job: Job) -> None:
+        """Queue a job, or decline it: whatever one job meets with costs that job alone."""
         fetched = False
         try:
             share = await self._fetch(job)
             fetched = True
             share = self._shaped(job, share)
             staged = await self._staging.get(job.model_hash, job.samples, job.wait_s)
-        except SecureQuantError as error:
-            if fetched and job.request_ids and self._desk is not None:
-                self._desk.fail(job, error)
+        except Exception as error:
             if not job.request_ids:
                 raise  # a rehearsal that fails is a session that cannot work
+            if not isinstance(error, SecureQuantError):
+                self._unforeseen(error)
+                error = InternalError("the other party's lane failed on this request")
+            if fetched and self._desk is not None:
+                self._desk.fail(job, error)
             await self._link.decline(error, job.request_ids)
             return
         self._offers[job.request_ids] = task = _Task(job, share)
@@ -216,6 +227,8 @@ class LaneSession:
             return np.zeros((job.samples, *program.graph.input.shape), np.uint64)
         if self._desk is None:
             raise PeerUnavailable("no client can be served here")
+        if len(job.callers) != len(job.request_ids):
+            raise MalformedMessage("callers", got=len(job.callers), expected="one a request")
         return await self._desk.fetch(job)
 
     async def _work(self) -> None:
@@ -293,6 +306,10 @@ class LaneSession:
             elif self._desk is not None and task.job.request_ids:
                 self._desk.fail(task.job, error)
         self._offers.clear()
+
+
+def _log_type(error: Exception) -> None:
+    logging.getLogger("secure_quant").error("job failed: %s", type(error).__name__)
 
 
 def make_hello(session_id: bytes, lane: int, programs: Mapping[str, PartyProgram]) -> LinkHello:

@@ -139,6 +139,7 @@ class LinkBegin(_message.Message):
     BATCHES_FIELD_NUMBER: _builtins.int
     FIRST_ITEM_FIELD_NUMBER: _builtins.int
     WAIT_MS_FIELD_NUMBER: _builtins.int
+    CALLERS_FIELD_NUMBER: _builtins.int
     model_hash: _builtins.str
     first_item: _builtins.int
     """First item of material; one item per sample, consecutive. Chosen by party 1."""
@@ -154,6 +155,12 @@ class LinkBegin(_message.Message):
     def batches(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
         """Samples of each request."""
 
+    @_builtins.property
+    def callers(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Who made each request, by the name that party 0 knows it by. Party 1 declines an offer whose
+        share came from another caller.
+        """
+
     def __init__(
         self,
         *,
@@ -162,10 +169,11 @@ class LinkBegin(_message.Message):
         batches: _abc.Iterable[_builtins.int] | None = ...,
         first_item: _builtins.int = ...,
         wait_ms: _builtins.int = ...,
+        callers: _abc.Iterable[_builtins.str] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["batches", b"batches", "first_item", b"first_item", "model_hash", b"model_hash", "request_ids", b"request_ids", "wait_ms", b"wait_ms"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["batches", b"batches", "callers", b"callers", "first_item", b"first_item", "model_hash", b"model_hash", "request_ids", b"request_ids", "wait_ms", b"wait_ms"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

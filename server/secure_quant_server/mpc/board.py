@@ -17,6 +17,7 @@ class Posted:
 
     model: str
     batch: int
+    caller: str
     share: bytes
     answer: asyncio.Future[Outcome]
     claimed: bool = False
@@ -31,14 +32,19 @@ class Board:
         self._wanted: dict[str, asyncio.Future[None]] = {}
         self._bytes = 0
 
-    def post(self, key: str, model: str, batch: int, share: bytes) -> asyncio.Future[Outcome]:
+    def __len__(self) -> int:
+        return len(self._posted)
+
+    def post(
+        self, key: str, model: str, batch: int, caller: str, share: bytes
+    ) -> asyncio.Future[Outcome]:
         """Put up a share; the future is its answer. Raises Overloaded."""
         if len(self._posted) >= self._entries or self._bytes + len(share) > self._size:
             raise Overloaded("requests that wait for the other party", got=len(self._posted))
         if key in self._posted:
             raise MalformedMessage("request id", got="one that is being served")
         answer: asyncio.Future[Outcome] = asyncio.get_running_loop().create_future()
-        self._posted[key] = Posted(model, batch, share, answer)
+        self._posted[key] = Posted(model, batch, caller, share, answer)
         self._bytes += len(share)
         wanted = self._wanted.get(key)
         if wanted is not None and not wanted.done():
@@ -62,7 +68,9 @@ class Board:
         if posted is not None:
             self._bytes -= len(posted.share)
 
-    async def fetch(self, keys: str, model: str, batches: list[int], wait_s: float) -> bytes:
+    async def fetch(
+        self, keys: str, model: str, batches: list[int], callers: list[str], wait_s: float
+    ) -> bytes:
         """The shares of one job, joined; each is given out once.
 
         Raises DeadlineExceeded if one does not come in ``wait_s`` seconds, MalformedMessage if the
@@ -78,6 +86,8 @@ class Board:
             ) from error
         if [each.batch for each in posted] != batches or any(p.model != model for p in posted):
             raise MalformedMessage("request", got="another model or batch at the other party")
+        if [each.caller for each in posted] != callers:
+            raise MalformedMessage("request", got="another caller at the other party")
         if any(each.claimed for each in posted):
             raise MalformedMessage("request id", got="one that is being served")
         for each in posted:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import os
 import socket
 import subprocess
@@ -19,7 +20,9 @@ from secure_quant_server.mpc.pipe import Pipe, error_from_fields, error_to_field
 
 __all__ = ["LaneHandle", "Lanes", "Outcome", "Request"]
 
-RESTART_S = 0.5
+RESTART_S = (0.1, 15.0)
+"""Shortest and longest pause before a lost lane's worker is started again."""
+
 ENVIRONMENT = {
     # Lanes are the parallelism: one thread of arithmetic each, unless the operator says otherwise.
     **dict.fromkeys(
@@ -62,16 +65,17 @@ class Outcome:
 @dataclass(frozen=True, slots=True)
 class Request:
     """One client's call at party 0. share: uint64 little-endian, of ``batch`` samples. wait_s: how
-    long the other party may wait for the client's other share."""
+    long the other party may wait for the client's other share. caller: whose call it is."""
 
     request_id: bytes
     model: str
     batch: int
+    caller: str
     share: bytes
     wait_s: float
 
 
-Fetch = Callable[[str, str, list[int], float], Awaitable[bytes]]
+Fetch = Callable[[str, str, list[int], list[str], float], Awaitable[bytes]]
 Settle = Callable[[str, Outcome | SecureQuantError], None]
 
 
@@ -91,28 +95,49 @@ class LaneHandle:
         self._process: subprocess.Popen[bytes] | None = None
         self._pipe: Pipe | None = None
         self._jobs: dict[str, asyncio.Future[Outcome]] = {}
-        self._claimed: set[str] = set()  # party 1: shares that this lane has taken
+        # Party 1: shares that were pushed and not taken; shares that this lane has taken.
+        self._pushed: set[str] = set()
+        self._claimed: set[str] = set()
         self._tasks: set[asyncio.Task[None]] = set()
-        self.ready = False
+        self.ready = self._was_ready = False
 
     @property
     def load(self) -> int:
         """Jobs that wait or run."""
         return len(self._jobs)
 
+    @property
+    def pushed(self) -> int:
+        """Party 1: shares that were pushed to the worker, and not taken or retracted since."""
+        return len(self._pushed)
+
     async def run(self) -> None:
-        """Keep a worker alive until cancelled."""
+        """Keep a worker alive until cancelled. Whatever ends it or keeps it from starting, another
+        is started, after growing pauses while none becomes ready."""
+        pause, longest = RESTART_S
         try:
             while True:
-                await self._start()
+                self._was_ready = False
                 try:
+                    await self._start()
                     await self._listen()
-                except SecureQuantError as error:
-                    logs.event("lane lost", lane=self._config.options.lane, reason=str(error))
+                except Exception as error:  # noqa: BLE001  no reason is good enough to stay away
+                    self._log_loss(error)
                 self._lost()
-                await asyncio.sleep(RESTART_S)
+                pause = RESTART_S[0] if self._was_ready else min(2 * pause, longest)
+                await asyncio.sleep(pause)
         finally:
             await self._stop()
+
+    def _log_loss(self, error: Exception) -> None:
+        lane = self._config.options.lane
+        if isinstance(error, SecureQuantError):
+            logs.event("lane lost", level=logging.WARNING, lane=lane, reason=str(error))
+        elif isinstance(error, OSError):
+            reason = error.strerror or type(error).__name__
+            logs.event("lane lost", level=logging.WARNING, lane=lane, reason=reason)
+        else:
+            logs.failure("lane lost", error, lane=lane)
 
     async def infer(self, requests: Sequence[Request], wait_s: float) -> list[Outcome]:
         """Party 0: requests of one model as one inference; an outcome each.
@@ -128,6 +153,7 @@ class LaneHandle:
         fields = {
             "kind": "infer", "ids": ",".join(keys), "model": requests[0].model,
             "batches": [request.batch for request in requests], "wait_s": wait_s,
+            "callers": [request.caller for request in requests],
         }  # fmt: skip
         try:
             self._pipe.send(fields, b"".join(request.share for request in requests))
@@ -136,29 +162,38 @@ class LaneHandle:
             for key in keys:
                 self._jobs.pop(key, None)
 
-    def push(self, key: str, model: str, batch: int, share: bytes) -> None:
+    def push(self, key: str, model: str, batch: int, caller: str, share: bytes) -> None:
         """Party 1: hand a share over before the worker asks for it."""
         if self._pipe is not None:
-            fields = {"kind": "early", "ids": key, "model": model, "batches": [batch]}
+            fields = {
+                "kind": "early", "ids": key, "model": model, "batches": [batch], "caller": caller
+            }  # fmt: skip
             with suppress(InternalError):  # a worker that starts again will ask
                 self._pipe.send(fields, share)
+                self._pushed.add(key)
 
     def retract(self, key: str) -> None:
-        """Party 1: forget a share that was pushed; its client has gone."""
-        if self._pipe is not None:
+        """Party 1: let the worker forget a share that was pushed to it, unless it took it: the
+        client has gone, or another lane has served it."""
+        if key in self._pushed and self._pipe is not None:
+            self._pushed.discard(key)
             with suppress(InternalError):
                 self._pipe.send({"kind": "retract", "ids": key})
 
     async def _start(self) -> None:
+        fields, body = self._config.to_frame()  # reads the certificates: may be refused
         ours, theirs = socket.socketpair()
         environment = ENVIRONMENT | dict(os.environ)
         command = [sys.executable, "-m", "secure_quant_server.mpc.worker", str(theirs.fileno())]
-        with theirs:
-            self._process = subprocess.Popen(  # noqa: S603  our own module
-                command, pass_fds=[theirs.fileno()], stdin=subprocess.DEVNULL, env=environment
-            )
+        try:
+            with theirs:
+                self._process = subprocess.Popen(  # noqa: S603  our own module
+                    command, pass_fds=[theirs.fileno()], stdin=subprocess.DEVNULL, env=environment
+                )
+        except BaseException:
+            ours.close()
+            raise
         self._pipe = await Pipe.over(ours)
-        fields, body = self._config.to_frame()
         self._pipe.send(fields, body)
 
     async def _listen(self) -> None:
@@ -166,26 +201,31 @@ class LaneHandle:
         if pipe is None:
             raise InternalError("the worker was not started")
         while True:
-            fields, body = await pipe.receive()
-            kind = fields["kind"]
-            if kind == "answer":
-                figures = (fields[name] for name in ("rounds", "sent", "offline", "us"))
-                parts = Outcome(body, *figures).split(fields["batches"])
-                for key, part in zip(fields["ids"].split(","), parts, strict=True):
-                    self._finish(key, part)
-            elif kind == "failed":
-                for key in fields["ids"].split(","):
-                    self._finish(key, error_from_fields(fields))
-            elif kind == "want":
-                task = asyncio.create_task(self._bring(pipe, fields))
-                self._tasks.add(task)
-                task.add_done_callback(self._tasks.discard)
-            elif kind == "claimed":
-                self._claim(fields["ids"])
-                self._claimed.update(fields["ids"].split(","))
-            elif kind == "state":
-                self.ready = bool(fields["ready"])
-                self._changed()
+            self.take(*await pipe.receive())
+
+    def take(self, fields: dict[str, Any], body: bytes) -> None:
+        """One frame of the worker."""
+        kind = fields["kind"]
+        if kind == "answer":
+            figures = (fields[name] for name in ("rounds", "sent", "offline", "us"))
+            parts = Outcome(body, *figures).split(fields["batches"])
+            for key, part in zip(fields["ids"].split(","), parts, strict=True):
+                self._finish(key, part)
+        elif kind == "failed":
+            for key in fields["ids"].split(","):
+                self._finish(key, error_from_fields(fields))
+        elif kind == "want" and self._pipe is not None:
+            task = asyncio.create_task(self._bring(self._pipe, fields))
+            self._tasks.add(task)
+            task.add_done_callback(self._tasks.discard)
+        elif kind == "claimed":
+            self._claim(fields["ids"])
+            self._claimed.update(fields["ids"].split(","))
+            self._pushed.difference_update(fields["ids"].split(","))
+        elif kind == "state":
+            self.ready = bool(fields["ready"])
+            self._was_ready |= self.ready
+            self._changed()
 
     async def _bring(self, pipe: Pipe, fields: dict[str, Any]) -> None:
         """Party 1: the share that the worker asks for, or why it will not come."""
@@ -193,8 +233,9 @@ class LaneHandle:
         body = b""
         try:
             body = await self._fetch(
-                fields["ids"], fields["model"], fields["batches"], fields["wait_s"]
-            )
+                fields["ids"], fields["model"], fields["batches"], fields["callers"],
+                fields["wait_s"],
+            )  # fmt: skip
             self._claimed.update(fields["ids"].split(","))
         except SecureQuantError as error:
             answer |= error_to_fields(error)
@@ -227,9 +268,11 @@ class LaneHandle:
         for key in self._claimed:
             self._settle(key, error)
         self._claimed.clear()
+        self._pushed.clear()
         if self._process is not None:
             self._process.kill()
             self._process.wait()
+            self._process = None
 
     async def _stop(self) -> None:
         if self._pipe is not None:

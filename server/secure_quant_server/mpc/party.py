@@ -241,7 +241,10 @@ class _ShareInference(share_inference_pb2_grpc.ShareInferenceServiceServicer):
                 if front.party == 1:
                     return await self._posted(request, wait_s)
                 share = self._share(request)
-                job = Request(request.request_id, request.model_hash, request.batch, share, wait_s)
+                job = Request(
+                    request.request_id, request.model_hash, request.batch,
+                    current_caller().name, share, wait_s,
+                )  # fmt: skip
                 return await front.batcher.infer(job)
         except TimeoutError as error:
             raise DeadlineExceeded("no answer in time", got=f"{wait_s:.1f} s waited") from error
@@ -250,7 +253,8 @@ class _ShareInference(share_inference_pb2_grpc.ShareInferenceServiceServicer):
         """Party 1: put the share up until party 0's lane asks for it."""
         board, key = self._front.board, request.request_id.hex()
         lane = self._front.lanes.choose(request.request_id)  # refuses at once while none is ready
-        posted = key, request.model_hash, request.batch, self._share(request)
+        caller = current_caller().name
+        posted = key, request.model_hash, request.batch, caller, self._share(request)
         try:
             answer = board.post(*posted)
             lane.push(*posted)
@@ -262,8 +266,7 @@ class _ShareInference(share_inference_pb2_grpc.ShareInferenceServiceServicer):
                 )
             return await answer
         finally:
-            if not board.claimed(key):
-                lane.retract(key)
+            lane.retract(key)  # the lane that it was pushed to need not be the one that served it
             board.remove(key)
 
     def _response(self, request: InferRequest, outcome: Outcome) -> InferResponse:

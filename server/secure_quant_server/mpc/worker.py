@@ -13,6 +13,7 @@ import signal
 import socket
 import sys
 from collections.abc import Awaitable, Mapping
+from contextlib import suppress
 from typing import Any, TypeVar
 
 import numpy as np
@@ -32,7 +33,6 @@ from secure_quant.mpc.protocol.party import PartyProgram
 from secure_quant.mpc.runtime.carriers import GrpcCarrier, StreamCarrier, dial_carrier
 from secure_quant.mpc.runtime.link import Job, PartyLink
 from secure_quant.mpc.runtime.session import (
-    Answer,
     Border,
     LaneSession,
     check_hello,
@@ -46,6 +46,7 @@ from secure_quant.wire.gen.dealer_pb2_grpc import DealerServiceStub
 from secure_quant.wire.gen.party_link_pb2 import ExchangeResponse
 from secure_quant_server.common import Access, GrpcServer, ServerOptions, logs
 from secure_quant_server.mpc.config import LaneConfig
+from secure_quant_server.mpc.desk import FrontDesk, answer_figures
 from secure_quant_server.mpc.pipe import Pipe, error_from_fields, error_to_fields
 
 __all__ = ["main"]
@@ -63,78 +64,12 @@ def crypten_border(share: Shares) -> Shares:
     return from_shared(to_shared(share))
 
 
-class _FrontDesk:
-    """Party 1: shares come from the front, answers go back to it. Most shares are pushed before a
-    job needs them; those that are not are asked for."""
-
-    def __init__(self, pipe: Pipe) -> None:
-        self._pipe = pipe
-        self._early: dict[str, tuple[str, int, bytes]] = {}
-        self._wanted: dict[str, asyncio.Future[bytes | None]] = {}
-
-    async def fetch(self, job: Job) -> Shares:
-        key = _key(job)
-        if all(each in self._early for each in key.split(",")):
-            return self._claimed(job, key)
-        if key in self._wanted:
-            raise MalformedMessage("offer", got="request ids that are offered already")
-        self._wanted[key] = asyncio.get_running_loop().create_future()
-        self._pipe.send({
-            "kind": "want", "ids": key, "model": job.model_hash, "batches": job.batches,
-            "wait_s": job.wait_s,
-        })  # fmt: skip
-        try:
-            # The front keeps the time; this is for a front that does not answer.
-            body = await asyncio.wait_for(self._wanted[key], job.wait_s + 5.0)
-            return self._claimed(job, key) if body is None else np.frombuffer(body, "<u8")
-        except TimeoutError as error:
-            raise DeadlineExceeded("the client's share did not come") from error
-        finally:
-            del self._wanted[key]
-            for each in key.split(","):
-                self._early.pop(each, None)
-
-    def _claimed(self, job: Job, key: str) -> Shares:
-        found = [self._early.pop(each) for each in key.split(",")]
-        expected = [(job.model_hash, batch) for batch in job.batches]
-        if [(model, batch) for model, batch, _ in found] != expected:
-            raise MalformedMessage("request", got="another model or batch at the other party")
-        self._pipe.send({"kind": "claimed", "ids": key})
-        return np.frombuffer(b"".join(share for *_, share in found), "<u8")
-
-    def pushed(self, fields: dict[str, Any], share: bytes) -> None:
-        """A share that the front hands over unasked."""
-        key = fields["ids"]
-        self._early[key] = (fields["model"], fields["batches"][0], share)
-        self.arrived(key, None, None)
-
-    def retracted(self, key: str) -> None:
-        """The client of a pushed share has gone."""
-        self._early.pop(key, None)
-
-    def deliver(self, job: Job, answer: Answer) -> None:
-        self._pipe.send(_figures(job, answer), _bytes(answer))
-
-    def fail(self, job: Job, error: SecureQuantError) -> None:
-        self._pipe.send({"kind": "failed", "ids": _key(job), **error_to_fields(error)})
-
-    def arrived(self, key: str, body: bytes | None, error: SecureQuantError | None) -> None:
-        """The front's answer to a ``want``; no body if the share was pushed meanwhile."""
-        waiting = self._wanted.get(key)
-        if waiting is None or waiting.done():
-            return
-        if error is None:
-            waiting.set_result(body)
-        else:
-            waiting.set_exception(error)
-
-
 class _Worker:
     def __init__(self, config: LaneConfig, pipe: Pipe, border: Border) -> None:
         self._config, self._pipe, self._border = config, pipe, border
         loaded = [load_party(bundle) for bundle in config.bundles]
         self._programs: Mapping[str, PartyProgram] = {each.model_hash: each for each in loaded}
-        self._desk = _FrontDesk(pipe)
+        self._desk = FrontDesk(pipe)
         self._session: LaneSession | None = None
         self._current: asyncio.Task[Any] | None = None
         self._tasks: set[asyncio.Task[None]] = set()
@@ -171,15 +106,28 @@ class _Worker:
     async def _infer(self, fields: dict[str, Any], body: bytes) -> None:
         """Party 0: one job of the front."""
         ids = tuple(bytes.fromhex(each) for each in fields["ids"].split(","))
-        job = Job(fields["model"], ids, tuple(fields["batches"]), fields["wait_s"])
+        callers = tuple(fields["callers"])
+        job = Job(fields["model"], ids, tuple(fields["batches"]), fields["wait_s"], callers)
         try:
             if self._session is None or not self._session.ready.is_set():
                 raise PeerUnavailable("this lane has no session with the other party now")
             answer = await self._session.infer(job, np.frombuffer(body, "<u8"))
-        except SecureQuantError as error:
-            self._pipe.send({"kind": "failed", "ids": fields["ids"], **error_to_fields(error)})
+        except Exception as error:  # noqa: BLE001  a job's trouble is its own, and is told
+            if not isinstance(error, SecureQuantError):
+                self._unforeseen(error)
+                error = InternalError("this party's lane failed on the request")
+            self._tell({"kind": "failed", "ids": fields["ids"], **error_to_fields(error)})
         else:
-            self._pipe.send(_figures(job, answer), _bytes(answer))
+            self._tell(*answer_figures(job, answer))
+
+    def _unforeseen(self, error: Exception) -> None:
+        logs.failure("job failed", error, lane=self._config.options.lane)
+
+    def _tell(self, fields: dict[str, Any], body: bytes = b"") -> None:
+        try:
+            self._pipe.send(fields, body)
+        except InternalError:
+            return  # the front went first; `_obey` ends this process
 
     async def _dial(self) -> None:
         """Party 0: one session after another, with growing pauses while they fail at once."""
@@ -188,8 +136,8 @@ class _Worker:
             started = asyncio.get_running_loop().time()
             try:
                 await self._offer_session()
-            except SecureQuantError as error:
-                logs.event("session ended", lane=self._config.options.lane, reason=str(error))
+            except Exception as error:  # noqa: BLE001  the next session may do better
+                self._ended(error)
             if asyncio.get_running_loop().time() - started > 10.0:
                 pause = BACKOFF_S[0]
             await asyncio.sleep(pause * (0.5 + secrets.randbelow(1000) / 1000))
@@ -234,9 +182,19 @@ class _Worker:
         link = PartyLink(StreamCarrier(ExchangeResponse, stream))
         try:
             await self.accept_session(link)
-        except SecureQuantError as error:
-            logs.event("session ended", lane=self._config.options.lane, reason=str(error))
-            await link.decline(error)
+        except Exception as error:  # noqa: BLE001  the next session may do better
+            self._ended(error)
+            if not isinstance(error, SecureQuantError):
+                error = InternalError("this party's lane failed")
+            with suppress(PeerUnavailable):
+                await link.decline(error)
+
+    def _ended(self, error: Exception) -> None:
+        lane = self._config.options.lane
+        if isinstance(error, SecureQuantError):
+            logs.event("session ended", lane=lane, reason=str(error))
+        else:
+            logs.failure("session failed", error, lane=lane)
 
     async def accept_session(self, link: PartyLink) -> None:
         """Party 1: serve one link; raises when it ends."""
@@ -262,7 +220,7 @@ class _Worker:
                 session = LaneSession(
                     config.party, self._programs, link, dealer, stock,
                     border=self._border, desk=self._desk if config.party == 1 else None,
-                    options=config.options,
+                    options=config.options, unforeseen=self._unforeseen,
                 )  # fmt: skip
                 self._session = session
                 announcer = asyncio.create_task(self._announce(session))
@@ -284,10 +242,7 @@ class _Worker:
         self._say_ready(ready=True)
 
     def _say_ready(self, *, ready: bool) -> None:
-        try:
-            self._pipe.send({"kind": "state", "ready": ready})
-        except InternalError:
-            return  # the front went first; `_obey` ends this process
+        self._tell({"kind": "state", "ready": ready})
 
 
 class _Link(party_link_pb2_grpc.PartyLinkServiceServicer):
@@ -308,26 +263,6 @@ async def _in_time(step: Awaitable[T]) -> T:
         return await asyncio.wait_for(step, GREETING_S)
     except TimeoutError as error:
         raise DeadlineExceeded("the peer does not answer", got=f"{GREETING_S} s") from error
-
-
-def _key(job: Job) -> str:
-    return ",".join(each.hex() for each in job.request_ids)
-
-
-def _figures(job: Job, answer: Answer) -> dict[str, Any]:
-    return {
-        "kind": "answer",
-        "ids": _key(job),
-        "batches": job.batches,
-        "rounds": answer.meter.rounds,
-        "sent": answer.meter.bytes_sent,
-        "offline": answer.offline_bytes,
-        "us": int(answer.meter.seconds * 1e6),
-    }
-
-
-def _bytes(answer: Answer) -> bytes:
-    return answer.share.astype("<u8", copy=False).tobytes()
 
 
 async def _main(descriptor: int) -> None:

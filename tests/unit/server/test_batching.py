@@ -14,7 +14,7 @@ from secure_quant_server.mpc.lanes import Outcome, Request
 
 def request(number, batch=1, model="m", wait_s=5.0):
     share = bytes([number]) * batch
-    return Request(number.to_bytes(16, "big"), model, batch, share, wait_s)
+    return Request(number.to_bytes(16, "big"), model, batch, "ann", share, wait_s)
 
 
 class Lane:

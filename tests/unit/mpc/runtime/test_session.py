@@ -10,6 +10,7 @@ from unit.mpc.runtime.wires import Pair
 from secure_quant.errors import (
     DeadlineExceeded,
     HashMismatch,
+    InternalError,
     MalformedMessage,
     MaterialExhausted,
     ModelNotFound,
@@ -63,9 +64,10 @@ class Dealer:
 
 class Desk:
     def __init__(self) -> None:
-        self.shares, self.answers, self.errors = {}, {}, {}
+        self.shares, self.answers, self.errors, self.jobs = {}, {}, {}, []
 
     async def fetch(self, job):
+        self.jobs.append(job)
         async with asyncio.timeout(job.wait_s):
             while job.request_ids not in self.shares:
                 await asyncio.sleep(0.005)
@@ -111,7 +113,7 @@ class Lane:
 
 
 def job(number, samples=1, wait_s=2.0, model=MODEL):
-    return Job(model, (bytes([number]) * 16,), (samples,), wait_s)
+    return Job(model, (bytes([number]) * 16,), (samples,), wait_s, ("ann",))
 
 
 def shares(samples=1):
@@ -173,6 +175,51 @@ def test_a_share_of_the_wrong_length_costs_its_own_request_alone():
                 await lane.sessions[0].infer(job(2, model="x"), shares())
             lane.desk.shares[job(3).request_ids] = shares()
             await lane.infer(3)
+
+    run(work())
+
+
+def test_what_no_one_foresaw_costs_its_job_and_is_logged(caplog):
+    async def work():
+        async with Lane() as lane:
+            await lane.rehearsed()
+            lane.desk.shares[job(1).request_ids] = KeyError("a client's secret")
+            with pytest.raises(InternalError, match="other party's lane"):
+                await lane.infer(1)
+            assert "job failed: KeyError" in caplog.text
+            assert "secret" not in caplog.text
+            lane.desk.shares[job(2).request_ids] = shares()
+            await lane.infer(2)
+            assert all(each.ready.is_set() for each in lane.sessions)
+
+    run(work())
+
+
+@pytest.mark.parametrize("callers", [[], ["ann", "ann"]])
+def test_an_offer_names_one_caller_for_each_request(callers):
+    async def work():
+        async with Lane() as lane:
+            await lane.rehearsed()
+            ids = (b"x" * 16,)
+            lane.desk.shares[ids] = shares()
+            declined = []
+            lane.pair.links[0].on_decline = declined.append
+            begin = LinkBegin(model_hash=MODEL, request_ids=ids, batches=[1], wait_ms=1000)
+            begin.callers.extend(callers)
+            await lane.pair.wires[0].write(ExchangeRequest(begin=begin))
+            await asyncio.sleep(0.05)
+            assert [list(each.request_ids) for each in declined] == [list(ids)]
+
+    run(work())
+
+
+def test_the_offer_carries_who_asked():
+    async def work():
+        async with Lane() as lane:
+            await lane.rehearsed()
+            lane.desk.shares[job(1).request_ids] = shares()
+            await lane.infer(1)
+            assert lane.desk.jobs[-1].callers == ("ann",)
 
     run(work())
 
@@ -239,7 +286,9 @@ def test_party_1_declines_an_offer_that_makes_no_sense(batches):
             lane.desk.shares[ids] = shares()
             declined = []
             lane.pair.links[0].on_decline = declined.append
-            begin = LinkBegin(model_hash=MODEL, request_ids=ids, batches=batches, wait_ms=1000)
+            begin = LinkBegin(
+                model_hash=MODEL, request_ids=ids, batches=batches, wait_ms=1000, callers=["ann"]
+            )
             await lane.pair.wires[0].write(ExchangeRequest(begin=begin))
             await asyncio.sleep(0.05)
             assert [list(each.request_ids) for each in declined] == [list(ids)]

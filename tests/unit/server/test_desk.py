@@ -1,0 +1,130 @@
+"""Party 1's desk: whatever order shares, retractions and jobs come in, a job gets its share or a
+named error, and nothing stays."""
+
+import asyncio
+import itertools
+from contextlib import suppress
+
+import numpy as np
+import pytest
+
+from secure_quant.errors import DeadlineExceeded, MalformedMessage, SecureQuantError
+from secure_quant.mpc.runtime.link import Job
+from secure_quant_server.mpc.desk import EARLY, FrontDesk
+
+SHARE = np.arange(3, dtype="<u8").tobytes()
+
+
+class Front:
+    """Remembers what the desk sent."""
+
+    def __init__(self) -> None:
+        self.sent: list[dict] = []
+
+    def send(self, fields: dict, body: bytes = b"") -> None:
+        self.sent.append(fields)
+
+    def kinds(self) -> list[str]:
+        return [fields["kind"] for fields in self.sent]
+
+
+def job(*numbers: int, caller: str = "ann", wait_s: float = 1.0) -> Job:
+    ids = tuple(bytes([number]) * 16 for number in numbers)
+    return Job("m", ids, (1,) * len(ids), wait_s, (caller,) * len(ids))
+
+
+def key(number: int) -> str:
+    return (bytes([number]) * 16).hex()
+
+
+def early(number: int, caller: str = "ann", batch: int = 1) -> dict:
+    return {"kind": "early", "ids": key(number), "model": "m", "batches": [batch], "caller": caller}
+
+
+def run(work):
+    return asyncio.run(asyncio.wait_for(work, 20))
+
+
+def test_a_share_taken_back_before_the_job_resumes_declines_that_job() -> None:
+    """The order that once ended the lane's session: want, early, retract, and only then fetch."""
+
+    async def work() -> None:
+        front = Front()
+        desk = FrontDesk(front)
+        waiting = asyncio.ensure_future(desk.fetch(job(1)))
+        await asyncio.sleep(0)
+        assert front.kinds() == ["want"]
+        desk.pushed(early(1), SHARE)
+        desk.retracted(key(1))
+        with pytest.raises(DeadlineExceeded, match="gave up"):
+            await waiting
+        assert desk.held == 0
+
+    run(work())
+
+
+def test_every_order_of_events_ends_in_a_share_or_a_named_error() -> None:
+    events = ("fetch", "early", "retract", "turn", "turn", "missing", "share")
+
+    async def one(order: tuple[str, ...]) -> None:
+        desk, task = FrontDesk(Front()), None
+        for event in order:
+            if event == "fetch":
+                task = asyncio.ensure_future(desk.fetch(job(1)))
+            elif event == "early":
+                desk.pushed(early(1), SHARE)
+            elif event == "retract":
+                desk.retracted(key(1))
+            elif event == "missing":
+                desk.arrived(key(1), None, DeadlineExceeded("no share"))
+            elif event == "share":
+                desk.arrived(key(1), SHARE, None)
+            else:
+                await asyncio.sleep(0)
+        for _ in range(4):  # an early that comes after everything
+            await asyncio.sleep(0)
+        if not task.done():
+            desk.arrived(key(1), None, DeadlineExceeded("no share"))
+        with suppress(SecureQuantError):
+            assert (await task).tobytes() == SHARE
+        desk.retracted(key(1))  # what the front sends once its client is gone
+        assert desk.held == 0
+
+    async def work() -> None:
+        for order in set(itertools.permutations(events)):
+            await one(order)
+
+    run(work())
+
+
+def test_a_share_of_another_caller_is_refused() -> None:
+    async def work() -> None:
+        front = Front()
+        desk = FrontDesk(front)
+        desk.pushed(early(1, caller="eve"), SHARE)
+        with pytest.raises(MalformedMessage, match="another caller"):
+            await desk.fetch(job(1))
+        desk.pushed(early(2, batch=2), SHARE)
+        with pytest.raises(MalformedMessage, match="another model or batch"):
+            await desk.fetch(job(2))
+        assert front.kinds() == []  # nothing was claimed
+        desk.pushed(early(3), SHARE)
+        assert (await desk.fetch(job(3))).tobytes() == SHARE
+        assert front.kinds() == ["claimed"]
+
+    run(work())
+
+
+def test_the_desk_is_bounded_and_a_job_that_waits_gets_its_share_all_the_same() -> None:
+    async def work() -> None:
+        desk = FrontDesk(Front())
+        waiting = asyncio.ensure_future(desk.fetch(job(1)))
+        await asyncio.sleep(0)
+        for number in range(EARLY + 50):
+            desk.pushed(early(0) | {"ids": f"{number:032x}"}, SHARE)
+        assert desk.held == EARLY
+        desk.pushed(early(1), SHARE)
+        assert (await waiting).tobytes() == SHARE
+        assert desk.held == EARLY
+
+    run(work())

@@ -1,0 +1,162 @@
+"""A front's lanes: shares that one lane got and another served, and lanes that do not start."""
+
+import asyncio
+import itertools
+import json
+from contextlib import suppress
+from types import SimpleNamespace
+
+import pytest
+
+from secure_quant.errors import ConfigError, DeadlineExceeded, MalformedMessage, SecureQuantError
+from secure_quant.mpc.runtime.link import Job
+from secure_quant.mpc.runtime.session import LaneOptions
+from secure_quant.transport import InsecurePlaintext
+from secure_quant.wire.gen.share_inference_pb2 import InferRequest
+from secure_quant_server.mpc import lanes as lanes_module
+from secure_quant_server.mpc.board import Board
+from secure_quant_server.mpc.config import LaneConfig
+from secure_quant_server.mpc.desk import FrontDesk
+from secure_quant_server.mpc.lanes import LaneHandle, Outcome
+from secure_quant_server.mpc.party import _ShareInference
+
+SHARE = bytes(24)
+
+
+def config(security=None) -> LaneConfig:
+    return LaneConfig(
+        party=1, link="127.0.0.1:1", dealer="127.0.0.1:2", options=LaneOptions(0),
+        security=security or InsecurePlaintext(), bundles=(),
+    )  # fmt: skip
+
+
+class Wire:
+    """A pipe whose other end is a desk in the same loop."""
+
+    def __init__(self) -> None:
+        self.handle, self.desk = None, None
+
+    def send(self, fields: dict, body: bytes = b"") -> None:
+        """Front to worker."""
+        if fields["kind"] == "early":
+            self.desk.pushed(fields, body)
+        elif fields["kind"] == "retract":
+            self.desk.retracted(fields["ids"])
+        elif fields["kind"] == "share":
+            error = DeadlineExceeded("no share") if "error" in fields else None
+            self.desk.arrived(fields["ids"], body, error)
+
+
+class Back:
+    """The worker's end of it."""
+
+    def __init__(self, wire: Wire) -> None:
+        self.wire = wire
+
+    def send(self, fields: dict, body: bytes = b"") -> None:
+        self.wire.handle.take(json.loads(json.dumps(fields)), body)
+
+
+def party_1(lanes: int) -> tuple[_ShareInference, list[LaneHandle], list[FrontDesk], Board]:
+    """A front of party 1 whose lanes' workers are desks alone."""
+    board = Board(64, 2**20)
+    handles, desks = [], []
+    for _ in range(lanes):
+        handle = LaneHandle(config(), board.fetch, board.claim, board.settle, lambda: None)
+        wire = Wire()
+        wire.handle, wire.desk = handle, FrontDesk(Back(wire))
+        handle._pipe = wire
+        handles.append(handle)
+        desks.append(wire.desk)
+    options = SimpleNamespace(budget=None, budget_window_s=1.0, wait_s=2.0)
+    chosen = SimpleNamespace(choose=lambda request_id: handles[request_id[0] % lanes])
+    front = SimpleNamespace(board=board, lanes=chosen, options=options, party=1)
+    return _ShareInference(front), handles, desks, board
+
+
+def request(number: int) -> InferRequest:
+    return InferRequest(
+        request_id=number.to_bytes(16, "little"), model_hash="m", batch=1, share=SHARE
+    )
+
+
+def run(work):
+    return asyncio.run(asyncio.wait_for(work, 20))
+
+
+def test_no_share_stays_where_it_was_pushed_whoever_serves_it() -> None:
+    """Every third request is served by the lane it was pushed to, every third by the other one,
+    every third by nobody."""
+
+    async def work() -> None:
+        service, handles, desks, board = party_1(2)
+        served = []
+
+        async def one(number: int) -> None:
+            asked = request(number)
+            answer = asyncio.ensure_future(service._posted(asked, 0.3))
+            await asyncio.sleep(0)
+            lane = (number + number % 3) % 2
+            if number % 3 < 2:
+                job = Job("m", (asked.request_id,), (1,), 1.0, ("anonymous",))
+                share = await desks[lane].fetch(job)
+                key = asked.request_id.hex()
+                handles[lane]._finish(key, Outcome(share.tobytes(), 1, 1, 1, 1))
+                assert (await answer).share == SHARE
+                served.append(number)
+            else:
+                with pytest.raises(DeadlineExceeded):
+                    await answer
+
+        for start in range(0, 240, 30):
+            await asyncio.gather(*(one(number) for number in range(start, start + 30)))
+        assert len(served) == 160
+        assert [desk.held for desk in desks] == [0, 0]
+        assert [handle.pushed for handle in handles] == [0, 0]
+        assert len(board) == 0
+
+    run(work())
+
+
+def test_the_board_compares_the_callers() -> None:
+    async def work() -> None:
+        board = Board(4, 2**20)
+        board.post("k", "m", 1, "eve", SHARE)
+        with pytest.raises(MalformedMessage, match="another caller"):
+            await board.fetch("k", "m", [1], ["ann"], 0.1)
+        assert not board.claimed("k")
+        assert await board.fetch("k", "m", [1], ["eve"], 0.1) == SHARE
+
+    run(work())
+
+
+@pytest.mark.parametrize(
+    "error", [ConfigError("certificate", got="half of it"), OSError(24, "Too many open files"),
+              ValueError("unforeseen")],
+)  # fmt: skip
+def test_a_lane_that_does_not_start_is_tried_again(error: Exception, monkeypatch, caplog) -> None:
+    monkeypatch.setattr(lanes_module, "RESTART_S", (0.01, 0.04))
+    tried: list[float] = []
+
+    async def work() -> None:
+        handle = LaneHandle(config(), None, None, None, lambda: None)
+
+        async def start() -> None:
+            tried.append(asyncio.get_running_loop().time())
+            raise error
+
+        handle._start = start
+        running = asyncio.ensure_future(handle.run())
+        while len(tried) < 6:
+            await asyncio.sleep(0.005)
+            assert not running.done()
+        running.cancel()
+        with suppress(asyncio.CancelledError, SecureQuantError):
+            await running
+
+    with caplog.at_level("INFO", "secure_quant"):
+        run(work())
+    lost = [record for record in caplog.records if record.getMessage() == "lane lost"]
+    assert len(lost) >= 5
+    pauses = [b - a for a, b in itertools.pairwise(tried)]
+    assert min(pauses[2:]) >= 0.039  # they grew to the longest
