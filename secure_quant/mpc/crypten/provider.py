@@ -1,7 +1,7 @@
 """CrypTen's ``TupleProvider`` over our dealer.
 
-Both parties expand their parts from their own seed. Party 1 asks the dealer for the correction;
-party 0 needs nothing from anybody and goes on at once.
+Both parties expand their parts from their own seed, and both tell the dealer which tuple they mean.
+Party 1 waits for the correction; party 0 needs nothing from anybody and goes on.
 """
 
 from __future__ import annotations
@@ -22,16 +22,16 @@ from secure_quant.mpc.crypten.tuples import OPERATIONS, TupleSampler, TupleSpec,
 
 __all__ = ["DealtTupleProvider", "random_bits", "ring_element"]
 
-Correct = Callable[[TupleSpec, int], memoryview]
-"""Party 1's way to the dealer: (tuple, index) -> correction, int64 little-endian."""
+Correct = Callable[[TupleSpec, int], memoryview | None]
+"""A party's way to the dealer: (tuple, index) -> correction, int64 little-endian, or None."""
 
 
 class DealtTupleProvider(TupleProvider):  # type: ignore[misc]  # CrypTen has no types
-    """``key``: this party's seed of the session; ``correct``: None at party 0."""
+    """``key``: this party's seed of the session."""
 
     NAME = "secure_quant"
 
-    def __init__(self, key: bytes, correct: Correct | None) -> None:
+    def __init__(self, key: bytes, correct: Correct) -> None:
         super().__init__()
         self._key, self._correct, self._next = key, correct, 0
 
@@ -65,8 +65,9 @@ class DealtTupleProvider(TupleProvider):  # type: ignore[misc]  # CrypTen has no
     def _parts(self, spec: TupleSpec) -> list[torch.Tensor]:
         index, self._next = self._next, self._next + 1
         parts = own_parts(spec, index, self._key)
-        if self._correct is not None:
-            parts[-1] = np.frombuffer(self._correct(spec, index), "<i8").reshape(parts[-1].shape)
+        corrected = self._correct(spec, index)
+        if corrected is not None:
+            parts[-1] = np.frombuffer(corrected, "<i8").reshape(parts[-1].shape)
         return [torch.from_numpy(part) for part in parts]
 
 

@@ -104,13 +104,14 @@ class CrypTenSession:
             "global": public,
         }
 
-    def _correction(self) -> Correct | None:
-        if self.communicator.rank == 0:
-            return None
-
-        def correct(spec: TupleSpec, index: int) -> memoryview:
-            size = 8 * prod(spec.result)
-            work = self._dealer.tuple_correction(spec.to_proto(index), size)
+    def _correction(self) -> Correct:
+        def correct(spec: TupleSpec, index: int) -> memoryview | None:
+            asked = spec.to_proto(index)
+            if self.communicator.rank == 0:
+                confirmed = self._dealer.tuple_confirmed(asked)
+                asyncio.run_coroutine_threadsafe(confirmed, self._loop).result()
+                return None
+            work = self._dealer.tuple_correction(asked, 8 * prod(spec.result))
             return asyncio.run_coroutine_threadsafe(work, self._loop).result()
 
         return correct

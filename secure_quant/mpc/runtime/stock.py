@@ -275,6 +275,10 @@ class DealerStream:
                     wait.exception()  # nobody need be waiting
             raise
 
+    async def tuple_confirmed(self, request: DealTuple) -> None:
+        """Party 0: the tuple that its program uses next; the dealer corrects no other."""
+        await self._send(DealRequest(tuple=request))
+
     async def tuple_correction(self, request: DealTuple, size: int) -> memoryview:
         """Party 1's correction of one tuple of a CrypTen program, ``size`` bytes."""
         wait: asyncio.Future[memoryview] = asyncio.get_running_loop().create_future()

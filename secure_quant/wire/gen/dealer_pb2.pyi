@@ -105,8 +105,9 @@ Global___DealCredit: _TypeAlias = DealCredit  # noqa: Y015
 
 @_typing.final
 class DealTuple(_message.Message):
-    """A CrypTen program of the session needs one correlated tuple. Party 1 alone asks, in the order of
-    its program; party 0 derives its half from its seed. Not credited: one answer per request.
+    """A CrypTen program of the session needs one correlated tuple. Both parties name it, in the order of
+    the program; the dealer answers party 1 once both have named the same one, and ends the session if
+    they differ. Party 0 derives its half from its seed and gets no answer. Not credited.
     """
 
     DESCRIPTOR: _descriptor.Descriptor

@@ -56,6 +56,8 @@ CHUNK = 2**20
 MAX_CREDIT = 4096
 MAX_WINDOW = 2**36
 PAIRING_S = 10.0
+CONFIRMED = 256
+"""Tuples that party 0 may name before party 1 asks for them."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -157,6 +159,8 @@ class _LaneSession:
         self.dealing = False
         self.tuple_keys = (secrets.token_bytes(32), secrets.token_bytes(32))
         self._tuples = 0
+        # Of party 0, which may be ahead; beyond this its stream is read no further.
+        self.confirmed: asyncio.Queue[tuple[int, TupleSpec]] = asyncio.Queue(CONFIRMED)
         self.complete = asyncio.Event()
         self.ended = asyncio.Event()
         self._works = works
@@ -310,15 +314,21 @@ class _Dealer(dealer_pb2_grpc.DealerServiceServicer):
             if kind == "credit":
                 credit = request.credit
                 session.grant(party, credit.model_hash, credit.items, credit.bytes)
-            elif kind == "tuple" and party == 1:
+            elif kind == "tuple" and party == 0:
+                spec = TupleSpec.from_proto(request.tuple)
+                await session.confirmed.put((request.tuple.index, spec))
+            elif kind == "tuple":
                 await self._deal_tuple(session, request.tuple)
             else:
                 raise MalformedMessage("message to the dealer", got=kind, expected="credit")
 
     async def _deal_tuple(self, session: _LaneSession, message: DealTuple) -> None:
-        """One correlated tuple for a CrypTen program; nothing of it is kept."""
+        """One correlated tuple for a CrypTen program; nothing of it is kept. A correction of some
+        other tuple than the one that party 0 expands would tell party 1 of party 0's masks."""
         spec = TupleSpec.from_proto(message)
         index = session.next_tuple(message.index)
+        if await session.confirmed.get() != (index, spec):
+            raise MalformedMessage("tuple", got="another one", expected="what both parties name")
         loop = asyncio.get_running_loop()
         made = await loop.run_in_executor(None, correction, spec, index, *session.tuple_keys)
         data = made.astype("<i8", copy=False).tobytes()
