@@ -41,6 +41,10 @@ class _Served:
     info: ModelInfo
     steps: int
 
+    @property
+    def hash(self) -> str:
+        return self.info.model_hash
+
 
 class SecureInference(SecureInferenceServiceServicer):
     """``infos``: the serialized ModelInfo of each model, as the evaluators made them."""
@@ -84,7 +88,7 @@ class SecureInference(SecureInferenceServiceServicer):
             raise MalformedMessage("step", got=request.step, expected=f"< {model.steps}")
         if request.batch < 1:
             raise MalformedMessage("batch", got=request.batch, expected=">= 1")
-        scope = (request.model_hash, request.step)
+        scope = (model.hash, request.step)  # not the request's: "" names the only model, too
         self._budgets.charge(current_caller().name, scope, request.batch)
         answer = await self._evaluators.evaluate(
             model.index, request.step, request.batch, request.ciphertexts
@@ -94,18 +98,23 @@ class SecureInference(SecureInferenceServiceServicer):
     async def OpenSession(  # noqa: N802
         self, request_iterator: AsyncIterator[OpenSessionRequest], context: Context
     ) -> OpenSessionResponse:
-        first = await anext(aiter(request_iterator), OpenSessionRequest())
+        try:
+            async with asyncio.timeout(UPLOAD_S):  # nobody holds room for long
+                return await self._open(aiter(request_iterator), current_caller().name)
+        except TimeoutError as error:
+            raise DeadlineExceeded("upload", expected=f"<= {UPLOAD_S:g} s") from error
+
+    async def _open(
+        self, pieces: AsyncIterator[OpenSessionRequest], caller: str
+    ) -> OpenSessionResponse:
+        first = await anext(pieces, OpenSessionRequest())
         self._check_leveled(first.model_hash)
-        caller = current_caller().name
-        upload = self._leveled.upload(caller, first.model_hash or self._only())
-        with upload:
+        model_hash = first.model_hash or self._only()
+        self._budgets.charge(caller, (model_hash, "keys"), 1)
+        with self._leveled.upload(caller, model_hash) as upload:
             upload.add(first.keys)
-            try:
-                async with asyncio.timeout(UPLOAD_S):  # nobody holds the room for long
-                    async for request in request_iterator:
-                        upload.add(request.keys)
-            except TimeoutError as error:
-                raise DeadlineExceeded("upload", expected=f"<= {UPLOAD_S:g} s") from error
+            async for piece in pieces:
+                upload.add(piece.keys)
             return OpenSessionResponse(session_id=upload.finish())
 
     async def EvaluateModel(  # noqa: N802

@@ -18,6 +18,7 @@ from secure_quant.wire.gen.secure_inference_pb2_grpc import (
     add_SecureInferenceServiceServicer_to_server,
 )
 from secure_quant_server.common import Access, Budgets, GrpcServer, ServerOptions, Tokens
+from secure_quant_server.he.leveled import LeveledModels
 from secure_quant_server.he.pool import Evaluators
 from secure_quant_server.he.service import SERVICE, SecureInference
 
@@ -67,13 +68,15 @@ async def serving(
     *,
     tokens: Tokens | None = None,
     budgets: Budgets | None = None,
+    leveled: LeveledModels | None = None,
     **options: object,
 ) -> AsyncIterator[GrpcServer]:
     chosen = {"listen": "127.0.0.1:0", "security": tls("he"), "grace_s": 0.2} | options
     access = Access({SERVICE: frozenset({"client"})}, tokens)
     server = GrpcServer(ServerOptions(**chosen), access, [SERVICE])
     evaluators = StandIn(answer)
-    service = SecureInference(evaluators, await evaluators.start(), budgets or Budgets(None))
+    infos = await evaluators.start()
+    service = SecureInference(evaluators, infos, budgets or Budgets(None), leveled)
     add_SecureInferenceServiceServicer_to_server(service, server.server)
     await server.start()
     try:
