@@ -28,7 +28,8 @@ Options = list[tuple[str, int | str]]
 @dataclass(frozen=True, slots=True)
 class Limits:
     """message_bytes     largest message sent or received; a longer one is refused by its length
-                      prefix, before memory is taken for it.
+                      prefix, before memory is taken for it. A server takes no longer ones than
+                      its models need.
     deadline_s        for a call whose caller names none.
     connect_s         for one attempt to connect, handshake included.
     keepalive_s       idle time after which the peer is asked whether it still lives.
@@ -47,11 +48,15 @@ class Limits:
                 raise ConfigError(name, got=getattr(self, name), expected="> 0")
 
 
+STREAMS = 100
+LOOKAHEAD = 2**18
+PING_MS = 5000
+
+
 def _common_options(limits: Limits) -> Options:
-    """Of either end: sizes and keepalive."""
+    """Of either end: keepalive."""
     return [
         ("grpc.max_send_message_length", limits.message_bytes),
-        ("grpc.max_receive_message_length", limits.message_bytes),
         ("grpc.keepalive_time_ms", int(limits.keepalive_s * 1000)),
         ("grpc.keepalive_timeout_ms", int(limits.keepalive_grace_s * 1000)),
         ("grpc.keepalive_permit_without_calls", 1),
@@ -64,6 +69,7 @@ def channel_options(limits: Limits) -> Options:
     under a second. (gRPC takes the limit of one attempt from ``min_reconnect_backoff_ms``.)"""
     return [
         *_common_options(limits),
+        ("grpc.max_receive_message_length", limits.message_bytes),
         ("grpc.initial_reconnect_backoff_ms", 100),
         ("grpc.min_reconnect_backoff_ms", int(limits.connect_s * 1000)),
         ("grpc.max_reconnect_backoff_ms", 2000),
@@ -71,13 +77,27 @@ def channel_options(limits: Limits) -> Options:
     ]
 
 
-def server_options(limits: Limits) -> Options:
-    """Of a server's end. A port that is taken is an error, not shared."""
+def server_options(limits: Limits, request_bytes: int | None = None) -> Options:
+    """Of a server's end. A port that is taken is an error, not shared.
+
+    request_bytes: largest message received, where it is below ``limits.message_bytes``.
+    Of a call whose message nobody reads yet, gRPC holds ``LOOKAHEAD`` bytes and no more: without a
+    probe of the network's capacity that window never grows by itself.
+    """
     return [
         *_common_options(limits),
-        ("grpc.http2.min_recv_ping_interval_without_data_ms", 5000),
+        ("grpc.max_receive_message_length", request_bytes or limits.message_bytes),
+        ("grpc.max_concurrent_streams", STREAMS),
+        ("grpc.http2.bdp_probe", 0),
+        ("grpc.http2.lookahead_bytes", LOOKAHEAD),
+        # A client that asks more often whether we live is sent away; ours ask every keepalive_s.
+        ("grpc.http2.min_ping_interval_without_data_ms", _least_between_pings(limits)),
         ("grpc.so_reuseport", 0),
     ]
+
+
+def _least_between_pings(limits: Limits) -> int:
+    return min(PING_MS, int(limits.keepalive_s * 500))
 
 
 def aio_channel(

@@ -102,6 +102,11 @@ class Access:
     def __post_init__(self) -> None:
         object.__setattr__(self, "_table", {**_OPEN_SERVICES, **self.methods})
 
+    @staticmethod
+    def is_open(method: str) -> bool:
+        """Health and reflection: what every certified caller may ask, without a token."""
+        return method.removeprefix("/").partition("/")[0] in _OPEN_SERVICES
+
     def admit(self, method: str, context: grpc.aio.ServicerContext[object, object]) -> Caller:
         """The caller, who may call ``method`` (``/package.Service/Name``).
 

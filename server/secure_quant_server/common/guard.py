@@ -14,11 +14,13 @@ from typing import TYPE_CHECKING, Any
 
 import grpc
 import grpc.aio
+from google.protobuf.message import DecodeError
 
-from secure_quant.errors import InternalError, Overloaded, SecureQuantError
+from secure_quant.errors import InternalError, MalformedMessage, SecureQuantError, ServiceError
 from secure_quant.wire import to_status
 from secure_quant_server.common import logs
 from secure_quant_server.common.access import Access
+from secure_quant_server.common.admission import Admission
 from secure_quant_server.common.metrics import Metrics
 
 __all__ = ["Guard"]
@@ -29,12 +31,18 @@ if TYPE_CHECKING:  # generic in the stubs, not at run time
 
 
 class Guard(grpc.aio.ServerInterceptor):
-    """Named errors become their status; any other exception becomes INTERNAL with nothing but a
-    random id, under which the log has the rest. At most ``max_calls`` run at once."""
+    """Who may call and whether there is room is decided before a body is read: to gRPC every method
+    looks as if its request were a stream, of which the guard reads the one message when it is time.
 
-    def __init__(self, access: Access, metrics: Metrics, *, max_calls: int) -> None:
-        self._access, self._metrics, self._max_calls = access, metrics, max_calls
-        self._running = 0
+    Named errors become their status; any other exception becomes INTERNAL with nothing but a
+    random id, under which the log has the rest. ``watch_s``: longest call to health or reflection.
+    """
+
+    def __init__(
+        self, access: Access, metrics: Metrics, admission: Admission, *, watch_s: float
+    ) -> None:
+        self._access, self._metrics, self._admission = access, metrics, admission
+        self._watch_s = watch_s
         self._wrapped: dict[str, Handler] = {}
 
     async def intercept_service(
@@ -56,34 +64,43 @@ class Guard(grpc.aio.ServerInterceptor):
         requests = "stream" if handler.request_streaming else "unary"
         answers = "stream" if handler.response_streaming else "unary"
         behaviour = getattr(handler, f"{requests}_{answers}")
-        factory = getattr(grpc, f"{requests}_{answers}_rpc_method_handler")
+        factory = getattr(grpc, f"stream_{answers}_rpc_method_handler")
+        parse = _parser(method, handler.request_deserializer)
 
-        async def call(request: Any, context: Context) -> Any:
-            async with self._admitted(method, context):
-                return await behaviour(request, context)
+        async def asked(stream: Any, client: str, context: Context) -> Any:
+            if handler.request_streaming:
+                return stream
+            async with self._admission.body(client):
+                body = await context.read()
+            if body is grpc.aio.EOF:
+                raise MalformedMessage("request", got="none", expected="one message")
+            self._admission.received(len(body))
+            return parse(body)
 
-        async def stream(request: Any, context: Context) -> AsyncIterator[Any]:
-            async with self._admitted(method, context):
-                async for answer in behaviour(request, context):
+        async def call(stream: Any, context: Context) -> Any:
+            async with self._admitted(method, context) as client:
+                return await behaviour(await asked(stream, client, context), context)
+
+        async def answering(stream: Any, context: Context) -> AsyncIterator[Any]:
+            async with self._admitted(method, context) as client:
+                async for answer in behaviour(await asked(stream, client, context), context):
                     yield answer
 
         made: Handler = factory(
-            stream if inspect.isasyncgenfunction(behaviour) else call,
-            handler.request_deserializer,
+            answering if inspect.isasyncgenfunction(behaviour) else call,
+            parse if handler.request_streaming else None,
             handler.response_serializer,
         )
         return made
 
     @asynccontextmanager
-    async def _admitted(self, method: str, context: Context) -> AsyncIterator[None]:
+    async def _admitted(self, method: str, context: Context) -> AsyncIterator[str]:
+        """The caller's name, while the call is served."""
         started, code, who = time.perf_counter(), grpc.StatusCode.OK, ""
-        self._running += 1
-        self._metrics.running.set(self._running)
         try:
             who = self._access.admit(method, context).name
-            if self._running > self._max_calls:
-                raise Overloaded("calls at once", expected=f"<= {self._max_calls}")
-            yield
+            async with self._room(method, who):
+                yield who
         except SecureQuantError as error:
             code, text, details = to_status(error)
             await context.abort(code, text, details)
@@ -100,11 +117,38 @@ class Guard(grpc.aio.ServerInterceptor):
             code, text, details = to_status(InternalError("the server failed", hint=hint))
             await context.abort(code, text, details)
         finally:
-            self._running -= 1
-            self._metrics.running.set(self._running)
             seconds = time.perf_counter() - started
             self._metrics.seconds.labels(method).observe(seconds)
             self._metrics.calls.labels(method, code.name).inc()
             level = logging.DEBUG if code is grpc.StatusCode.OK else logging.INFO
             ms = round(seconds * 1e3, 2)
             logs.event("call", level=level, method=method, caller=who, code=code.name, ms=ms)
+
+    @asynccontextmanager
+    async def _room(self, method: str, client: str) -> AsyncIterator[None]:
+        is_open = Access.is_open(method)
+        running = self._metrics.running
+        with self._admission.call(client, is_open=is_open):
+            running.set(self._admission.running)
+            try:
+                async with asyncio.timeout(self._watch_s if is_open else None) as limit:
+                    yield
+            except TimeoutError:
+                if not limit.expired():
+                    raise
+                ended = "this stream ends after a while"
+                raise ServiceError(ended, hint="open another") from None
+            finally:
+                running.set(self._admission.running - (not is_open))
+
+
+def _parser(method: str, deserializer: Callable[[bytes], Any] | None) -> Callable[[bytes], Any]:
+    def parse(body: bytes) -> Any:
+        try:
+            return body if deserializer is None else deserializer(body)
+        except DecodeError as error:
+            name = method.rpartition("/")[2]
+            got = f"{len(body)} bytes"
+            raise MalformedMessage("request", got=got, expected=f"a request of {name}") from error
+
+    return parse

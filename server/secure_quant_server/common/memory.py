@@ -5,7 +5,7 @@ from __future__ import annotations
 import ctypes
 import sys
 
-__all__ = ["keep_freed_memory"]
+__all__ = ["give_back_freed_memory", "keep_freed_memory"]
 
 TRIM_THRESHOLD, TOP_PAD, MMAP_THRESHOLD = -1, -2, -3
 """Parameters of glibc's mallopt(3)."""
@@ -27,3 +27,14 @@ def keep_freed_memory(trim_bytes: int = 2**28) -> bool:
     settings = ((TRIM_THRESHOLD, trim_bytes), (TOP_PAD, 2**24), (MMAP_THRESHOLD, 2**25))
     taken: list[int] = [mallopt(name, value) for name, value in settings]
     return min(taken) == 1
+
+
+def give_back_freed_memory() -> bool:
+    """Hand what the allocator holds free back to the system: after a burst of large messages.
+
+    Returns whether something was; on another C library than glibc nothing is. See malloc_trim(3).
+    """
+    if not sys.platform.startswith("linux"):
+        return False
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
+    return trim is not None and trim(0) == 1

@@ -18,6 +18,7 @@ from secure_quant.errors import ConfigError
 from secure_quant.transport import Limits, Security, add_port, server_options
 from secure_quant_server.common import logs
 from secure_quant_server.common.access import Access
+from secure_quant_server.common.admission import Admission
 from secure_quant_server.common.guard import Guard
 from secure_quant_server.common.metrics import Metrics
 
@@ -33,11 +34,13 @@ class ServerOptions:
     listen       ``host:port``; port 0 lets the system choose.
     security     Tls(...), or InsecurePlaintext() in so many words.
     limits       largest message, keepalive.
-    max_calls    calls served at once; one more is refused as Overloaded.
+    max_calls    calls served at once; one more is refused as Overloaded. per_client: of one
+                 client. Health and reflection do not count; they have bounds of their own.
     tokens       file of client tokens, asked of clients besides their certificate.
     budget       samples each client may send in ``budget_window_s``; None for no limit.
     metrics      ``host:port`` for Prometheus, plain HTTP; None for none.
     reflection   let certified callers list the services.
+    watch_s      longest call to health or reflection, a stream that idles included.
     grace_s      time that running calls have to end after a stop signal.
     """
 
@@ -45,11 +48,13 @@ class ServerOptions:
     security: Security
     limits: Limits = field(default_factory=Limits)
     max_calls: int = 256
+    per_client: int = 64
     tokens: str | os.PathLike[str] | None = None
     budget: int | None = None
     budget_window_s: float = 3600.0
     metrics: str | None = None
     reflection: bool = True
+    watch_s: float = 600.0
     grace_s: float = 5.0
 
 
@@ -57,15 +62,28 @@ class GrpcServer:
     """Wraps a ``grpc.aio.Server``: add servicers to ``.server``, then ``start``.
 
     ``services`` are the full names of the services added; their health, and that of the whole
-    server (``""``), is NOT_SERVING until ``set_serving(True)``.
+    server (``""``), is NOT_SERVING until ``set_serving(True)``. ``request_bytes`` is the longest
+    message that any of them takes, as the models served imply; never above the limit in options.
     """
 
-    def __init__(self, options: ServerOptions, access: Access, services: Sequence[str]) -> None:
+    def __init__(
+        self,
+        options: ServerOptions,
+        access: Access,
+        services: Sequence[str],
+        *,
+        request_bytes: int | None = None,
+    ) -> None:
         self.options, self._services = options, tuple(services)
         self.metrics = Metrics()
+        most = options.limits.message_bytes
+        largest = most if request_bytes is None else min(most, request_bytes)
+        admission = Admission(
+            max_calls=options.max_calls, per_client=options.per_client, message_bytes=largest
+        )
+        guard = Guard(access, self.metrics, admission, watch_s=options.watch_s)
         self.server = grpc.aio.server(
-            interceptors=[Guard(access, self.metrics, max_calls=options.max_calls)],
-            options=server_options(options.limits),
+            interceptors=[guard], options=server_options(options.limits, largest)
         )
         self._health = health_aio.HealthServicer()
         health_pb2_grpc.add_HealthServicer_to_server(self._health, self.server)

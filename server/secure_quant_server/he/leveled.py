@@ -24,6 +24,10 @@ __all__ = ["LeveledModels"]
 
 MAX_SAMPLES = 64
 """In one call."""
+PIECE = 4 * 2**20
+"""Of evaluation keys in one message; clients send a quarter of it."""
+AROUND = 2**12
+"""What a request holds besides ciphertexts or keys, at most."""
 OPEN, EVALUATE = 0, 1
 """``step`` in the frame to a worker."""
 
@@ -87,6 +91,12 @@ class LeveledModels:
     @property
     def hashes(self) -> list[str]:
         return list(self._models)
+
+    @property
+    def request_bytes(self) -> int:
+        """The longest request that any model here looks at: one sample more than it takes."""
+        sizes = [(MAX_SAMPLES + 1) * request_bytes(each.plan) for each in self._models.values()]
+        return AROUND + max([PIECE, *sizes])
 
     @property
     def available(self) -> bool:

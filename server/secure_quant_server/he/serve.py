@@ -79,12 +79,13 @@ class HeServer:
         options = self._options
         tokens = Tokens.from_file(options.tokens) if options.tokens is not None else None
         access = Access({SERVICE: frozenset({"client"})}, tokens)
-        server = GrpcServer(options, access, [SERVICE])
         try:
             infos = await self.evaluators.start() if self._exact else []
             await self.leveled.start()
             budgets = Budgets(options.budget, options.budget_window_s)
             service = SecureInference(self.evaluators, infos, budgets, self.leveled)
+            size = service.request_bytes
+            server = GrpcServer(options, access, [SERVICE], request_bytes=size)
             add_SecureInferenceServiceServicer_to_server(service, server.server)
             await server.start()
         except BaseException:

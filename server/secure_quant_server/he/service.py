@@ -10,8 +10,9 @@ from typing import Any
 import grpc.aio
 
 from secure_quant.errors import ConfigError, DeadlineExceeded, MalformedMessage, ModelNotFound
+from secure_quant.he.plan import MAX_BATCH, HePlan
 from secure_quant.ir.ops import Conv2d, Linear
-from secure_quant.wire import info_from_proto
+from secure_quant.wire import ReceivedModel, info_from_proto
 from secure_quant.wire.gen.model_pb2 import ModelInfo
 from secure_quant.wire.gen.secure_inference_pb2 import (
     EvaluateLinearRequest,
@@ -32,6 +33,8 @@ __all__ = ["SERVICE", "SecureInference"]
 
 SERVICE = "secure_quant.v1.SecureInferenceService"
 UPLOAD_S = 120.0
+AROUND = 2**12
+"""What a request holds besides ciphertexts, at most."""
 Context = grpc.aio.ServicerContext[Any, Any]
 
 
@@ -40,6 +43,7 @@ class _Served:
     index: int
     info: ModelInfo
     steps: int
+    request_bytes: int
 
     @property
     def hash(self) -> str:
@@ -61,16 +65,23 @@ class SecureInference(SecureInferenceServiceServicer):
         self._models: dict[str, _Served] = {}
         for index, data in enumerate(infos):
             info = ModelInfo.FromString(data)
-            nodes = info_from_proto(info).graph.nodes
-            steps = sum(isinstance(node, Linear | Conv2d) for node in nodes)
+            received = info_from_proto(info)
+            steps = sum(isinstance(node, Linear | Conv2d) for node in received.graph.nodes)
             if info.model_hash in self._models:
                 raise ConfigError("bundles", got=f"model {info.model_hash} twice", expected="once")
-            self._models[info.model_hash] = _Served(index, info, steps)
+            size = _largest_request(received)
+            self._models[info.model_hash] = _Served(index, info, steps, size)
 
     @property
     def hashes(self) -> list[str]:
         """Of the models served."""
         return [*self._models, *self._leveled.hashes]
+
+    @property
+    def request_bytes(self) -> int:
+        """The longest request that any model here takes."""
+        sizes = [model.request_bytes for model in self._models.values()]
+        return max([self._leveled.request_bytes, *sizes])
 
     async def GetModel(  # noqa: N802  the name in the proto
         self, request: GetModelRequest, context: Context
@@ -144,3 +155,10 @@ class SecureInference(SecureInferenceServiceServicer):
             got = repr(model_hash[:64]) if model_hash else "no hash"
             raise ModelNotFound("model", got=got, expected=f"one of {', '.join(self.hashes)}")
         return found
+
+
+def _largest_request(received: ReceivedModel) -> int:
+    """Of any layer and batch. Raises MalformedModel."""
+    steps = HePlan.from_json(received.plan, received.graph).steps
+    sizes = (step.call(n).cost.bytes_up for step in steps for n in range(1, MAX_BATCH + 1))
+    return AROUND + max(sizes, default=0)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from secure_quant.errors import DeadlineExceeded, MalformedMessage, Overloaded, SecureQuantError
@@ -13,12 +14,14 @@ __all__ = ["Board", "Posted"]
 
 @dataclass
 class Posted:
-    """One client's share and the answer it waits for."""
+    """One client's share and the answer it waits for. share: makes it, once it is fetched: a seed
+    of 32 bytes stays one until then. held: bytes that are kept meanwhile."""
 
     model: str
     batch: int
     caller: str
-    share: bytes
+    share: Callable[[], bytes]
+    held: int
     answer: asyncio.Future[Outcome]
     claimed: bool = False
 
@@ -36,16 +39,16 @@ class Board:
         return len(self._posted)
 
     def post(
-        self, key: str, model: str, batch: int, caller: str, share: bytes
+        self, key: str, model: str, batch: int, caller: str, share: Callable[[], bytes], held: int
     ) -> asyncio.Future[Outcome]:
-        """Put up a share; the future is its answer. Raises Overloaded."""
-        if len(self._posted) >= self._entries or self._bytes + len(share) > self._size:
+        """Put up a share; the future is its answer. Raises Overloaded, MalformedMessage."""
+        if len(self._posted) >= self._entries or self._bytes + held > self._size:
             raise Overloaded("requests that wait for the other party", got=len(self._posted))
         if key in self._posted:
             raise MalformedMessage("request id", got="one that is being served")
         answer: asyncio.Future[Outcome] = asyncio.get_running_loop().create_future()
-        self._posted[key] = Posted(model, batch, caller, share, answer)
-        self._bytes += len(share)
+        self._posted[key] = Posted(model, batch, caller, share, held, answer)
+        self._bytes += held
         wanted = self._wanted.get(key)
         if wanted is not None and not wanted.done():
             wanted.set_result(None)
@@ -66,7 +69,7 @@ class Board:
         """Forget a share: answered, or its client gave up."""
         posted = self._posted.pop(key, None)
         if posted is not None:
-            self._bytes -= len(posted.share)
+            self._bytes -= posted.held
 
     async def fetch(
         self, keys: str, model: str, batches: list[int], callers: list[str], wait_s: float
@@ -92,7 +95,7 @@ class Board:
             raise MalformedMessage("request id", got="one that is being served")
         for each in posted:
             each.claimed = True
-        return b"".join(each.share for each in posted)
+        return b"".join(each.share() for each in posted)
 
     def settle(self, key: str, outcome: Outcome | SecureQuantError) -> None:
         """Hand an answer to the client that waits for it, if it still does."""

@@ -58,6 +58,8 @@ MAX_WINDOW = 2**36
 PAIRING_S = 10.0
 CONFIRMED = 256
 """Tuples that party 0 may name before party 1 asks for them."""
+REQUEST_BYTES = 2**16
+"""A party asks for material in messages of a few bytes; a tuple's shapes are the longest."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -97,7 +99,7 @@ async def serve_dealer(
     stop = on_stop_signal()
     programs = [load_dealer(read_bundle(bundle)) for bundle in bundles]
     access = Access({SERVICE: frozenset({"party0", "party1"})})
-    server = GrpcServer(chosen, access, [SERVICE])
+    server = GrpcServer(chosen, access, [SERVICE], request_bytes=REQUEST_BYTES)
     gauges = Gauges(server.metrics)
     with ExitStack() as stack:
         spool = None

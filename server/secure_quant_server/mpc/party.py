@@ -8,6 +8,7 @@ import os
 from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from math import prod
 from typing import Any, get_args
 
@@ -19,7 +20,6 @@ from secure_quant.errors import (
     MalformedMessage,
     MessageTooLarge,
     ModelNotFound,
-    Overloaded,
 )
 from secure_quant.keystream import SEED_BYTES, words_under
 from secure_quant.mpc.protocol.bundle import load_party
@@ -56,7 +56,12 @@ __all__ = ["PartyOptions", "serve_party"]
 
 SERVICE = "secure_quant.v1.ShareInferenceService"
 ID_BYTES = 16
+EARLY_BYTES = 2**18
+"""A share up to that size goes to party 1's lane before it is asked for; a larger one is not even
+made from its seed until then."""
 SEEN_IDS = 200_000
+AROUND = 2**12
+"""What a request holds besides the share, at most."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -78,7 +83,7 @@ class PartyOptions(ServerOptions):
     wait_s          longest wait for a client's other share.
     batch_wait_s    party 0: longest wait for other requests to join while every lane is busy; 0
                     joins none.
-    pending         requests that may wait at once; per_client: of one client.
+    pending         requests that may wait at once.
     """
 
     party: int | None = None
@@ -93,7 +98,6 @@ class PartyOptions(ServerOptions):
     wait_s: float = 10.0
     batch_wait_s: float = 0.0
     pending: int = 256
-    per_client: int = 64
 
     def __post_init__(self) -> None:
         if self.link_protocol not in get_args(LinkProtocol):
@@ -146,7 +150,9 @@ class _Front:
         self.options = options
         tokens = Tokens.from_file(options.tokens) if options.tokens is not None else None
         access = Access({SERVICE: frozenset({"client"})}, tokens)
-        self._grpc = GrpcServer(options, access, [SERVICE])
+        self._grpc = GrpcServer(
+            options, access, [SERVICE], request_bytes=_request_bytes(programs, options.batch)
+        )
         self.gauges = Gauges(self._grpc.metrics)
         self.board = Board(options.pending, options.pending * 2**20)
         self._serving: set[asyncio.Task[None]] = set()
@@ -200,11 +206,15 @@ class Gauges:
         )
 
 
+def _request_bytes(programs: Sequence[PartyProgram], batch: int) -> int:
+    """The longest request that any model here takes."""
+    return AROUND + 8 * batch * max(prod(program.graph.input.shape) for program in programs)
+
+
 class _ShareInference(share_inference_pb2_grpc.ShareInferenceServiceServicer):
     def __init__(self, front: _Front) -> None:
         self._front = front
         self._seen: OrderedDict[bytes, None] = OrderedDict()
-        self._of_client: dict[str, int] = {}
         options = front.options
         self._budgets = Budgets(options.budget, options.budget_window_s)
 
@@ -220,18 +230,9 @@ class _ShareInference(share_inference_pb2_grpc.ShareInferenceServiceServicer):
         """See share_inference.proto."""
         program = self._program(request.model_hash)
         self._check(request, program)
-        name = current_caller().name
-        self._budgets.charge(name, program.model_hash, request.batch)
-        if self._of_client.get(name, 0) >= self._front.options.per_client:
-            raise Overloaded("requests of one client at once", got=self._of_client[name])
+        self._budgets.charge(current_caller().name, program.model_hash, request.batch)
         self._remember(request.request_id)
-        self._of_client[name] = self._of_client.get(name, 0) + 1
-        try:
-            outcome = await self._answer(request, self._wait_s(context))
-        finally:
-            self._of_client[name] -= 1
-            if not self._of_client[name]:
-                del self._of_client[name]
+        outcome = await self._answer(request, self._wait_s(context))
         return self._response(request, outcome)
 
     async def _answer(self, request: InferRequest, wait_s: float) -> Outcome:
@@ -253,11 +254,12 @@ class _ShareInference(share_inference_pb2_grpc.ShareInferenceServiceServicer):
         """Party 1: put the share up until party 0's lane asks for it."""
         board, key = self._front.board, request.request_id.hex()
         lane = self._front.lanes.choose(request.request_id)  # refuses at once while none is ready
-        caller = current_caller().name
-        posted = key, request.model_hash, request.batch, caller, self._share(request)
+        posted = key, request.model_hash, request.batch, current_caller().name
+        early = 8 * self._elements(request) <= EARLY_BYTES
         try:
-            answer = board.post(*posted)
-            lane.push(*posted)
+            answer = board.post(*posted, partial(self._share, request), request.ByteSize())
+            if early:
+                lane.push(*posted, self._share(request))
             done, _ = await asyncio.wait({answer}, timeout=wait_s)
             if not done and not board.claimed(key):
                 raise DeadlineExceeded(
@@ -266,7 +268,8 @@ class _ShareInference(share_inference_pb2_grpc.ShareInferenceServiceServicer):
                 )
             return await answer
         finally:
-            lane.retract(key)  # the lane that it was pushed to need not be the one that served it
+            if early:  # the lane that it was pushed to need not be the one that served it
+                lane.retract(key)
             board.remove(key)
 
     def _response(self, request: InferRequest, outcome: Outcome) -> InferResponse:

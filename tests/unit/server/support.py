@@ -10,6 +10,7 @@ import grpc.aio
 
 from conformance.builder import Net
 from secure_quant import Graph
+from secure_quant.he.plan import plan
 from secure_quant.transport import Security, Tls, aio_channel
 from secure_quant.transport.certs import Authority
 from secure_quant.wire import info_to_proto
@@ -45,7 +46,7 @@ class StandIn(Evaluators):
         self._answer = answer
 
     async def start(self) -> list[bytes]:
-        return [info_to_proto(graph(), b"{}").SerializeToString()]
+        return [info_to_proto(graph(), plan(graph()).to_json()).SerializeToString()]
 
     async def evaluate(self, model: int, step: int, batch: int, ciphertexts: bytes) -> bytes:
         return await self._answer(ciphertexts)
@@ -69,11 +70,12 @@ async def serving(
     tokens: Tokens | None = None,
     budgets: Budgets | None = None,
     leveled: LeveledModels | None = None,
+    request_bytes: int | None = None,
     **options: object,
 ) -> AsyncIterator[GrpcServer]:
     chosen = {"listen": "127.0.0.1:0", "security": tls("he"), "grace_s": 0.2} | options
     access = Access({SERVICE: frozenset({"client"})}, tokens)
-    server = GrpcServer(ServerOptions(**chosen), access, [SERVICE])
+    server = GrpcServer(ServerOptions(**chosen), access, [SERVICE], request_bytes=request_bytes)
     evaluators = StandIn(answer)
     infos = await evaluators.start()
     service = SecureInference(evaluators, infos, budgets or Budgets(None), leveled)

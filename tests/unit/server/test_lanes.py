@@ -70,7 +70,10 @@ def party_1(lanes: int) -> tuple[_ShareInference, list[LaneHandle], list[FrontDe
         desks.append(wire.desk)
     options = SimpleNamespace(budget=None, budget_window_s=1.0, wait_s=2.0)
     chosen = SimpleNamespace(choose=lambda request_id: handles[request_id[0] % lanes])
-    front = SimpleNamespace(board=board, lanes=chosen, options=options, party=1)
+    model = SimpleNamespace(graph=SimpleNamespace(input=SimpleNamespace(shape=(1,))))
+    front = SimpleNamespace(
+        board=board, lanes=chosen, options=options, party=1, models={"m": model}
+    )
     return _ShareInference(front), handles, desks, board
 
 
@@ -121,7 +124,7 @@ def test_no_share_stays_where_it_was_pushed_whoever_serves_it() -> None:
 def test_the_board_compares_the_callers() -> None:
     async def work() -> None:
         board = Board(4, 2**20)
-        board.post("k", "m", 1, "eve", SHARE)
+        board.post("k", "m", 1, "eve", lambda: SHARE, len(SHARE))
         with pytest.raises(MalformedMessage, match="another caller"):
             await board.fetch("k", "m", [1], ["ann"], 0.1)
         assert not board.claimed("k")

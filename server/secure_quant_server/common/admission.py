@@ -1,0 +1,94 @@
+"""Room for calls: of all callers and of each, bodies that are received at once, memory given back.
+
+A call is counted before anything of its body is read, so that what a caller may not do costs a
+header and no more. Health and reflection have room of their own: asking how a server is never
+takes a call's place, and calls never keep anybody from asking.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import Counter
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager
+
+from secure_quant.errors import DeadlineExceeded, Overloaded
+from secure_quant_server.common.memory import give_back_freed_memory
+
+__all__ = ["Admission"]
+
+BODIES_BYTES = 128 * 2**20
+BODY_S = 60.0
+OPEN_PER_CLIENT = 16
+OPEN_CALLS = 1024
+LARGE = 2**20
+TRIM_S = 1.0
+
+
+class Admission:
+    """max_calls     at once, of all callers; per_client: of one.
+    message_bytes largest body. As many are received at once as ``BODIES_BYTES`` hold, at least
+                  two, of which one caller has half; the others wait their turn.
+    body_s        time that a body has to arrive once its turn came.
+    """
+
+    def __init__(
+        self, *, max_calls: int, per_client: int, message_bytes: int, body_s: float = BODY_S
+    ) -> None:
+        self._max_calls, self._per_client, self._body_s = max_calls, per_client, body_s
+        self._calls: Counter[str] = Counter()
+        self._open: Counter[str] = Counter()
+        at_once = max(2, BODIES_BYTES // message_bytes)
+        self._bodies = asyncio.Semaphore(at_once)
+        self._of_client = max(1, at_once // 2)
+        self._turns: dict[str, asyncio.Semaphore] = {}
+        self._trim: asyncio.TimerHandle | None = None
+
+    @property
+    def running(self) -> int:
+        """Calls being served, health and reflection left out."""
+        return self._calls.total()
+
+    @contextmanager
+    def call(self, client: str, *, is_open: bool) -> Iterator[None]:
+        """Room for one call; ``is_open``: to health or reflection. Raises Overloaded."""
+        count = self._open if is_open else self._calls
+        in_all, of_one = (
+            (OPEN_CALLS, OPEN_PER_CLIENT) if is_open else (self._max_calls, self._per_client)
+        )
+        what = "health and reflection calls" if is_open else "calls"
+        if count[client] >= of_one:
+            raise Overloaded(f"{what} of one client at once", expected=f"<= {of_one}")
+        if count.total() >= in_all:
+            raise Overloaded(f"{what} at once", expected=f"<= {in_all}")
+        count[client] += 1
+        try:
+            yield
+        finally:
+            count[client] -= 1
+            if not count[client]:
+                del count[client]
+                if not self._calls[client]:
+                    self._turns.pop(client, None)
+
+    @asynccontextmanager
+    async def body(self, client: str) -> AsyncIterator[None]:
+        """The turn to receive a body, inside ``call``. Raises DeadlineExceeded."""
+        turn = self._turns.setdefault(client, asyncio.Semaphore(self._of_client))
+        async with turn, self._bodies:
+            try:
+                async with asyncio.timeout(self._body_s):
+                    yield
+            except TimeoutError as error:
+                raise DeadlineExceeded(
+                    "the request did not arrive", expected=f"<= {self._body_s:g} s"
+                ) from error
+
+    def received(self, size: int) -> None:
+        """A body came in: what it leaves behind is given back to the system a moment later."""
+        if size >= LARGE and self._trim is None:
+            self._trim = asyncio.get_running_loop().call_later(TRIM_S, self._give_back)
+
+    def _give_back(self) -> None:
+        self._trim = None
+        asyncio.get_running_loop().run_in_executor(None, give_back_freed_memory)

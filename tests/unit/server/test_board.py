@@ -1,0 +1,55 @@
+"""Shares that wait for the other party: a seed stays one, and what is held is bounded."""
+
+import asyncio
+from collections.abc import Callable
+
+import pytest
+from unit.server.support import run
+
+from secure_quant.errors import MalformedMessage, Overloaded
+from secure_quant_server.mpc.board import Board
+
+
+def counted(made: list[str], name: str) -> Callable[[], bytes]:
+    def share() -> bytes:
+        made.append(name)
+        return name.encode()
+
+    return share
+
+
+def test_a_share_is_made_when_it_is_fetched_and_once() -> None:
+    async def test() -> None:
+        board, made = Board(8, 100), []
+        for name in ("a", "b", "c"):
+            board.post(name, "model", 2, "eve", counted(made, name), 32)
+        assert made == []
+        assert await board.fetch("a,c", "model", [2, 2], ["eve", "eve"], 5.0) == b"ac"
+        assert made == ["a", "c"]
+        with pytest.raises(MalformedMessage):
+            await board.fetch("a", "model", [2], ["eve"], 5.0)
+        with pytest.raises(MalformedMessage):
+            await board.fetch("b", "model", [3], ["eve"], 5.0)
+        assert made == ["a", "c"]
+
+    run(test)
+
+
+def test_what_is_held_counts_and_is_given_back() -> None:
+    async def test() -> None:
+        board = Board(2, 100)
+        board.post("a", "model", 1, "eve", bytes, 60)
+        with pytest.raises(Overloaded):
+            board.post("b", "model", 1, "eve", bytes, 60)
+        board.post("b", "model", 1, "eve", bytes, 40)
+        with pytest.raises(Overloaded):
+            board.post("c", "model", 1, "eve", bytes, 0)
+        board.remove("a")
+        board.post("c", "model", 1, "eve", bytes, 60)
+        waiting = asyncio.create_task(board.fetch("d", "model", [1], ["eve"], 5.0))
+        board.remove("b")
+        await asyncio.sleep(0)
+        board.post("d", "model", 1, "eve", lambda: b"late", 40)
+        assert await waiting == b"late"
+
+    run(test)
