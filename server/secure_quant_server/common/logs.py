@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import logging
 import sys
@@ -9,7 +10,7 @@ import time
 import traceback
 from typing import Any
 
-__all__ = ["event", "failure", "setup"]
+__all__ = ["event", "failure", "follow_tasks", "level", "setup"]
 
 _LOG = logging.getLogger("secure_quant")
 
@@ -47,3 +48,22 @@ def failure(name: str, error: BaseException, **fields: object) -> None:
     frames = traceback.extract_tb(error.__traceback__)[-8:]
     where = [f"{frame.filename.rpartition('/')[2]}:{frame.lineno} {frame.name}" for frame in frames]
     event(name, level=logging.ERROR, error=type(error).__name__, where=where, **fields)
+
+
+def level() -> str:
+    """The name of the level that is logged, for ``setup`` in another process."""
+    return logging.getLevelName(_LOG.getEffectiveLevel())
+
+
+def follow_tasks() -> None:
+    """In the running loop: what a task or callback raised and nobody looked at is one event, never
+    a traceback on standard error."""
+    asyncio.get_running_loop().set_exception_handler(_unretrieved)
+
+
+def _unretrieved(loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
+    error = context.get("exception")
+    if isinstance(error, BaseException):
+        failure("task failed", error)
+    else:
+        event("task failed", level=logging.ERROR, reason=str(context.get("message"))[:200])

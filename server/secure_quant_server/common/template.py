@@ -1,0 +1,178 @@
+"""The warm template that worker processes are forked from: ``python -P -m THIS FD ENTRY MODULE...``
+
+It imports every MODULE, so that a worker has nothing left to import, then forks one worker for
+each request on FD, a socket pair of its front. It holds no key, no bundle, no connection, no event
+loop and no thread; it opens nothing but FD. ENTRY, ``module:function``, is called in the worker
+with its end of a socket pair, which the front sent along and the template closes at once.
+
+Before a worker runs anything it takes fresh seeds: what a generator of random, numpy, torch or
+CrypTen held in the template, it would hold in every worker.
+
+Where a library has started a thread after all (an operator who gives BLAS several), forking is not
+safe, and workers are started cold: another interpreter, the same entry.
+"""
+
+from __future__ import annotations
+
+import gc
+import importlib
+import json
+import os
+import resource
+import secrets
+import select
+import signal
+import socket
+import sys
+from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
+from types import FrameType
+from typing import Any, NoReturn
+
+from secure_quant_server.common import logs
+
+__all__ = ["become", "harden", "main", "reseed", "threads"]
+
+NAME_LENGTH = 15
+"""Of a process, as Linux shows it."""
+
+
+def main(arguments: list[str]) -> None:
+    """Serve the front until it hangs up; or, cold, be one worker."""
+    harden()
+    if arguments[0] == "cold":
+        become(arguments[2], int(arguments[1]), json.loads(arguments[3]))
+    control = socket.socket(fileno=int(arguments[0]))
+    control.set_inheritable(False)
+    for module in arguments[2:]:
+        importlib.import_module(module)
+    _name("sq-template")
+    gc.collect()
+    gc.freeze()  # a collection in a worker need not touch, and so copy, what is shared
+    with suppress(ConnectionError):  # the front is gone; so are its workers' other ends
+        control.send(json.dumps({"ready": True}).encode())
+        _serve(control, arguments[1])
+
+
+def harden() -> None:
+    """No core files with keys or weights in them; signals to a whole group (a terminal's ^C, a
+    supervisor's stop) are the front's to act on."""
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)
+
+
+def threads() -> int:
+    """Of this process, those of libraries included."""
+    return sum(1 for _ in Path("/proc/self/task").iterdir())
+
+
+def reseed() -> None:
+    """Fresh seeds from the system for every generator that a fork has cloned."""
+    if "random" in sys.modules:
+        sys.modules["random"].seed(secrets.randbits(256))
+    if "numpy" in sys.modules:
+        sys.modules["numpy"].random.seed([secrets.randbits(32) for _ in range(16)])
+    if "torch" in sys.modules:
+        sys.modules["torch"].manual_seed(secrets.randbits(63))
+    if "crypten" in sys.modules:
+        for devices in sys.modules["crypten"].generators.values():
+            for generator in devices.values():
+                generator.manual_seed(secrets.randbits(63))
+
+
+def become(entry: str, descriptor: int, options: dict[str, Any]) -> NoReturn:
+    """Be a worker until the entry returns; its value is the exit status, 1 if it raised."""
+    status = 1
+    try:
+        _name(str(options["name"]))
+        memory = options["memory"]
+        if memory is not None:
+            _, hard = resource.getrlimit(resource.RLIMIT_AS)
+            room = memory if hard == resource.RLIM_INFINITY else min(hard, memory)
+            resource.setrlimit(resource.RLIMIT_AS, (room, hard))
+        logs.setup(str(options["log_level"]))
+        reseed()
+        module, _, function = entry.partition(":")
+        serve: Callable[[socket.socket], int] = getattr(importlib.import_module(module), function)
+        with socket.socket(fileno=descriptor) as link:
+            status = serve(link)
+    except Exception as error:  # noqa: BLE001  the process ends here, and says why
+        logs.failure("worker failed", error, worker=options.get("name"))
+    finally:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(status)  # nothing that the template registered for its own exit runs here
+
+
+def _serve(control: socket.socket, entry: str) -> None:
+    heard, wake = socket.socketpair()
+    for end in (heard, wake):
+        end.setblocking(False)
+    signal.signal(signal.SIGCHLD, _noticed)
+    signal.set_wakeup_fd(wake.fileno(), warn_on_full_buffer=False)
+    ours = (control, heard, wake)
+    while True:
+        ready, _, _ = select.select([control, heard], [], [])
+        if heard in ready:
+            heard.recv(4096)
+            _bury(control)
+        if control in ready:
+            found = socket.recv_fds(control, 2**16, 1, socket.MSG_CMSG_CLOEXEC)
+            data, descriptors = found[:2]
+            if not data:
+                return
+            _start(ours, entry, json.loads(data), descriptors[0])
+
+
+def _start(
+    ours: tuple[socket.socket, ...], entry: str, options: dict[str, Any], descriptor: int
+) -> None:
+    warm = threads() == 1
+    pid = os.fork() if warm else _cold(entry, options, descriptor)
+    if pid == 0:
+        signal.set_wakeup_fd(-1)
+        signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+        for each in ours:
+            each.close()
+        become(entry, descriptor, options)
+    os.close(descriptor)
+    handles = [os.pidfd_open(pid)] if hasattr(os, "pidfd_open") else []
+    told = json.dumps({"started": pid, "warm": warm}).encode()
+    socket.send_fds(ours[0], [told], handles)
+    for handle in handles:
+        os.close(handle)
+
+
+def _cold(entry: str, options: dict[str, Any], descriptor: int) -> int:
+    os.set_inheritable(descriptor, True)
+    command = [sys.executable, "-P", "-m", "secure_quant_server.common.template"]
+    command += ["cold", str(descriptor), entry, json.dumps(options)]
+    return os.posix_spawn(sys.executable, command, os.environ)
+
+
+def _bury(control: socket.socket) -> None:
+    """Tell the front of every worker that ended."""
+    while True:
+        try:
+            pid, status = os.waitpid(-1, os.WNOHANG)
+        except ChildProcessError:
+            return
+        if pid == 0:
+            return
+        told = {"ended": pid, "status": os.waitstatus_to_exitcode(status)}
+        control.send(json.dumps(told).encode())
+
+
+def _noticed(number: int, frame: FrameType | None) -> None:
+    """A child ended: the wake-up descriptor tells the loop."""
+
+
+def _name(name: str) -> None:
+    """As ps and top show it."""
+    Path("/proc/self/comm").write_text(name[:NAME_LENGTH])
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])
