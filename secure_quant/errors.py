@@ -4,6 +4,7 @@
     ├── ModelError                 the model, graph or artifact is at fault
     │   ├── MalformedModel         a file that cannot be a model: truncated, tampered with, ...
     │   │   ├── HashMismatch       the content is not what its name says
+    │   │   ├── PlanMismatch       a plan that this release does not derive from the graph
     │   │   └── UnsupportedVersion a format version this release does not read
     │   ├── InvalidGraph           nodes that contradict each other
     │   │   └── OverflowRisk       an accumulator could leave its proven range
@@ -70,6 +71,7 @@ __all__ = [
     "Overloaded",
     "PeerUnavailable",
     "PermissionDenied",
+    "PlanMismatch",
     "ProtocolError",
     "SecureQuantError",
     "ServiceError",
@@ -114,6 +116,10 @@ class MalformedModel(ModelError):
 
 class HashMismatch(MalformedModel):
     """The content does not hash to its name."""
+
+
+class PlanMismatch(MalformedModel):
+    """A peer's plan is not the one that this release derives from the public graph."""
 
 
 class UnsupportedVersion(MalformedModel):

@@ -10,7 +10,16 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
-__all__ = ["Progress", "human_bytes", "milliseconds", "print_json", "progress", "ratio", "table"]
+__all__ = [
+    "Progress",
+    "human_bytes",
+    "milliseconds",
+    "print_json",
+    "progress",
+    "ratio",
+    "table",
+    "warn",
+]
 
 _UNITS = ("B", "KB", "MB", "GB", "TB")
 
@@ -51,6 +60,11 @@ def milliseconds(value: float | None) -> str:
 def ratio(part: float, whole: float) -> str:
     """``0.254``."""
     return f"{part / whole:.3f}"
+
+
+def warn(message: str) -> None:
+    """One line on stderr."""
+    print(f"warning: {message}", file=sys.stderr)
 
 
 def print_json(value: object) -> None:

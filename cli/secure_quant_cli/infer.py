@@ -40,16 +40,19 @@ def run(arguments: argparse.Namespace) -> int:
 
     from secure_quant_cli.arrays import read_array
     from secure_quant_cli.checks import can_write, durations, model_hash
-    from secure_quant_cli.console import print_json, progress
+    from secure_quant_cli.console import print_json, progress, warn
 
     durations(arguments, "timeout")
     model_hash("--model-hash", arguments.model_hash)
     if arguments.out is not None:
         can_write("--out", arguments.out)
     x = read_array(arguments.input)
-    with _client(arguments) as client, progress(f"inferring {len(x)} samples"):
-        infer = client.infer_int8 if arguments.integers else client.infer
-        y = infer(x, timeout=arguments.timeout)
+    with _client(arguments) as client:
+        if arguments.model_hash is None:
+            warn("no --model-hash: the servers choose the model that answers")
+        with progress(f"inferring {len(x)} samples"):
+            infer = client.infer_int8 if arguments.integers else client.infer
+            y = infer(x, timeout=arguments.timeout)
     stats = stats_dict(client.stats)
     if arguments.out is not None:
         with arguments.out.open("wb") as file:  # a name alone would get .npz appended

@@ -24,6 +24,7 @@ __all__ = [
     "Scaling",
     "answer_noise",
     "choose",
+    "distance",
     "key_variance",
     "margin",
     "weight_noise",
@@ -109,13 +110,23 @@ def answer_noise(
 ) -> float:
     """Bound on all errors of an answer but the weights' and the flood, after rescaling:
     (e + ρ)·u + e0 + e1·s of the fresh encryption of zero and ρ0 + ρ1·s of rounding downward."""
+    return _spread(layer, ring, drop_key, drop_c1) + _own(ring, drop_c0)
+
+
+def _spread(layer: Layer, ring: Parameters, drop_key: int, drop_c1: int) -> float:
+    """What the key's and c1's dropped bits make of ``answer_noise``."""
     weight, rescaled = layer.weight(ring.degree), ring.dropped > 1
     blind = key_variance(layer, ring, drop_key) + ERROR_VARIANCE * weight
     down = _rounding_variance(drop_c1) + (1 / 12 if rescaled else 0.0)
     spread = layer.tail * math.sqrt(blind / ring.dropped**2 + down * weight)
     means = ((drop_key > 0) + (drop_c1 > 0)) * weight / 2
-    own = _largest_rounding(drop_c0) + (0.5 if rescaled else 0.0) + ERROR_BOUND / ring.dropped
-    return spread + means + own
+    return spread + means
+
+
+def _own(ring: Parameters, drop_c0: int) -> float:
+    """The rest of it."""
+    rescaling = 0.5 if ring.dropped > 1 else 0.0
+    return _largest_rounding(drop_c0) + rescaling + ERROR_BOUND / ring.dropped
 
 
 def margin(layer: Layer, ring: Parameters, tier: Tier, s: Scaling) -> tuple[float, float]:
@@ -131,6 +142,12 @@ def margin(layer: Layer, ring: Parameters, tier: Tier, s: Scaling) -> tuple[floa
     hiding = flood / (weights * 2 ** HIDING_BITS[tier])
     blinding = flood**2 / (3 * BLINDING * key_variance(layer, ring, s.drop_key))
     return (s.unit - 1) / 2 - total, min(hiding, blinding)
+
+
+def distance(layer: Layer, ring: Parameters, s: Scaling, coefficients: int) -> float:
+    """Statistical distance that the weights' share of the errors can make in an answer of
+    ``coefficients`` wanted ones: V / (2·flood) in each, V as ``weight_noise``."""
+    return coefficients * weight_noise(layer, s.drop_up) / (2 * s.flood * ring.dropped)
 
 
 def choose(
@@ -149,23 +166,29 @@ def choose(
     deepest = _deepest(bits, half, lambda drop: answer_noise(layer, ring, 0, drop, 0))
     # Upward rounding and the flood share what the rest leaves, in the ratio the tier asks.
     upward = [weight_noise(layer, drop) for drop in range(bits if single else 1)]
-    best: tuple[int, Scaling] | None = None
+    share, dropped, (n_up, n_key, n_c1, n_c0) = (
+        2 ** HIDING_BITS[tier] + 1,
+        ring.dropped,
+        coefficients,
+    )
+    last = [(drop_c0, _own(ring, drop_c0)) for drop_c0 in range(bits - 7, bits - 2)]
+    found: list[tuple[int, float, tuple[int, int, int, int]]] = []
     for drop_c1 in range(max(deepest - 4, 0), deepest + 1):
         for drop_key in range(max(drop_c1 - 4, 0), drop_c1 + 1) if single else (0,):
-            for drop_c0 in range(bits - 7, bits - 2):
-                left = half - answer_noise(layer, ring, drop_key, drop_c1, drop_c0)
-                allowed = 0.99 * left * ring.dropped / (2 ** HIDING_BITS[tier] + 1)
-                drop_up = bisect_right(upward, allowed) - 1
-                drops = (drop_up, drop_key, drop_c1, drop_c0)
-                saved = sum(n * drop for n, drop in zip(coefficients, drops, strict=True))
-                if drop_up < 0 or (best is not None and saved <= best[0]):
-                    continue
-                flood = _round_down(left - upward[drop_up] / ring.dropped)
-                found = Scaling(unit, drop_up, drop_key, drop_c1, drop_c0, flood)
-                room, hiding = margin(layer, ring, tier, found)
-                if room > 0 and hiding >= 1:
-                    best = (saved, found)
-    return None if best is None else best[1]
+            spread = _spread(layer, ring, drop_key, drop_c1)
+            for drop_c0, own in last:
+                left = half - (spread + own)
+                drop_up = bisect_right(upward, 0.99 * left * dropped / share) - 1
+                if drop_up >= 0:
+                    saved = n_up * drop_up + n_key * drop_key + n_c1 * drop_c1 + n_c0 * drop_c0
+                    found.append((saved, left, (drop_up, drop_key, drop_c1, drop_c0)))
+    found.sort(key=lambda entry: -entry[0])  # stable: the first of equals stays first
+    for _, left, drops in found:
+        made = Scaling(unit, *drops, _round_down(left - upward[drops[0]] / dropped))
+        room, hiding = margin(layer, ring, tier, made)
+        if room > 0 and hiding >= 1:
+            return made
+    return None
 
 
 def _deepest(bits: int, limit: float, noise: Callable[[int], float]) -> int:

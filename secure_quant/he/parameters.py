@@ -14,9 +14,11 @@ __all__ = ["MAX_MODULUS_BITS", "TIERS", "Parameters", "Tier"]
 
 Tier = Literal["T1", "T1-strict"]
 
-MAX_MODULUS_BITS = {1024: 27, 2048: 54, 4096: 109, 8192: 218, 16384: 438}
-"""Degree -> bits of the whole modulus at 128-bit security with a ternary secret
-(HomomorphicEncryption.org security standard, 2018, table 1; SEAL's TC128)."""
+MAX_MODULUS_BITS = {1024: 26, 2048: 53, 4096: 106, 8192: 214, 16384: 430}
+"""Degree -> bits of the modulus of what is published, at 128-bit security against classical
+attacks with a ternary secret. Source: Bossuat et al., Security Guidelines for Implementing
+Homomorphic Encryption, eprint 2024/463, table 5.2; one to eight bits below the tables of 2018,
+which SEAL checks."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,7 +27,8 @@ class Parameters:
 
     primes   one, or two of which the server rescales the second away before it answers.
     special  the last prime of SEAL's chain where there are two; SEAL keeps it for key switching,
-             which this protocol never does, so no published value is reduced by it.
+             which this protocol never does, so no published value is reduced by it and it does not
+             count for security.
 
     Raises InsecureRefused below 128-bit security, ConfigError for a shape that is not served.
     """
@@ -40,7 +43,7 @@ class Parameters:
                 "ring", got=f"degree {self.degree}, {len(self.primes)} primes",
                 expected=f"a degree of {sorted(MAX_MODULUS_BITS)} and one or two primes",
             )  # fmt: skip
-        bits = sum(prime.bit_length() for prime in self.chain)
+        bits = sum(prime.bit_length() for prime in self.primes)
         if bits > MAX_MODULUS_BITS[self.degree]:
             raise InsecureRefused(
                 f"modulus at degree {self.degree}", got=f"{bits} bits",

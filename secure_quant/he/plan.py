@@ -12,11 +12,12 @@ from typing import Any, TypeVar, get_args
 from secure_quant.errors import (
     InsecureRefused,
     MalformedModel,
+    PlanMismatch,
     UnsupportedVersion,
     ValueOutOfRange,
 )
 from secure_quant.he.geometry import Geometry
-from secure_quant.he.noise import Scaling, margin
+from secure_quant.he.noise import Scaling, distance, margin
 from secure_quant.he.packing import Packing, Tile
 from secure_quant.he.parameters import TIERS, Parameters, Tier
 from secure_quant.he.search import (
@@ -70,6 +71,12 @@ class Step:
         """Raises as ``layout``."""
         return _call(self.geometry, self.layout(batch), batch)
 
+    def distance(self, batch: int) -> float:
+        """See ``HePlan.distance``: of this step's answer. Raises as ``layout``."""
+        layout, layer = self.layout(batch), layer_of(self.geometry, self.layout(batch).tile)
+        wanted = self.call(batch).packing.outputs
+        return distance(layer, layout.ring, layout.scaling, wanted)
+
 
 @lru_cache(maxsize=4096)
 def _call(geometry: Geometry, layout: Layout, batch: int) -> Call:
@@ -91,10 +98,36 @@ class HePlan:
         """Exact cost of one inference of ``batch`` samples. Raises ValueOutOfRange."""
         return sum((step.call(batch).cost for step in self.steps), HeCost(0, 0, 0, 0))
 
+    def distance(self, batch: int = 1) -> float:
+        """By how much, in statistical distance, all answers to one inference of ``batch`` samples
+        can differ from what their accumulators alone would give: the sum over all wanted
+        coefficients. Proven under T1-strict; under T1 it may exceed 1 and says nothing.
+
+        Raises ValueOutOfRange. Source: docs/spec/ckks.md 6.
+        """
+        return sum(step.distance(batch) for step in self.steps)
+
     @cached_property
     def step_of(self) -> Mapping[str, int]:
         """Node name -> index of its step."""
         return {step.node: index for index, step in enumerate(self.steps)}
+
+    def require_own(self, batch: int) -> None:
+        """That the layouts for ``batch`` samples are those that ``plan`` chooses here for this
+        graph, objective and tier. ``from_json`` proves a peer's plan sound; only this keeps it
+        from asking for more work or bytes than it must.
+
+        Raises PlanMismatch, ValueOutOfRange, OpNotSupported.
+        """
+        for step in self.steps:
+            used = step.layout(batch)
+            chosen = _layouts(step.node, step.geometry, self.objective, self.tier, batch)
+            if chosen[-1] != used:
+                raise PlanMismatch(
+                    f"plan of {step.node!r}", got=f"another layout for batches of {used.batch}",
+                    expected="the one that this release chooses",
+                    hint="a server of the same release, or one that does not tell the truth",
+                )  # fmt: skip
 
     def to_json(self) -> bytes:
         """Canonical JSON, UTF-8."""
@@ -144,13 +177,22 @@ def plan(graph: Graph, objective: Objective = "latency", tier: Tier = "T1") -> H
     steps = []
     for node in _linear_nodes(graph):
         geometry = Geometry.of(public, node)
-        layouts: list[Layout] = []
-        for batch in BATCH_CLASSES:
-            ring, tile, scaling = search(node.name, geometry, batch, tier, objective)
-            if not layouts or (layouts[-1].ring, layouts[-1].tile) != (ring, tile):
-                layouts.append(Layout(batch, ring, tile, scaling))
-        steps.append(Step(node.name, geometry, tuple(layouts)))
+        layouts = _layouts(node.name, geometry, objective, tier, MAX_BATCH)
+        steps.append(Step(node.name, geometry, layouts))
     return HePlan(public, objective, tier, tuple(steps))
+
+
+def _layouts(
+    name: str, geometry: Geometry, objective: Objective, tier: Tier, batch: int
+) -> tuple[Layout, ...]:
+    """For the batch classes up to ``batch``; one that changes neither ring nor tile has none of
+    its own. Raises OpNotSupported."""
+    layouts: list[Layout] = []
+    for size in (each for each in BATCH_CLASSES if each <= batch):
+        ring, tile, scaling = search(name, geometry, size, tier, objective)
+        if not layouts or (layouts[-1].ring, layouts[-1].tile) != (ring, tile):
+            layouts.append(Layout(size, ring, tile, scaling))
+    return tuple(layouts)
 
 
 def _linear_nodes(graph: Graph) -> list[Linear | Conv2d]:

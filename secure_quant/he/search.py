@@ -7,6 +7,7 @@ choose the same plan.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from functools import lru_cache
 from typing import Literal
 
 import numpy as np
@@ -55,6 +56,20 @@ def search(
 
     Raises OpNotSupported if no ring of the tier holds the layer exactly.
     """
+    best = _best(geometry, batch, tier, objective)
+    if best is None:
+        raise OpNotSupported(
+            f"{name!r} under {tier}",
+            got=f"accumulators up to {geometry.bound}, images {geometry.height}x{geometry.width}",
+            expected="a layer that fits a ring of degree <= 8192 within the noise bound",
+        )
+    return best
+
+
+@lru_cache(maxsize=4096)
+def _best(
+    geometry: Geometry, batch: int, tier: Tier, objective: Objective
+) -> tuple[Parameters, Tile, Scaling] | None:
     best: tuple[int, Parameters, Tile, Scaling] | None = None
     for ring in TIERS[tier]:
         for tile in _finalists(geometry, batch, ring, objective):
@@ -69,13 +84,7 @@ def search(
             cost = _cost(packing, ring, scaling, objective)
             if best is None or cost < best[0]:
                 best = (cost, ring, tile, scaling)
-    if best is None:
-        raise OpNotSupported(
-            f"{name!r} under {tier}",
-            got=f"accumulators up to {geometry.bound}, images {geometry.height}x{geometry.width}",
-            expected="a layer that fits a ring of degree <= 8192 within the noise bound",
-        )
-    return best[1:]
+    return None if best is None else best[1:]
 
 
 def _cost(packing: Packing, ring: Parameters, scaling: Scaling, objective: Objective) -> int:

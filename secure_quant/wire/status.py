@@ -65,6 +65,7 @@ CODES: dict[type[SecureQuantError], grpc.StatusCode] = {
     errors.Overloaded: Code.RESOURCE_EXHAUSTED,
     errors.PeerUnavailable: Code.UNAVAILABLE,
     errors.PermissionDenied: Code.PERMISSION_DENIED,
+    errors.PlanMismatch: Code.FAILED_PRECONDITION,
     errors.SessionNotFound: Code.NOT_FOUND,
     errors.ShapeMismatch: Code.INVALID_ARGUMENT,
     errors.Unauthenticated: Code.UNAUTHENTICATED,

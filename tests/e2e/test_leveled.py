@@ -134,13 +134,18 @@ def test_workers_have_a_limit_on_memory(server: Server) -> None:
         assert int(line.split()[3]) <= 6 * 2**30
 
 
-def test_the_command_infers(server: Server, tmp_path: Path) -> None:
+def test_the_command_infers(
+    server: Server, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     x, out = extremes(MODEL)[3:], tmp_path / "y.npz"
     np.savez(tmp_path / "x.npz", x=x)
     options = ["--engine", "he-leveled", "--target", server.target, "--tls", str(server.certs)]
     files = ["--input", str(tmp_path / "x.npz"), "--out", str(out)]
     assert main(["infer", *options, *files, "--model-hash", MODEL.hash]) == 0
     assert np.abs(np.load(out)["y"] - MODEL.reference(x)).max() <= PLAN.error_bound
+    assert "warning" not in capsys.readouterr().err
+    assert main(["infer", *options, *files]) == 0
+    assert "warning: no --model-hash" in capsys.readouterr().err
     assert main(["infer", *options, *files, "--integers"]) == 2
     np.savez(tmp_path / "x.npz", x=x[:0])
     assert main(["infer", *options, *files, "--model-hash", MODEL.hash]) == 2

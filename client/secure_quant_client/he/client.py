@@ -65,7 +65,9 @@ class HeClient(IntegerClient[HeModel]):
 
     def prepare(self, batch: int = 1) -> None:
         """Connect, and make the stock for ``batch`` full now rather than in the background."""
-        self._connect(self._deadline()).stock.fill(batch)
+        model = self._connect(self._deadline())
+        model.check(batch)
+        model.stock.fill(batch)
 
     def infer_int8(self, q: NDArray[Any], *, timeout: float | None = None) -> NDArray[np.int64]:
         """int8[batch, *input shape] -> the integers at the Output, int64[batch, *output shape]."""
@@ -83,6 +85,7 @@ class HeClient(IntegerClient[HeModel]):
     def _walk(
         self, model: HeModel, q: NDArray[np.int64], deadline: Deadline, meter: Meter
     ) -> Values:
+        model.check(len(q))
         with model.stock.session(len(q)) as session:
             walking = walk(model.graph, session, q)
             try:

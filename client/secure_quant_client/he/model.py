@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
+from math import prod
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -18,6 +19,7 @@ from secure_quant.wire.gen.secure_inference_pb2 import EvaluateLinearRequest
 from secure_quant_client.he.key_stock import KeyStock
 from secure_quant_client.he.walk import Request, Values, largest_batch
 from secure_quant_client.stats import InferenceStats
+from secure_quant_client.trust import bound_unpinned
 
 if TYPE_CHECKING:
     from secure_quant.he.plan import HePlan
@@ -27,7 +29,8 @@ __all__ = ["HeModel", "Meter", "joined"]
 
 @dataclass(frozen=True)
 class HeModel:
-    """The public graph, its hash checked, and the plan, checked against the graph."""
+    """The public graph, its hash checked, and the plan, sound for the graph. ``check`` comes before
+    the plan is used."""
 
     graph: Graph
     plan: HePlan
@@ -39,13 +42,22 @@ class HeModel:
     def receive(
         cls, info: ModelInfo, expected_hash: str | None, *, message_bytes: int, stock: int
     ) -> HeModel:
-        """Raises HashMismatch, MalformedModel and its kin, MalformedMessage."""
+        """Raises HashMismatch, MalformedModel and its kin, MalformedMessage; MessageTooLarge for a
+        model too large to be taken unasked."""
         from secure_quant.he.plan import HePlan  # only who infers pays for the import
 
         received = info_from_proto(info, expected_hash=expected_hash)
         plan = HePlan.from_json(received.plan, received.graph)
+        cost, values = plan.cost(), received.graph.values.values()
+        held = 8 * sum(prod(value.shape) for value in values)
+        bound_unpinned("model", held + cost.bytes_up + cost.bytes_down, expected_hash)
         sessions = KeyStock(received.graph, plan, stock)
         return cls(received.graph, plan, sessions, largest_batch(plan, message_bytes))
+
+    def check(self, batch: int) -> None:
+        """That the server's plan for ``batch`` samples is the one that is made here; seconds for a
+        large model, once. Raises PlanMismatch, ValueOutOfRange."""
+        self.plan.require_own(batch)
 
     def parts(self, q: NDArray[Any]) -> Iterator[NDArray[np.int64]]:
         """``q`` as int64 in pieces that fit the message limit. Raises InputError's leaves."""

@@ -13,13 +13,14 @@ from numpy.typing import ArrayLike, NDArray
 from secure_quant.errors import MalformedMessage, ShapeMismatch
 from secure_quant.he.leveled.model import PublicLeveled, check_input
 from secure_quant.he.leveled.plan import LeveledPlan
-from secure_quant.he.leveled.wire import request_bytes, response_bytes
+from secure_quant.he.leveled.wire import key_bytes, request_bytes, response_bytes
 from secure_quant.wire.gen.secure_inference_pb2 import (
     EvaluateModelRequest,
     GetModelResponse,
     OpenSessionRequest,
 )
 from secure_quant_client.stats import InferenceStats
+from secure_quant_client.trust import bound_unpinned
 
 if TYPE_CHECKING:
     from secure_quant_client.leveled.keys import LeveledKeys
@@ -50,6 +51,7 @@ class RemoteLeveled:
         info = answer.leveled
         public = PublicLeveled.from_json(info.public_model, expected_hash=expected_hash)
         plan = LeveledPlan.from_json(info.plan, public)
+        bound_unpinned("evaluation keys", key_bytes(plan) + request_bytes(plan), expected_hash)
         return cls(plan, max(1, min(MAX_SAMPLES, message_bytes // (2 * request_bytes(plan)))))
 
     def parts(self, x: ArrayLike) -> list[Floats]:

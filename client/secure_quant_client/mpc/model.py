@@ -23,6 +23,7 @@ from secure_quant.wire.gen.share_inference_pb2 import (
 )
 from secure_quant_client.mpc.sharing import join, share_seeded
 from secure_quant_client.stats import InferenceStats
+from secure_quant_client.trust import bound_unpinned
 
 __all__ = ["Meter", "MpcModel", "Part"]
 
@@ -73,6 +74,8 @@ class MpcModel:
                 "the parties serve different models", got=graphs[1].hash, expected=graphs[0].hash
             )
         sample = 8 * prod(graphs[0].input.shape)
+        output = 8 * prod(graphs[0].values[graphs[0].output.name].shape)
+        bound_unpinned("model", 2 * (sample + output), expected_hash)
         return cls(graphs[0], max(1, min(PART, (message_bytes - AROUND) // sample)))
 
     def parts(self, q: NDArray[Any]) -> Iterator[Part]:

@@ -6,6 +6,7 @@ import json
 import subprocess
 import sys
 from collections.abc import Callable
+from math import prod
 from typing import Any
 
 import pytest
@@ -92,11 +93,30 @@ def test_a_layer_beyond_every_ring_is_refused() -> None:
         plan(conv(1, 1, (100, 100), (2, 2), dilation=(95, 95)))
 
 
-@pytest.mark.parametrize(("degree", "bits"), [(1024, 28), (2048, 55), (4096, 110), (8192, 219)])
+@pytest.mark.parametrize(("degree", "bits"), [(1024, 27), (2048, 54), (4096, 107), (8192, 215)])
 def test_below_128_bits_is_refused(degree: int, bits: int) -> None:
     with pytest.raises(InsecureRefused, match="128-bit"):
         Parameters(degree, ((1 << bits) - 1,))
     Parameters(degree, ((1 << MAX_MODULUS_BITS[degree]) - 1,))
+
+
+@pytest.mark.parametrize("tier", ["T1", "T1-strict"])
+def test_every_published_modulus_is_within_the_tables_of_2024(tier: str) -> None:
+    # Bossuat et al., eprint 2024/463, table 5.2, ternary secret, classical attacks.
+    table = {2048: 53, 4096: 106, 8192: 214, 16384: 430}
+    for ring in TIERS[tier]:
+        assert prod(ring.primes).bit_length() <= table[ring.degree]
+        assert MAX_MODULUS_BITS[ring.degree] == table[ring.degree]
+
+
+def test_the_distance_of_strict_hiding_adds_up_over_the_answer() -> None:
+    made = plan(NET, tier="T1-strict")
+    for batch in (1, 3, 64, MAX_BATCH):
+        wanted = sum(step.call(batch).packing.outputs for step in made.steps)
+        assert wanted == batch * (4704 + 1600 + 120 + 84 + 10)
+        assert 0 < made.distance(batch) <= wanted * 2.0**-45
+    assert made.distance(1) < 2.0**-39
+    assert plan(NET).distance(1) > 1  # T1 proves nothing of the kind
 
 
 def test_unknown_ring_is_refused() -> None:

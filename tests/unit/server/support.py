@@ -71,12 +71,13 @@ async def serving(
     budgets: Budgets | None = None,
     leveled: LeveledModels | None = None,
     request_bytes: int | None = None,
+    evaluators: StandIn | None = None,
     **options: object,
 ) -> AsyncIterator[GrpcServer]:
     chosen = {"listen": "127.0.0.1:0", "security": tls("he"), "grace_s": 0.2} | options
     access = Access({SERVICE: frozenset({"client"})}, tokens)
     server = GrpcServer(ServerOptions(**chosen), access, [SERVICE], request_bytes=request_bytes)
-    evaluators = StandIn(answer)
+    evaluators = evaluators or StandIn(answer)
     infos = await evaluators.start()
     service = SecureInference(evaluators, infos, budgets or Budgets(None), leveled)
     add_SecureInferenceServiceServicer_to_server(service, server.server)

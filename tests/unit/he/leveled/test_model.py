@@ -116,7 +116,9 @@ def test_the_plan_is_public_and_checked() -> None:
     made = plan(MODEL)
     assert LeveledPlan.from_json(made.to_json(), MODEL.public()) == made
     assert made.degree == 8192
-    assert sum(prime.bit_length() for prime in made.primes) <= 218
+    assert sum(prime.bit_length() for prime in made.primes) <= 214
+    with pytest.raises(InsecureRefused, match="215 bits"):  # within the tables of 2018
+        LeveledPlan(made.public, 8192, (51, 41, 41, 41, 41), 41, 1e-6)
     with pytest.raises(InsecureRefused):
         LeveledPlan(made.public, 4096, made.chain_bits, made.scale_bits, 1e-6)
     with pytest.raises(InvalidGraph):
