@@ -23,6 +23,7 @@
     │   ├── CertificateMissing     no such file, or nothing in it that can be read
     │   └── InsecureRefused        an unsafe choice made without saying so
     ├── ProtocolError              a peer's message breaks the protocol
+    │   ├── ImplausibleAnswer      well formed, and not what the model can have answered
     │   ├── MalformedMessage
     │   ├── MessageTooLarge
     │   └── MaterialReused         one-time material was asked for twice
@@ -53,6 +54,7 @@ __all__ = [
     "DeadlineExceeded",
     "DtypeMismatch",
     "HashMismatch",
+    "ImplausibleAnswer",
     "InputError",
     "InsecureRefused",
     "InternalError",
@@ -192,6 +194,11 @@ class InsecureRefused(ConfigError):
 
 class ProtocolError(SecureQuantError):
     """A peer's message breaks the protocol."""
+
+
+class ImplausibleAnswer(ProtocolError):
+    """An answer of the right form that the model cannot give: a server deviated, or its state is
+    damaged. Sending the same input again tells such a server more than one answer."""
 
 
 class MalformedMessage(ProtocolError):

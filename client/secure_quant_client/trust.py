@@ -2,9 +2,16 @@
 
 from __future__ import annotations
 
-from secure_quant.errors import MessageTooLarge
+from collections.abc import Mapping
 
-__all__ = ["UNPINNED_BYTES", "bound_unpinned"]
+import numpy as np
+from numpy.typing import NDArray
+
+from secure_quant.errors import ImplausibleAnswer, MessageTooLarge
+from secure_quant.ir import Graph
+from secure_quant.ir.ops import Conv2d, Linear, Output
+
+__all__ = ["UNPINNED_BYTES", "bound_unpinned", "require_plausible"]
 
 UNPINNED_BYTES = 256 * 2**20
 """Most memory that one sample of a model without ``expected_hash`` may ask of its client."""
@@ -18,3 +25,22 @@ def bound_unpinned(what: str, size: int, expected_hash: str | None) -> None:
             what, got=f"{size} bytes for one sample", expected=f"<= {UNPINNED_BYTES}",
             hint="give expected_hash, and larger models of that hash are served",
         )  # fmt: skip
+
+
+def require_plausible(graph: Graph, values: Mapping[str, NDArray[np.int64]]) -> None:
+    """That what servers answered, the values int64[batch, ...] of linear layers and of the Output,
+    lies in the ranges that the graph proves. To be called after the last request of an inference:
+    when a client stops must not depend on what it decrypted.
+
+    Raises ImplausibleAnswer, which names the node and no value.
+    """
+    for node in graph.nodes:
+        if node.name not in values or not isinstance(node, Linear | Conv2d | Output):
+            continue
+        value, allowed = values[node.name], graph.values[node.name].range
+        if value.size and (value.min() < allowed.lo or value.max() > allowed.hi):
+            raise ImplausibleAnswer(
+                f"value of {node.name!r}", got="one out of range",
+                expected=f"{allowed.lo} to {allowed.hi}",
+                hint="a server deviates: do not send this again",
+            )  # fmt: skip

@@ -51,6 +51,7 @@ CODES: dict[type[SecureQuantError], grpc.StatusCode] = {
     errors.DeadlineExceeded: Code.DEADLINE_EXCEEDED,
     errors.DtypeMismatch: Code.INVALID_ARGUMENT,
     errors.HashMismatch: Code.FAILED_PRECONDITION,
+    errors.ImplausibleAnswer: Code.INVALID_ARGUMENT,
     errors.InsecureRefused: Code.FAILED_PRECONDITION,
     errors.InternalError: Code.INTERNAL,
     errors.MalformedDataset: Code.INVALID_ARGUMENT,

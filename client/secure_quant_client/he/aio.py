@@ -16,7 +16,7 @@ from secure_quant.wire.gen.secure_inference_pb2_grpc import SecureInferenceServi
 from secure_quant_client.base import Deadline
 from secure_quant_client.connection import AsyncIntegerClient
 from secure_quant_client.he.client import HE
-from secure_quant_client.he.model import HeModel, Meter, joined
+from secure_quant_client.he.model import HeModel, Meter
 from secure_quant_client.he.walk import Request, Values, Walk, walk
 
 __all__ = ["AsyncHeClient"]
@@ -68,7 +68,7 @@ class AsyncHeClient(AsyncIntegerClient[HeModel]):
         meter = Meter(len(q))
         parts = [await self._walk(model, part, deadline, meter) for part in model.parts(q)]
         self._stats = meter.stats()
-        return joined(parts)
+        return model.joined(parts)
 
     async def _walk(
         self, model: HeModel, q: NDArray[np.int64], deadline: Deadline, meter: Meter

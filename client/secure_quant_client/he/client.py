@@ -14,7 +14,7 @@ from secure_quant.wire.gen.secure_inference_pb2 import GetModelRequest, GetModel
 from secure_quant.wire.gen.secure_inference_pb2_grpc import SecureInferenceServiceStub
 from secure_quant_client.base import Deadline
 from secure_quant_client.connection import IntegerClient, Service
-from secure_quant_client.he.model import HeModel, Meter, joined
+from secure_quant_client.he.model import HeModel, Meter
 from secure_quant_client.he.walk import Request, Values, walk
 
 __all__ = ["HE", "HeClient"]
@@ -78,7 +78,7 @@ class HeClient(IntegerClient[HeModel]):
         deadline = self._deadline(timeout)
         model = self._connect(deadline)
         meter = Meter(len(q))
-        values = joined([self._walk(model, part, deadline, meter) for part in model.parts(q)])
+        values = model.joined([self._walk(model, part, deadline, meter) for part in model.parts(q)])
         self._stats = meter.stats()
         return values
 

@@ -19,12 +19,12 @@ from secure_quant.wire.gen.secure_inference_pb2 import EvaluateLinearRequest
 from secure_quant_client.he.key_stock import KeyStock
 from secure_quant_client.he.walk import Request, Values, largest_batch
 from secure_quant_client.stats import InferenceStats
-from secure_quant_client.trust import bound_unpinned
+from secure_quant_client.trust import bound_unpinned, require_plausible
 
 if TYPE_CHECKING:
     from secure_quant.he.plan import HePlan
 
-__all__ = ["HeModel", "Meter", "joined"]
+__all__ = ["HeModel", "Meter"]
 
 
 @dataclass(frozen=True)
@@ -65,6 +65,15 @@ class HeModel:
         for start in range(0, len(whole), self.batch):
             yield whole[start : start + self.batch]
 
+    def joined(self, parts: list[Values]) -> Values:
+        """The values of consecutive parts of one batch, once the last is there. Raises
+        ImplausibleAnswer."""
+        whole = parts[0]
+        if len(parts) > 1:
+            whole = {name: np.concatenate([part[name] for part in parts]) for name in whole}
+        require_plausible(self.graph, whole)
+        return whole
+
     def message(self, request: Request) -> EvaluateLinearRequest:
         """The protobuf of one request."""
         return EvaluateLinearRequest(
@@ -101,10 +110,3 @@ class Meter:
             bytes_down=self._down,
             engine_seconds=latency - self._waited,
         )
-
-
-def joined(parts: list[Values]) -> Values:
-    """The values of consecutive parts of one batch."""
-    if len(parts) == 1:
-        return parts[0]
-    return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}

@@ -71,7 +71,7 @@ class MpcClient(IntegerClient[MpcModel]):
         else:
             found = self._parts(model, meter, model.parts(q), deadline)
         self._stats = meter.stats()
-        return np.concatenate(found) if len(found) > 1 else found[0]
+        return model.joined(found)
 
     def _parts(
         self, model: MpcModel, meter: Meter, parts: Iterator[Part], deadline: Deadline
@@ -133,7 +133,7 @@ class AsyncMpcClient(AsyncIntegerClient[MpcModel]):
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
         self._stats = meter.stats()
-        return np.concatenate(found) if len(found) > 1 else found[0]
+        return model.joined(found)
 
     async def _infer_part(
         self, model: MpcModel, meter: Meter, part: Part, deadline: Deadline

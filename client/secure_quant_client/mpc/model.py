@@ -23,7 +23,7 @@ from secure_quant.wire.gen.share_inference_pb2 import (
 )
 from secure_quant_client.mpc.sharing import join, share_seeded
 from secure_quant_client.stats import InferenceStats
-from secure_quant_client.trust import bound_unpinned
+from secure_quant_client.trust import bound_unpinned, require_plausible
 
 __all__ = ["Meter", "MpcModel", "Part"]
 
@@ -109,6 +109,13 @@ class MpcModel:
             np.frombuffer(answer.share, "<u8").astype(np.uint64, copy=False) for answer in answers
         ]
         return join(shares[0], shares[1]).reshape(part.samples, *shape)
+
+    def joined(self, parts: Sequence[NDArray[np.int64]]) -> NDArray[np.int64]:
+        """The answers to consecutive parts, once the last is there. Raises ImplausibleAnswer: what
+        a party adds to its share makes nearly any value mod 2^64."""
+        whole = np.concatenate(parts) if len(parts) > 1 else parts[0]
+        require_plausible(self.graph, {self.graph.output.name: whole})
+        return whole
 
 
 class Meter:
