@@ -46,11 +46,13 @@ def main() -> int:
             tls = Tls.from_dir(folder / "certs", "client")
             # expected_hash: refuse to talk to a server that holds any other model.
             with MpcClient(cluster.parties, tls=tls, expected_hash=graph.hash) as client:
-                shared = client.infer(x)  # neither party sees x, the weights or the answer
-                print(f"secret sharing: {client.stats.rounds} rounds between the parties")
+                shared, stats = client.infer_with_stats(
+                    x
+                )  # neither party sees x, the weights or the answer
+                print(f"secret sharing: {stats.rounds} rounds between the parties")
             with HeClient(str(cluster.he_server), tls=tls, expected_hash=graph.hash) as client:
-                encrypted = client.infer(x)  # the server computes on ciphertexts
-                sent = client.stats.bytes_up + client.stats.bytes_down
+                encrypted, stats = client.infer_with_stats(x)  # the server computes on ciphertexts
+                sent = stats.bytes_up + stats.bytes_down
                 print(f"homomorphic encryption: {sent:,} bytes of ciphertexts")
 
     for i, label in enumerate(data.test_y[: len(x)]):

@@ -138,12 +138,13 @@ def _infer(
                 latencies.append(took)
                 answers.append(reference.dequantize(graph, made[graph.output.name]))
                 line.note(f"{len(latencies)}/{len(images)}")
+    stats = service.clients[engine].infer_int8_with_stats(images[:1]).stats
     return {
         "accuracy": zoo.accuracy([answer[0] for answer in answers], labels),
         "compared": compared,
         "mismatches": wrong,
         "latency_ms_median": statistics.median(latencies),
-        "bytes_sent": bytes_sent(engine, service),
+        "bytes_sent": bytes_sent(engine, stats),
     }
 
 

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from secure_quant.ir import Graph
     from secure_quant_cli.cluster import Cluster
     from secure_quant_cli.split import Objective, Tier
+    from secure_quant_client import InferenceStats
 
 __all__ = ["Service", "bytes_sent", "serving", "timed"]
 
@@ -88,15 +89,14 @@ def serving(
         yield Service(graph, cluster, {name: connect(name) for name in folders}, connect)
 
 
-def bytes_sent(engine: str, service: Service) -> dict[str, dict[str, int]]:
-    """Role -> bytes it sent for the last inference, online and made ahead; payload, no framing."""
-    stats = service.clients[engine].stats
+def bytes_sent(engine: str, stats: InferenceStats) -> dict[str, dict[str, int]]:
+    """Role -> bytes it sent for an inference, online and made ahead; payload, no framing."""
     if engine == "he":
         return {
             "client": {"online": stats.bytes_up, "offline": 0},
             "server": {"online": stats.bytes_down, "offline": 0},
         }
-    link = stats.online_bytes_per_direction
+    link = stats.online_bytes_per_direction or 0
     answer = stats.bytes_down // 2
     return {
         "client": {"online": stats.bytes_up, "offline": 0},
@@ -104,7 +104,7 @@ def bytes_sent(engine: str, service: Service) -> dict[str, dict[str, int]]:
         "party 1": {"online": link + answer, "offline": 0},
         "dealer": {
             "online": 0,
-            "offline": stats.offline_bytes_party0 + stats.offline_bytes_party1,
+            "offline": (stats.offline_bytes_party0 or 0) + (stats.offline_bytes_party1 or 0),
         },
     }
 

@@ -51,9 +51,9 @@ def run(arguments: argparse.Namespace) -> int:
         if arguments.model_hash is None:
             warn("no --model-hash: the servers choose the model that answers")
         with progress(f"inferring {len(x)} samples"):
-            infer = client.infer_int8 if arguments.integers else client.infer
-            y = infer(x, timeout=arguments.timeout)
-    stats = stats_dict(client.stats)
+            infer = client.infer_int8_with_stats if arguments.integers else client.infer_with_stats
+            y, spent = infer(x, timeout=arguments.timeout)
+    stats = stats_dict(spent)
     if arguments.out is not None:
         with arguments.out.open("wb") as file:  # a name alone would get .npz appended
             np.savez(file, y=y)
@@ -67,7 +67,7 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def stats_dict(stats: Any) -> dict[str, Any]:
-    """The client's figures of its last inference by name."""
+    """What an inference cost, by name."""
     from dataclasses import asdict
 
     return asdict(stats)

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from secure_quant import errors
 from secure_quant.transport import InsecurePlaintext, Limits, Tls
-from secure_quant_client.stats import InferenceStats
+from secure_quant_client.stats import Inference, InferenceStats
 
 if TYPE_CHECKING:
     from secure_quant_client.he.aio import AsyncHeClient
@@ -26,6 +26,7 @@ __all__ = [
     "AsyncLeveledClient",
     "AsyncMpcClient",
     "HeClient",
+    "Inference",
     "InferenceStats",
     "InsecurePlaintext",
     "LeveledClient",

@@ -10,7 +10,8 @@ from __future__ import annotations
 import asyncio
 import threading
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Any, Generic, Protocol, Self, TypeVar
@@ -26,7 +27,7 @@ from secure_quant.ir import Graph
 from secure_quant.transport import Limits, Security, aio_channel, sync_channel
 from secure_quant.wire import raised
 from secure_quant_client.base import Deadline, call_metadata
-from secure_quant_client.stats import InferenceStats
+from secure_quant_client.stats import Inference
 
 __all__ = [
     "AsyncClient",
@@ -51,6 +52,7 @@ class Service:
     request: Callable[..., Any]
 
 
+CLOSED = "the client is closed"
 HINTS = {
     "Hostname Verification": "the server there has another role: is the address right, and party "
     "0's before party 1's?",
@@ -99,15 +101,7 @@ class _Client(ABC, Generic[Model]):
         self._stubs = [service.stub(channel) for channel in self._channels]
         self._request = service.request
         self._model: Model | None = None
-        self._stats: InferenceStats | None = None
         self._closed = False
-
-    @property
-    def stats(self) -> InferenceStats:
-        """Of the inference that ended last. Raises ServiceError before the first."""
-        if self._stats is None:
-            raise ServiceError("no inference yet")
-        return self._stats
 
     def _deadline(self, timeout: float | None = None) -> Deadline:
         return Deadline(self._limits.deadline_s if timeout is None else timeout)
@@ -115,11 +109,21 @@ class _Client(ABC, Generic[Model]):
     def _fetching(self) -> list[Call] | None:
         """The calls that fetch the model; None if it is there. Raises ServiceError once closed."""
         if self._closed:
-            raise ServiceError("the client is closed")
+            raise ServiceError(CLOSED)
         if self._model is not None:
             return None
         request = self._request(model_hash=self._expected_hash or "")
         return [(stub.GetModel, request) for stub in self._stubs]
+
+    @contextmanager
+    def _open(self) -> Iterator[None]:
+        """Around the start of a call: gRPC has no name of its own for a channel that was closed."""
+        try:
+            yield
+        except (ValueError, grpc.aio.UsageError) as error:
+            if self._closed:
+                raise ServiceError(CLOSED) from error
+            raise
 
     @abstractmethod
     def _receive(self, answers: Sequence[Any]) -> Model:
@@ -151,7 +155,7 @@ class SyncClient(_Client[Model]):
             channel.close()
 
     def _connect(self, deadline: Deadline) -> Model:
-        with self._connecting:
+        with deadline.holding(self._connecting):
             calls = self._fetching()
             if calls is not None:
                 self._model = self._receive(self._ask(calls, deadline))
@@ -164,16 +168,18 @@ class SyncClient(_Client[Model]):
             return self._finish(self._start(calls, deadline))
         ((method, request),) = calls  # the usual case: no second thread
         try:
-            return [method(request, timeout=deadline.remaining(), metadata=self._metadata)]
+            with self._open():
+                return [method(request, timeout=deadline.remaining(), metadata=self._metadata)]
         except grpc.RpcError as error:
             raise _named(error) from error
 
     def _start(self, calls: Sequence[Call], deadline: Deadline) -> list[grpc.Future[Any]]:
         left = deadline.remaining()
-        return [
-            method.future(request, timeout=left, metadata=self._metadata)
-            for method, request in calls
-        ]
+        with self._open():
+            return [
+                method.future(request, timeout=left, metadata=self._metadata)
+                for method, request in calls
+            ]
 
     @staticmethod
     def _finish(under_way: Sequence[grpc.Future[Any]]) -> list[Any]:
@@ -207,14 +213,34 @@ class IntegerClient(SyncClient[IntegerModel]):
     def infer(self, x: ArrayLike, *, timeout: float | None = None) -> NDArray[np.float32]:
         """float[batch, *input shape] -> float32[batch, *output shape].
 
-        Raises ShapeMismatch, DtypeMismatch, ValueOutOfRange (NaN or infinity).
+        timeout: seconds, finite, for everything: the model's fetch, waiting, every call. The
+        default is the deadline in ``limits``.
+        Raises ShapeMismatch, DtypeMismatch, ValueOutOfRange (NaN or infinity), DeadlineExceeded.
         """
-        q = reference.quantize_input(self.graph, x)
-        return reference.dequantize(self.graph, self.infer_int8(q, timeout=timeout))
+        return self.infer_with_stats(x, timeout=timeout).y
 
-    @abstractmethod
+    def infer_with_stats(
+        self, x: ArrayLike, *, timeout: float | None = None
+    ) -> Inference[np.float32]:
+        """As ``infer``, with what it cost."""
+        deadline = self._deadline(timeout)
+        graph = self._connect(deadline).graph
+        y, stats = self._infer(reference.quantize_input(graph, x), deadline)
+        return Inference(reference.dequantize(graph, y), stats)
+
     def infer_int8(self, q: NDArray[Any], *, timeout: float | None = None) -> NDArray[np.int64]:
         """int8[batch, *input shape] -> the integers at the Output, int64[batch, *output shape]."""
+        return self.infer_int8_with_stats(q, timeout=timeout).y
+
+    def infer_int8_with_stats(
+        self, q: NDArray[Any], *, timeout: float | None = None
+    ) -> Inference[np.int64]:
+        """As ``infer_int8``, with what it cost."""
+        return self._infer(q, self._deadline(timeout))
+
+    @abstractmethod
+    def _infer(self, q: NDArray[Any], deadline: Deadline) -> Inference[np.int64]:
+        """int8[batch, *input shape] -> int64[batch, *output shape]."""
 
 
 class AsyncClient(_Client[Model]):
@@ -252,13 +278,19 @@ class AsyncClient(_Client[Model]):
     async def _ask(self, calls: Sequence[Call], deadline: Deadline) -> list[Any]:
         """All calls at once; their answers in the same order. The first that fails ends all."""
         left = deadline.remaining()
-        under_way = [
-            method(request, timeout=left, metadata=self._metadata) for method, request in calls
-        ]
+        with self._open():
+            under_way = [
+                method(request, timeout=left, metadata=self._metadata) for method, request in calls
+            ]
         try:
             return list(await asyncio.gather(*under_way))
         except grpc.RpcError as error:
             raise _named(error) from error
+        except asyncio.CancelledError:
+            task = asyncio.current_task()
+            if task is not None and task.cancelling():
+                raise
+            raise ServiceError(CLOSED) from None  # its channels ended the calls
         finally:
             _cancel(under_way)
 
@@ -268,22 +300,46 @@ class AsyncIntegerClient(AsyncClient[IntegerModel]):
 
     async def graph(self) -> Graph:
         """The public graph, fetched at first use. Raises HashMismatch and the like."""
-        return (await self._connect(self._deadline())).graph
+        deadline = self._deadline()
+        async with deadline.bounding():
+            return (await self._connect(deadline)).graph
 
     async def infer(self, x: ArrayLike, *, timeout: float | None = None) -> NDArray[np.float32]:
         """float[batch, *input shape] -> float32[batch, *output shape].
 
-        Raises ShapeMismatch, DtypeMismatch, ValueOutOfRange (NaN or infinity).
+        timeout: seconds, finite, for everything: the model's fetch, waiting, every call. The
+        default is the deadline in ``limits``.
+        Raises ShapeMismatch, DtypeMismatch, ValueOutOfRange (NaN or infinity), DeadlineExceeded.
         """
-        graph = await self.graph()
-        q = reference.quantize_input(graph, x)
-        return reference.dequantize(graph, await self.infer_int8(q, timeout=timeout))
+        return (await self.infer_with_stats(x, timeout=timeout)).y
 
-    @abstractmethod
+    async def infer_with_stats(
+        self, x: ArrayLike, *, timeout: float | None = None
+    ) -> Inference[np.float32]:
+        """As ``infer``, with what it cost."""
+        deadline = self._deadline(timeout)
+        async with deadline.bounding():
+            graph = (await self._connect(deadline)).graph
+            y, stats = await self._infer(reference.quantize_input(graph, x), deadline)
+            return Inference(reference.dequantize(graph, y), stats)
+
     async def infer_int8(
         self, q: NDArray[Any], *, timeout: float | None = None
     ) -> NDArray[np.int64]:
         """int8[batch, *input shape] -> the integers at the Output, int64[batch, *output shape]."""
+        return (await self.infer_int8_with_stats(q, timeout=timeout)).y
+
+    async def infer_int8_with_stats(
+        self, q: NDArray[Any], *, timeout: float | None = None
+    ) -> Inference[np.int64]:
+        """As ``infer_int8``, with what it cost."""
+        deadline = self._deadline(timeout)
+        async with deadline.bounding():
+            return await self._infer(q, deadline)
+
+    @abstractmethod
+    async def _infer(self, q: NDArray[Any], deadline: Deadline) -> Inference[np.int64]:
+        """int8[batch, *input shape] -> int64[batch, *output shape]."""
 
 
 def _cancel(under_way: Sequence[Any]) -> None:

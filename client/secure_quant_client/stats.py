@@ -1,15 +1,21 @@
-"""What an inference cost."""
+"""An answer with what it cost."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Generic, NamedTuple, TypeVar
 
-__all__ = ["InferenceStats"]
+import numpy as np
+from numpy.typing import NDArray
+
+__all__ = ["Inference", "InferenceStats"]
+
+Output = TypeVar("Output", bound=np.generic)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class InferenceStats:
-    """Of the last inference of a client; None where a figure does not apply to the engine.
+    """Of one inference; None where a figure does not apply to the engine.
 
     latency                     seconds at the client, from float or int8 in to the result out.
     samples                     in the batch.
@@ -30,3 +36,10 @@ class InferenceStats:
     offline_bytes_party0: int | None = None
     offline_bytes_party1: int | None = None
     engine_seconds: float | None = None
+
+
+class Inference(NamedTuple, Generic[Output]):
+    """y: as ``infer`` returns it. stats: of this inference alone, whatever else the client does."""
+
+    y: NDArray[Output]
+    stats: InferenceStats

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -44,8 +45,10 @@ class Limits:
 
     def __post_init__(self) -> None:
         for name in self.__slots__:
-            if getattr(self, name) <= 0:
-                raise ConfigError(name, got=getattr(self, name), expected="> 0")
+            got = getattr(self, name)
+            kind = int if name == "message_bytes" else (int, float)
+            if not isinstance(got, kind) or isinstance(got, bool) or not 0 < got < math.inf:
+                raise ConfigError(name, got=ascii(got)[:80], expected="a finite number > 0")
 
 
 STREAMS = 100

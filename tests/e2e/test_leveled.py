@@ -65,11 +65,11 @@ def client_of(server: Server, **options: Any) -> LeveledClient:
 def test_answers_are_within_the_bound_and_cost_what_was_promised(server: Server) -> None:
     x = extremes(MODEL)
     with client_of(server, expected_hash=MODEL.hash) as client:
-        y = client.infer(x)
+        y, stats = client.infer_with_stats(x)
         assert np.abs(y - MODEL.reference(x)).max() <= client.error_bound
-        assert (client.stats.rounds, client.stats.samples) == (1, len(x))
-        assert client.stats.bytes_up == len(x) * request_bytes(PLAN)
-        assert client.stats.bytes_down == len(x) * response_bytes(PLAN)
+        assert (stats.rounds, stats.samples) == (1, len(x))
+        assert stats.bytes_up == len(x) * request_bytes(PLAN)
+        assert stats.bytes_down == len(x) * response_bytes(PLAN)
         client.infer(x[:1])
         assert client.key_bytes_up == key_bytes(PLAN)  # once a session
         client.renew()
@@ -88,11 +88,11 @@ def test_the_asyncio_client_gives_the_same(server: Server) -> None:
         async with client:
             await client.prepare()
             assert client.key_bytes_up == key_bytes(PLAN)
-            both = await asyncio.gather(client.infer(x), client.infer(x[:1]))
+            both = await asyncio.gather(client.infer_with_stats(x), client.infer_with_stats(x[:1]))
             bound = await client.error_bound()
-            for y in both:
+            for y, stats in both:
                 assert np.abs(y - MODEL.reference(x)[: len(y)]).max() <= bound
-            assert client.stats.bytes_up == client.stats.samples * request_bytes(PLAN)
+                assert stats.bytes_up == len(y) * request_bytes(PLAN)
             assert client.key_bytes_up == key_bytes(PLAN)
             await client.renew()
             assert (await client.infer(x[:1])).shape == (1, 3)

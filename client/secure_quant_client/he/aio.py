@@ -18,6 +18,7 @@ from secure_quant_client.connection import AsyncIntegerClient
 from secure_quant_client.he.client import HE
 from secure_quant_client.he.model import HeModel, Meter
 from secure_quant_client.he.walk import Request, Values, Walk, walk
+from secure_quant_client.stats import Inference, InferenceStats
 
 __all__ = ["AsyncHeClient"]
 
@@ -54,21 +55,21 @@ class AsyncHeClient(AsyncIntegerClient[HeModel]):
         await asyncio.to_thread(model.check, batch)
         await asyncio.to_thread(model.stock.fill, batch)
 
-    async def infer_int8(
-        self, q: NDArray[Any], *, timeout: float | None = None
-    ) -> NDArray[np.int64]:
-        """int8[batch, *input shape] -> the integers at the Output, int64[batch, *output shape]."""
-        values = await self.trace_int8(q, timeout=timeout)
-        return values[(await self.graph()).output.name]
-
     async def trace_int8(self, q: NDArray[Any], *, timeout: float | None = None) -> Values:
         """As ``infer_int8``, with every node's integers by name: this client sees them all."""
         deadline = self._deadline(timeout)
+        async with deadline.bounding():
+            return (await self._trace(q, deadline))[0]
+
+    async def _infer(self, q: NDArray[Any], deadline: Deadline) -> Inference[np.int64]:
+        values, stats = await self._trace(q, deadline)
+        return Inference(values[(await self._connect(deadline)).graph.output.name], stats)
+
+    async def _trace(self, q: NDArray[Any], deadline: Deadline) -> tuple[Values, InferenceStats]:
         model = await self._connect(deadline)
         meter = Meter(len(q))
         parts = [await self._walk(model, part, deadline, meter) for part in model.parts(q)]
-        self._stats = meter.stats()
-        return model.joined(parts)
+        return model.joined(parts), meter.stats()
 
     async def _walk(
         self, model: HeModel, q: NDArray[np.int64], deadline: Deadline, meter: Meter

@@ -16,6 +16,7 @@ from secure_quant_client.base import Deadline
 from secure_quant_client.connection import IntegerClient, Service
 from secure_quant_client.he.model import HeModel, Meter
 from secure_quant_client.he.walk import Request, Values, walk
+from secure_quant_client.stats import Inference, InferenceStats
 
 __all__ = ["HE", "HeClient"]
 
@@ -69,18 +70,19 @@ class HeClient(IntegerClient[HeModel]):
         model.check(batch)
         model.stock.fill(batch)
 
-    def infer_int8(self, q: NDArray[Any], *, timeout: float | None = None) -> NDArray[np.int64]:
-        """int8[batch, *input shape] -> the integers at the Output, int64[batch, *output shape]."""
-        return self.trace_int8(q, timeout=timeout)[self.graph.output.name]
-
     def trace_int8(self, q: NDArray[Any], *, timeout: float | None = None) -> Values:
         """As ``infer_int8``, with every node's integers by name: this client sees them all."""
-        deadline = self._deadline(timeout)
+        return self._trace(q, self._deadline(timeout))[0]
+
+    def _infer(self, q: NDArray[Any], deadline: Deadline) -> Inference[np.int64]:
+        values, stats = self._trace(q, deadline)
+        return Inference(values[self._connect(deadline).graph.output.name], stats)
+
+    def _trace(self, q: NDArray[Any], deadline: Deadline) -> tuple[Values, InferenceStats]:
         model = self._connect(deadline)
         meter = Meter(len(q))
         values = model.joined([self._walk(model, part, deadline, meter) for part in model.parts(q)])
-        self._stats = meter.stats()
-        return values
+        return values, meter.stats()
 
     def _walk(
         self, model: HeModel, q: NDArray[np.int64], deadline: Deadline, meter: Meter

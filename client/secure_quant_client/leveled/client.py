@@ -18,6 +18,7 @@ from secure_quant_client.base import Deadline
 from secure_quant_client.connection import AsyncClient, SyncClient
 from secure_quant_client.he.client import HE
 from secure_quant_client.leveled.model import LeveledSession, RemoteLeveled
+from secure_quant_client.stats import Inference
 
 __all__ = ["AsyncLeveledClient", "LeveledClient"]
 
@@ -55,9 +56,8 @@ class LeveledClient(SyncClient[RemoteLeveled]):
 
     def close(self) -> None:
         """Give up the connection and the keys."""
-        self._closed = True
+        super().close()  # first, so that calls under way end
         self.renew()
-        super().close()
 
     def renew(self) -> None:
         """Forget the secret key; the next inference makes another and uploads again."""
@@ -79,24 +79,31 @@ class LeveledClient(SyncClient[RemoteLeveled]):
         """Evaluation keys uploaded so far, by all sessions."""
         return self._key_bytes_up
 
-    def prepare(self) -> None:
+    def prepare(self, *, timeout: float | None = None) -> None:
         """Connect, make keys and upload them now rather than at the first inference."""
-        with self._turn:
-            deadline = self._deadline()
+        deadline = self._deadline(timeout)
+        with deadline.holding(self._turn):
             self._opened(self._connect(deadline), deadline)
 
     def infer(self, x: ArrayLike, *, timeout: float | None = None) -> NDArray[np.float64]:
         """float[batch, ...] -> float64[batch, out]; values beyond the input bound are clipped.
 
-        Raises ShapeMismatch, DtypeMismatch, ValueOutOfRange (NaN or infinity).
+        timeout: seconds, finite, for everything: the model's fetch, waiting for another thread,
+        keys, every call. The default is the deadline in ``limits``.
+        Raises ShapeMismatch, DtypeMismatch, ValueOutOfRange (NaN or infinity), DeadlineExceeded.
         """
-        with self._turn:
-            start, deadline = time.perf_counter(), self._deadline(timeout)
+        return self.infer_with_stats(x, timeout=timeout).y
+
+    def infer_with_stats(
+        self, x: ArrayLike, *, timeout: float | None = None
+    ) -> Inference[np.float64]:
+        """As ``infer``, with what it cost."""
+        start, deadline = time.perf_counter(), self._deadline(timeout)
+        with deadline.holding(self._turn):
             model = self._connect(deadline)
             parts = model.parts(x)
             made = np.concatenate([self._infer(model, part, deadline) for part in parts])
-            self._stats = model.stats(start, len(made), len(parts))
-            return made
+        return Inference(made, model.stats(start, len(made), len(parts)))
 
     def _infer(
         self, model: RemoteLeveled, x: NDArray[np.float64], deadline: Deadline
@@ -149,9 +156,8 @@ class AsyncLeveledClient(AsyncClient[RemoteLeveled]):
 
     async def close(self) -> None:
         """Give up the connection and the keys."""
-        self._closed = True
+        await super().close()  # first, so that calls under way end
         await self.renew()
-        await super().close()
 
     async def renew(self) -> None:
         """Forget the secret key; the next inference makes another and uploads again."""
@@ -160,7 +166,9 @@ class AsyncLeveledClient(AsyncClient[RemoteLeveled]):
 
     async def plan(self) -> LeveledPlan:
         """Public: parameters, the model's widths and hash. Raises HashMismatch and the like."""
-        return (await self._connect(self._deadline())).plan
+        deadline = self._deadline()
+        async with deadline.bounding():
+            return (await self._connect(deadline)).plan
 
     async def error_bound(self) -> float:
         """Largest error of any output, in units of the output."""
@@ -171,24 +179,31 @@ class AsyncLeveledClient(AsyncClient[RemoteLeveled]):
         """Evaluation keys uploaded so far, by all sessions."""
         return self._key_bytes_up
 
-    async def prepare(self) -> None:
+    async def prepare(self, *, timeout: float | None = None) -> None:
         """Connect, make keys and upload them now rather than at the first inference."""
-        async with self._turn:
-            deadline = self._deadline()
+        deadline = self._deadline(timeout)
+        async with deadline.bounding(), self._turn:
             await self._opened(await self._connect(deadline), deadline)
 
     async def infer(self, x: ArrayLike, *, timeout: float | None = None) -> NDArray[np.float64]:
         """float[batch, ...] -> float64[batch, out]; values beyond the input bound are clipped.
 
-        Raises ShapeMismatch, DtypeMismatch, ValueOutOfRange (NaN or infinity).
+        timeout: seconds, finite, for everything: the model's fetch, waiting for another task,
+        keys, every call. The default is the deadline in ``limits``.
+        Raises ShapeMismatch, DtypeMismatch, ValueOutOfRange (NaN or infinity), DeadlineExceeded.
         """
-        async with self._turn:
-            start, deadline = time.perf_counter(), self._deadline(timeout)
+        return (await self.infer_with_stats(x, timeout=timeout)).y
+
+    async def infer_with_stats(
+        self, x: ArrayLike, *, timeout: float | None = None
+    ) -> Inference[np.float64]:
+        """As ``infer``, with what it cost."""
+        start, deadline = time.perf_counter(), self._deadline(timeout)
+        async with deadline.bounding(), self._turn:
             model = await self._connect(deadline)
             parts = model.parts(x)
             made = np.concatenate([await self._infer(model, part, deadline) for part in parts])
-            self._stats = model.stats(start, len(made), len(parts))
-            return made
+            return Inference(made, model.stats(start, len(made), len(parts)))
 
     async def _infer(
         self, model: RemoteLeveled, x: NDArray[np.float64], deadline: Deadline

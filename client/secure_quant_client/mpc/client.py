@@ -22,6 +22,7 @@ from secure_quant.wire.gen.share_inference_pb2_grpc import ShareInferenceService
 from secure_quant_client.base import Deadline
 from secure_quant_client.connection import AsyncIntegerClient, Call, IntegerClient, Service
 from secure_quant_client.mpc.model import Meter, MpcModel, Part
+from secure_quant_client.stats import Inference
 
 __all__ = ["AsyncMpcClient", "MpcClient"]
 
@@ -60,9 +61,7 @@ class MpcClient(IntegerClient[MpcModel]):
             _two(targets), MPC, tls=tls, expected_hash=expected_hash, token=token, limits=limits
         )
 
-    def infer_int8(self, q: NDArray[Any], *, timeout: float | None = None) -> NDArray[np.int64]:
-        """int8[batch, *input shape] -> the integers at the Output, int64[batch, *output shape]."""
-        deadline = self._deadline(timeout)
+    def _infer(self, q: NDArray[Any], deadline: Deadline) -> Inference[np.int64]:
         model, meter = self._connect(deadline), Meter(len(q))
         if len(q) <= model.batch:
             (part,) = model.parts(q)
@@ -70,8 +69,7 @@ class MpcClient(IntegerClient[MpcModel]):
             found = [_opened(model, meter, part, answers)]
         else:
             found = self._parts(model, meter, model.parts(q), deadline)
-        self._stats = meter.stats()
-        return model.joined(found)
+        return Inference(model.joined(found), meter.stats())
 
     def _parts(
         self, model: MpcModel, meter: Meter, parts: Iterator[Part], deadline: Deadline
@@ -113,27 +111,24 @@ class AsyncMpcClient(AsyncIntegerClient[MpcModel]):
             _two(targets), MPC, tls=tls, expected_hash=expected_hash, token=token, limits=limits
         )
 
-    async def infer_int8(
-        self, q: NDArray[Any], *, timeout: float | None = None
-    ) -> NDArray[np.int64]:
-        """int8[batch, *input shape] -> the integers at the Output, int64[batch, *output shape]."""
-        deadline = self._deadline(timeout)
+    async def _infer(self, q: NDArray[Any], deadline: Deadline) -> Inference[np.int64]:
         model, meter = await self._connect(deadline), Meter(len(q))
-        room = asyncio.Semaphore(IN_FLIGHT)
+        found: dict[int, NDArray[np.int64]] = {}
+        parts = enumerate(model.parts(q))
 
-        async def one(part: Part) -> NDArray[np.int64]:
-            async with room:
-                return await self._infer_part(model, meter, part, deadline)
+        async def take() -> None:
+            for place, part in parts:  # made one by one, when there is somebody to send it
+                found[place] = await self._infer_part(model, meter, part, deadline)
 
-        tasks = [asyncio.ensure_future(one(part)) for part in model.parts(q)]
+        tasks = [asyncio.ensure_future(take()) for _ in range(IN_FLIGHT)]
         try:
-            found = [await task for task in tasks]
+            await asyncio.gather(*tasks)
         finally:
             for task in tasks:
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
-        self._stats = meter.stats()
-        return model.joined(found)
+        y = model.joined([found[place] for place in sorted(found)])
+        return Inference(y, meter.stats())
 
     async def _infer_part(
         self, model: MpcModel, meter: Meter, part: Part, deadline: Deadline

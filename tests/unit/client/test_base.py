@@ -1,5 +1,7 @@
 import asyncio
+import threading
 import time
+from collections.abc import Iterator
 from concurrent import futures
 
 import grpc
@@ -61,11 +63,6 @@ def test_a_deadline_ends() -> None:
         Deadline(0)
 
 
-def test_no_stats_before_the_first_inference() -> None:
-    with HeClient("localhost:1", tls=InsecurePlaintext()) as client, pytest.raises(ServiceError):
-        _ = client.stats
-
-
 def made(kind: type, port: int = 1) -> object:
     """A client of whichever kind, of servers that all listen on one port."""
     target = f"127.0.0.1:{port}"
@@ -96,11 +93,8 @@ def refusing() -> int:
 
 @pytest.mark.parametrize("kind", SYNC)
 def test_what_every_client_for_threads_does(kind: type, refusing: int) -> None:
-    with made(kind, refusing) as client:
-        with pytest.raises(ServiceError, match="no inference"):
-            _ = client.stats
-        with pytest.raises(Overloaded, match="no room"):
-            client.infer([[1.0]])
+    with made(kind, refusing) as client, pytest.raises(Overloaded, match="no room"):
+        client.infer([[1.0]])
     client.close()  # twice does no harm
     with pytest.raises(ServiceError, match="closed"):
         client.infer([[1.0]])
@@ -113,8 +107,6 @@ def test_what_every_client_for_threads_does(kind: type, refusing: int) -> None:
 def test_what_every_client_for_asyncio_does(kind: type, refusing: int) -> None:
     async def use() -> None:
         async with made(kind, refusing) as client:
-            with pytest.raises(ServiceError, match="no inference"):
-                _ = client.stats
             with pytest.raises(Overloaded, match="no room"):
                 await client.infer([[1.0]])
         await client.close()
@@ -148,7 +140,101 @@ def test_a_wrong_certificate_is_explained() -> None:
         server.stop(None)
 
 
+NO_TIMES = [0, -1, float("inf"), float("nan"), "5", b"5", True, [1]]
+
+
+@pytest.mark.parametrize("timeout", NO_TIMES, ids=repr)
+def test_a_timeout_that_is_no_time_is_named(timeout: object) -> None:
+    for kind in SYNC:
+        with made(kind) as client, pytest.raises(ConfigError, match="timeout"):
+            (client.infer if kind is LeveledClient else client.infer_int8)([[1]], timeout=timeout)
+
+    async def use(kind: type) -> None:
+        async with made(kind) as client:
+            await client.infer([[1.0]], timeout=timeout)
+
+    for kind in ASYNC:
+        with pytest.raises(ConfigError, match="timeout"):
+            asyncio.run(use(kind))
+    with pytest.raises(ConfigError, match="deadline_s"):
+        Limits(deadline_s=timeout)
+
+
+SOON, LATE = 0.4, 20.0
+"""A caller's timeout, and the deadlines that are not his."""
+
+
+@pytest.fixture
+def silent() -> Iterator[tuple[int, threading.Event]]:
+    """The port of a server that takes every call and answers none until the test is over, and an
+    event that says when the first has come."""
+    over, came = threading.Event(), threading.Event()
+
+    class Silent(
+        secure_inference_pb2_grpc.SecureInferenceServiceServicer,
+        share_inference_pb2_grpc.ShareInferenceServiceServicer,
+    ):
+        def GetModel(self, request: object, context: grpc.ServicerContext) -> None:  # noqa: N802
+            came.set()
+            over.wait(LATE)
+            context.abort(grpc.StatusCode.CANCELLED, "over")
+
+    server = grpc.server(futures.ThreadPoolExecutor(8))
+    secure_inference_pb2_grpc.add_SecureInferenceServiceServicer_to_server(Silent(), server)
+    share_inference_pb2_grpc.add_ShareInferenceServiceServicer_to_server(Silent(), server)
+    port = server.add_insecure_port("127.0.0.1:0")
+    server.start()
+    yield port, came
+    over.set()
+    server.stop(None).wait()
+
+
+def late(kind: type, port: int) -> object:
+    """A client whose own deadline is far off."""
+    target = f"127.0.0.1:{port}"
+    mpc = kind in (MpcClient, AsyncMpcClient)
+    limits = Limits(deadline_s=LATE)
+    return kind([target] * 2 if mpc else target, tls=InsecurePlaintext(), limits=limits)
+
+
 @pytest.mark.parametrize("kind", SYNC)
-def test_a_timeout_of_nothing_is_refused(kind: type) -> None:
-    with made(kind) as client, pytest.raises(ConfigError, match="timeout"):
-        (client.infer if kind is LeveledClient else client.infer_int8)([[1]], timeout=0)
+def test_one_deadline_bounds_the_fetch_and_the_wait_for_another_thread(
+    kind: type, silent: tuple[int, threading.Event]
+) -> None:
+    port, came = silent
+    with late(kind, port) as client, futures.ThreadPoolExecutor(1) as pool:
+        start = time.monotonic()
+        with pytest.raises(DeadlineExceeded):
+            client.infer([[1.0]], timeout=SOON)  # the model's fetch
+        came.clear()
+        first = pool.submit(client.infer, [[1.0]])
+        assert came.wait(LATE)
+        with pytest.raises(DeadlineExceeded):
+            client.infer([[1.0]], timeout=SOON)  # the first one holds the connection
+        assert time.monotonic() - start < LATE / 2
+        client.close()  # which ends the first
+        assert isinstance(first.exception(LATE / 2), ServiceError)
+
+
+@pytest.mark.parametrize("kind", ASYNC)
+def test_one_deadline_bounds_everything_for_asyncio_too(
+    kind: type, silent: tuple[int, threading.Event]
+) -> None:
+    port, came = silent
+
+    async def use() -> None:
+        async with late(kind, port) as client:
+            with pytest.raises(DeadlineExceeded):
+                await client.infer([[1.0]], timeout=SOON)
+            came.clear()
+            first = asyncio.ensure_future(client.infer([[1.0]]))
+            assert await asyncio.to_thread(came.wait, LATE)
+            with pytest.raises(DeadlineExceeded):
+                await client.infer([[1.0]], timeout=SOON)
+            await client.close()
+            with pytest.raises(ServiceError):
+                await asyncio.wait_for(first, LATE / 2)
+
+    start = time.monotonic()
+    asyncio.run(use())
+    assert time.monotonic() - start < LATE / 2

@@ -20,6 +20,8 @@ from secure_quant.wire.gen.share_inference_pb2_grpc import (
     add_ShareInferenceServiceServicer_to_server,
 )
 from secure_quant_client import AsyncMpcClient, MpcClient
+from secure_quant_client.mpc.client import IN_FLIGHT
+from secure_quant_client.mpc.model import MpcModel
 
 
 def graph():
@@ -46,8 +48,9 @@ class Party(ShareInferenceServiceServicer):
             context.set_trailing_metadata(details)
             context.abort(code, text)
         self.waits.set()
-        self.ended.wait(20)
-        raise AssertionError("nobody cancelled the call that waits")
+        if not self.ended.wait(20):
+            raise AssertionError("nobody cancelled the call that waits")
+        context.abort(grpc.StatusCode.CANCELLED, "nobody waits")
 
     def left_alone(self):
         """True if no call waits here: it was cancelled, be it before it arrived."""
@@ -119,3 +122,38 @@ def test_closing_a_client_ends_its_calls_with_a_named_error():
         threading.Timer(0.3, client.close).start()
         with pytest.raises(ServiceError):
             client.infer_int8(np.zeros((2, 4), np.int8))
+
+
+def test_parts_are_made_when_there_is_room_to_send_them(monkeypatch):
+    """Neither client makes all parts of a large input before its first call."""
+    made = []
+    part = MpcModel._part
+
+    def counted(model, values):
+        made.append(len(values))
+        return part(model, values)
+
+    monkeypatch.setattr(MpcModel, "_part", counted)
+    q = np.zeros((5000, 4), np.int8)
+
+    async def use(two):
+        async with AsyncMpcClient([p.address for p in two], tls=InsecurePlaintext()) as client:
+            answer = asyncio.ensure_future(client.infer_int8(q))
+            assert await asyncio.to_thread(two[0].waits.wait, 20)
+            await asyncio.sleep(0.1)
+            answer.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await answer
+
+    with parties(None) as two:
+        asyncio.run(use(two))
+    assert 1 <= len(made) <= IN_FLIGHT
+    made.clear()
+    with parties(None) as two:
+        client = MpcClient([p.address for p in two], tls=InsecurePlaintext())
+        with client, ThreadPoolExecutor(1) as pool:
+            answer = pool.submit(client.infer_int8, q)
+            assert two[0].waits.wait(20)
+            client.close()
+            assert isinstance(answer.exception(20), ServiceError)
+    assert 1 <= len(made) <= IN_FLIGHT + 1
