@@ -10,6 +10,8 @@
     │   │   └── OverflowRisk       an accumulator could leave its proven range
     │   ├── OpNotSupported         an engine has no exact gate for an op
     │   ├── UnsupportedModule      a torch module or function that cannot be lowered
+    │   ├── CaptureMismatch        a captured graph that computes something else than its module
+    │   ├── AccuracyLoss           integers further off the float model than the caller allows
     │   ├── CalibrationError       calibration data missing or unusable
     │   └── MissingParameters      weights asked of a public graph
     ├── InputError                 the caller's data is at fault
@@ -45,8 +47,10 @@ A message says what was got and what was expected, and never contains secret dat
 from __future__ import annotations
 
 __all__ = [
+    "AccuracyLoss",
     "BudgetExceeded",
     "CalibrationError",
+    "CaptureMismatch",
     "CertificateExpired",
     "CertificateMismatch",
     "CertificateMissing",
@@ -142,6 +146,14 @@ class OpNotSupported(ModelError):
 
 class UnsupportedModule(ModelError):
     """A torch module or function that cannot be lowered to the integer ops."""
+
+
+class CaptureMismatch(ModelError):
+    """The graph captured of a torch module computes something else than the module."""
+
+
+class AccuracyLoss(ModelError):
+    """Integers further off the float model than the caller allows."""
 
 
 class CalibrationError(ModelError):

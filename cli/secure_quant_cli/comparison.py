@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from secure_quant.errors import OpNotSupported
 from secure_quant.ir import Graph, ops
+from secure_quant.reference.units import units
 
 if TYPE_CHECKING:
     from secure_quant.quantizer.floats import FloatValues
@@ -224,7 +225,7 @@ class _Truths:
         self.errors: defaultdict[str, _Errors] = defaultdict(_Errors)
         self.histograms: Histograms = {}
         self.outputs: dict[str, list[NDArray[Any]]] = {"int8": [], "float": []}
-        self._units = _units(graph)
+        self._units = units(graph)
         for node in graph.nodes:
             if isinstance(node, ops.Linear | ops.Conv2d):
                 self.histograms[node.name] = {"weight": _binned(graph.weight(node))}
@@ -272,30 +273,6 @@ def _binned(values: NDArray[Any]) -> Int:
     low, high = int(HISTOGRAM[0]), int(HISTOGRAM[-2])
     place = np.clip(np.rint(values), low, high).astype(np.int64) - low
     return np.bincount(place.reshape(-1), minlength=len(HISTOGRAM) - 1)
-
-
-def _units(graph: Graph) -> dict[str, NDArray[np.float64] | None]:
-    """What one unit of each node's centred integers stands for, to multiply with
-    [batch, *shape]; None where that depends on the sample or a bias is still to come."""
-    from secure_quant.reference.kernels import along
-
-    made: dict[str, NDArray[np.float64] | None] = {}
-    for node in graph.nodes:
-        value = graph.values[node.name]
-        reader = next(iter(graph.consumers[node.name]), node)  # knows the channels' multipliers
-        made[node.name] = np.asarray(value.scale)
-        relative = any(made[name] is None for name in node.inputs)
-        runtime = isinstance(node, ops.DynamicScale | ops.DynamicQuantize)
-        if (
-            runtime
-            or isinstance(reader, ops.Rescale)
-            or (relative and not isinstance(node, ops.Rescale))
-        ):
-            made[node.name] = None
-        elif isinstance(reader, ops.Requantize | ops.Output):
-            multiplier = along(reader.multiplier, reader.axis, len(value.shape) + 1)
-            made[node.name] = multiplier.astype(np.float64) * value.scale
-    return made
 
 
 def _layers(

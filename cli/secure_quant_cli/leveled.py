@@ -54,11 +54,13 @@ def quantize_run(arguments: argparse.Namespace) -> int:
     from secure_quant.quantizer.leveled import quantize_leveled
     from secure_quant_cli.arrays import read_array
     from secure_quant_cli.console import print_json, progress
+    from secure_quant_cli.models import warned
     from secure_quant_cli.owner_code import build_model
 
     data = read_array(arguments.calibration)
-    with progress("quantizing for one round trip"):
-        model = LeveledModel.of(*quantize_leveled(build_model(arguments.model), data))
+    with warned(), progress("quantizing for one round trip"):
+        layers = quantize_leveled(build_model(arguments.model), data, arguments.max_error)
+        model = LeveledModel.of(*layers)
         made = plan(model)  # refuse now what could not be served
     with os.fdopen(os.open(arguments.out, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "wb") as f:
         f.write(model.encode())

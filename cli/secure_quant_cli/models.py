@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import sys
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,7 +15,7 @@ if TYPE_CHECKING:
     from secure_quant.ir import Graph
     from secure_quant.quantizer.zoo import Split
 
-__all__ = ["NAMES", "bench_model", "quantize_shown", "trained_lenet"]
+__all__ = ["NAMES", "bench_model", "quantize_shown", "trained_lenet", "warned"]
 
 NAMES = ("linear:IN,OUT", "mlp", "lenet", "resnet20", "transformer", "FILE.sq")
 
@@ -47,14 +50,32 @@ def bench_model(name: str) -> Graph:
 
 
 def quantize_shown(
-    model: Any, data: Any, *, mode: Any = "static", scheme: str = "uniform", targets: Any = None
-) -> Graph:
-    """``quantize`` with its progress on stderr."""
+    model: Any, data: Any, *, mode: Any = "static", scheme: str = "uniform", targets: Any = None,
+    max_error: float | None = None,
+) -> Graph:  # fmt: skip
+    """``quantize`` with its progress and its warning on stderr."""
     from secure_quant.quantizer import quantize
     from secure_quant_cli.console import progress
 
-    with progress(f"quantizing with {len(data)} samples") as line:
-        return quantize(model, data, mode=mode, scheme=scheme, targets=targets, progress=line.step)
+    with warned(), progress(f"quantizing with {len(data)} samples") as line:
+        return quantize(
+            model, data, mode=mode, scheme=scheme, targets=targets, progress=line.step,
+            max_error=max_error,
+        )  # fmt: skip
+
+
+@contextmanager
+def warned() -> Iterator[None]:
+    """A warning of large errors becomes a line on stderr, once the progress line has ended."""
+    from secure_quant.quantizer import AccuracyWarning
+
+    with warnings.catch_warnings(record=True, action="always", category=AccuracyWarning) as seen:
+        yield
+    for each in seen:
+        if isinstance(each.message, AccuracyWarning):
+            print(f"warning: {each.message}", file=sys.stderr)
+        else:
+            warnings.warn_explicit(each.message, each.category, each.filename, each.lineno)
 
 
 def trained_lenet(data: Split, cache: Path) -> tuple[Any, bool]:

@@ -1,8 +1,9 @@
 """Turn a float torch model into an integer model file.
 
-MODEL.py is executed to call its factory, so it must be your own code. DATA.npz holds
-representative inputs, float[samples, *input shape], as the array "x" or its only array; the mode
-qat, which trains, also reads labels, the integers "y". The mode leveled makes a shallow model,
+The file is written only if the integers are close to the float model; from two fifths of the bound
+on with a warning. MODEL.py is executed to call its factory, so it must be your own code. DATA.npz
+holds representative inputs, float[samples, *input shape], as the array "x" or its only array; the
+mode qat, which trains, also reads labels, the integers "y". The mode leveled makes a shallow model,
 Linear and secure_quant.quantizer.leveled.Square in turn, for one approximate round trip of CKKS.
 """
 
@@ -30,6 +31,10 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--out", type=Path, required=True, metavar="model.sq")
     parser.add_argument("--mode", choices=MODES, default="static")
     parser.add_argument("--scheme", choices=SCHEMES, default="uniform", help="weight grid")
+    parser.add_argument("--max-error", type=float, metavar="E",
+                        help="largest error at the output, relative to the float model's output, "
+                             "for which a file is written: 0.25 if left out, 0.5 with log and "
+                             "kmeans; inf writes it at any")  # fmt: skip
     parser.add_argument("--json", action="store_true", help="print the sizes as JSON")
 
 
@@ -45,6 +50,8 @@ def run(arguments: argparse.Namespace) -> int:
     from secure_quant_cli.sizes import float_bytes
 
     can_write("--out", arguments.out)
+    if arguments.max_error is not None and not arguments.max_error > 0:
+        raise ConfigError("--max-error", got=arguments.max_error, expected="> 0")
     if arguments.mode in ("leveled", "qat") and arguments.scheme != "uniform":
         got = f"--scheme {arguments.scheme}"
         raise ConfigError(f"--mode {arguments.mode}", got=got, expected="uniform")
@@ -57,8 +64,9 @@ def run(arguments: argparse.Namespace) -> int:
     with progress("importing the float model"):
         model = build_model(arguments.model)
     graph = quantize_shown(
-        model, data, mode=arguments.mode, scheme=arguments.scheme, targets=targets
-    )
+        model, data, mode=arguments.mode, scheme=arguments.scheme, targets=targets,
+        max_error=arguments.max_error,
+    )  # fmt: skip
     save(graph, arguments.out)
     stored, plain = arguments.out.stat().st_size, float_bytes(graph)
     if arguments.json:

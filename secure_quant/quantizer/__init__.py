@@ -2,7 +2,17 @@
 
 from secure_quant.quantizer import _torchao  # noqa: F401  first: it imports torchao quietly
 from secure_quant.quantizer.api import quantize
+from secure_quant.quantizer.gate import AccuracyWarning
 from secure_quant.quantizer.qat import Training
 from secure_quant.quantizer.schemes import Clip, KMeans, Log, Scheme, Uniform
 
-__all__ = ["Clip", "KMeans", "Log", "Scheme", "Training", "Uniform", "quantize"]
+__all__ = [
+    "AccuracyWarning",
+    "Clip",
+    "KMeans",
+    "Log",
+    "Scheme",
+    "Training",
+    "Uniform",
+    "quantize",
+]

@@ -5,22 +5,27 @@ from __future__ import annotations
 from typing import Any, Literal, get_args
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from secure_quant.errors import ConfigError
 from secure_quant.ir import Graph
-from secure_quant.quantizer.lower import lower
+from secure_quant.quantizer.floats import values_at
+from secure_quant.quantizer.gate import Bounds, Gate, check_accuracy, steps_off
+from secure_quant.quantizer.gate.floatgraph import FloatGraph
+from secure_quant.quantizer.lower.record import Recorded, lower_recorded
 from secure_quant.quantizer.observers import Calibrator
 from secure_quant.quantizer.pipeline import (
     OUTPUT_GRID,
     Progress,
     Settings,
-    converted_model,
+    Simulated,
     silent,
+    simulated,
     split_batches,
 )
 from secure_quant.quantizer.qat import Training, trained_model
-from secure_quant.quantizer.schemes import Scheme, Uniform, make_scheme
+from secure_quant.quantizer.refuse import failures_named
+from secure_quant.quantizer.schemes import KMeans, Log, Scheme, Uniform, make_scheme
 
 __all__ = ["Mode", "quantize"]
 
@@ -40,6 +45,7 @@ def quantize(
     targets: Any = None,
     training: Training | None = None,
     progress: Progress | None = None,
+    max_error: float | None = None,
 ) -> Graph:
     """The integer graph of ``model``.
 
@@ -63,9 +69,16 @@ def quantize(
     targets      qat only: what the loss compares outputs with, one for each input.
     training     qat only: epochs, learning rate, loss.
     progress     called with (stage, steps done, steps in all).
+    max_error    the largest error at the output, root mean square over calibration samples,
+                 relative to that of the float output; inf gives a graph at any error. None is a
+                 quarter, or half with the schemes of few levels, log and kmeans.
 
-    Raises UnsupportedModule (with the op, the module's path and a hint), CalibrationError,
-    ConfigError, OverflowRisk.
+    The captured graph is compared with ``model`` itself before anything is rounded, and the
+    integers with torch's simulation and the float model after. Warns with AccuracyWarning from two
+    fifths of the usual bound on.
+
+    Raises UnsupportedModule (with the op, the module's path and a hint), CaptureMismatch,
+    AccuracyLoss, CalibrationError, ConfigError, OverflowRisk.
     """
     if mode not in get_args(Mode):
         raise ConfigError("mode", got=mode, expected=" or ".join(get_args(Mode)))
@@ -73,14 +86,32 @@ def quantize(
     bits = FINE_BITS if fine else 8
     grid = grid or (OUTPUT_GRID if dynamic else 0)  # the client multiplies: fine scales are free
     settings = Settings(make_scheme(scheme), calibrator, grid, bits)
+    bounds = Bounds.of(
+        max_error, coarse=isinstance(settings.scheme, Log | KMeans), clipped=calibrator != "minmax"
+    )
     batches = split_batches(calibration, batch_size)
-    if mode == "qat":
-        if targets is None or not isinstance(settings.scheme, Uniform):
-            raise ConfigError("qat", expected="targets, and the uniform scheme")
-        inputs, goal = torch.cat(batches), torch.as_tensor(targets)
-        trained = trained_model(
-            model, inputs, goal, settings, training or Training(), progress or silent
-        )
-        return lower(*trained)
-    converted, example = converted_model(model, batches, settings, progress or silent)
-    return lower(converted, example, fine=fine, dynamic=dynamic)
+    if mode == "qat" and (targets is None or not isinstance(settings.scheme, Uniform)):
+        raise ConfigError("qat", expected="targets, and the uniform scheme")
+    told, gate = progress or silent, Gate(model, batches)
+    with torch.random.fork_rng(devices=[]):  # torch.export draws from the caller's generator
+        if mode == "qat":
+            inputs, goal = torch.cat(batches), torch.as_tensor(targets)
+            made = trained_model(model, gate, inputs, goal, settings, training or Training(), told)
+        else:
+            made = simulated(model, gate, batches, settings, told)
+        with failures_named(f"lowering {type(model).__name__}"):
+            recorded = lower_recorded(made.converted, made.example, fine=fine, dynamic=dynamic)
+            _check(recorded, made, gate.samples, bounds, dynamic)
+    return recorded.graph
+
+
+def _check(
+    recorded: Recorded, made: Simulated, samples: Tensor, bounds: Bounds, dynamic: bool
+) -> None:
+    """The integers against torch's simulation and the float graph, which equals the module."""
+    graph, x = recorded.graph, samples.numpy()
+    steps = None  # torch's simulation has no activations of run-time scales
+    if not dynamic:
+        steps = steps_off(graph, made.converted, recorded.places, x)
+    want = FloatGraph(made.floats).evaluate(samples).numpy()
+    check_accuracy(graph, x, want, lambda: values_at(made.floats, recorded, x), bounds, steps)

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import copy
+import warnings
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -15,10 +17,23 @@ from secure_quant.errors import CalibrationError
 from secure_quant.quantizer.annotate import IntegerQuantizer
 from secure_quant.quantizer.bias import mean_shifts
 from secure_quant.quantizer.capture import capture, check_calibration
+from secure_quant.quantizer.gate import Gate
+from secure_quant.quantizer.gate.floatgraph import captured_batch, in_batches
 from secure_quant.quantizer.observers import Calibrator, RangeObserver, WeightObserver
+from secure_quant.quantizer.refuse import failures_named
 from secure_quant.quantizer.schemes import Scheme, Uniform
 
-__all__ = ["Progress", "Settings", "converted_model", "make_quantizer", "silent", "split_batches"]
+__all__ = [
+    "Progress",
+    "Settings",
+    "Simulated",
+    "converted_model",
+    "copied",
+    "make_quantizer",
+    "silent",
+    "simulated",
+    "split_batches",
+]
 
 Progress = Callable[[str, int, int], None]
 """Called with the stage's name, steps done and steps in all."""
@@ -61,19 +76,52 @@ def converted_model(
 
     Raises as ``quantize``.
     """
-    settings = settings or Settings()
+    made = simulated(model, Gate(model, batches), batches, settings or Settings(), progress)
+    return made.converted, made.example
+
+
+class Simulated(NamedTuple):
+    """converted: torch's simulation, with rounding. example: an input of two samples. floats: the
+    graph before rounding, with observers."""
+
+    converted: GraphModule
+    example: Tensor
+    floats: GraphModule
+
+
+def simulated(
+    model: nn.Module,
+    gate: Gate,
+    batches: Sequence[Tensor],
+    settings: Settings,
+    progress: Progress = silent,
+) -> Simulated:
+    """Capture, compare with the module itself, round the weights, calibrate, convert."""
     example = torch.cat([batches[0][:1]] * 2)
+    name = type(model).__name__
     progress("capture", 0, 1)
-    module = capture(model, example)
-    prepared = prepare_pt2e(module, make_quantizer(settings))
+    with failures_named(f"capturing {name}"):
+        prepared = prepare_pt2e(capture(model, example), make_quantizer(settings))
+    gate.check(prepared)
+    floats = copied(prepared)
     progress("weights", 0, 1)
-    apply_scheme(prepared, settings.scheme, batches)
-    with torch.no_grad():
-        for done, batch in enumerate(batches):
-            progress("calibrate", done, len(batches))
-            prepared(batch)
+    with failures_named(f"rounding the weights of {name}"):
+        apply_scheme(prepared, settings.scheme, batches)
+    size = captured_batch(prepared)
+    for done, batch in enumerate(batches):
+        progress("calibrate", done, len(batches))
+        with torch.no_grad(), failures_named(f"calibrating {name}"):
+            in_batches(prepared, batch.clone(), size)
     progress("convert", 0, 1)
-    return convert_pt2e(prepared), example
+    with failures_named(f"converting {name}"):
+        return Simulated(convert_pt2e(prepared), example, floats)
+
+
+def copied(module: GraphModule) -> GraphModule:
+    """A deep copy, without what torch warns of while it copies."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)
+        return copy.deepcopy(module)
 
 
 def apply_scheme(prepared: GraphModule, scheme: Scheme, batches: Sequence[Tensor]) -> None:

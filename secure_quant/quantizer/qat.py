@@ -19,8 +19,17 @@ from torchao.quantization.pt2e.quantize_pt2e import convert_pt2e, prepare_qat_pt
 from secure_quant.errors import CalibrationError, ConfigError
 from secure_quant.quantizer.annotate import IntegerQuantizer
 from secure_quant.quantizer.capture import capture
+from secure_quant.quantizer.gate import Gate
 from secure_quant.quantizer.observers import RangeObserver, WeightObserver
-from secure_quant.quantizer.pipeline import OUTPUT_GRID, Progress, Settings, silent
+from secure_quant.quantizer.pipeline import (
+    OUTPUT_GRID,
+    Progress,
+    Settings,
+    Simulated,
+    copied,
+    silent,
+)
+from secure_quant.quantizer.refuse import failures_named
 
 __all__ = ["Training", "trained_model"]
 
@@ -54,13 +63,14 @@ class MovingRangeObserver(RangeObserver):
 
 def trained_model(
     model: nn.Module,
+    gate: Gate,
     inputs: Tensor,
     targets: Tensor,
     settings: Settings,
     training: Training,
     progress: Progress = silent,
-) -> tuple[GraphModule, Tensor]:
-    """torch's converted model after the fine-tune, and an example input of two samples.
+) -> Simulated:
+    """torch's converted model after the fine-tune; its ``floats`` have the trained weights.
 
     inputs float32[n, *input shape], targets [n, ...] as the loss takes them. Raises as
     ``quantize``.
@@ -73,11 +83,14 @@ def trained_model(
         raise ConfigError("epochs", got=training.epochs, expected=">= 1")
     example = inputs[:2]
     progress("capture", 0, 1)
-    module = capture(model, example)
-    prepared = prepare_qat_pt2e(module, _quantizer(settings))
+    with failures_named(f"capturing {type(model).__name__}"):
+        prepared = prepare_qat_pt2e(capture(model, example), _quantizer(settings))
+    gate.check(prepared)
     _train(prepared, inputs, targets, training, progress)
     progress("convert", 0, 1)
-    return convert_pt2e(prepared), example
+    floats = copied(prepared)
+    with failures_named(f"converting {type(model).__name__}"):
+        return Simulated(convert_pt2e(prepared), example, floats)
 
 
 def _quantizer(settings: Settings) -> IntegerQuantizer:

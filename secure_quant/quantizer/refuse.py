@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 from torch.fx import Node
 
-from secure_quant.errors import UnsupportedModule
+from secure_quant.errors import SecureQuantError, UnsupportedModule
 from secure_quant.quantizer.capture import module_path
 
-__all__ = ["unsupported"]
+__all__ = ["failures_named", "first_line", "unsupported"]
 
 _HINTS = {
     "embedding": "feed one-hot rows into nn.Linear, or embed at the client",
@@ -35,3 +38,25 @@ def unsupported(node: Node, why: str | None = None, hint: str | None = None) -> 
         got=why or "an op without an integer lowering",
         hint=hint or "docs/quantization.md lists the ops that can be used",
     )
+
+
+@contextmanager
+def failures_named(what: str) -> Iterator[None]:
+    """Whatever torch or torchao raises in here becomes an UnsupportedModule that says what was
+    under way: their ways with a module are many, and none may end in an unnamed crash."""
+    try:
+        yield
+    except SecureQuantError:
+        raise
+    except Exception as error:
+        raise UnsupportedModule(
+            what, got=first_line(error), expected="a module of ops that can be lowered",
+            hint="docs/quantization.md lists the ops that can be used",
+        ) from error  # fmt: skip
+
+
+def first_line(error: Exception) -> str:
+    """Kind and first line of what an error says."""
+    lines = str(error).strip().splitlines()
+    kind = type(error).__name__
+    return f"{kind}: {lines[0][:200]}" if lines else kind

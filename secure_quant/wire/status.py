@@ -43,8 +43,10 @@ Status = tuple[grpc.StatusCode, str, Metadata]
 """(code, text, trailing metadata)"""
 
 CODES: dict[type[SecureQuantError], grpc.StatusCode] = {
+    errors.AccuracyLoss: Code.FAILED_PRECONDITION,
     errors.BudgetExceeded: Code.RESOURCE_EXHAUSTED,
     errors.CalibrationError: Code.INVALID_ARGUMENT,
+    errors.CaptureMismatch: Code.FAILED_PRECONDITION,
     errors.CertificateExpired: Code.FAILED_PRECONDITION,
     errors.CertificateMismatch: Code.FAILED_PRECONDITION,
     errors.CertificateMissing: Code.FAILED_PRECONDITION,

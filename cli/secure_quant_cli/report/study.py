@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import warnings
+from math import inf
 from typing import Any
 
 import numpy as np
@@ -24,7 +26,7 @@ def scheme_study(model: Any, x: NDArray[Any], labels: NDArray[Any] | None) -> li
 
     from secure_quant import reference
     from secure_quant.ir.artifact import encode
-    from secure_quant.quantizer import Clip, KMeans, Log, Uniform, quantize
+    from secure_quant.quantizer import AccuracyWarning, Clip, KMeans, Log, Uniform, quantize
     from secure_quant_cli.comparison import accuracy
     from secure_quant_cli.console import progress
     from secure_quant_cli.sizes import weight_bytes
@@ -41,10 +43,13 @@ def scheme_study(model: Any, x: NDArray[Any], labels: NDArray[Any] | None) -> li
     with torch.no_grad():
         floats = model(torch.from_numpy(np.asarray(x, np.float32))).numpy()
     found = []
-    with progress(f"{len(schemes)} weight schemes") as line:
+    with (
+        progress(f"{len(schemes)} weight schemes") as line,
+        warnings.catch_warnings(action="ignore", category=AccuracyWarning),
+    ):
         for name, scheme in schemes.items():
             line.note(name)
-            graph = quantize(model, x[:CALIBRATION], scheme=scheme)
+            graph = quantize(model, x[:CALIBRATION], scheme=scheme, max_error=inf)
             y = reference.run(graph, x)
             stored, whole = weight_bytes(graph)
             record = {

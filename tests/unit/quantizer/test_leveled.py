@@ -54,7 +54,9 @@ def test_digits_from_float_to_encrypted() -> None:
 
 def test_weights_are_within_half_a_unit() -> None:
     layer = nn.Linear(5, 3)
-    ((weight, scale, bias),), bound = quantize_leveled(nn.Sequential(nn.Flatten(), layer), [[-2.0]])
+    ((weight, scale, bias),), bound = quantize_leveled(
+        nn.Sequential(nn.Flatten(), layer), [[-2.0, 0, 1, 0.5, -1]]
+    )
     error = np.abs(weight * scale[:, None] - layer.weight.detach().numpy())
     assert (error <= scale[:, None] / 2 + 1e-9).all()
     assert np.array_equal(bias, layer.bias.detach().numpy().astype(np.float64))

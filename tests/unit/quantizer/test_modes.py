@@ -6,7 +6,7 @@ import torch
 from torch import nn
 
 from secure_quant import reference
-from secure_quant.errors import CalibrationError, ConfigError
+from secure_quant.errors import AccuracyLoss, CalibrationError, ConfigError
 from secure_quant.ir import ops
 from secure_quant.quantizer import Training, quantize
 from secure_quant.quantizer.zoo import accuracy
@@ -53,7 +53,9 @@ def test_training_recovers_what_coarse_scales_cost(flat):
         scaled[0].bias *= stretch
         scaled[2].weight /= stretch
     x, y = data.train_x, data.train_y
-    plain = quantize(scaled, x[:256], grid=1)
+    with pytest.raises(AccuracyLoss, match="it jumps at"):
+        quantize(scaled, x[:256], grid=1)
+    plain = quantize(scaled, x[:256], grid=1, max_error=9.0)
     trained = quantize(
         scaled, x, grid=1, mode="qat", targets=y, training=Training(epochs=4, learning_rate=2e-3)
     )

@@ -1,0 +1,158 @@
+"""The integers against the float model, and where its values are lost if they are."""
+
+from __future__ import annotations
+
+import math
+import warnings
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from secure_quant import reference
+from secure_quant.errors import AccuracyLoss, ConfigError
+from secure_quant.ir import Graph
+from secure_quant.reference.units import units
+
+__all__ = [
+    "MAX_ERROR",
+    "AccuracyWarning",
+    "Bounds",
+    "check_accuracy",
+    "judge",
+    "relative_error",
+]
+
+MAX_ERROR = 0.25
+"""Error at the output, root mean square, relative to the float output's: beyond it no graph is
+given, unless the caller says so."""
+COARSE = 2
+"""Times as much with weights of few levels, which are chosen for their size."""
+_WARNED = 0.4
+"""Of the usual bound: from there on a graph is given with a warning."""
+_JUMP = 2.0
+
+Real = NDArray[Any]
+Values = Callable[[], Mapping[str, Real]]
+"""Node of the graph -> the float value that it stands for, [n, ...]."""
+
+
+class AccuracyWarning(UserWarning):
+    """Integers far off the float model, though no further than the caller allows."""
+
+
+@dataclass(frozen=True)
+class Bounds:
+    """Relative errors from which on a graph is given with a warning, or not at all. clipped: some
+    samples lie outside the range by the calibrator's choice, and are not counted."""
+
+    warn: float
+    refuse: float
+    clipped: bool = False
+
+    @staticmethod
+    def of(max_error: float | None, *, coarse: bool = False, clipped: bool = False) -> Bounds:
+        """The caller's bound, or the usual one for None. Raises ConfigError."""
+        usual = MAX_ERROR * (COARSE if coarse else 1)
+        if max_error is not None and not max_error > 0:
+            raise ConfigError("max_error", got=max_error, expected="> 0; inf never refuses")
+        return Bounds(_WARNED * usual, usual if max_error is None else max_error, clipped)
+
+
+def relative_error(got: Real, want: Real, floor: float = 0.0) -> float:
+    """Root mean square of got - want over that of want; over ``floor`` where want is zero, or next
+    to it."""
+    error = math.sqrt(float(np.mean((got.astype(np.float64) - want) ** 2)))
+    size = math.sqrt(float(np.mean(want.astype(np.float64) ** 2)))
+    if error == 0:
+        return 0.0
+    if size <= 1e-6 * floor:  # the float output is nothing but its own rounding
+        size = floor
+    return error / size if size else math.inf
+
+
+def check_accuracy(
+    graph: Graph, x: NDArray[np.float32], want: Real, values: Values, bounds: Bounds,
+    steps: str | None = None,
+) -> float:  # fmt: skip
+    """The relative error of ``graph`` at its output.
+
+    x       float32[n, *input shape]: calibration samples.
+    want    what the float model gives for them, [n, ...].
+    values  the float model's values at the graph's nodes, asked for only if the error is large.
+    steps   what ``steps_off`` found: never given without a word.
+
+    Warns with AccuracyWarning or raises AccuracyLoss above the bounds.
+    """
+    made = reference.trace(graph, reference.quantize_input(graph, x))
+    output = graph.output
+    got = reference.dequantize(graph, made[output.name])
+    largest = max(output.multiplier) * output.scale * graph.values[output.inputs[0]].range.magnitude
+    got = got.reshape(want.shape)
+    if bounds.clipped:
+        kept = _best(got, want)
+        got, want = got[kept], want[kept]
+    error = relative_error(got, want, largest)
+    if error > min(bounds.refuse, bounds.warn):
+        judge(error, bounds, _where(graph, made, values()) + (f"; {steps}" if steps else ""))
+    elif steps is not None:
+        warnings.warn(
+            f"{steps}, though the output is off the float model by {error:.2g} only ({_RESCALE})",
+            AccuracyWarning, stacklevel=4,
+        )  # fmt: skip
+    return error
+
+
+def judge(error: float, bounds: Bounds, where: str = "") -> None:
+    """Warn or raise for a relative error above the bounds."""
+    got = f"{error:.2g} of the float output's root mean square{where}"
+    if error > bounds.refuse:
+        raise AccuracyLoss(
+            "the integers against the float model", got=got,
+            expected=f"at most {bounds.refuse:g}", hint=_HINT,
+        )  # fmt: skip
+    if error > bounds.warn:
+        warnings.warn(
+            f"the integers are off the float model by {got} ({_HINT})", AccuracyWarning,
+            stacklevel=5,
+        )  # fmt: skip
+
+
+def _best(got: Real, want: Real) -> NDArray[np.int64]:
+    """The nine in ten samples with the least error: those that a calibrator clips are not meant to
+    be right."""
+    errors = ((got.astype(np.float64) - want) ** 2).reshape(len(want), -1).mean(1)
+    return np.argsort(errors, kind="stable")[: max(len(errors) * 9 // 10, 1)]
+
+
+_RESCALE = "weights or a bias there are far from the size of what they meet: rescale that layer"
+_HINT = (
+    "try calibrator='percentile' or 'mse', mode='weight-only' or 'qat', the uniform scheme; "
+    "max_error= sets the bound"
+)
+
+
+def _where(graph: Graph, made: Mapping[str, Real], floats: Mapping[str, Real]) -> str:
+    """In words, the node at which the relative error grows most over that of its inputs."""
+    errors: dict[str, float] = {}
+    worth = units(graph)
+    worst, place = _JUMP, ""
+    for node in graph.nodes:
+        value = graph.values[node.name]
+        before = max((errors[name] for name in node.inputs), default=0.0)
+        errors[node.name] = before
+        seen = floats.get(node.name)
+        factor = worth[node.name]
+        if seen is None or factor is None or seen.size != made[node.name].size:
+            continue
+        real = (made[node.name] - value.zero_point) * factor
+        errors[node.name] = relative_error(real.reshape(seen.shape), seen)
+        growth = errors[node.name] / max(before, 0.01)
+        if growth > worst and math.isfinite(growth):
+            worst, place = growth, node.name
+    if not place:
+        return ""
+    before = max((errors[name] for name in graph.by_name[place].inputs), default=0.0)
+    return f"; it jumps at {place!r}, from {before:.2g} to {errors[place]:.2g}"

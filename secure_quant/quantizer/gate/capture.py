@@ -1,0 +1,202 @@
+"""The captured and rewritten graph against the user's own module, before anything is rounded.
+
+Both run in float64 where the module can, so that what differs is not the order of sums. Allowed is
+1e-5 of the largest value at each place of the output, and what float32 itself costs the user's
+module there, several times over: constants were folded in float32.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.fx import GraphModule
+
+from secure_quant.errors import CaptureMismatch, SecureQuantError, UnsupportedModule
+from secure_quant.quantizer.gate.floatgraph import FloatGraph
+from secure_quant.quantizer.gate.owner import Owner
+from secure_quant.quantizer.gate.places import (
+    first_dependent,
+    first_difference,
+    shared_points_differ,
+)
+from secure_quant.quantizer.gate.probes import Probe, make_probes
+from secure_quant.quantizer.refuse import first_line
+
+__all__ = ["Gate"]
+
+RELATIVE = 1e-5
+NOISE = 32
+"""Times the float32 error of the user's module; its own samples show about a third of the most."""
+NOISIEST = 1e-3
+"""Of the largest output: the most that is allowed for noise."""
+FLOOR = 1e-7
+"""Of the largest output, at places that are small beside it."""
+
+
+@dataclass(frozen=True)
+class _Truth:
+    """What the user's module gives for a probe, float64[n, ...], and how far float32 takes it from
+    that at each place of the output, [...]."""
+
+    probe: Probe
+    value: Tensor
+    noise: Tensor
+
+    def excess(self, other: Tensor) -> Tensor:
+        """Difference over what is allowed, [n, ...]: more than 1 is wrong. Where the module itself
+        gives NaN or infinity, nothing is asked."""
+        finite = torch.isfinite(self.value)
+        size = self.value.abs().where(finite, torch.zeros(()).double())
+        largest = float(size.max())
+        noise = (NOISE * self.noise).clamp(max=NOISIEST * largest)
+        allowed = RELATIVE * size.amax(0) + noise + FLOOR * (largest or 10.0)
+        off = ((other.double() - self.value).abs() / allowed).nan_to_num(nan=torch.inf)
+        return off.where(finite, torch.zeros(()).double())
+
+    def relative(self, other: Tensor) -> float:
+        """The largest difference over the largest value."""
+        finite = torch.isfinite(self.value)
+        if not finite.any():
+            return 0.0
+        off = (other.double() - self.value)[finite].abs().max()
+        return float(off / self.value[finite].abs().max().clamp(min=1e-30))
+
+
+class Gate:
+    """Runs the user's module on inputs like ``batches`` and compares graphs with it."""
+
+    def __init__(self, model: nn.Module, batches: Sequence[Tensor]) -> None:
+        self._model, self._probes = model, make_probes(batches)
+
+    @property
+    def samples(self) -> Tensor:
+        """Calibration samples for further checks: float32[n, *input shape]."""
+        return self._probes[0].x
+
+    def check(self, prepared: GraphModule) -> None:
+        """Compare a graph whose weights are still float; observers see nothing of it.
+
+        Raises CaptureMismatch, with the first place that differs, and UnsupportedModule for a
+        module that does not give one input one result: random in eval mode, with a state that its
+        forward changes, or with samples that depend on each other.
+        """
+        with torch.random.fork_rng(devices=[]):
+            _Comparison(Owner(self._model), self._probes).run(prepared)
+
+    def check_function(self, made: Callable[[Tensor], Tensor]) -> None:
+        """The same for a function float[n, *input shape] -> float64[n, ...]."""
+        with torch.random.fork_rng(devices=[]):
+            _Comparison(Owner(self._model), self._probes).outputs(made)
+
+
+class _Comparison:
+    def __init__(self, owner: Owner, probes: Sequence[Probe]) -> None:
+        self.owner = owner
+        owner.settle(probes[0].x)
+        before = owner.state()
+        self._truths = tuple(self._truth(probe) for probe in probes)
+        self._refuse_changes(before)
+        self._refuse_other_results()
+
+    def run(self, prepared: GraphModule) -> None:
+        """Outputs, and the submodules' outputs that the graph has."""
+        self.outputs(
+            FloatGraph(prepared).evaluate, lambda x: first_difference(self.owner, prepared, x)
+        )
+        where = shared_points_differ(self.owner, prepared, [t.probe.x for t in self._truths])
+        if where is not None:
+            raise self._mismatch(self._truths[0], where)
+
+    def outputs(
+        self,
+        function: Callable[[Tensor], Tensor],
+        where: Callable[[Tensor], str | None] = lambda _: None,
+    ) -> None:
+        """``where`` says for one sample in words where it begins to differ."""
+        for truth in self._truths:
+            try:
+                made = function(truth.probe.x)
+            except SecureQuantError:
+                raise
+            except Exception as error:
+                raise self._mismatch(truth, first_line(error)) from error
+            if made.numel() != truth.value.numel() or len(made) != len(truth.probe.x):
+                got = f"shape {list(made.shape)}"
+                raise self._mismatch(truth, got, f"{list(truth.value.shape)}")
+            made = made.reshape(truth.value.shape)
+            excess = truth.excess(made)
+            if not bool((excess <= 1).all()):
+                worst = int(excess.flatten(1).amax(1).argmax()) if excess.ndim > 1 else 0
+                place = where(truth.probe.x[worst : worst + 1])
+                got = f"{truth.relative(made):.2g} of the largest output off"
+                raise self._mismatch(truth, f"{got}; {place}" if place else got)
+
+    def _mismatch(
+        self, truth: _Truth, got: str, expected: str = "what the module gives"
+    ) -> CaptureMismatch:
+        return CaptureMismatch(
+            f"captured graph of {self.owner.name}, on {truth.probe.name}", got=got,
+            expected=expected,
+            hint="write that step with other functions, without writing into tensors in place; "
+                 "docs/quantization.md lists the ops that can be used",
+        )  # fmt: skip
+
+    def _truth(self, probe: Probe) -> _Truth:
+        value = self.owner.run(probe.x)
+        single = self.owner.run(probe.x, torch.float32)
+        if self.owner.dtype is torch.float32:
+            # No float64 to compare with: the size of float32's own error stands for it.
+            size = value.abs().nan_to_num(0.0, 0.0, 0.0).amax(0).double()
+            noise = torch.full_like(size, float(size.max()) * 2**-20)
+        else:
+            noise = (single.double() - value).abs().nan_to_num(0.0, 0.0, 0.0).amax(0)
+        return _Truth(probe, value.double(), noise)
+
+    def _refuse_changes(self, before: dict[str, Tensor]) -> None:
+        after = self.owner.state()
+        for name in sorted(before.keys() | after.keys()):
+            same = name in before and name in after and _identical(before[name], after[name])
+            if not same:
+                raise UnsupportedModule(
+                    f"{self.owner.name}: its forward changes {name!r}", got="a state",
+                    expected="a module that gives one result for one input",
+                    hint="keep what is counted or averaged outside of forward in eval mode",
+                )  # fmt: skip
+
+    def _refuse_other_results(self) -> None:
+        """The same samples once more, and some of them alone."""
+        typical = self._truths[0]
+        if not bool(torch.isfinite(typical.value).all()):
+            raise UnsupportedModule(
+                f"{self.owner.name} on calibration samples", got="NaN or infinity at its output",
+                expected="finite numbers", hint="look at its weights, statistics and inputs",
+            )  # fmt: skip
+        again = self.owner.run(typical.probe.x)
+        if not _identical(again.double(), typical.value):
+            raise UnsupportedModule(
+                f"{self.owner.name} in eval mode", got="two results for one input",
+                expected="the same result in each call",
+                hint="random steps and states: pass training=self.training to "
+                     "functional.dropout, and keep nothing from call to call",
+            )  # fmt: skip
+        for place in (0, len(typical.probe.x) - 1):
+            alone = self.owner.run(typical.probe.x[place : place + 1])
+            whole = typical.value[place : place + 1] if typical.value.ndim else typical.value
+            fits = alone.numel() == whole.numel()
+            truth = _Truth(typical.probe, whole, typical.noise)
+            if not fits or bool((truth.excess(alone.reshape(whole.shape)) > 1).any()):
+                path = first_dependent(self.owner, typical.probe.x, place)
+                raise UnsupportedModule(
+                    f"{self.owner.name}{path}",
+                    got="a sample whose result depends on the others with it",
+                    expected="each sample for itself",
+                    hint="keep the batch axis first and alone in every step",
+                )  # fmt: skip
+
+
+def _identical(a: Tensor, b: Tensor) -> bool:
+    """Bit for bit, NaN too, or as near as sums of another order come."""
+    return a.shape == b.shape and torch.allclose(a, b, rtol=1e-6, atol=1e-12, equal_nan=True)

@@ -1,0 +1,33 @@
+"""What the integers of each node are worth."""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+from secure_quant.ir import Graph, ops
+from secure_quant.reference.kernels import along
+
+__all__ = ["units"]
+
+
+def units(graph: Graph) -> dict[str, NDArray[np.float64] | None]:
+    """What one unit of each node's centred integers stands for, to multiply with
+    [batch, *shape]; None where that depends on the sample or a bias is still to come."""
+    made: dict[str, NDArray[np.float64] | None] = {}
+    for node in graph.nodes:
+        value = graph.values[node.name]
+        reader = next(iter(graph.consumers[node.name]), node)  # knows the channels' multipliers
+        made[node.name] = np.asarray(value.scale)
+        relative = any(made[name] is None for name in node.inputs)
+        runtime = isinstance(node, ops.DynamicScale | ops.DynamicQuantize)
+        if (
+            runtime
+            or isinstance(reader, ops.Rescale)
+            or (relative and not isinstance(node, ops.Rescale))
+        ):
+            made[node.name] = None
+        elif isinstance(reader, ops.Requantize | ops.Output):
+            multiplier = along(reader.multiplier, reader.axis, len(value.shape) + 1)
+            made[node.name] = multiplier.astype(np.float64) * value.scale
+    return made
