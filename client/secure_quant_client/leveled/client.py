@@ -6,12 +6,13 @@ import asyncio
 import threading
 import time
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from secure_quant.errors import SessionNotFound
-from secure_quant.he.leveled.plan import LeveledPlan
+from secure_quant.errors import ConfigError, ImplausibleAnswer, SessionNotFound
+from secure_quant.he.leveled.plan import TOLERANCE, LeveledPlan
 from secure_quant.transport import Limits, Security
 from secure_quant.wire.gen.secure_inference_pb2 import GetModelResponse
 from secure_quant_client.base import Deadline
@@ -22,6 +23,7 @@ from secure_quant_client.stats import Inference
 
 __all__ = ["AsyncLeveledClient", "LeveledClient"]
 
+ANSWERS_PER_KEY = 64
 ATTEMPTS = 2
 """A session that the server no longer knows is opened again, once."""
 
@@ -35,7 +37,12 @@ class LeveledClient(SyncClient[RemoteLeveled]):
     are one round trip each. Unlike HeClient, this client sees outputs only, and they are
     **approximate**: off by at most ``error_bound`` unless with probability below 2^-40. Their last
     digits depend on the secret key: do not hand them back to the server in full precision; round
-    them to what the bound allows, or call ``renew`` first.
+    them to what the bound allows, or call ``renew`` first. To a server that deviates even the
+    class of an answer tells something of the key, so a key serves few answers and is given up when
+    an answer is not what it can be.
+
+    answers_per_key  samples under one secret key, which is then made anew and uploaded.
+    tolerance        largest error bound of a plan that is accepted.
     """
 
     def __init__(
@@ -46,10 +53,13 @@ class LeveledClient(SyncClient[RemoteLeveled]):
         expected_hash: str | None = None,
         token: str | None = None,
         limits: Limits | None = None,
+        answers_per_key: int = ANSWERS_PER_KEY,
+        tolerance: float = TOLERANCE,
     ) -> None:
         super().__init__(
             [target], HE, tls=tls, expected_hash=expected_hash, token=token, limits=limits
         )
+        self._bounds = _bounds(answers_per_key, tolerance)
         self._session: LeveledSession | None = None
         self._key_bytes_up = 0
         self._turn = threading.RLock()
@@ -109,7 +119,7 @@ class LeveledClient(SyncClient[RemoteLeveled]):
         self, model: RemoteLeveled, x: NDArray[np.float64], deadline: Deadline
     ) -> NDArray[np.float64]:
         for attempt in range(1, ATTEMPTS + 1):
-            session = self._opened(model, deadline)
+            session = self._opened(model, deadline, len(x))
             try:
                 (answer,) = self._ask(
                     [(self._stubs[0].EvaluateModel, session.request(x))], deadline
@@ -119,10 +129,15 @@ class LeveledClient(SyncClient[RemoteLeveled]):
                 self.renew()  # the server restarted or needed the room
                 if attempt == ATTEMPTS:
                     raise
-        return session.open(answer.ciphertexts, len(x))
+        try:
+            return session.open(answer.ciphertexts, len(x))
+        except ImplausibleAnswer:
+            self.renew()  # whatever it tells of this key is of no use
+            raise
 
-    def _opened(self, model: RemoteLeveled, deadline: Deadline) -> LeveledSession:
-        if self._session is None:
+    def _opened(self, model: RemoteLeveled, deadline: Deadline, samples: int = 1) -> LeveledSession:
+        if self._session is None or self._session.left < samples:
+            self._session = None
             session = model.new_session()
             (answer,) = self._ask([(self._stubs[0].OpenSession, session.upload())], deadline)
             self._key_bytes_up += session.opened(answer.session_id)
@@ -131,7 +146,9 @@ class LeveledClient(SyncClient[RemoteLeveled]):
 
     def _receive(self, answers: Sequence[GetModelResponse]) -> RemoteLeveled:
         limit = self._limits.message_bytes
-        return RemoteLeveled.receive(answers[0], self._expected_hash, message_bytes=limit)
+        return RemoteLeveled.receive(
+            answers[0], self._expected_hash, message_bytes=limit, **self._bounds
+        )
 
 
 class AsyncLeveledClient(AsyncClient[RemoteLeveled]):
@@ -146,10 +163,13 @@ class AsyncLeveledClient(AsyncClient[RemoteLeveled]):
         expected_hash: str | None = None,
         token: str | None = None,
         limits: Limits | None = None,
+        answers_per_key: int = ANSWERS_PER_KEY,
+        tolerance: float = TOLERANCE,
     ) -> None:
         super().__init__(
             [target], HE, tls=tls, expected_hash=expected_hash, token=token, limits=limits
         )
+        self._bounds = _bounds(answers_per_key, tolerance)
         self._session: LeveledSession | None = None
         self._key_bytes_up = 0
         self._turn = asyncio.Lock()
@@ -209,7 +229,7 @@ class AsyncLeveledClient(AsyncClient[RemoteLeveled]):
         self, model: RemoteLeveled, x: NDArray[np.float64], deadline: Deadline
     ) -> NDArray[np.float64]:
         for attempt in range(1, ATTEMPTS + 1):
-            session = await self._opened(model, deadline)
+            session = await self._opened(model, deadline, len(x))
             request = await asyncio.to_thread(session.request, x)
             try:
                 (answer,) = await self._ask([(self._stubs[0].EvaluateModel, request)], deadline)
@@ -218,10 +238,17 @@ class AsyncLeveledClient(AsyncClient[RemoteLeveled]):
                 self._session = None  # the server restarted or needed the room
                 if attempt == ATTEMPTS:
                     raise
-        return await asyncio.to_thread(session.open, answer.ciphertexts, len(x))
+        try:
+            return await asyncio.to_thread(session.open, answer.ciphertexts, len(x))
+        except ImplausibleAnswer:
+            self._session = None  # whatever it tells of this key is of no use
+            raise
 
-    async def _opened(self, model: RemoteLeveled, deadline: Deadline) -> LeveledSession:
-        if self._session is None:
+    async def _opened(
+        self, model: RemoteLeveled, deadline: Deadline, samples: int = 1
+    ) -> LeveledSession:
+        if self._session is None or self._session.left < samples:
+            self._session = None
             session = await asyncio.to_thread(model.new_session)
             (answer,) = await self._ask([(self._stubs[0].OpenSession, session.upload())], deadline)
             self._key_bytes_up += session.opened(answer.session_id)
@@ -230,4 +257,14 @@ class AsyncLeveledClient(AsyncClient[RemoteLeveled]):
 
     def _receive(self, answers: Sequence[GetModelResponse]) -> RemoteLeveled:
         limit = self._limits.message_bytes
-        return RemoteLeveled.receive(answers[0], self._expected_hash, message_bytes=limit)
+        return RemoteLeveled.receive(
+            answers[0], self._expected_hash, message_bytes=limit, **self._bounds
+        )
+
+
+def _bounds(answers_per_key: int, tolerance: float) -> dict[str, Any]:
+    if type(answers_per_key) is not int or answers_per_key < 1:
+        raise ConfigError("answers per key", got=answers_per_key, expected="an integer >= 1")
+    if not 0 < tolerance < float("inf"):
+        raise ConfigError("tolerance", got=tolerance, expected="> 0, in units of the output")
+    return {"answers_per_key": answers_per_key, "tolerance": tolerance}

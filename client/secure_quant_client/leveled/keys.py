@@ -16,10 +16,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from secure_quant.errors import ConfigError
+from secure_quant.errors import ConfigError, ImplausibleAnswer
 from secure_quant.he.leveled.model import check_input
 from secure_quant.he.leveled.plan import LeveledPlan, padded
-from secure_quant.he.leveled.slots import from_slots, to_slots
+from secure_quant.he.leveled.slots import all_slots, from_slots
 from secure_quant.he.leveled.wire import (
     key_records,
     pack_keys,
@@ -89,7 +89,12 @@ class LeveledKeys:
     def decrypt(self, response: bytes) -> NDArray[np.float64]:
         """Response to one sample -> float64[out], within the plan's error bound of the reference.
 
-        Raises MalformedMessage for a wrong length or a residue out of range.
+        All slots hold copies of the outputs, each within the bound: a server that puts anything of
+        the key into them disturbs one as it does not disturb another, unless it stays below the
+        bound.
+
+        Raises MalformedMessage for a wrong length or a residue out of range; ImplausibleAnswer for
+        copies that disagree or outputs beyond what the plan has room for. Give the key up then.
         """
         plan, field = self.plan, self._rings[0]
         polynomials = unpack_response(plan, response)
@@ -99,7 +104,18 @@ class LeveledKeys:
         field.inverse(message)
         prime, raw = plan.primes[0], message[0, 0].astype(np.int64)
         centred = np.where(raw > prime // 2, raw - prime, raw)
-        return to_slots(centred.astype(np.float64), plan.outputs) / plan.scale
+        slots = all_slots(centred.astype(np.float64)) / plan.scale
+        outputs = slots[: plan.outputs]
+        apart = np.abs(slots - np.resize(outputs, len(slots))).max()
+        if max(apart / 2, np.abs(outputs.imag).max()) > plan.error_bound:
+            raise ImplausibleAnswer(
+                "copies of the outputs", got="some that differ",
+                expected=f"all within {plan.error_bound:.3g}", hint="a server deviates",
+            )  # fmt: skip
+        if np.abs(outputs.real).max() > plan.largest + plan.error_bound:
+            expected = f"<= {plan.largest:.3g}"
+            raise ImplausibleAnswer("outputs", got="one out of range", expected=expected)
+        return np.ascontiguousarray(outputs.real)
 
     def _encrypt(self, message: Int) -> bytes:
         seed, random = secrets.token_bytes(SEED_BYTES), self._stream()

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from secure_quant.errors import MalformedMessage, ShapeMismatch
+from secure_quant.errors import InsecureRefused, MalformedMessage, ShapeMismatch
 from secure_quant.he.leveled.model import PublicLeveled, check_input
 from secure_quant.he.leveled.plan import LeveledPlan
 from secure_quant.he.leveled.wire import key_bytes, request_bytes, response_bytes
@@ -36,23 +36,39 @@ Floats = NDArray[np.float64]
 
 @dataclass(frozen=True)
 class RemoteLeveled:
-    """plan: public; the hash is checked. batch: samples in one call."""
+    """plan: public; the hash is checked. batch: samples in one call. answers_per_key: samples under
+    one secret key."""
 
     plan: LeveledPlan
     batch: int
+    answers_per_key: int
 
     @classmethod
     def receive(
-        cls, answer: GetModelResponse, expected_hash: str | None, *, message_bytes: int
+        cls,
+        answer: GetModelResponse,
+        expected_hash: str | None,
+        *,
+        message_bytes: int,
+        answers_per_key: int,
+        tolerance: float,
     ) -> RemoteLeveled:
-        """Raises HashMismatch, MalformedModel and its kin, MalformedMessage."""
+        """Raises HashMismatch, MalformedModel and its kin, MalformedMessage, MessageTooLarge for
+        keys too large to be made unasked; InsecureRefused for an error bound above ``tolerance``:
+        it is the server's word, and what an answer may hide in."""
         if not answer.HasField("leveled"):
             raise MalformedMessage("model", got="an integer model", expected="a leveled one")
         info = answer.leveled
         public = PublicLeveled.from_json(info.public_model, expected_hash=expected_hash)
         plan = LeveledPlan.from_json(info.plan, public)
         bound_unpinned("evaluation keys", key_bytes(plan) + request_bytes(plan), expected_hash)
-        return cls(plan, max(1, min(MAX_SAMPLES, message_bytes // (2 * request_bytes(plan)))))
+        if plan.error_bound > tolerance:
+            raise InsecureRefused(
+                "error bound of the plan", got=f"{plan.error_bound:.3g}",
+                expected=f"<= {tolerance:g}", hint="give the client the owner's tolerance",
+            )  # fmt: skip
+        fitting = message_bytes // (2 * request_bytes(plan))
+        return cls(plan, max(1, min(MAX_SAMPLES, fitting, answers_per_key)), answers_per_key)
 
     def parts(self, x: ArrayLike) -> list[Floats]:
         """float64[<= batch, ...] each. Raises ShapeMismatch, DtypeMismatch, ValueOutOfRange."""
@@ -67,7 +83,7 @@ class RemoteLeveled:
         from secure_quant_client.leveled.keys import LeveledKeys  # loads the engine
 
         keys = LeveledKeys(self.plan)
-        return LeveledSession(self.plan, keys, keys.evaluation_keys())
+        return LeveledSession(self.plan, keys, keys.evaluation_keys(), self.answers_per_key)
 
     def stats(self, start: float, samples: int, calls: int) -> InferenceStats:
         """Of an inference that began at ``start`` (``perf_counter``) and ends now."""
@@ -82,11 +98,13 @@ class RemoteLeveled:
 
 @dataclass
 class LeveledSession:
-    """id: what the server calls the uploaded ``evaluation_keys``."""
+    """id: what the server calls the uploaded ``evaluation_keys``. left: samples that may still be
+    asked under this key."""
 
     plan: LeveledPlan
     keys: LeveledKeys = field(repr=False)
     evaluation_keys: bytes = field(repr=False)
+    left: int
     id: bytes = field(default=b"", repr=False)
 
     def upload(self) -> Iterator[OpenSessionRequest]:
@@ -102,13 +120,14 @@ class LeveledSession:
 
     def request(self, x: Floats) -> EvaluateModelRequest:
         """float64[batch, ...], encrypted."""
+        self.left -= len(x)
         ciphertexts = b"".join(self.keys.encrypt(x))
         return EvaluateModelRequest(
             model_hash=self.plan.public.hash, session_id=self.id, ciphertexts=ciphertexts
         )
 
     def open(self, ciphertexts: bytes, samples: int) -> Floats:
-        """The answer, float64[samples, outputs]. Raises MalformedMessage."""
+        """The answer, float64[samples, outputs]. Raises MalformedMessage, ImplausibleAnswer."""
         size = response_bytes(self.plan)
         if len(ciphertexts) != size * samples:
             got, expected = f"{len(ciphertexts)} bytes", f"{size * samples}"

@@ -72,6 +72,11 @@ class LeveledPlan:
         return 1 << self.scale_bits
 
     @property
+    def largest(self) -> float:
+        """No value of the model is larger in magnitude: q0 has two bits to spare above it."""
+        return 2.0 ** (self.chain_bits[0] - self.scale_bits - 2)
+
+    @property
     def outputs(self) -> int:
         return self.public.widths[-1]
 

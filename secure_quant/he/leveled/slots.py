@@ -11,7 +11,7 @@ from functools import lru_cache
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["from_slots", "to_slots"]
+__all__ = ["all_slots", "from_slots"]
 
 Float = NDArray[np.float64]
 
@@ -27,12 +27,11 @@ def from_slots(values: Float) -> Float:
     return made
 
 
-def to_slots(coefficients: Float, count: int) -> Float:
-    """Real parts of the first ``count`` slots, float64[count]."""
+def all_slots(coefficients: Float) -> NDArray[np.complex128]:
+    """Coefficients, float64[degree] -> complex128[degree/2]; real but for errors."""
     degree = len(coefficients)
     places, twist = _tables(degree)
-    roots = np.fft.ifft(coefficients * twist) * degree
-    made: Float = roots.real[places[:count]]
+    made: NDArray[np.complex128] = np.fft.ifft(coefficients * twist)[places] * degree
     return made
 
 

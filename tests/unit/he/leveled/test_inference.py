@@ -127,7 +127,7 @@ def test_stock_products_with_a_bias_between_are_wrong_and_ours_are_right() -> No
 
 
 def test_an_answer_holds_copies_of_the_outputs_and_nothing_else() -> None:
-    from secure_quant.he.leveled.slots import to_slots
+    from secure_quant.he.leveled.slots import all_slots
     from secure_quant.he.leveled.wire import unpack_response
 
     keys = LeveledKeys(PLAN)
@@ -141,7 +141,7 @@ def test_an_answer_holds_copies_of_the_outputs_and_nothing_else() -> None:
     field.inverse(message)
     raw = message.reshape(-1).astype(np.int64)
     raw = np.where(raw > prime // 2, raw - prime, raw)
-    slots = to_slots(raw.astype(np.float64), PLAN.degree // 2) / PLAN.scale
+    slots = all_slots(raw.astype(np.float64)) / PLAN.scale
     copies = np.resize(MODEL.reference(x)[0], PLAN.degree // 2)
     assert np.abs(slots - copies).max() <= PLAN.error_bound
 
