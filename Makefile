@@ -2,8 +2,9 @@
 PYTHON ?= python3
 BIN := .venv/bin
 READY := .venv/.ready
+PROTOC := .protoc
 
-.PHONY: setup demo test lint format types imports proto proto-check deploy-check bench clean
+.PHONY: setup demo test lint format types imports proto proto-check deploy-check lock compat bench clean
 
 demo: $(READY)
 	$(BIN)/secure-quant demo
@@ -25,12 +26,12 @@ types: $(READY)
 imports: $(READY)
 	$(BIN)/lint-imports --no-cache
 
-proto: $(READY)
-	$(BIN)/python tools/gen_protos.py
+proto: $(PROTOC)/.ready
+	$(PROTOC)/bin/python tools/gen_protos.py
 
-proto-check: $(READY)
+proto-check: $(READY) $(PROTOC)/.ready
 	$(BIN)/buf lint protos
-	$(BIN)/python tools/gen_protos.py --check
+	$(PROTOC)/bin/python tools/gen_protos.py --check
 
 deploy-check: $(READY)
 	$(BIN)/hadolint deploy/docker/*.Dockerfile
@@ -40,17 +41,30 @@ bench: $(READY)
 	$(BIN)/secure-quant bench --model lenet --engine mpc
 	$(BIN)/secure-quant bench --model lenet --engine he
 
+# pyproject.toml -> constraints.txt; UPGRADE=1 takes the newest of everything.
+lock: $(READY)
+	$(BIN)/python tools/lock.py $(if $(UPGRADE),--upgrade)
+
+# Both ends of every range, beside the packages that our users have: minutes, and some gigabytes.
+compat: $(READY)
+	$(BIN)/python tools/compat.py
+
 setup: $(READY)
 
-# torch first, so that PIP_EXTRA_INDEX_URL can choose its CPU build. CrypTen without its declared
-# dependencies: they name the retired package "sklearn"; what it really needs is in the extra mpc.
-$(READY): pyproject.toml
+# torch first, so that PIP_EXTRA_INDEX_URL can choose its CPU build.
+$(READY): pyproject.toml setup.py constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(None if sys.version_info >= (3, 11) else "Python >= 3.11 is needed")'
 	$(PYTHON) -m venv .venv
-	$(BIN)/python -m pip install torch==2.13.0
-	$(BIN)/python -m pip install --editable '.[dev]'
-	$(BIN)/python -m pip install --no-deps crypten==0.4.1
+	$(BIN)/python -m pip install --constraint constraints.txt torch
+	$(BIN)/python -m pip install --constraint constraints.txt --editable '.[dev]'
+	$(BIN)/secure-quant add-crypten
+	@touch $@
+
+# The generator of protobuf code is older than what we run on: tools/protoc.txt says why.
+$(PROTOC)/.ready: tools/protoc.txt
+	$(PYTHON) -m venv $(PROTOC)
+	$(PROTOC)/bin/python -m pip install --quiet --requirement tools/protoc.txt
 	@touch $@
 
 clean:
-	rm -rf .venv build dist out demo-out *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
+	rm -rf .venv $(PROTOC) .compat build dist out demo-out *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache

@@ -20,29 +20,12 @@ __all__ = ["COMMANDS", "build_parser", "main"]
 
 COMMANDS = (
     "quantize", "inspect", "split", "certs", "serve", "health", "infer", "verify", "bench", "demo",
+    "add-crypten",
 )  # fmt: skip
 
 # torchao tells of accelerator libraries that this machine cannot load, torch of an internal change;
 # neither concerns who runs a command.
 _NOISY = ("torchao", "torch.utils._pytree")
-
-# Top-level module -> the extra that brings it.
-_EXTRAS = {
-    "crypten": "mpc",
-    "grpc_health": "server",
-    "grpc_reflection": "server",
-    "grpc_status": "server",
-    "numba": "mpc",
-    "omegaconf": "mpc",
-    "onnx": "onnx",
-    "onnxruntime": "onnx",
-    "prometheus_client": "server",
-    "sklearn": "demo",
-    "tenseal": "he",
-    "torch": "quantize",
-    "torchao": "quantize",
-    "uvloop": "server",
-}
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -78,6 +61,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _run(argv: Sequence[str] | None) -> int:
     from secure_quant.errors import ConfigError, InputError, ModelError, SecureQuantError
+    from secure_quant_cli.extras import how_to_get
 
     signal.signal(signal.SIGTERM, _terminated)
     # What goes wrong below comes up as an error of ours, in one line.
@@ -92,12 +76,9 @@ def _run(argv: Sequence[str] | None) -> int:
     except SecureQuantError as error:
         return _fail(str(error), 1)
     except ModuleNotFoundError as error:
-        extra = _EXTRAS.get((error.name or "").partition(".")[0])
-        if extra is None:
+        hint = how_to_get(error.name or "")
+        if hint is None:
             raise
-        hint = f"pip install 'secure-quant[{extra}]'"
-        if error.name == "crypten":
-            hint += " && pip install --no-deps crypten==0.4.1"
         return _fail(f"this command needs {error.name}: {hint}", 2)
     except BrokenPipeError:
         raise
@@ -108,7 +89,7 @@ def _run(argv: Sequence[str] | None) -> int:
 
 
 def _module(name: str) -> ModuleType:
-    return importlib.import_module(f"secure_quant_cli.{name}")
+    return importlib.import_module(f"secure_quant_cli.{name.replace('-', '_')}")
 
 
 def _fail(message: str, code: int) -> int:

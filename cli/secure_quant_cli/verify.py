@@ -103,9 +103,10 @@ def _need_matplotlib() -> None:
     from importlib.util import find_spec
 
     from secure_quant.errors import ConfigError
+    from secure_quant_cli.extras import how_to_install
 
     if find_spec("matplotlib") is None:
-        raise ConfigError("--html", got="no matplotlib", expected="the extra: secure-quant[report]")
+        raise ConfigError("--html", got="no matplotlib", expected=how_to_install("report"))
 
 
 def _float_model(factory: str | None, graph: Graph, x: Any) -> tuple[Any, FloatValues | None]:

@@ -53,9 +53,12 @@ class Service:
 
 
 CLOSED = "the client is closed"
+OTHER_ROLE = (
+    "the server there has another role: is the address right, and party 0's before party 1's?"
+)
 HINTS = {
-    "Hostname Verification": "the server there has another role: is the address right, and party "
-    "0's before party 1's?",
+    "Hostname Verification": OTHER_ROLE,
+    "is not in peer certificate": OTHER_ROLE,  # gRPC 1.76 says it so
     "CERTIFICATE_VERIFY_FAILED": "the server's certificate is not signed by the ca given here",
 }
 """What gRPC says of a certificate -> what that means here."""

@@ -5,14 +5,15 @@ ENV PIP_NO_CACHE_DIR=1 PIP_DISABLE_PIP_VERSION_CHECK=1
 RUN python -m venv /opt/secure-quant
 ENV PATH=/opt/secure-quant/bin:$PATH
 WORKDIR /src
-COPY pyproject.toml README.md LICENSE ./
+COPY pyproject.toml setup.py constraints.txt README.md LICENSE ./
+COPY protos protos
 COPY secure_quant secure_quant
 COPY server server
 COPY client client
 COPY cli cli
-# Versions are pinned in pyproject.toml.
+# Versions are pinned in constraints.txt.
 # hadolint ignore=DL3013
-RUN pip install '.[he]' \
+RUN pip install -c constraints.txt '.[he]' \
     && rm -rf /opt/secure-quant/lib/python3.11/site-packages/secure_quant_server
 
 FROM python:3.11-slim-bookworm

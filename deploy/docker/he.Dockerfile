@@ -5,14 +5,15 @@ ENV PIP_NO_CACHE_DIR=1 PIP_DISABLE_PIP_VERSION_CHECK=1
 RUN python -m venv /opt/secure-quant
 ENV PATH=/opt/secure-quant/bin:$PATH
 WORKDIR /src
-COPY pyproject.toml README.md LICENSE ./
+COPY pyproject.toml setup.py constraints.txt README.md LICENSE ./
+COPY protos protos
 COPY secure_quant secure_quant
 COPY server server
 COPY cli cli
 # Without client/: this image has no code that opens a user's secret. Versions are pinned in
-# pyproject.toml.
+# constraints.txt.
 # hadolint ignore=DL3013
-RUN pip install '.[he,server]'
+RUN pip install -c constraints.txt '.[he,server]'
 
 FROM python:3.11-slim-bookworm
 COPY --from=build /opt/secure-quant /opt/secure-quant

@@ -6,16 +6,19 @@ ENV PIP_NO_CACHE_DIR=1 PIP_DISABLE_PIP_VERSION_CHECK=1
 RUN python -m venv /opt/secure-quant
 ENV PATH=/opt/secure-quant/bin:$PATH
 # The large dependencies first: they change less often than the code.
-RUN pip install torch==2.13.0 && pip install --no-deps crypten==0.4.1
 WORKDIR /src
-COPY pyproject.toml README.md LICENSE ./
+COPY constraints.txt ./
+# hadolint ignore=DL3013
+RUN pip install -c constraints.txt torch
+COPY pyproject.toml setup.py README.md LICENSE ./
+COPY protos protos
 COPY secure_quant secure_quant
 COPY server server
 COPY cli cli
 # Without client/: this image has no code that opens a user's secret. Versions are pinned in
-# pyproject.toml.
+# constraints.txt.
 # hadolint ignore=DL3013
-RUN pip install '.[mpc,server]'
+RUN pip install -c constraints.txt '.[mpc,server]' && secure-quant add-crypten
 
 FROM python:3.11-slim-bookworm
 COPY --from=build /opt/secure-quant /opt/secure-quant

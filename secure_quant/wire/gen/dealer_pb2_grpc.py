@@ -5,7 +5,7 @@ import warnings
 
 from secure_quant.wire.gen import dealer_pb2 as secure__quant_dot_v1_dot_dealer__pb2
 
-GRPC_GENERATED_VERSION = '1.85.1'
+GRPC_GENERATED_VERSION = '1.76.0'
 GRPC_VERSION = grpc.__version__
 _version_not_supported = False
 
@@ -25,7 +25,7 @@ if _version_not_supported:
     )
 
 
-class DealerServiceStub:
+class DealerServiceStub(object):
     """A party's lane worker -> dealer: correlated randomness for one session of two paired lanes.
     """
 
@@ -42,7 +42,7 @@ class DealerServiceStub:
                 _registered_method=True)
 
 
-class DealerServiceServicer:
+class DealerServiceServicer(object):
     """A party's lane worker -> dealer: correlated randomness for one session of two paired lanes.
     """
 
@@ -71,7 +71,7 @@ def add_DealerServiceServicer_to_server(servicer, server):
 
 
  # This class is part of an EXPERIMENTAL API.
-class DealerService:
+class DealerService(object):
     """A party's lane worker -> dealer: correlated randomness for one session of two paired lanes.
     """
 

@@ -5,7 +5,7 @@ import warnings
 
 from secure_quant.wire.gen import party_link_pb2 as secure__quant_dot_v1_dot_party__link__pb2
 
-GRPC_GENERATED_VERSION = '1.85.1'
+GRPC_GENERATED_VERSION = '1.76.0'
 GRPC_VERSION = grpc.__version__
 _version_not_supported = False
 
@@ -25,7 +25,7 @@ if _version_not_supported:
     )
 
 
-class PartyLinkServiceStub:
+class PartyLinkServiceStub(object):
     """Party 0 -> party 1. One stream per lane, opened by party 0's lane worker. The same messages travel
     without HTTP/2 where both parties choose frames over TLS, each behind its length (uint32 LE).
     """
@@ -43,7 +43,7 @@ class PartyLinkServiceStub:
                 _registered_method=True)
 
 
-class PartyLinkServiceServicer:
+class PartyLinkServiceServicer(object):
     """Party 0 -> party 1. One stream per lane, opened by party 0's lane worker. The same messages travel
     without HTTP/2 where both parties choose frames over TLS, each behind its length (uint32 LE).
     """
@@ -70,7 +70,7 @@ def add_PartyLinkServiceServicer_to_server(servicer, server):
 
 
  # This class is part of an EXPERIMENTAL API.
-class PartyLinkService:
+class PartyLinkService(object):
     """Party 0 -> party 1. One stream per lane, opened by party 0's lane worker. The same messages travel
     without HTTP/2 where both parties choose frames over TLS, each behind its length (uint32 LE).
     """

@@ -5,7 +5,7 @@ import warnings
 
 from secure_quant.wire.gen import secure_inference_pb2 as secure__quant_dot_v1_dot_secure__inference__pb2
 
-GRPC_GENERATED_VERSION = '1.85.1'
+GRPC_GENERATED_VERSION = '1.76.0'
 GRPC_VERSION = grpc.__version__
 _version_not_supported = False
 
@@ -25,7 +25,7 @@ if _version_not_supported:
     )
 
 
-class SecureInferenceServiceStub:
+class SecureInferenceServiceStub(object):
     """Homomorphic encryption: client <-> one server that sees ciphertexts only. GetModel and
     EvaluateLinear are stateless: any replica may answer any call. EvaluateModel needs the replica
     that holds the session's evaluation keys.
@@ -59,7 +59,7 @@ class SecureInferenceServiceStub:
                 _registered_method=True)
 
 
-class SecureInferenceServiceServicer:
+class SecureInferenceServiceServicer(object):
     """Homomorphic encryption: client <-> one server that sees ciphertexts only. GetModel and
     EvaluateLinear are stateless: any replica may answer any call. EvaluateModel needs the replica
     that holds the session's evaluation keys.
@@ -124,7 +124,7 @@ def add_SecureInferenceServiceServicer_to_server(servicer, server):
 
 
  # This class is part of an EXPERIMENTAL API.
-class SecureInferenceService:
+class SecureInferenceService(object):
     """Homomorphic encryption: client <-> one server that sees ciphertexts only. GetModel and
     EvaluateLinear are stateless: any replica may answer any call. EvaluateModel needs the replica
     that holds the session's evaluation keys.

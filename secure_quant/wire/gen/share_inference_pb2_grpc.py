@@ -5,7 +5,7 @@ import warnings
 
 from secure_quant.wire.gen import share_inference_pb2 as secure__quant_dot_v1_dot_share__inference__pb2
 
-GRPC_GENERATED_VERSION = '1.85.1'
+GRPC_GENERATED_VERSION = '1.76.0'
 GRPC_VERSION = grpc.__version__
 _version_not_supported = False
 
@@ -25,7 +25,7 @@ if _version_not_supported:
     )
 
 
-class ShareInferenceServiceStub:
+class ShareInferenceServiceStub(object):
     """Secret sharing: client <-> one of the two compute parties. The client sends one additive share
     of its input to each party under the same request id and adds up the two answers.
     """
@@ -48,7 +48,7 @@ class ShareInferenceServiceStub:
                 _registered_method=True)
 
 
-class ShareInferenceServiceServicer:
+class ShareInferenceServiceServicer(object):
     """Secret sharing: client <-> one of the two compute parties. The client sends one additive share
     of its input to each party under the same request id and adds up the two answers.
     """
@@ -89,7 +89,7 @@ def add_ShareInferenceServiceServicer_to_server(servicer, server):
 
 
  # This class is part of an EXPERIMENTAL API.
-class ShareInferenceService:
+class ShareInferenceService(object):
     """Secret sharing: client <-> one of the two compute parties. The client sends one additive share
     of its input to each party under the same request id and adds up the two answers.
     """

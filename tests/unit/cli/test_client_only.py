@@ -67,5 +67,5 @@ def test_certs_are_made(home: Path) -> None:
 def test_what_lacks_is_named(home: Path, line: str, extra: str) -> None:
     done = run(home, *line.split())
     assert done.returncode == 2
-    assert f"pip install 'secure-quant[{extra}]'" in done.stderr
+    assert f"install the extra '{extra}' of secure-quant" in done.stderr
     assert "Traceback" not in done.stderr

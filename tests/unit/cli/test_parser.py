@@ -1,5 +1,6 @@
 """The command line that others rely on, its exit codes and its error lines."""
 
+import re
 import shlex
 import subprocess
 import sys
@@ -56,7 +57,7 @@ def test_documented_commands_parse(line: str) -> None:
 
 def test_every_command_has_help() -> None:
     text = build_parser().format_help()
-    assert all(f"\n    {name} " in text for name in COMMANDS)
+    assert all(re.search(rf"^    {name}\s", text, re.MULTILINE) for name in COMMANDS)
 
 
 @pytest.mark.parametrize(
