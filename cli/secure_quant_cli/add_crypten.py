@@ -46,7 +46,7 @@ def run(arguments: argparse.Namespace) -> int:
     if _installed() != VERSION:
         _install()
         importlib.invalidate_caches()
-    from secure_quant.mpc.crypten_compat import crypten
+    from secure_quant.mpc.crypten.compat import crypten
 
     print(f"CrypTen {VERSION} is ready: {Path(crypten.__file__).parent}")
     return 0

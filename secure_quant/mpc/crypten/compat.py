@@ -20,7 +20,13 @@ from secure_quant.errors import ConfigError
 # CrypTen imports this module under the name it had before torch 2.9.
 sys.modules.setdefault("torch.onnx._internal.registration", _registration)
 
-import crypten  # noqa: E402
+try:
+    import crypten
+except ModuleNotFoundError as error:
+    if error.name != "crypten":
+        raise
+    hint = "CrypTen is not installed; run: secure-quant add-crypten"
+    raise ModuleNotFoundError(hint, name="crypten") from None
 import crypten.communicator  # noqa: E402
 import crypten.mpc  # noqa: E402
 from crypten.communicator.communicator import Communicator  # noqa: E402
