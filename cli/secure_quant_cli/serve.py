@@ -151,6 +151,10 @@ def _check(arguments: argparse.Namespace) -> None:
 
 
 def _party(arguments: argparse.Namespace) -> Coroutine[Any, Any, None]:
+    from importlib.util import find_spec
+
+    if find_spec("crypten") is None:  # else each lane would find out, and end, again and again
+        raise ModuleNotFoundError("CrypTen is not installed", name="crypten")
     from secure_quant_cli.tls_options import tls_from
     from secure_quant_server.mpc import serve_party
 

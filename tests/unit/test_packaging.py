@@ -17,7 +17,7 @@ from packaging.utils import canonicalize_name
 from packaging.version import Version
 
 from secure_quant.errors import ConfigError
-from secure_quant_cli import add_crypten
+from secure_quant_cli import add_crypten, serve
 from secure_quant_cli.extras import ADD_CRYPTEN, EXTRAS, how_to_get, how_to_install
 from secure_quant_cli.main import build_parser, main
 
@@ -175,6 +175,16 @@ def test_crypten_is_one_command(capsys: pytest.CaptureFixture[str]) -> None:
     )
     assert main(["add-crypten"]) == 0  # it is here already
     assert f"CrypTen {add_crypten.VERSION} is ready" in capsys.readouterr().out
+
+
+def test_a_party_without_crypten_is_told_at_once(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("importlib.util.find_spec", {}.get)
+    monkeypatch.setattr(serve, "run", serve._party)
+    line = "serve party --bundle b.sqb --listen 127.0.0.1:0 --dealer d:1 --peer p:1 --tls certs"
+    assert main(line.split()) == 2
+    assert f"needs crypten: run: {ADD_CRYPTEN}" in capsys.readouterr().err
 
 
 def test_crypten_asks_for_the_extra_first(monkeypatch: pytest.MonkeyPatch) -> None:
