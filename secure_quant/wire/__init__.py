@@ -7,10 +7,13 @@ from secure_quant.wire.models import (
     info_from_proto,
     info_to_proto,
 )
+from secure_quant.wire.sharing import SHARING, check_sharing
 from secure_quant.wire.status import from_abort, from_status, raised, to_abort, to_status
 
 __all__ = [
+    "SHARING",
     "ReceivedModel",
+    "check_sharing",
     "from_abort",
     "from_status",
     "graph_from_proto",

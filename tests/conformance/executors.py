@@ -81,8 +81,8 @@ class _Mpc:
         assert cost.offline_bytes_party1 == sum(
             len(item.seed1) + len(item.corrections) for item in dealt
         )
-        mask = np.frombuffer(secrets.token_bytes(8 * q.size), np.uint64).reshape(q.shape)
-        shares = mask, q.astype(np.int64).view(np.uint64) - mask
+        mask = np.frombuffer(secrets.token_bytes(q.size), np.uint8).reshape(q.shape)
+        shares = mask, q.view(np.uint8) ^ mask
         runs = [
             party.run(share, items)
             for party, share, items in zip(self.parties, shares, (first, second), strict=True)

@@ -3,6 +3,7 @@
 import asyncio
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 
 import grpc
 import numpy as np
@@ -22,10 +23,11 @@ from secure_quant.errors import (
     ShapeMismatch,
     ValueOutOfRange,
 )
+from secure_quant.keystream import Keystream
 from secure_quant.mpc.protocol.plan import plan
 from secure_quant.transport import InsecurePlaintext, Limits, aio_channel, sync_channel
 from secure_quant.transport.certs import Authority
-from secure_quant.wire import info_to_proto, raised
+from secure_quant.wire import SHARING, info_to_proto, raised
 from secure_quant.wire.gen.dealer_pb2 import DealOpen, DealRequest
 from secure_quant.wire.gen.dealer_pb2_grpc import DealerServiceStub
 from secure_quant.wire.gen.share_inference_pb2 import (
@@ -83,7 +85,7 @@ def test_costs_exactly_what_the_plan_promises(client: MpcClient, graph: Graph) -
         assert stats.online_bytes_per_direction == cost.online_bytes_per_direction
         assert stats.offline_bytes_party0 == cost.offline_bytes_party0
         assert stats.offline_bytes_party1 == cost.offline_bytes_party1
-        assert stats.bytes_up == 8 * batch * 200 + 32  # a share to one party, a seed to the other
+        assert stats.bytes_up == batch * 200 + 32  # a share to one party, a seed to the other
         assert stats.bytes_down == 2 * 8 * batch * 7
 
 
@@ -138,10 +140,10 @@ def test_targets_in_the_wrong_order_or_number(cluster: Cluster) -> None:
 
 
 def _request(graph: Graph, **changes: object) -> InferRequest:
-    size = 8 * int(np.prod(graph.input.shape))
+    size = int(np.prod(graph.input.shape))
     fields = {
         "model_hash": graph.hash, "request_id": np.random.default_rng().bytes(16),
-        "batch": 1, "share": bytes(size),
+        "batch": 1, "share": bytes(size), "sharing": SHARING,
     }  # fmt: skip
     return InferRequest(**(fields | changes))
 
@@ -170,12 +172,42 @@ def _infer(cluster: Cluster, party: int, request: InferRequest, timeout: float =
         ({"share": bytes(7)}, MalformedMessage),
         ({"share": None}, MalformedMessage),
         ({"share": None, "seed": bytes(31)}, MalformedMessage),
+        ({"share": bytes(8 * 200)}, MalformedMessage),  # eight bytes an element
+        ({"sharing": 0}, MalformedMessage),
     ],
-    ids=range(11),
+    ids=range(13),
 )
 def test_bad_requests_are_refused(cluster, graph, party, changes, error) -> None:
     with pytest.raises(error):
         _infer(cluster, party, _request(graph, **changes))
+
+
+@pytest.mark.parametrize("party", [0, 1])
+@pytest.mark.parametrize("half", [{"share": bytes(8 * 200)}, {"share": None, "seed": bytes(32)}])
+def test_clients_of_older_releases_are_refused_by_name(cluster, graph, party, half) -> None:
+    """They shared mod 2^64, and stated no number for it."""
+    with pytest.raises(MalformedMessage, match=r"way of sharing inputs: got 0.*same release"):
+        _infer(cluster, party, _request(graph, sharing=0, **half))
+
+
+@pytest.mark.parametrize("seeded", [None, 0, 1])
+def test_whatever_bytes_come_the_answer_is_that_of_an_int8_input(cluster, graph, seeded) -> None:
+    """A client need not share honestly: no bytes stand for anything but an int8 input."""
+    rng = np.random.default_rng(77 if seeded is None else seeded)
+    for octets in (
+        rng.integers(0, 256, (2, 3, 200), np.uint8),
+        np.full((2, 3, 200), 0xFF, np.uint8),
+    ):
+        request_id, halves = rng.bytes(16), [{"share": part.tobytes()} for part in octets]
+        if seeded is not None:
+            halves[seeded] = {"share": None, "seed": rng.bytes(32)}
+            octets[seeded] = Keystream(halves[seeded]["seed"]).bytes(600).reshape(3, 200)
+        requests = [_request(graph, request_id=request_id, batch=3, **half) for half in halves]
+        with ThreadPoolExecutor(2) as pool:
+            both = list(pool.map(partial(_infer, cluster), (0, 1), requests))
+        got = sum(np.frombuffer(each.share, "<u8") for each in both).view(np.int64).reshape(3, 7)
+        q = (octets[0] ^ octets[1]).view(np.int8).reshape(3, *graph.input.shape)
+        assert np.array_equal(got, reference.run_int(graph, q))
 
 
 @pytest.mark.parametrize("party", [0, 1])
@@ -208,7 +240,7 @@ def test_a_request_id_is_good_once(cluster: Cluster, graph: Graph) -> None:
 
 def test_parties_that_were_told_different_batches_refuse(cluster: Cluster, graph: Graph) -> None:
     request_id = bytes(range(16))
-    size = 8 * int(np.prod(graph.input.shape))
+    size = int(np.prod(graph.input.shape))
     with ThreadPoolExecutor(2) as pool:
         both = [
             pool.submit(
@@ -278,7 +310,9 @@ def test_the_dealer_deals_to_the_parties_alone(cluster, role, party, error) -> N
 
 def test_both_parties_must_serve_the_same_model(graph: Graph) -> None:
     answers = [
-        ShareInferenceServiceGetModelResponse(info=info_to_proto(each, b"{}"), party=party)
+        ShareInferenceServiceGetModelResponse(
+            info=info_to_proto(each, b"{}"), party=party, sharing=SHARING
+        )
         for party, each in enumerate((graph, small_net(seed=6)))
     ]
     with pytest.raises(HashMismatch, match="different models"):

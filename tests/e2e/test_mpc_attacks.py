@@ -12,6 +12,7 @@ from e2e.mpc_cluster import inputs, small_net, start, tls
 
 from secure_quant import Graph, reference
 from secure_quant.transport import sync_channel
+from secure_quant.wire import SHARING
 from secure_quant.wire.gen.share_inference_pb2 import InferRequest
 from secure_quant.wire.gen.share_inference_pb2_grpc import ShareInferenceServiceStub
 from secure_quant_cli.cluster import Cluster
@@ -46,8 +47,9 @@ class Raw:
 
     def send(self, party: int, request_id: bytes, who: str, timeout: float):
         request = InferRequest(
-            model_hash=self._graph.hash, request_id=request_id, batch=1, seed=bytes(32)
-        )
+            model_hash=self._graph.hash, request_id=request_id, batch=1, seed=bytes(32),
+            sharing=SHARING,
+        )  # fmt: skip
         metadata = (("authorization", f"Bearer {TOKENS[who][0]}"),)
         return self._stubs[party].Infer.future(request, timeout=timeout, metadata=metadata)
 

@@ -11,6 +11,7 @@ from e2e.mpc_cluster import inputs, small_net, start, tls
 from secure_quant import Graph, reference
 from secure_quant.errors import Unauthenticated
 from secure_quant.transport import sync_channel
+from secure_quant.wire import SHARING
 from secure_quant.wire.gen.share_inference_pb2 import InferRequest
 from secure_quant.wire.gen.share_inference_pb2_grpc import ShareInferenceServiceStub
 from secure_quant_cli.cluster import Cluster
@@ -57,7 +58,7 @@ def test_a_client_that_sends_one_share_spoils_nobodys_batch(cluster: Cluster, gr
     channel = sync_channel(cluster.parties[0], tls(cluster), server_role="party0")
     request = InferRequest(
         model_hash=graph.hash, request_id=token_bytes(16), batch=1,
-        share=bytes(8 * int(np.prod(graph.input.shape))),
+        share=bytes(int(np.prod(graph.input.shape))), sharing=SHARING,
     )  # fmt: skip
     metadata = (("authorization", f"Bearer {TOKEN}"),)
     with channel, ThreadPoolExecutor(CLIENTS) as pool:

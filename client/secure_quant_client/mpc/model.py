@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from secure_quant.errors import HashMismatch, MalformedMessage
 from secure_quant.ir import Graph
 from secure_quant.reference.executor import check_int8
-from secure_quant.wire import info_from_proto
+from secure_quant.wire import SHARING, check_sharing, info_from_proto
 from secure_quant.wire.gen.share_inference_pb2 import (
     InferRequest,
     InferResponse,
@@ -62,21 +62,23 @@ class MpcModel:
         """``message_bytes``: largest message.
 
         Raises HashMismatch if a party's model is not what it says, not what was expected, or
-        not the other party's; MalformedMessage if a party is not the one it should be."""
+        not the other party's; MalformedMessage if a party is not the one it should be, or
+        shares inputs in another way."""
         graphs = []
         for party, answer in enumerate(answers):
             if answer.party != party:
                 hint = "give party 0's address first"
                 raise MalformedMessage("party", got=answer.party, expected=party, hint=hint)
+            check_sharing(answer.sharing)
             graphs.append(info_from_proto(answer.info, expected_hash=expected_hash).graph)
         if graphs[0].hash != graphs[1].hash:
             raise HashMismatch(
                 "the parties serve different models", got=graphs[1].hash, expected=graphs[0].hash
             )
-        sample = 8 * prod(graphs[0].input.shape)
-        output = 8 * prod(graphs[0].values[graphs[0].output.name].shape)
-        bound_unpinned("model", 2 * (sample + output), expected_hash)
-        return cls(graphs[0], max(1, min(PART, (message_bytes - AROUND) // sample)))
+        graph = graphs[0]
+        up, down = prod(graph.input.shape), 8 * prod(graph.values[graph.output.name].shape)
+        bound_unpinned("model", 2 * (8 * up + down), expected_hash)
+        return cls(graph, max(1, min(PART, (message_bytes - AROUND) // max(up, down))))
 
     def parts(self, q: NDArray[Any]) -> Iterator[Part]:
         """int8[batch, *input shape] -> calls. Raises ShapeMismatch, DtypeMismatch,
@@ -87,14 +89,14 @@ class MpcModel:
 
     def _part(self, values: NDArray[np.int64]) -> Part:
         request_id = secrets.token_bytes(16)
-        made, seed = share_seeded(values)
-        share = made.astype("<u8", copy=False).tobytes()
+        share, seed = share_seeded(values.astype(np.int8))  # in range: check_int8
         first, second = (
             InferRequest(
-                model_hash=self.graph.hash, request_id=request_id, batch=len(values), **half
+                model_hash=self.graph.hash, request_id=request_id, batch=len(values),
+                sharing=SHARING, **half,
             )
-            for half in ({"share": share}, {"seed": seed})
-        )
+            for half in ({"share": share.tobytes()}, {"seed": seed})
+        )  # fmt: skip
         return Part((first, second), len(values))
 
     def open(self, part: Part, answers: Sequence[InferResponse]) -> NDArray[np.int64]:

@@ -1,50 +1,47 @@
-"""Additive sharing mod 2^64: the client's half of secret sharing.
+"""The client's half of secret sharing: an int8 input in two XOR shares, an output out of two.
 
-One share alone is uniform over the ring, whatever the value: a one-time pad.
-Source: docs/spec/mpc.md, "Input and output".
+One share alone is uniform, whatever the value: a one-time pad. An input goes byte by byte, an
+output comes mod 2^64. Source: docs/spec/mpc.md, "Input and output".
 """
 
 from __future__ import annotations
 
 import secrets
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from secure_quant.errors import DtypeMismatch, ShapeMismatch
-from secure_quant.keystream import SEED_BYTES, words_under
+from secure_quant.keystream import SEED_BYTES, Keystream
 
 __all__ = ["join", "share", "share_seeded"]
 
+Octets = NDArray[np.uint8]
 
-def share(values: NDArray[Any]) -> tuple[NDArray[np.uint64], NDArray[np.uint64]]:
-    """Signed integers [...] -> two uint64[...] whose sum mod 2^64 is ``values``.
 
-    The first share is drawn from the operating system's generator, eight fresh bytes an element.
-    Raises DtypeMismatch for anything but signed integers.
+def share(values: NDArray[np.int8]) -> tuple[Octets, Octets]:
+    """int8[...] -> two uint8[...] whose XOR is ``values``, byte by byte.
+
+    The first share is drawn from the operating system's generator. Raises DtypeMismatch.
     """
-    if values.dtype.kind != "i":
-        raise DtypeMismatch("values to share", got=values.dtype, expected="signed integers")
-    mask = np.frombuffer(secrets.token_bytes(8 * values.size), "<u8").reshape(values.shape)
-    return mask, values.astype(np.int64).view(np.uint64) - mask
+    octets = _octets(values)
+    mask = np.frombuffer(secrets.token_bytes(octets.size), np.uint8).reshape(octets.shape)
+    return mask, octets ^ mask
 
 
-def share_seeded(values: NDArray[Any]) -> tuple[NDArray[np.uint64], bytes]:
-    """Signed integers [...] -> (uint64[...] share, a seed whose stream is the other share).
+def share_seeded(values: NDArray[np.int8]) -> tuple[Octets, bytes]:
+    """int8[...] -> (uint8[...] share, a seed whose stream is the other share).
 
     Half the bytes of ``share``. The share is a pad by AES-256 in counter mode; the seed, 32 fresh
     bytes of the operating system, says nothing of the value by itself. Raises DtypeMismatch.
     """
-    if values.dtype.kind != "i":
-        raise DtypeMismatch("values to share", got=values.dtype, expected="signed integers")
+    octets = _octets(values)
     seed = secrets.token_bytes(SEED_BYTES)
-    mask = words_under(seed, values.size).reshape(values.shape)
-    return values.astype(np.int64).view(np.uint64) - mask, seed
+    return octets ^ Keystream(seed).bytes(octets.size).reshape(octets.shape), seed
 
 
 def join(first: NDArray[np.uint64], second: NDArray[np.uint64]) -> NDArray[np.int64]:
-    """Two uint64[...] shares -> int64[...], their sum mod 2^64 as a signed number.
+    """Two uint64[...] shares of an output -> int64[...], their sum mod 2^64 as a signed number.
 
     Raises DtypeMismatch, ShapeMismatch.
     """
@@ -54,3 +51,9 @@ def join(first: NDArray[np.uint64], second: NDArray[np.uint64]) -> NDArray[np.in
     if first.shape != second.shape:
         raise ShapeMismatch("the two shares", got=second.shape, expected=first.shape)
     return (first + second).view(np.int64)
+
+
+def _octets(values: NDArray[np.int8]) -> Octets:
+    if values.dtype != np.int8:
+        raise DtypeMismatch("values to share", got=values.dtype, expected="int8")
+    return values.view(np.uint8)

@@ -8,8 +8,9 @@ program runs and put back after it.
     async with connect(0, link="b.example:9000", dealer="c.example:9100", security=tls) as session:
         y = await session.run(program)
 
-``to_shared`` and ``from_shared`` are the borders of our own inference: CrypTen's share type in and
-out, without any communication.
+``to_binary`` and ``from_binary`` are the border where inputs of our own inference come in,
+``to_shared`` and ``from_shared`` the one where its outputs leave: CrypTen's two share types,
+without any communication.
 """
 
 from __future__ import annotations
@@ -34,7 +35,7 @@ from secure_quant.errors import (
 )
 from secure_quant.keystream import SEED_BYTES
 from secure_quant.mpc.crypten.communicator import LinkCommunicator
-from secure_quant.mpc.crypten.compat import ArithmeticSharedTensor, bound
+from secure_quant.mpc.crypten.compat import ArithmeticSharedTensor, BinarySharedTensor, bound
 from secure_quant.mpc.crypten.provider import Correct, DealtTupleProvider, random_bits, ring_element
 from secure_quant.mpc.crypten.tuples import TupleSampler, TupleSpec
 from secure_quant.mpc.runtime.carriers import Carrier, StreamCarrier, dial_carrier
@@ -45,11 +46,22 @@ from secure_quant.transport import FrameStream, Limits, Security, aio_channel, l
 from secure_quant.wire.gen.dealer_pb2_grpc import DealerServiceStub
 from secure_quant.wire.gen.party_link_pb2 import ExchangeResponse
 
-__all__ = ["CrypTenSession", "connect", "from_shared", "to_shared"]
+__all__ = ["CrypTenSession", "connect", "from_binary", "from_shared", "to_binary", "to_shared"]
 
 T = TypeVar("T")
 WAIT_S = 30.0
 REDIAL_S = 0.2
+
+
+def to_binary(share: NDArray[np.uint8]) -> Any:
+    """uint8[...] XOR share of bytes -> BinarySharedTensor of precision 0."""
+    return BinarySharedTensor.from_shares(torch.from_numpy(share.astype(np.int64)), precision=0)
+
+
+def from_binary(shared: Any) -> NDArray[np.uint8]:
+    """Inverse of ``to_binary``."""
+    array: NDArray[np.int64] = shared.share.numpy()
+    return array.astype(np.uint8)
 
 
 def to_shared(share: NDArray[np.uint64]) -> Any:

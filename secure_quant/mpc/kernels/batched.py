@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from secure_quant.mpc.kernels import bits, lookups, maxima
 
 __all__ = [
-    "compare", "lift_v3", "lift_v4", "open_v3", "open_v4", "pack", "select", "select_v4", "unpack",
+    "compare", "lift", "lift_v3", "open_v3", "open_v4", "pack", "select", "select_v4", "unpack",
 ]  # fmt: skip
 
 Words = NDArray[np.uint64]
@@ -82,13 +82,15 @@ def select_v4(
     return made
 
 
-def lift_v4(
-    opened: Words, dealt: Sequence[Words], masks: Words, party: int, constants: Ints, places: Ints
-) -> Words:
-    """Own share of the masked result: uint64[batch, n]."""
+def lift(
+    opened: Words, dealt: Sequence[Words], masks: Words, party: int, width: int, ring: int,
+    floor: int, place: int,
+) -> Words:  # fmt: skip
+    """Numbers of ``width`` opened bits, counted from ``floor``: own share of them in Z_2^ring,
+    masked, uint64[batch, n]. place: first bit of what was dealt for it."""
     made = np.empty_like(opened)
     for i, words in enumerate(dealt):
-        lookups.lift(opened[i], words, masks[i], party, constants, places, made[i])
+        lookups.lift(opened[i], words, masks[i], party, width, ring, floor, place, made[i])
     return made
 
 

@@ -1,4 +1,5 @@
-"""Compiled loops of Requantize: what each party looks up, selects and lifts, and what is dealt.
+"""Compiled loops of Requantize: what each party looks up, selects and lifts, and what is dealt. The
+input is lifted by the same.
 
 ``at`` holds the bit places of the dealt fields (main, saturation, record, lift, digits...) and
 ``free`` one word of an element's own mask bits, in the order in which bits are opened.
@@ -19,6 +20,7 @@ from secure_quant.mpc.kernels.bits import (
     OUT,
     ZERO,
     I,
+    U,
     compared,
     correct,
     flip,
@@ -28,7 +30,9 @@ from secure_quant.mpc.kernels.bits import (
     read,
 )
 
-__all__ = ["deal_v3", "deal_v4", "lift", "lift_v3", "open_v3", "open_v4", "select_v4"]
+__all__ = [
+    "deal_lift", "deal_v3", "deal_v4", "lift", "lift_v3", "open_v3", "open_v4", "select_v4",
+]  # fmt: skip
 
 INT = types.Array(I, 1, "C", readonly=True)
 
@@ -132,20 +136,38 @@ def select_v4(
         out[i] = number ^ ((own >> np.uint64(con[OPENED])) & keep)
 
 
-@kernel(types.void(IN, IN, IN, I, INT, INT, OUT))
-def lift(opened: Any, dealt: Any, masks: Any, party: int, con: Any, at: Any, out: Any) -> None:
-    """Own share of floor + Σ 2^j (p_j ^ m_j) + mask in the output's ring."""
-    bits, ring = con[BITS], con[RING]
+@kernel(types.void(IN, IN, IN, I, I, I, I, I, OUT))
+def lift(
+    opened: Any, dealt: Any, masks: Any, party: int, bits: int, ring: int, floor: int, place: int,
+    out: Any,
+) -> None:  # fmt: skip
+    """Own share of floor + Σ 2^j (p_j ^ m_j) + mask in the output's ring. place: of the field."""
     keep = ONES >> np.uint64(64 - ring)
     for i in range(opened.shape[0]):
-        made, place = masks[i], at[LIFTS] + i * con[LIFT]
+        made = masks[i]
         if party == 0:
-            made += opened[i] + np.uint64(con[FLOOR])
+            made += opened[i] + np.uint64(floor)
         for j in range(min(bits, ring)):
             minus = ZERO - ((opened[i] >> np.uint64(j)) & ONE)  # no branch on a random bit
             made += ((read(dealt, place, ring - j) ^ minus) - minus) << np.uint64(j)
             place += ring - j
         out[i] = made & keep
+
+
+@kernel(I(OUT, I, I, I, U))
+def correct_bits(dealt: Any, place: int, bits: int, ring: int, number: Any) -> Any:
+    """What ``lift`` reads of one number's bits; the place behind it."""
+    for j in range(min(bits, ring)):
+        correct(dealt, place, ring - j, (number >> np.uint64(j)) & ONE)
+        place += ring - j
+    return place
+
+
+@kernel(types.void(IN, OUT, I, I, I))
+def deal_lift(numbers: Any, dealt: Any, bits: int, ring: int, place: int) -> None:
+    """Party 0's stream in ``dealt`` becomes party 1's corrections for the masks of opened bits."""
+    for i in range(numbers.shape[0]):
+        place = correct_bits(dealt, place, bits, ring, numbers[i])
 
 
 @kernel(types.void(IN, IN, OUT, IN, INT, INT, INT))
@@ -197,9 +219,7 @@ def deal_v4(r: Any, free: Any, dealt: Any, monomials: Any, con: Any, at: Any, di
                 place += size
         place = at[LIFTS] + i * con[LIFT]
         number = (own >> np.uint64(con[OPENED])) & keep
-        for j in range(min(bits, ring)):
-            correct(dealt, place, ring - j, (number >> np.uint64(j)) & ONE)
-            place += ring - j
+        correct_bits(dealt, place, bits, ring, number)
 
 
 @kernel(types.void(IN, IN, IN, INT, INT, IN3, IN3, OUT))

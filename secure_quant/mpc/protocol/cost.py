@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-__all__ = ["Cost", "packed_bytes", "words"]
+__all__ = ["Cost", "lift_bits", "packed_bytes", "words"]
 
 
 @dataclass(frozen=True)
@@ -26,3 +26,8 @@ def packed_bytes(elements: int, bits: int) -> int:
 def words(elements: int, bits: int) -> int:
     """64-bit words of one field of material; a field starts at a word."""
     return (elements * bits + 63) // 64
+
+
+def lift_bits(width: int, ring: int) -> int:
+    """Ring shares of the bits of one number: the one of weight 2^j matters mod 2^(ring-j)."""
+    return sum(max(ring - j, 0) for j in range(width))

@@ -156,14 +156,14 @@ class PartyProgram:
         return Expansion(self.party, self.plan, self._parameters, seeds)
 
     def run(
-        self, share: NDArray[np.uint64], items: Sequence[Item] | Prepared | GateSource
+        self, share: NDArray[np.uint8], items: Sequence[Item] | Prepared | GateSource
     ) -> Rounds[NDArray[np.uint64]]:
         """Share mod 2^64 of the integers at the Output, uint64[batch, *output shape].
 
-        share: uint64[batch, *input shape], mod 2^64, of the int8 input. items: one per sample, or
-        what ``prepare`` made of them, or a source of it, which is asked before every gate. Yields
-        this party's payload of every round and is sent the peer's. Raises ShapeMismatch,
-        DtypeMismatch, MaterialReused, MalformedMessage.
+        share: uint8[batch, *input shape], an XOR share of the int8 input; whatever the bytes, they
+        are a share of one. items: one per sample, or what ``prepare`` made of them, or a source of
+        it, which is asked before every gate. Yields this party's payload of every round and is sent
+        the peer's. Raises ShapeMismatch, DtypeMismatch, MaterialReused, MalformedMessage.
         """
         batch = len(items) if isinstance(items, Sequence) else items.batch
         self._check(share, batch)
@@ -173,15 +173,15 @@ class PartyProgram:
         ready.used = True
         return self._rounds(share, ready)
 
-    def _check(self, share: NDArray[np.uint64], batch: int) -> None:
+    def _check(self, share: NDArray[np.uint8], batch: int) -> None:
         shape = self.graph.input.shape
-        if share.dtype != np.uint64:
-            raise DtypeMismatch("share", got=share.dtype, expected="uint64")
+        if share.dtype != np.uint8:
+            raise DtypeMismatch("share", got=share.dtype, expected="uint8")
         if share.shape != (batch, *shape) or not batch:
             raise ShapeMismatch("share", got=share.shape, expected=(max(batch, 1), *shape))
 
     def _rounds(
-        self, share: NDArray[np.uint64], source: Prepared | GateSource
+        self, share: NDArray[np.uint8], source: Prepared | GateSource
     ) -> Rounds[NDArray[np.uint64]]:
         calls = _Calls(self.plan, share)
         while True:
@@ -204,10 +204,10 @@ class PartyProgram:
 class _Calls:
     """The gates of one call. running: (gate, its generator, what it sent), in node order."""
 
-    def __init__(self, plan: MpcPlan, share: NDArray[np.uint64]) -> None:
+    def __init__(self, plan: MpcPlan, share: NDArray[np.uint8]) -> None:
         self.running: list[tuple[Gate, Online, bytes]] = []
         self._values: dict[str, Wire] = {}
-        self._uses, self._source = plan.uses(), Wire(share=share)
+        self._uses, self._source = plan.uses(), Wire(octets=share)
         self._rank = {gate.name: number for number, gate in enumerate(plan.gates)}
         self._waiting, self._last = deque(plan.order), plan.gates[-1].name
 

@@ -14,7 +14,7 @@ from functools import cached_property
 from math import prod
 from typing import Any, Literal, get_args
 
-from secure_quant.errors import HashMismatch, MalformedModel, OpNotSupported
+from secure_quant.errors import HashMismatch, MalformedModel, OpNotSupported, UnsupportedVersion
 from secure_quant.ir import Graph, ops
 from secure_quant.keystream import SEED_BYTES
 from secure_quant.mpc.protocol.cost import Cost
@@ -32,7 +32,7 @@ __all__ = ["STREAM_BYTES", "MpcPlan", "Objective", "Uses", "plan"]
 Objective = Literal["latency", "balanced", "traffic"]
 """What the planner spares: rounds; material, at a few more rounds; every byte."""
 
-PLAN_VERSION = 1
+PLAN_VERSION = 2
 SHARE_BITS = 64
 STREAM_BYTES = 2**25
 """Corrections of one sample above which a model is streamed, unless its owner says otherwise: two
@@ -138,14 +138,20 @@ class MpcPlan:
     def from_json(data: bytes, graph: Graph) -> MpcPlan:
         """The plan of ``graph``, derived anew; refused unless it is the one that ``data`` states.
 
-        Raises MalformedModel, HashMismatch, OpNotSupported.
+        Raises MalformedModel, UnsupportedVersion, HashMismatch, OpNotSupported.
         """
         try:
             document = json.loads(data)
         except (ValueError, RecursionError) as error:
             raise MalformedModel("plan", got="not JSON") from error
-        objective: Any = document.get("objective") if isinstance(document, dict) else None
-        streamed = isinstance(document, dict) and document.get("streamed") is True
+        if not isinstance(document, dict):
+            raise MalformedModel("plan", got=type(document).__name__, expected="an object")
+        if document.get("version") != PLAN_VERSION:
+            got = str(document.get("version"))[:16]
+            hint = "split the model again with this release, for every role"
+            raise UnsupportedVersion("plan", got=got, expected=PLAN_VERSION, hint=hint)
+        objective: Any = document.get("objective")
+        streamed = document.get("streamed") is True
         made = plan(graph, objective, streamed=streamed)  # refuses whatever is no objective
         if made.to_json() != bytes(data):
             raise HashMismatch("plan", got="another plan", expected="the one that the graph gives")
@@ -219,9 +225,10 @@ class _Planner:
 
     def input(self, node: ops.Input) -> Gate:
         common = self.common(node)
-        count = prod(common["shape"])
-        payloads = (((count, common["bits"]),),)
-        return InputGate(**common, free_words=count, payloads=payloads)
+        count, ring = prod(common["shape"]), common["bits"]
+        free, dealt = InputGate.material(count, ring)
+        payloads = (((count, InputGate.opened_bits(ring)),), ((count, ring),))
+        return InputGate(**common, free_words=free, dealt_words=dealt, payloads=payloads)
 
     def output(self, node: ops.Output) -> Gate:
         return OutputGate(**self.common(node))

@@ -25,6 +25,7 @@ from numpy.typing import NDArray
 from secure_quant.errors import OpNotSupported
 from secure_quant.ir.ops import Requantize
 from secure_quant.ir.values import Interval
+from secure_quant.mpc.protocol.cost import lift_bits
 
 __all__ = ["Borrow", "Lookup", "choose"]
 
@@ -174,8 +175,7 @@ class Lookup:
     # ---- material and payload, in bits per element
 
     def lift_bits(self, ring: int) -> int:
-        """Ring shares of the bits of one number: the one of weight 2^j matters mod 2^(ring-j)."""
-        return sum(max(ring - j, 0) for j in range(self.out_bits))
+        return lift_bits(self.out_bits, ring)
 
     @property
     def opened_bits(self) -> int:

@@ -22,7 +22,8 @@ from secure_quant.wire.gen.party_link_pb2 import LinkAbort, LinkBegin, LinkHello
 
 __all__ = ["CHUNK", "PROTOCOL", "Job", "Meter", "PartyLink"]
 
-PROTOCOL = 2
+PROTOCOL = 3
+"""3: clients share the input's bytes by XOR, and the parties lift them."""
 CHUNK = 2**20
 """Longest payload in one message; the largest that does not need raised gRPC limits is 4 MiB."""
 

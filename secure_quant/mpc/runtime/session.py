@@ -58,6 +58,7 @@ __all__ = [
 ]
 
 Shares = NDArray[np.uint64]
+Octets = NDArray[np.uint8]
 MAX_BATCH = 2**16
 
 
@@ -73,8 +74,8 @@ class Answer:
 class Desk(Protocol):
     """Where a lane of party 1 gets shares and hands in answers."""
 
-    async def fetch(self, job: Job) -> Shares:
-        """The clients' shares, uint64[samples x input size]; waits for them ``job.wait_s``."""
+    async def fetch(self, job: Job) -> Octets:
+        """The clients' shares, uint8[samples x input size]; waits for them ``job.wait_s``."""
 
     def deliver(self, job: Job, answer: Answer) -> None:
         """The output share of a job that was fetched."""
@@ -83,13 +84,14 @@ class Desk(Protocol):
         """A job that was fetched and cannot be answered."""
 
 
-Border = Callable[[Shares], Shares]
+Border = Callable[[NDArray[Any]], NDArray[Any]]
+"""What input shares (uint8) and output shares (uint64) pass, unchanged."""
 
 
 @dataclass
 class _Task:
     job: Job
-    share: Shares
+    share: Octets
     done: asyncio.Future[Answer] | None = None
 
 
@@ -150,7 +152,7 @@ class LaneSession:
             await self._staging.close()
             self._fail_all()
 
-    async def infer(self, job: Job, share: Shares) -> Answer:
+    async def infer(self, job: Job, share: Octets) -> Answer:
         """Party 0: offer a job and wait for its answer.
 
         Raises ModelNotFound, MalformedMessage, ShapeMismatch, what party 1 declined it with, and
@@ -175,7 +177,7 @@ class LaneSession:
         the first client comes."""
         for model, program in self._programs.items():
             job = Job(model, (), (1,), MATERIAL_WAIT_S)
-            await self.infer(job, np.zeros((1, *program.graph.input.shape), np.uint64))
+            await self.infer(job, np.zeros((1, *program.graph.input.shape), np.uint8))
         self.ready.set()
 
     def _accepted(self, begin: LinkBegin) -> None:
@@ -221,10 +223,10 @@ class LaneSession:
         self._offers[job.request_ids] = task = _Task(job, share)
         self._queue.put_nowait((task, staged))
 
-    async def _fetch(self, job: Job) -> Shares:
+    async def _fetch(self, job: Job) -> Octets:
         program = self._program(job.model_hash)
         if not job.request_ids:
-            return np.zeros((job.samples, *program.graph.input.shape), np.uint64)
+            return np.zeros((job.samples, *program.graph.input.shape), np.uint8)
         if self._desk is None:
             raise PeerUnavailable("no client can be served here")
         if len(job.callers) != len(job.request_ids):
@@ -250,7 +252,7 @@ class LaneSession:
             if self._queue.empty():
                 self._staging.idle()
 
-    async def _compute(self, job: Job, share: Shares, staged: Staged | Streamed) -> Answer:
+    async def _compute(self, job: Job, share: Octets, staged: Staged | Streamed) -> Answer:
         program, outputs, meter = self._programs[job.model_hash], [], Meter(0, 0, 0.0)
         async with aclosing(staged.calls(self._border(share))) as calls:
             async for part, ready in calls:
@@ -267,8 +269,8 @@ class LaneSession:
         if self._rehearsals >= len(self._programs):
             self.ready.set()
 
-    def _shaped(self, job: Job, share: Shares) -> Shares:
-        """uint64[samples, *input shape]. Raises MalformedMessage, ShapeMismatch, ModelNotFound."""
+    def _shaped(self, job: Job, share: Octets) -> Octets:
+        """uint8[samples, *input shape]. Raises MalformedMessage, ShapeMismatch, ModelNotFound."""
         shape = self._program(job.model_hash).graph.input.shape
         requests = max(1, len(job.request_ids))
         if len(job.batches) != requests or not all(1 <= b <= MAX_BATCH for b in job.batches):

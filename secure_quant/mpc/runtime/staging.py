@@ -45,7 +45,7 @@ GRACE_S = 0.001
 SETTLE_S = 0.02
 """A pause this long is one: then the dealer gets all the credit that it is owed."""
 
-Shares = NDArray[np.uint64]
+Octets = NDArray[np.uint8]
 Key = tuple[str, int]
 """Model hash and samples of one inference."""
 
@@ -78,7 +78,7 @@ class Staged:
     count: int
     ready: asyncio.Future[Prepared]
 
-    async def calls(self, share: Shares) -> AsyncGenerator[tuple[Shares, Prepared], None]:
+    async def calls(self, share: Octets) -> AsyncGenerator[tuple[Octets, Prepared], None]:
         """Share and material of every call of the program that the inference takes: of one."""
         yield share, await self.prepared()
 
@@ -102,7 +102,7 @@ class Streamed:
     count: int
     sample: Callable[[int], Sample]
 
-    async def calls(self, share: Shares) -> AsyncGenerator[tuple[Shares, Sample], None]:
+    async def calls(self, share: Octets) -> AsyncGenerator[tuple[Octets, Sample], None]:
         """Share and material of every call of the program that the inference takes."""
         for number in range(self.count):
             sample = self.sample(self.first + number)

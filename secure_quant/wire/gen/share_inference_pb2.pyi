@@ -42,8 +42,11 @@ class ShareInferenceServiceGetModelResponse(_message.Message):
 
     INFO_FIELD_NUMBER: _builtins.int
     PARTY_FIELD_NUMBER: _builtins.int
+    SHARING_FIELD_NUMBER: _builtins.int
     party: _builtins.int
     """0 or 1."""
+    sharing: _builtins.int
+    """How inputs are shared: 2, as InferRequest says. A client refuses any other."""
     @_builtins.property
     def info(self) -> _model_pb2.ModelInfo: ...
     def __init__(
@@ -51,10 +54,11 @@ class ShareInferenceServiceGetModelResponse(_message.Message):
         *,
         info: _model_pb2.ModelInfo | None = ...,
         party: _builtins.int = ...,
+        sharing: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["info", b"info"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["info", b"info", "party", b"party"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["info", b"info", "party", b"party", "sharing", b"sharing"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -69,6 +73,7 @@ class InferRequest(_message.Message):
     BATCH_FIELD_NUMBER: _builtins.int
     SHARE_FIELD_NUMBER: _builtins.int
     SEED_FIELD_NUMBER: _builtins.int
+    SHARING_FIELD_NUMBER: _builtins.int
     model_hash: _builtins.str
     request_id: _builtins.bytes
     """16 bytes drawn by the client, the same for both parties, never used twice."""
@@ -78,6 +83,10 @@ class InferRequest(_message.Message):
     """32 bytes in place of a share: the first bytes of the AES-256-CTR stream under this key (zero
     counter block first). One party may get its share so; a client never uses a seed twice.
     """
+    sharing: _builtins.int
+    """How the input is shared: 2. Parties refuse any other; 0 are clients whose shares were additive,
+    eight bytes an element.
+    """
     def __init__(
         self,
         *,
@@ -86,10 +95,11 @@ class InferRequest(_message.Message):
         batch: _builtins.int = ...,
         share: _builtins.bytes = ...,
         seed: _builtins.bytes = ...,
+        sharing: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["input", b"input", "seed", b"seed", "share", b"share"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["batch", b"batch", "input", b"input", "model_hash", b"model_hash", "request_id", b"request_id", "seed", b"seed", "share", b"share"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["batch", b"batch", "input", b"input", "model_hash", b"model_hash", "request_id", b"request_id", "seed", b"seed", "share", b"share", "sharing", b"sharing"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType_input: _TypeAlias = _typing.Literal["share", "seed"]  # noqa: Y015
     _WhichOneofArgType_input: _TypeAlias = _typing.Literal["input", b"input"]  # noqa: Y015

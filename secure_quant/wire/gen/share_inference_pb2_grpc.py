@@ -26,8 +26,8 @@ if _version_not_supported:
 
 
 class ShareInferenceServiceStub(object):
-    """Secret sharing: client <-> one of the two compute parties. The client sends one additive share
-    of its input to each party under the same request id and adds up the two answers.
+    """Secret sharing: client <-> one of the two compute parties. The client sends one XOR share of its
+    input to each party under the same request id and adds up the two answers.
     """
 
     def __init__(self, channel):
@@ -49,8 +49,8 @@ class ShareInferenceServiceStub(object):
 
 
 class ShareInferenceServiceServicer(object):
-    """Secret sharing: client <-> one of the two compute parties. The client sends one additive share
-    of its input to each party under the same request id and adds up the two answers.
+    """Secret sharing: client <-> one of the two compute parties. The client sends one XOR share of its
+    input to each party under the same request id and adds up the two answers.
     """
 
     def GetModel(self, request, context):
@@ -90,8 +90,8 @@ def add_ShareInferenceServiceServicer_to_server(servicer, server):
 
  # This class is part of an EXPERIMENTAL API.
 class ShareInferenceService(object):
-    """Secret sharing: client <-> one of the two compute parties. The client sends one additive share
-    of its input to each party under the same request id and adds up the two answers.
+    """Secret sharing: client <-> one of the two compute parties. The client sends one XOR share of its
+    input to each party under the same request id and adds up the two answers.
     """
 
     @staticmethod

@@ -27,8 +27,8 @@ GRPC_GENERATED_VERSION: str
 GRPC_VERSION: str
 
 class ShareInferenceServiceStub:
-    """Secret sharing: client <-> one of the two compute parties. The client sends one additive share
-    of its input to each party under the same request id and adds up the two answers.
+    """Secret sharing: client <-> one of the two compute parties. The client sends one XOR share of its
+    input to each party under the same request id and adds up the two answers.
     """
 
     @_typing.overload
@@ -44,8 +44,8 @@ class ShareInferenceServiceStub:
 
 @_typing.type_check_only
 class ShareInferenceServiceAsyncStub(ShareInferenceServiceStub):
-    """Secret sharing: client <-> one of the two compute parties. The client sends one additive share
-    of its input to each party under the same request id and adds up the two answers.
+    """Secret sharing: client <-> one of the two compute parties. The client sends one XOR share of its
+    input to each party under the same request id and adds up the two answers.
     """
 
     def __init__(self, channel: _aio.Channel) -> None: ...
@@ -57,8 +57,8 @@ class ShareInferenceServiceAsyncStub(ShareInferenceServiceStub):
     """
 
 class ShareInferenceServiceServicer(metaclass=_abc_1.ABCMeta):
-    """Secret sharing: client <-> one of the two compute parties. The client sends one additive share
-    of its input to each party under the same request id and adds up the two answers.
+    """Secret sharing: client <-> one of the two compute parties. The client sends one XOR share of its
+    input to each party under the same request id and adds up the two answers.
     """
 
     @_abc_1.abstractmethod

@@ -30,7 +30,7 @@ one more is asked for again when a job needs it."""
 PATIENCE_S = 5.0
 """Beyond the time in which the front answers, for one that does not."""
 
-Shares = NDArray[np.uint64]
+Octets = NDArray[np.uint8]
 
 
 class Sends(Protocol):
@@ -61,7 +61,7 @@ class FrontDesk:
         """Pushed shares that no job has taken."""
         return len(self._early)
 
-    async def fetch(self, job: Job) -> Shares:
+    async def fetch(self, job: Job) -> Octets:
         """The shares of a job. Raises DeadlineExceeded, MalformedMessage, what the front says."""
         key = job_key(job)
         if all(each in self._early for each in key.split(",")):
@@ -76,7 +76,7 @@ class FrontDesk:
         try:
             # The front keeps the time; this is for a front that does not answer.
             body = await asyncio.wait_for(self._wanted[key], job.wait_s + PATIENCE_S)
-            return self._claimed(job, key) if body is None else np.frombuffer(body, "<u8")
+            return self._claimed(job, key) if body is None else np.frombuffer(body, np.uint8)
         except TimeoutError as error:
             raise DeadlineExceeded("the client's share did not come") from error
         finally:
@@ -84,7 +84,7 @@ class FrontDesk:
             for each in key.split(","):
                 self._early.pop(each, None)
 
-    def _claimed(self, job: Job, key: str) -> Shares:
+    def _claimed(self, job: Job, key: str) -> Octets:
         """Pushed shares, taken. One may have been retracted since the job was told of it."""
         found = [self._early.pop(each, None) for each in key.split(",")]
         there = [each for each in found if each is not None]
@@ -95,7 +95,7 @@ class FrontDesk:
         if [each.caller for each in there] != list(job.callers):
             raise MalformedMessage("request", got="another caller at the other party")
         self._pipe.send({"kind": "claimed", "ids": key})
-        return np.frombuffer(b"".join(each.share for each in there), "<u8")
+        return np.frombuffer(b"".join(each.share for each in there), np.uint8)
 
     def pushed(self, fields: dict[str, Any], share: bytes) -> None:
         """A share that the front hands over unasked."""

@@ -64,7 +64,7 @@ class Outcome:
 
 @dataclass(frozen=True, slots=True)
 class Request:
-    """One client's call at party 0. share: uint64 little-endian, of ``batch`` samples. wait_s: how
+    """One client's call at party 0. share: a byte an element, of ``batch`` samples. wait_s: how
     long the other party may wait for the client's other share. caller: whose call it is."""
 
     request_id: bytes

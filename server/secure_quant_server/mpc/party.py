@@ -21,13 +21,13 @@ from secure_quant.errors import (
     MessageTooLarge,
     ModelNotFound,
 )
-from secure_quant.keystream import SEED_BYTES, words_under
+from secure_quant.keystream import SEED_BYTES, Keystream
 from secure_quant.mpc.protocol.bundle import load_party
 from secure_quant.mpc.protocol.party import PartyProgram
 from secure_quant.mpc.runtime.carriers import LinkProtocol
 from secure_quant.mpc.runtime.session import LaneOptions
 from secure_quant.transport import Security
-from secure_quant.wire import info_to_proto
+from secure_quant.wire import SHARING, check_sharing, info_to_proto
 from secure_quant.wire.gen import share_inference_pb2_grpc
 from secure_quant.wire.gen.share_inference_pb2 import (
     InferRequest,
@@ -208,7 +208,7 @@ class Gauges:
 
 def _request_bytes(programs: Sequence[PartyProgram], batch: int) -> int:
     """The longest request that any model here takes."""
-    return AROUND + 8 * batch * max(prod(program.graph.input.shape) for program in programs)
+    return AROUND + batch * max(prod(program.graph.input.shape) for program in programs)
 
 
 class _ShareInference(share_inference_pb2_grpc.ShareInferenceServiceServicer):
@@ -224,7 +224,9 @@ class _ShareInference(share_inference_pb2_grpc.ShareInferenceServiceServicer):
         """See share_inference.proto."""
         program = self._program(request.model_hash)
         info = info_to_proto(program.graph, program.plan.to_json())
-        return ShareInferenceServiceGetModelResponse(info=info, party=self._front.party)
+        return ShareInferenceServiceGetModelResponse(
+            info=info, party=self._front.party, sharing=SHARING
+        )
 
     async def Infer(self, request: InferRequest, context: Any) -> InferResponse:  # noqa: N802
         """See share_inference.proto."""
@@ -255,7 +257,7 @@ class _ShareInference(share_inference_pb2_grpc.ShareInferenceServiceServicer):
         board, key = self._front.board, request.request_id.hex()
         lane = self._front.lanes.choose(request.request_id)  # refuses at once while none is ready
         posted = key, request.model_hash, request.batch, current_caller().name
-        early = 8 * self._elements(request) <= EARLY_BYTES
+        early = self._elements(request) <= EARLY_BYTES
         try:
             answer = board.post(*posted, partial(self._share, request), request.ByteSize())
             if early:
@@ -295,6 +297,7 @@ class _ShareInference(share_inference_pb2_grpc.ShareInferenceServiceServicer):
         return models[model]
 
     def _check(self, request: InferRequest, program: PartyProgram) -> None:
+        check_sharing(request.sharing)
         if request.model_hash != program.model_hash:
             raise ModelNotFound("model", got="none named", expected="a hash")
         if len(request.request_id) != ID_BYTES:
@@ -305,7 +308,7 @@ class _ShareInference(share_inference_pb2_grpc.ShareInferenceServiceServicer):
             raise MessageTooLarge("batch", got=request.batch, expected=f"1 to {limit}")
         seeded = request.WhichOneof("input") == "seed"
         what, data = ("seed", request.seed) if seeded else ("share", request.share)
-        expected = SEED_BYTES if seeded else 8 * self._elements(request)
+        expected = SEED_BYTES if seeded else self._elements(request)
         if len(data) != expected:
             raise MalformedMessage(what, got=f"{len(data)} bytes", expected=expected)
 
@@ -315,8 +318,7 @@ class _ShareInference(share_inference_pb2_grpc.ShareInferenceServiceServicer):
     def _share(self, request: InferRequest) -> bytes:
         if request.WhichOneof("input") == "share":
             return request.share
-        words = words_under(request.seed, self._elements(request))
-        return words.astype("<u8", copy=False).tobytes()
+        return Keystream(request.seed).bytes(self._elements(request)).tobytes()
 
     def _remember(self, request_id: bytes) -> None:
         """Each id once, as far back as memory reaches; material is never reused in any case."""

@@ -27,7 +27,7 @@ from secure_quant.errors import (
     PeerUnavailable,
     SecureQuantError,
 )
-from secure_quant.mpc.crypten.session import from_shared, to_shared
+from secure_quant.mpc.crypten.session import from_binary, from_shared, to_binary, to_shared
 from secure_quant.mpc.protocol.bundle import load_party
 from secure_quant.mpc.protocol.party import PartyProgram
 from secure_quant.mpc.runtime.carriers import GrpcCarrier, StreamCarrier, dial_carrier
@@ -55,12 +55,14 @@ LINK_SERVICE = "secure_quant.v1.PartyLinkService"
 GREETING_S = 5.0
 BACKOFF_S = (0.1, 2.0)
 
-Shares = NDArray[np.uint64]
 T = TypeVar("T")
 
 
-def crypten_border(share: Shares) -> Shares:
-    """Input and output shares pass as CrypTen's ArithmeticSharedTensor, its type at our borders."""
+def crypten_border(share: NDArray[Any]) -> NDArray[Any]:
+    """CrypTen's types at our borders: input shares, uint8, pass as its BinarySharedTensor (XOR),
+    output shares, uint64, as its ArithmeticSharedTensor (mod 2^64)."""
+    if share.dtype == np.uint8:
+        return from_binary(to_binary(share))
     return from_shared(to_shared(share))
 
 
@@ -111,7 +113,7 @@ class _Worker:
         try:
             if self._session is None or not self._session.ready.is_set():
                 raise PeerUnavailable("this lane has no session with the other party now")
-            answer = await self._session.infer(job, np.frombuffer(body, "<u8"))
+            answer = await self._session.infer(job, np.frombuffer(body, np.uint8))
         except Exception as error:  # noqa: BLE001  a job's trouble is its own, and is told
             if not isinstance(error, SecureQuantError):
                 self._unforeseen(error)

@@ -13,7 +13,7 @@ import pytest
 from conformance.builder import Net
 from secure_quant.errors import BudgetExceeded, ServiceError
 from secure_quant.transport import InsecurePlaintext, Limits
-from secure_quant.wire import info_to_proto, to_status
+from secure_quant.wire import SHARING, info_to_proto, to_status
 from secure_quant.wire.gen.share_inference_pb2 import ShareInferenceServiceGetModelResponse
 from secure_quant.wire.gen.share_inference_pb2_grpc import (
     ShareInferenceServiceServicer,
@@ -38,7 +38,7 @@ class Party(ShareInferenceServiceServicer):
 
     def GetModel(self, request, context):  # noqa: N802
         info = info_to_proto(self.graph, b"{}")
-        return ShareInferenceServiceGetModelResponse(info=info, party=self.party)
+        return ShareInferenceServiceGetModelResponse(info=info, party=self.party, sharing=SHARING)
 
     def Infer(self, request, context):  # noqa: N802
         if not context.add_callback(self.ended.set):
@@ -102,7 +102,8 @@ def test_one_refusal_ends_both_calls_for_asyncio_too(refusing):
 
 
 def test_a_call_holds_as_many_samples_as_a_message_may():
-    limits = Limits(message_bytes=1024 + 3 * 8 * 4 + 7)
+    # Four bytes a sample there, three elements of eight back.
+    limits = Limits(message_bytes=1024 + 3 * 8 * 3 + 7)
     with (
         parties(None) as two,
         MpcClient([p.address for p in two], tls=InsecurePlaintext(), limits=limits) as client,

@@ -5,14 +5,13 @@ import asyncio
 import itertools
 from contextlib import suppress
 
-import numpy as np
 import pytest
 
 from secure_quant.errors import DeadlineExceeded, MalformedMessage, SecureQuantError
 from secure_quant.mpc.runtime.link import Job
 from secure_quant_server.mpc.desk import EARLY, FrontDesk
 
-SHARE = np.arange(3, dtype="<u8").tobytes()
+SHARE = bytes(range(3))
 
 
 class Front:

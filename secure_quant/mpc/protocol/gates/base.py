@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from secure_quant.errors import MalformedMessage
 from secure_quant.mpc.kernels import batched
@@ -29,12 +30,14 @@ class Wire:
     """A party's view of a wire, uint64[batch, *shape] each.
 
     masked: x + r mod 2^bits, public to both parties. mask: own share of r.
-    share: own share of x mod 2^64, where x goes to the Output unopened.
+    share: own share of x mod 2^64, where x goes to the Output unopened. octets: what the client
+    sent for the Input, uint8, an XOR share of the int8.
     """
 
     masked: Ring | None = None
     mask: Ring | None = None
     share: Ring | None = None
+    octets: NDArray[np.uint8] | None = None
 
     @property
     def public(self) -> Ring:

@@ -1,38 +1,76 @@
-"""The graph's borders: shares mod 2^64 of the input become a masked wire, the last wire shares."""
+"""The graph's borders: XOR shares of the input's bytes become a masked wire, the last wire shares.
+
+Whatever a client sends to the two parties, its XOR is a byte, and every byte is an int8: no input
+is one that the model was not proven for. The byte is opened under free bits, and its bits are
+lifted to the wire's ring as those of a looked-up number are in V4.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Generator
 from dataclasses import dataclass
+from math import prod
 from typing import Any
 
 import numpy as np
 
+from secure_quant.mpc.kernels import batched, lookups
+from secure_quant.mpc.protocol.cost import lift_bits, words
 from secure_quant.mpc.protocol.gates.base import Dealing, Gate, Side, Wire, opening
 from secure_quant.mpc.protocol.ring import Ring, reduce
 
 __all__ = ["InputGate", "OutputGate"]
 
+BITS = 8
+LEAST = -128
+SIGN = np.uint64(0x80)
+"""Two's complement with this bit flipped counts from LEAST."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class InputGate(Gate):
-    """1 round, k bits an element; nothing dealt. D = [x]_0 + [r]_0 + [x]_1 + [r]_1 mod 2^k."""
+    """2 rounds, min(8, k) + k bits an element: the byte under mask bits n, then x + r mod 2^k by
+    dealt ring shares of n."""
+
+    @property
+    def elements(self) -> int:
+        return prod(self.shape)
+
+    @staticmethod
+    def opened_bits(ring: int) -> int:
+        """Bits of the byte that x mod 2^ring depends on."""
+        return min(BITS, ring)
+
+    @staticmethod
+    def material(elements: int, ring: int) -> tuple[int, int]:
+        """(free words, dealt words) per sample."""
+        return 2 * elements, words(elements, lift_bits(BITS, ring))
 
     def deal(self, side: Dealing, masks: list[Ring]) -> Ring:
-        return reduce(side.free0 + side.free1, self.bits).reshape(self.shape)
+        n = self.elements
+        numbers = side.free0[:n] ^ side.free1[:n]
+        lookups.deal_lift(numbers, side.dealt, BITS, self.bits, 0)
+        return reduce(side.free0[n:] + side.free1[n:], self.bits).reshape(self.shape)
 
     def offline(self, side: Side, masks: list[Ring | None]) -> tuple[Any, Ring | None]:
-        return None, reduce(side.free, self.bits).reshape(side.batch, *self.shape)
+        made = reduce(side.free[:, self.elements :], self.bits)
+        return None, made.reshape(side.batch, *self.shape)
 
     def online(
         self, side: Side, state: Any, mask: Ring | None, inputs: list[Wire]
     ) -> Generator[bytes, bytes, Wire]:
-        own = Wire(mask=mask).own
-        share = inputs[0].share
-        if share is None:
-            raise ValueError("the input is a share")
-        masked = yield from opening(reduce(share + own, self.bits), self.bits)
-        return Wire(masked, mask)
+        octets = inputs[0].octets
+        if octets is None:
+            raise ValueError("the input is a share of bytes")
+        n, width = self.elements, self.opened_bits(self.bits)
+        own = octets.reshape(side.batch, n) ^ side.free[:, :n]
+        if side.party == 0:
+            own ^= SIGN
+        opened = yield from opening(reduce(own, width), width, xor=True)
+        masks = Wire(mask=mask).own.reshape(side.batch, n)
+        lifted = batched.lift(opened, side.dealt, masks, side.party, BITS, self.bits, LEAST, 0)
+        made = yield from opening(lifted, self.bits)
+        return Wire(made.reshape(side.batch, *self.shape), mask)
 
 
 @dataclass(frozen=True, kw_only=True)

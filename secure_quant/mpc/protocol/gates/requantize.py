@@ -134,7 +134,10 @@ class RequantizeGate(Gate):
                 opened, side.dealt, free, high, look.borrow.kappa, side.party, *fixed
             )
         opened = yield from opening(number, look.out_bits, xor=True)
-        return batched.lift_v4(opened, side.dealt, masks, side.party, *fixed)
+        return batched.lift(
+            opened, side.dealt, masks, side.party, look.out_bits, self.bits, look.floor,
+            int(self.places[LIFTED]),
+        )  # fmt: skip
 
     def _v3(self, side: Side, c: Ring, free: Ring, masks: Ring) -> Generator[bytes, bytes, Ring]:
         fixed = (self.constants, self.places)

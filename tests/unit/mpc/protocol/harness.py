@@ -87,8 +87,8 @@ class Pair:
 
     def infer(self, q: Any, seed: int = 0) -> tuple[Any, Any, list[tuple[bytes, bytes]]]:
         """(integers at the Output, the two shares, payloads)."""
-        first = words(np.random.default_rng(seed), *q.shape)
-        shares = (first, q.astype(np.int64).view(U64) - first)
+        first = np.random.default_rng(seed).integers(0, 256, q.shape, np.uint8)
+        shares = (first, q.view(np.uint8) ^ first)
         items = [self.dealer.deal() for _ in q]
         runs = [
             self.parties[0].run(shares[0], [Item(0, item.seed0) for item in items]),
@@ -96,3 +96,23 @@ class Pair:
         ]
         one, two, rounds = drive(runs[0], runs[1])
         return (one + two).view(np.int64), (one, two), rounds
+
+
+def unpacked(data: bytes, count: int, bits: int) -> Any:
+    """uint64[count] of elements end to end, lowest bit first."""
+    flat = np.unpackbits(np.frombuffer(data, np.uint8), bitorder="little")[: count * bits]
+    return flat.reshape(count, bits).astype(np.uint64) @ (1 << np.arange(bits, dtype=np.uint64))
+
+
+def chi_square(values: Any, bits: int) -> float:
+    """Of the lowest or highest up to 8 bits, whichever is further from uniform, less its mean, in
+    standard deviations."""
+    size = min(bits, 8)
+    found = []
+    for part in (values % (1 << size), values >> np.uint64(bits - size)):
+        counts = np.bincount(part.astype(np.int64), minlength=1 << size)
+        expected = len(values) / (1 << size)
+        freedom = (1 << size) - 1
+        statistic = ((counts - expected) ** 2 / expected).sum()
+        found.append(float((statistic - freedom) / np.sqrt(2 * freedom)))
+    return max(found)

@@ -15,6 +15,7 @@ from secure_quant.errors import (
     MalformedModel,
     MaterialReused,
     ShapeMismatch,
+    UnsupportedVersion,
 )
 from secure_quant.ir import artifact
 from secure_quant.keystream import Keystream, words_under
@@ -22,7 +23,7 @@ from secure_quant.mpc.protocol.bundle import load_client, load_dealer, load_part
 from secure_quant.mpc.protocol.material import Item
 from secure_quant.mpc.protocol.plan import MpcPlan, Objective, plan
 from tests.unit.mpc.protocol import graphs
-from tests.unit.mpc.protocol.harness import Pair
+from tests.unit.mpc.protocol.harness import Pair, chi_square, drive, unpacked
 
 
 def inputs(graph: Any, batch: int, seed: int = 0) -> Any:
@@ -50,13 +51,13 @@ def test_equals_the_reference_at_the_planned_cost(name: str, objective: str) -> 
 
 def test_the_figures_of_a_lenet() -> None:
     fast, even, lean = (plan(graphs.lenet(), each).cost() for each in get_args(Objective))
-    assert even.rounds <= 21
-    assert even.online_bytes_per_direction <= 75_000
+    assert even.rounds <= 22
+    assert even.online_bytes_per_direction <= 76_000
     assert even.offline_bytes_party1 <= 1_500_000
-    assert fast.rounds <= 17
-    assert fast.online_bytes_per_direction <= 75_000
+    assert fast.rounds <= 18
+    assert fast.online_bytes_per_direction <= 76_000
     assert lean.offline_bytes_party1 <= 1_000_000
-    assert lean.rounds <= 25
+    assert lean.rounds <= 26
 
 
 def test_parallel_branches_share_rounds() -> None:
@@ -99,6 +100,8 @@ def test_bundles_of_another_role_or_plan_are_refused() -> None:
         MpcPlan.from_json(text.replace(b'"rounds":', b'"rounds":1'), pair.plan.graph)
     with pytest.raises(MalformedModel):
         MpcPlan.from_json(b"[]", pair.plan.graph)
+    with pytest.raises(UnsupportedVersion, match="split the model again"):
+        MpcPlan.from_json(text.replace(b'"version":2', b'"version":1'), pair.plan.graph)
     tensors, metadata = artifact.read_tensors(pair.bundles["party0"])
     with pytest.raises(MalformedModel):
         load_party(artifact.write_tensors(tensors | {"more": tensors["seed"]}, metadata))
@@ -112,7 +115,7 @@ def test_bundles_of_another_role_or_plan_are_refused() -> None:
 def test_material_is_used_once() -> None:
     pair = Pair(graphs.single())
     item = pair.dealer.deal()
-    mine, share = Item(0, item.seed0), np.zeros((1, 32), np.uint64)
+    mine, share = Item(0, item.seed0), np.zeros((1, 32), np.uint8)
     assert item.seed0.hex() not in repr(mine)
     next(pair.parties[0].run(share, [mine]))
     with pytest.raises(MaterialReused):
@@ -126,7 +129,7 @@ def test_material_is_used_once() -> None:
 def test_material_of_the_wrong_party_or_length() -> None:
     pair = Pair(graphs.mlp())
     item = pair.dealer.deal()
-    share = np.zeros((1, 64), np.uint64)
+    share = np.zeros((1, 64), np.uint8)
     with pytest.raises(MalformedMessage):
         pair.parties[1].run(share, [Item(0, item.seed0)])
     with pytest.raises(MalformedMessage):
@@ -141,7 +144,7 @@ def test_material_of_the_wrong_party_or_length() -> None:
 def test_payloads_of_another_length(change: Any) -> None:
     pair = Pair(graphs.mlp())
     item = pair.dealer.deal()
-    run = pair.parties[0].run(np.zeros((1, 64), np.uint64), [Item(0, item.seed0)])
+    run = pair.parties[0].run(np.zeros((1, 64), np.uint8), [Item(0, item.seed0)])
     sent = next(run)
     with pytest.raises(MalformedMessage):
         run.send(change(sent))
@@ -151,9 +154,9 @@ def test_shares_of_another_shape_or_dtype() -> None:
     pair = Pair(graphs.mlp())
     item = Item(0, pair.dealer.deal().seed0)
     with pytest.raises(ShapeMismatch):
-        pair.parties[0].run(np.zeros((2, 64), np.uint64), [item])
+        pair.parties[0].run(np.zeros((2, 64), np.uint8), [item])
     with pytest.raises(DtypeMismatch):
-        pair.parties[0].run(np.zeros((1, 64), np.int64), [item])  # type: ignore[arg-type]
+        pair.parties[0].run(np.zeros((1, 64), np.int8), [item])  # type: ignore[arg-type]
     item.take()  # neither consumed it
 
 
@@ -162,33 +165,11 @@ def test_corrections_may_start_at_any_address() -> None:
     item, q = pair.dealer.deal(), inputs(pair.plan.graph, 1)
     odd = memoryview(b"\0" + item.corrections)[1:]
     runs = [
-        pair.parties[0].run(q.astype(np.int64).view(np.uint64), [Item(0, item.seed0)]),
-        pair.parties[1].run(np.zeros((1, 64), np.uint64), [Item(1, item.seed1, odd)]),
+        pair.parties[0].run(q.view(np.uint8), [Item(0, item.seed0)]),
+        pair.parties[1].run(np.zeros((1, 64), np.uint8), [Item(1, item.seed1, odd)]),
     ]
-    from tests.unit.mpc.protocol.harness import drive
-
     one, two, _ = drive(*runs)
     assert ((one + two).view(np.int64) == reference.run_int(graphs.mlp(), q)).all()
-
-
-def unpacked(data: bytes, count: int, bits: int) -> Any:
-    """uint64[count] of elements end to end, lowest bit first."""
-    flat = np.unpackbits(np.frombuffer(data, np.uint8), bitorder="little")[: count * bits]
-    return flat.reshape(count, bits).astype(np.uint64) @ (1 << np.arange(bits, dtype=np.uint64))
-
-
-def chi_square(values: Any, bits: int) -> float:
-    """Of the lowest or highest up to 8 bits, whichever is further from uniform, less its mean, in
-    standard deviations."""
-    size = min(bits, 8)
-    found = []
-    for part in (values % (1 << size), values >> np.uint64(bits - size)):
-        counts = np.bincount(part.astype(np.int64), minlength=1 << size)
-        expected = len(values) / (1 << size)
-        freedom = (1 << size) - 1
-        statistic = ((counts - expected) ** 2 / expected).sum()
-        found.append(float((statistic - freedom) / np.sqrt(2 * freedom)))
-    return max(found)
 
 
 @pytest.mark.parametrize("objective", ["latency", "traffic"])
@@ -202,9 +183,9 @@ def test_what_is_seen_is_uniform(objective: str) -> None:
     _, shares, rounds = pair.infer(np.zeros((200, 64), np.int8))
     gates = [(gate, parts) for gate in pair.plan.gates for parts in gate.payloads]
     assert len(gates) == len(rounds)  # a chain: one gate a round
-    for number, ((gate, ((count, bits),)), sent) in enumerate(zip(gates, rounds, strict=True)):
+    for (gate, ((count, bits),)), sent in zip(gates, rounds, strict=True):
         one, two = (unpacked(data, 200 * count, bits) for data in sent)
-        added = bits == gate.bits or number < 2
+        added = bits == gate.bits
         opened = (one + two) % np.uint64(1 << bits) if added and bits < 64 else one ^ two
         opened = one + two if added and bits == 64 else opened
         for values in (one, two, opened):

@@ -117,7 +117,7 @@ def job(number, samples=1, wait_s=2.0, model=MODEL):
 
 
 def shares(samples=1):
-    return np.arange(samples * 3, dtype=np.uint64)
+    return np.arange(samples * 3, dtype=np.uint8)
 
 
 def run(work):

@@ -57,8 +57,8 @@ class Roles:
     async def infer(self, q: np.ndarray, index: int = 0) -> tuple[np.ndarray, Meter]:
         """One sample."""
         item = self.dealer.deal_gates()
-        first = np.random.default_rng(index).integers(0, 2**64, q.shape, np.uint64)
-        shares = (first, q.astype(np.int64).view(np.uint64) - first)
+        first = np.random.default_rng(index).integers(0, 256, q.shape, np.uint8)
+        shares = (first, q.view(np.uint8) ^ first)
         samples = []
         for party, seed in enumerate((item.seed0, item.seed1)):
             mine = Item(party, seed)
@@ -219,7 +219,7 @@ def test_a_sample_is_used_once_and_its_material_too() -> None:
             async def there() -> Item:
                 return mine
 
-            share = np.zeros((1, 64), np.uint64)
+            share = np.zeros((1, 64), np.uint8)
             sample = Sample(roles.parties[0], there, None, pool)
             roles.parties[0].run(share, sample)
             with pytest.raises(MaterialReused):
