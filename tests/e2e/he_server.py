@@ -81,7 +81,7 @@ class HeServerProcess:
         return self
 
     def __exit__(self, *_: object) -> None:
-        for pid in [*self.workers(), self.process.pid]:
+        for pid in [*self.workers(), *self.templates(), self.process.pid]:
             _signal(pid, signal.SIGCONT)
         self.process.kill()
         self.process.wait(10)
@@ -101,13 +101,12 @@ class HeServerProcess:
                 return event
 
     def workers(self) -> list[int]:
-        """Process ids of the server's children."""
-        pid = self.process.pid
-        try:
-            text = Path(f"/proc/{pid}/task/{pid}/children").read_text()
-        except FileNotFoundError:
-            return []
-        return [int(word) for word in text.split()]
+        """Process ids of the evaluation processes: children of the server's templates."""
+        return [worker for template in self.templates() for worker in _children(template)]
+
+    def templates(self) -> list[int]:
+        """Process ids of the templates that workers are forked from."""
+        return _children(self.process.pid)
 
     def _read(self) -> None:
         for line in self.process.stderr:
@@ -115,6 +114,14 @@ class HeServerProcess:
                 self._events.put(json.loads(line))
             else:
                 sys.stderr.write(line)
+
+
+def _children(pid: int) -> list[int]:
+    try:
+        text = Path(f"/proc/{pid}/task/{pid}/children").read_text()
+    except FileNotFoundError:
+        return []
+    return [int(word) for word in text.split()]
 
 
 def running_calls(metrics: str) -> int:

@@ -13,8 +13,9 @@ import pytest
 from e2e.he_server import HeServerProcess, alive, inputs, lenet, running_calls
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
+from conformance.builder import Net
 from secure_quant import reference
-from secure_quant.errors import DeadlineExceeded, InternalError, PeerUnavailable
+from secure_quant.errors import DeadlineExceeded, PeerUnavailable
 from secure_quant.transport import sync_channel
 from secure_quant_client import HeClient
 
@@ -45,7 +46,7 @@ def held_inference(server: HeServerProcess, client: HeClient, metrics: str) -> F
     return future
 
 
-def test_a_killed_worker_costs_one_request(tmp_path: Path) -> None:
+def test_a_worker_killed_before_it_began_costs_nothing(tmp_path: Path) -> None:
     graph, metrics = lenet(), f"127.0.0.1:{unused_port()}"
     q = inputs(graph, 1)
     with (
@@ -55,10 +56,9 @@ def test_a_killed_worker_costs_one_request(tmp_path: Path) -> None:
         client.infer_int8(q)
         (before,) = server.workers()
         future = held_inference(server, client, metrics)
-        with pytest.raises(InternalError, match="may be sent again"):
-            future.result(10)
+        # The request that it never looked at waits for the new worker, as does the next.
+        assert np.array_equal(future.result(10), reference.run_int(graph, q))
         server.event("worker ended")
-        # The very next one waits for the new worker and is right.
         assert np.array_equal(client.infer_int8(q), reference.run_int(graph, q))
         (after,) = server.workers()
         assert after != before
@@ -77,11 +77,70 @@ def test_health_follows_the_workers(tmp_path: Path) -> None:
 
         assert status() == health_pb2.HealthCheckResponse.SERVING
         q = inputs(client.graph, 1)
-        os.kill(server.workers()[0], signal.SIGSTOP)
+        worker, template = server.workers()[0], server.templates()[0]
+        os.kill(template, signal.SIGSTOP)  # or another worker is there before anybody looks
+        os.kill(worker, signal.SIGSTOP)
         with pytest.raises(DeadlineExceeded):
             client.infer_int8(q)
         wait_until(lambda: status() == health_pb2.HealthCheckResponse.NOT_SERVING)
+        os.kill(template, signal.SIGCONT)
         wait_until(lambda: status() == health_pb2.HealthCheckResponse.SERVING)
+
+
+def test_an_idle_worker_that_stops_is_noticed_and_replaced(tmp_path: Path) -> None:
+    graph = lenet()
+    q = inputs(graph, 1)
+    with (
+        HeServerProcess(tmp_path, graph) as server,
+        HeClient(server.target, tls=server.tls()) as client,
+    ):
+        client.infer_int8(q)
+        (worker,) = server.workers()
+        os.kill(worker, signal.SIGSTOP)
+        assert "hangs" in server.event("worker ended")["reason"]
+        wait_until(lambda: server.workers() not in ([], [worker]))
+        assert np.array_equal(client.infer_int8(q), reference.run_int(graph, q))
+
+
+def test_a_killed_idle_worker_costs_no_call_while_another_lives(tmp_path: Path) -> None:
+    graph = lenet()
+    q = inputs(graph, 1)
+    expected = reference.run_int(graph, q)
+    with (
+        HeServerProcess(tmp_path, graph, workers=2) as server,
+        HeClient(server.target, tls=server.tls()) as client,
+    ):
+        for turn in range(6):
+            wait_until(lambda: len(server.workers()) == 2)
+            client.infer_int8(q)
+            for worker in server.workers()[turn % 2 :][:1]:
+                os.kill(worker, signal.SIGKILL)
+            assert np.array_equal(client.infer_int8(q), expected)
+
+
+def test_a_call_in_flight_is_answered_after_sigterm_to_everybody(tmp_path: Path) -> None:
+    """As a supervisor sends it: to the whole group, workers included."""
+    net = Net(5, (6,))
+    net.linear(3)  # one layer: one call
+    graph, metrics = net.done(), f"127.0.0.1:{unused_port()}"
+    q = inputs(graph, 1)
+    with (
+        HeServerProcess(tmp_path, graph, metrics=metrics, grace_s=0.1) as server,
+        HeClient(server.target, tls=server.tls()) as client,
+        ThreadPoolExecutor(1) as pool,
+    ):
+        client.infer_int8(q)
+        (worker,) = server.workers()
+        os.kill(worker, signal.SIGSTOP)
+        future = pool.submit(client.infer_int8, q)
+        wait_until(lambda: running_calls(metrics) == 1)
+        for pid in [worker, *server.templates(), server.process.pid]:
+            os.kill(pid, signal.SIGTERM)
+        time.sleep(0.6)  # longer than its grace
+        assert server.process.poll() is None
+        os.kill(worker, signal.SIGCONT)
+        assert np.array_equal(future.result(20), reference.run_int(graph, q))
+        assert server.process.wait(20) == 0
 
 
 def test_a_worker_that_hangs_is_replaced(tmp_path: Path) -> None:

@@ -19,7 +19,6 @@ from secure_quant import reference
 from secure_quant.errors import (
     BudgetExceeded,
     HashMismatch,
-    InternalError,
     MalformedMessage,
     ModelNotFound,
     PermissionDenied,
@@ -198,10 +197,9 @@ def test_beside_an_integer_model_with_a_budget_and_a_dead_worker(tmp_path: Path)
             for pid in server.workers():
                 os.kill(pid, signal.SIGSTOP)
                 os.kill(pid, signal.SIGKILL)
-            with pytest.raises(InternalError, match="may be sent again"):
-                client.infer(x)
-            # A new worker loads the same session: no new keys go up.
-            assert np.abs(client.infer(x) - MODEL.reference(x)).max() <= client.error_bound
+            # They held no request. New ones load the same session: no new keys go up.
+            for _ in range(2):
+                assert np.abs(client.infer(x) - MODEL.reference(x)).max() <= client.error_bound
             assert client.key_bytes_up == key_bytes(PLAN)
             with pytest.raises(BudgetExceeded):
                 client.infer(x)

@@ -1,7 +1,7 @@
 """What a front and its worker processes say to each other: typed messages over a socket pair.
 
 A message is a frozen dataclass; a frame is two lengths (little-endian, 4 and 8 bytes), the name
-and fields of the message as a JSON object, and the raw bytes of its field ``body`` if it has one.
+and fields of the message as a JSON object, and the bytes of its field ``body`` if it has one.
 Nothing that is read can run, and every field is of its declared type, or the frame is malformed. A
 named error travels as the google.rpc.Status of ``secure_quant.wire.status``.
 """
@@ -90,7 +90,7 @@ class Vocabulary:
         every: tuple[type[Any], ...] = (Ping, Pong, *kinds)
         for kind in every:
             types = {each.name: _named(each.type) for each in fields(kind)}
-            has_body = types.pop("body", "") == "bytes"
+            has_body = types.pop("body", None) is not None
             if unknown := set(types.values()) - set(CHECKS):
                 raise TypeError(f"{kind.__name__}: {unknown}")
             self._kinds[kind.__name__] = kind, types, has_body

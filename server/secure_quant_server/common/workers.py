@@ -18,9 +18,9 @@ import subprocess
 import sys
 from abc import ABC, abstractmethod
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +28,7 @@ from secure_quant.errors import InternalError, SecureQuantError
 from secure_quant_server.common import logs
 from secure_quant_server.common.messages import MessagePipe, Ping, Pong, Vocabulary
 
-__all__ = ["Keeper", "Template", "Worker", "WorkerKind"]
+__all__ = ["START_S", "STUCK_S", "Keeper", "Template", "Worker", "WorkerKind"]
 
 RESTART_S = (0.02, 15.0)
 """Shortest and longest pause before another worker is started."""
@@ -44,18 +44,11 @@ START_S = 120.0
 FORK_S = 5.0
 STOP_S = 3.0
 
-ENVIRONMENT = {
-    # Processes are the parallelism: one thread of arithmetic each, unless the operator says
-    # otherwise.
-    **dict.fromkeys(
-        ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "NUMBA_NUM_THREADS"), "1"
-    ),
-    # Material and activations are megabytes that come and go with every inference: keep the pages
-    # instead of asking the kernel for zeroed ones each time.
-    "MALLOC_ARENA_MAX": "2",
-    "MALLOC_MMAP_THRESHOLD_": str(32 * 2**20),
-    "MALLOC_TRIM_THRESHOLD_": str(512 * 2**20),
-}
+ONE_THREAD = dict.fromkeys(
+    ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "NUMBA_NUM_THREADS"), "1"
+)
+"""Processes are the parallelism: one thread of arithmetic each, unless the operator says otherwise
+(workers are then started cold)."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,6 +61,7 @@ class WorkerKind:
     answers     what a worker may say.
     most        longest body of an answer, bytes.
     memory      limit of a worker's address space in bytes; None for none.
+    environment variables besides those of the front, which go first.
     """
 
     name: str
@@ -76,6 +70,7 @@ class WorkerKind:
     answers: Vocabulary
     most: int = 2**30
     memory: int | None = None
+    environment: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -226,7 +221,7 @@ class Template:
             with theirs:
                 self._process = subprocess.Popen(  # noqa: S603  our own module
                     command, pass_fds=[theirs.fileno()], stdin=subprocess.DEVNULL,
-                    env=ENVIRONMENT | dict(os.environ),
+                    env={**ONE_THREAD, **self.kind.environment, **os.environ},
                 )  # fmt: skip
         except BaseException:
             ours.close()
@@ -308,8 +303,8 @@ class Keeper(ABC):
         """Set the worker up and read what it says, until it is lost: then raise."""
 
     @abstractmethod
-    def lost(self) -> None:
-        """The worker is gone: fail what it had."""
+    def lost(self, error: BaseException | None) -> None:
+        """The worker is gone, or did not start, for that reason: fail what it had."""
 
     def about(self) -> dict[str, object]:
         """What the log says besides."""
@@ -326,7 +321,7 @@ class Keeper(ABC):
             except Exception as caught:  # noqa: BLE001  no reason is good enough to stay away
                 error = caught
             finally:
-                status = await self._ended(STOP_S if error is None else 0.0)
+                status = await self._ended(error)
             pause = RESTART_S[0] if self.served else min(2 * pause, longest)
             self._log(error, status, pause)
             await asyncio.sleep(pause)
@@ -342,10 +337,13 @@ class Keeper(ABC):
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
 
-    async def _ended(self, patience_s: float) -> int | None:
+    async def _ended(self, error: Exception | None) -> int | None:
+        """``error`` is None when this place is given up: then a worker may end by itself."""
         worker, self.worker = self.worker, None
-        self.lost()
-        return await worker.end(patience_s) if worker is not None else None
+        self.lost(error)
+        if worker is None:
+            return None
+        return await worker.end(STOP_S if error is None else 0.0)
 
     def _log(self, error: Exception | None, status: int | None, pause: float) -> None:
         about = self.about() | {"status": status, "again_in_s": pause}

@@ -1,59 +1,35 @@
-"""What both kinds of evaluation process do: start, load, answer, and end with the front.
-
-Started as ``python -m MODULE FD`` with one end of a socket pair; ends when the other is closed.
-"""
+"""What both kinds of evaluation process do: load, answer, and end with the front."""
 
 from __future__ import annotations
 
-import resource
-import signal
 import socket
 from collections.abc import Callable
 from typing import TypeVar
 
-from secure_quant.errors import SecureQuantError
-from secure_quant_server.common import logs
-from secure_quant_server.he.frames import (
-    COUNT,
-    LENGTH,
-    OK,
-    REQUEST,
-    SOCKET_BUFFER,
-    receive,
-    reply,
-    reply_error,
+from secure_quant.errors import MalformedMessage, SecureQuantError
+from secure_quant_server.common.messages import (
+    Ping,
+    Pong,
+    error_to_bytes,
+    receive_message,
+    send_message,
 )
+from secure_quant_server.he.frames import REQUESTS, Begun, Done, Evaluate, Failed, Load
 
-__all__ = ["Evaluate", "answer_one", "load_all", "run"]
+__all__ = ["EvaluateStep", "answer_one", "load_all", "run"]
 
 T = TypeVar("T")
-Evaluate = Callable[[int, int, int, memoryview], bytes]
+EvaluateStep = Callable[[int, int, int, bytes | memoryview], bytes]
 """(model, step, batch, ciphertexts) -> answer. Raises named errors."""
 
 
-def run(fd: int, serve: Callable[[socket.socket], None], *, memory: int | None = None) -> int:
-    """Serve until the front hangs up. Status 1 after anything unforeseen: the front starts a new
-    process, and nothing of this one's state is trusted again.
-
-    memory: limit of the address space in bytes.
-    """
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # a terminal's ^C reaches the front, which decides
-    signal.signal(signal.SIGTERM, signal.SIG_DFL)
-    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))  # no weights in core files
-    if memory is not None:
-        _, hard = resource.getrlimit(resource.RLIMIT_AS)
-        room = memory if hard == resource.RLIM_INFINITY else min(hard, memory)
-        resource.setrlimit(resource.RLIMIT_AS, (room, hard))
-    logs.setup()
-    with socket.socket(fileno=fd) as link:
-        link.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, SOCKET_BUFFER)
-        try:
-            serve(link)
-        except (ConnectionError, EOFError):
-            return 0
-        except Exception as error:  # noqa: BLE001  the process ends here
-            logs.failure("worker failed", error)
-            return 1
+def run(link: socket.socket, serve: Callable[[socket.socket], None]) -> int:
+    """Serve until the front hangs up; the exit status. What no one foresaw is let out: the process
+    ends, and nothing of its state is trusted again."""
+    try:
+        serve(link)
+    except (ConnectionError, EOFError):
+        return 0
     return 0
 
 
@@ -64,26 +40,36 @@ def load_all(
 
     Raises ConnectionError once the front was told why one cannot be loaded.
     """
-    (count,) = COUNT.unpack(receive(link, COUNT.size))
     loaded: list[T] = []
-    for _ in range(count):
-        (length,) = LENGTH.unpack(receive(link, LENGTH.size))
+    while True:
+        message = receive_message(link, REQUESTS)
+        if isinstance(message, Ping):
+            send_message(link, Pong())
+            continue
+        if not isinstance(message, Load):
+            raise MalformedMessage("start of a worker", got=type(message).__name__)
         try:
-            loaded.append(load(bytes(receive(link, length)), count))
+            loaded.append(load(bytes(message.body), message.models))
         except SecureQuantError as error:
-            reply_error(link, error)
+            send_message(link, Failed(error_to_bytes(error)))
             raise ConnectionError from error
-        reply(link, OK, describe(loaded[-1]))
-    return loaded
+        send_message(link, Done(describe(loaded[-1])))
+        if len(loaded) == message.models:
+            return loaded
 
 
-def answer_one(link: socket.socket, evaluate: Evaluate) -> None:
-    """One request. Raises EOFError once the front hung up."""
-    model, step, batch, length = REQUEST.unpack(receive(link, REQUEST.size))
-    ciphertexts = receive(link, length)
+def answer_one(link: socket.socket, evaluate: EvaluateStep) -> None:
+    """One message of the front. Raises EOFError once it hung up."""
+    message = receive_message(link, REQUESTS)
+    if isinstance(message, Ping):
+        send_message(link, Pong())
+        return
+    if not isinstance(message, Evaluate):
+        raise MalformedMessage("request of a worker", got=type(message).__name__)
+    send_message(link, Begun())
     try:
-        answer = evaluate(model, step, batch, ciphertexts)
+        answer = evaluate(message.model, message.step, message.batch, message.body)
     except SecureQuantError as error:
-        reply_error(link, error)
+        send_message(link, Failed(error_to_bytes(error)))
     else:
-        reply(link, OK, answer)
+        send_message(link, Done(answer))

@@ -6,7 +6,6 @@ unpacks them, for one session at a time.
 
 from __future__ import annotations
 
-import asyncio
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -16,6 +15,8 @@ from secure_quant.he.leveled.model import PublicLeveled
 from secure_quant.he.leveled.plan import LeveledPlan
 from secure_quant.he.leveled.wire import key_bytes, request_bytes
 from secure_quant.wire.gen.secure_inference_pb2 import LeveledInfo
+from secure_quant_server.common.workers import WorkerKind
+from secure_quant_server.he.frames import ANSWERS
 from secure_quant_server.he.key_store import KeyStore, Upload
 from secure_quant_server.he.pool import Pool
 from secure_quant_server.he.process import WorkerProcess
@@ -30,6 +31,13 @@ AROUND = 2**12
 """What a request holds besides ciphertexts or keys, at most."""
 OPEN, EVALUATE = 0, 1
 """``step`` in the frame to a worker."""
+KIND = WorkerKind(
+    name="leveled",
+    entry="secure_quant_server.he.leveled_worker:serve",
+    modules=("secure_quant_server.he.leveled_worker",),
+    answers=ANSWERS,
+    memory=6 * 2**30,  # of address space, so that no request can take the memory of the machine
+)
 
 
 @dataclass(frozen=True)
@@ -39,36 +47,22 @@ class _Served:
     plan: LeveledPlan
 
 
-class _Worker(WorkerProcess):
-    """Knows whose keys it has loaded."""
-
-    session = b""
-
-    def __init__(self) -> None:
-        super().__init__("secure_quant_server.he.leveled_worker")
-
-
 class _LeveledPool(Pool):
     async def evaluate_samples(
         self, model: _Served, key: bytes, keys: bytes, ciphertexts: bytes
     ) -> bytes:
         """All samples on one worker, which loads the session's keys if it has others."""
-        worker = await self._idle.get()
         size = request_bytes(model.plan)
         parts = [ciphertexts[i : i + size] for i in range(0, len(ciphertexts), size)]
-        work = _evaluate(worker, model.index, key, keys, parts)
-        limit = self._limit * (1 + len(parts))
-        return await asyncio.shield(self._spawn(self._held(worker, work, limit)))
-
-    def _make(self) -> WorkerProcess:
-        return _Worker()
+        limit_s = self._limit * (1 + len(parts))
+        return await self._given(
+            lambda worker: _evaluate(worker, model.index, key, keys, parts), limit_s
+        )
 
 
 async def _evaluate(
     worker: WorkerProcess, model: int, key: bytes, keys: bytes, parts: Sequence[bytes]
 ) -> bytes:
-    if not isinstance(worker, _Worker):
-        raise ConfigError("worker", got=type(worker).__name__, expected="one for leveled models")
     if worker.session != key:
         worker.session = b""
         await worker.evaluate(model, OPEN, 0, keys)
@@ -84,7 +78,7 @@ class LeveledModels:
         self, bundles: Sequence[bytes], workers: int | None = None, *, limit_s: float = 30.0
     ) -> None:
         count = max(1, len(os.sched_getaffinity(0)) if workers is None else workers)
-        self._pool = _LeveledPool(bundles, count, limit_s=limit_s) if bundles else None
+        self._pool = _LeveledPool(bundles, count, KIND, limit_s=limit_s) if bundles else None
         self._models: dict[str, _Served] = {}
         self._keys = KeyStore(0)
 
@@ -121,6 +115,11 @@ class LeveledModels:
         self._keys.clear()
         if self._pool is not None:
             await self._pool.stop()
+
+    async def drain(self) -> None:
+        """Take no more requests, and let those that are here be answered."""
+        if self._pool is not None:
+            await self._pool.drain()
 
     def info(self, model_hash: str) -> LeveledInfo | None:
         """What clients are told of a leveled model; None if there is none of that hash."""

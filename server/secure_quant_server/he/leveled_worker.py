@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import gc
 import socket
-import sys
 
 from secure_quant.errors import MalformedMessage
 from secure_quant.he.leveled.bundle import load_server
@@ -17,14 +16,12 @@ from secure_quant.wire.gen.secure_inference_pb2 import LeveledInfo
 from secure_quant_server.he.child import answer_one, load_all, run
 from secure_quant_server.he.leveled import EVALUATE, OPEN
 
-__all__ = ["main"]
-
-ADDRESS_SPACE = 6 * 2**30
+__all__ = ["serve"]
 
 
-def main(arguments: list[str]) -> int:
-    """The exit status; see ``run``. 1 also when there is no memory left."""
-    return run(int(arguments[0]), _serve, memory=ADDRESS_SPACE)
+def serve(link: socket.socket) -> int:
+    """Entry point of the process; see ``run``."""
+    return run(link, _serve)
 
 
 class _Worker:
@@ -34,8 +31,8 @@ class _Worker:
         self._evaluators = evaluators
         self._session: LoadedKeys | None = None
 
-    def answer(self, model: int, step: int, batch: int, data: memoryview) -> bytes:
-        """See ``Evaluate``; ``batch`` says nothing here."""
+    def answer(self, model: int, step: int, batch: int, data: bytes | memoryview) -> bytes:
+        """See ``EvaluateStep``; ``batch`` says nothing here."""
         if step == OPEN:
             self._session = None  # its memory first
             gc.collect()
@@ -60,7 +57,3 @@ def _serve(link: socket.socket) -> None:
     worker = _Worker(load_all(link, _load, _describe))
     while True:
         answer_one(link, worker.answer)
-
-
-if __name__ == "__main__":
-    raise SystemExit(main(sys.argv[1:]))

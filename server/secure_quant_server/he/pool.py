@@ -4,11 +4,18 @@ from __future__ import annotations
 
 import asyncio
 from abc import ABC, abstractmethod
-from collections.abc import Coroutine, Sequence
+from collections.abc import Callable, Coroutine, Sequence
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from secure_quant.errors import ConfigError, DeadlineExceeded, InternalError, SecureQuantError
+from secure_quant.errors import (
+    ConfigError,
+    DeadlineExceeded,
+    InternalError,
+    PeerUnavailable,
+    SecureQuantError,
+)
 from secure_quant_server.common import logs
+from secure_quant_server.common.workers import START_S, Keeper, Template, Worker, WorkerKind
 from secure_quant_server.he.process import WorkerProcess
 
 if TYPE_CHECKING:
@@ -34,6 +41,10 @@ class Evaluators(ABC):
     async def stop(self) -> None:
         """Let nothing run on."""
 
+    @abstractmethod
+    async def drain(self) -> None:
+        """Take no more requests, and let those that are here be answered."""
+
     @property
     @abstractmethod
     def available(self) -> bool:
@@ -58,6 +69,9 @@ class InProcess(Evaluators):
     async def evaluate(self, model: int, step: int, batch: int, ciphertexts: bytes) -> bytes:
         return self._loaded[model].evaluate(step, batch, ciphertexts)
 
+    async def drain(self) -> None:
+        """A request is answered within one turn of the loop."""
+
     async def stop(self) -> None:
         self._loaded.clear()
 
@@ -70,56 +84,105 @@ class Pool(Evaluators):
     """``workers`` processes, each with every model. ``limit_s``: longest evaluation; a worker that
     takes longer is ended and replaced."""
 
-    def __init__(self, bundles: Sequence[bytes], workers: int, *, limit_s: float = 30.0) -> None:
+    def __init__(
+        self, bundles: Sequence[bytes], workers: int, kind: WorkerKind, *, limit_s: float = 30.0
+    ) -> None:
         if workers < 1:
             raise ConfigError("workers", got=workers, expected=">= 1")
-        self._bundles, self._count, self._limit = list(bundles), workers, limit_s
+        self.bundles, self._limit = list(bundles), limit_s
+        self._template = Template(kind)
+        self._places = [_Place(self, self._template, number) for number in range(workers)]
         self._idle: asyncio.LifoQueue[WorkerProcess] = asyncio.LifoQueue()  # the warmest first
-        self._alive: set[WorkerProcess] = set()
-        self._ready = 0  # loaded and not yet seen to fail
+        self._ready: set[WorkerProcess] = set()
+        self._loaded: asyncio.Future[list[bytes]] | None = None
         self._tasks: set[asyncio.Task[Any]] = set()
-        self._stopping = False
-
-    @property
-    def pids(self) -> list[int]:
-        """Of the processes that live or are being started."""
-        return [worker.pid for worker in self._alive]
+        self._runs: list[asyncio.Task[None]] = []
+        self._waiting, self._closing = 0, False
 
     @property
     def available(self) -> bool:
-        return self._ready > 0
+        return bool(self._ready) and not self._closing
+
+    @property
+    def pids(self) -> list[int]:
+        """Of the processes that have loaded the models and live."""
+        return [worker.pid for worker in self._ready if worker.alive]
 
     async def start(self) -> list[bytes]:
-        infos = await self._launch()
-        for _ in range(self._count - 1):
-            self._spawn(self._add_worker())
+        self._loaded = asyncio.get_running_loop().create_future()
+        first, *others = self._places
+        self._runs = [asyncio.create_task(first.run())]
+        infos = await self._loaded
+        self._runs += [asyncio.create_task(place.run()) for place in others]
         return infos
 
     async def evaluate(self, model: int, step: int, batch: int, ciphertexts: bytes) -> bytes:
-        worker = await self._idle.get()
-        # A caller that goes away does not take the worker along: it finishes and is used again.
-        task = self._spawn(self._exchange(worker, model, step, batch, ciphertexts))
-        return await asyncio.shield(task)
+        return await self._given(
+            lambda worker: worker.evaluate(model, step, batch, ciphertexts), self._limit
+        )
+
+    async def drain(self) -> None:
+        self._closing = True
+        end = asyncio.get_running_loop().time() + self._limit
+        while (self._tasks or self._waiting) and asyncio.get_running_loop().time() < end:
+            await asyncio.sleep(0.02)
 
     async def stop(self) -> None:
-        self._stopping = True
-        for task in list(self._tasks):
+        for task in [*self._tasks, *self._runs]:
             task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
-        for worker in list(self._alive):
-            await worker.end()
-        self._alive.clear()
+        await asyncio.gather(*self._tasks, *self._runs, return_exceptions=True)
+        await self._template.stop()
 
-    async def _exchange(
-        self, worker: WorkerProcess, model: int, step: int, batch: int, ciphertexts: bytes
+    def came(self, worker: WorkerProcess, infos: list[bytes]) -> None:
+        """A worker has loaded the models."""
+        self._ready.add(worker)
+        self._idle.put_nowait(worker)
+        if self._loaded is not None and not self._loaded.done():
+            self._loaded.set_result(infos)
+
+    def left(self, worker: WorkerProcess | None, error: BaseException | None) -> None:
+        """A worker has ended, or did not even start."""
+        if worker is not None:
+            self._ready.discard(worker)
+        idle = []
+        while not self._idle.empty():
+            idle.append(self._idle.get_nowait())
+        for each in reversed(idle):
+            if each is not worker:
+                self._idle.put_nowait(each)
+        if self._loaded is not None and not self._loaded.done():
+            self._loaded.set_exception(error or InternalError("no worker could be started"))
+
+    async def _given(
+        self, work: Callable[[WorkerProcess], Coroutine[Any, Any, bytes]], limit_s: float
     ) -> bytes:
-        work = worker.evaluate(model, step, batch, ciphertexts)
-        return await self._held(worker, work, self._limit)
+        """The answer of the next idle worker, or of another if that died before it began."""
+        while True:
+            worker = await self._take()
+            # A caller that goes away does not take the worker along: it ends its work first.
+            held = self._held(worker, work(worker), limit_s)
+            answer = await asyncio.shield(self._spawn(held))
+            if answer is not None:
+                return answer
+
+    async def _take(self) -> WorkerProcess:
+        """The next idle worker. One that died meanwhile costs nobody anything."""
+        if self._closing:
+            raise PeerUnavailable("this server is stopping", hint="another replica may answer")
+        self._waiting += 1
+        try:
+            while True:
+                worker = await self._idle.get()
+                if worker.alive:
+                    return worker
+        finally:
+            self._waiting -= 1
 
     async def _held(
         self, worker: WorkerProcess, work: Coroutine[Any, Any, bytes], limit_s: float
-    ) -> bytes:
-        """The answer of a worker that is not idle; it will be again, or replaced."""
+    ) -> bytes | None:
+        """The answer of a worker that is not idle; it will be again, or replaced. None if it died
+        without having looked at the request."""
         try:
             async with asyncio.timeout(limit_s):
                 answer = await work
@@ -127,48 +190,15 @@ class Pool(Evaluators):
             self._idle.put_nowait(worker)
             raise
         except TimeoutError as error:
-            self._spawn(self._replace(worker))
+            worker.condemn(f"more than {limit_s:g} s for an evaluation")
             raise DeadlineExceeded("evaluation", expected=f"<= {limit_s:g} s") from error
-        except (OSError, EOFError) as error:
-            self._spawn(self._replace(worker))
+        except EOFError as error:
+            if not worker.begun:
+                return None
             hint = "it may be sent again"
             raise InternalError("the worker that held the request died", hint=hint) from error
         self._idle.put_nowait(worker)
         return answer
-
-    async def _replace(self, worker: WorkerProcess) -> None:
-        self._alive.discard(worker)
-        self._ready -= 1
-        logs.event("worker ended", status=await worker.end())
-        await self._add_worker()
-
-    async def _add_worker(self) -> None:
-        pause = 0.1
-        while not self._stopping:
-            try:
-                await self._launch()
-            except (SecureQuantError, OSError) as error:
-                logs.failure("worker did not start", error, again_in_s=pause)
-                await asyncio.sleep(pause)
-                pause = min(2 * pause, 30.0)
-            else:
-                return
-
-    def _make(self) -> WorkerProcess:
-        return WorkerProcess()
-
-    async def _launch(self) -> list[bytes]:
-        worker = self._make()
-        self._alive.add(worker)
-        try:
-            infos = await worker.start(self._bundles)
-        except BaseException:
-            self._alive.discard(worker)
-            await worker.end()
-            raise
-        self._ready += 1
-        self._idle.put_nowait(worker)
-        return infos
 
     def _spawn(self, coroutine: Coroutine[Any, Any, T]) -> asyncio.Task[T]:
         """A task that is kept until it is done, and whose exception is never "not retrieved"."""
@@ -181,3 +211,31 @@ class Pool(Evaluators):
         self._tasks.discard(task)
         if not task.cancelled():
             task.exception()
+
+
+class _Place(Keeper):
+    """Always has a worker of the pool."""
+
+    def __init__(self, pool: Pool, template: Template, number: int) -> None:
+        super().__init__(template, number)
+        self._pool = pool
+        self._process: WorkerProcess | None = None
+
+    async def attend(self, worker: Worker) -> None:
+        self._process = process = WorkerProcess(worker)
+        reading = asyncio.ensure_future(process.read())
+        try:
+            async with asyncio.timeout(START_S):
+                infos = await process.load(self._pool.bundles)
+            self.served = True
+            self._pool.came(process, infos)
+            await reading
+        except TimeoutError as error:
+            raise InternalError("a worker does not load the models in time") from error
+        finally:
+            reading.cancel()
+            await asyncio.gather(reading, return_exceptions=True)
+
+    def lost(self, error: BaseException | None) -> None:
+        self._pool.left(self._process, error)
+        self._process = None

@@ -3,99 +3,90 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
-import os
-import socket
-import sys
 from collections.abc import Sequence
+from typing import Any
 
-import grpc
-
-from secure_quant.errors import InternalError
-from secure_quant.wire import from_status
-from secure_quant.wire.rpc_status import METADATA_KEY
-from secure_quant_server.he.frames import COUNT, LENGTH, OK, REPLY, REQUEST, SOCKET_BUFFER
+from secure_quant.errors import InternalError, SecureQuantError
+from secure_quant_server.common.messages import error_from_bytes
+from secure_quant_server.common.workers import Worker
+from secure_quant_server.he.frames import Begun, Done, Evaluate, Failed, Load
 
 __all__ = ["WorkerProcess"]
 
-START_LIMIT_S = 120.0
-# Processes are the parallelism; threads below them would only fight for the same cores.
-_ONE_THREAD = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
-
 
 class WorkerProcess:
-    """One process and this end of its socket pair; one exchange at a time."""
+    """One exchange at a time. ``read`` must run for as long as it is used.
 
-    def __init__(self, module: str = "secure_quant_server.he.worker") -> None:
-        self._module = module
-        self._link, self._theirs = socket.socketpair()
-        for end in (self._link, self._theirs):
-            end.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, SOCKET_BUFFER)
-        self._link.setblocking(False)
-        self._process: asyncio.subprocess.Process | None = None
+    session: whose keys it has loaded, of a leveled model. begun: whether it has taken the request
+    that it was given last.
+    """
+
+    session = b""
+    begun = False
+
+    def __init__(self, worker: Worker) -> None:
+        self._worker = worker
+        self._waiting: asyncio.Future[bytes] | None = None
+        self._condemned: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+
+    @property
+    def alive(self) -> bool:
+        """Whether it can be given a request."""
+        return not self._condemned.done() and self._worker.alive
 
     @property
     def pid(self) -> int:
-        """Of the process; 0 before it is started."""
-        return self._process.pid if self._process else 0
+        return self._worker.pid
 
-    async def start(self, bundles: Sequence[bytes]) -> list[bytes]:
-        """Spawn and load; the serialized ModelInfo of each bundle. Raises what loading raised, or
-        InternalError."""
-        fd = self._theirs.fileno()
-        # -P: modules come from the installation, never from the directory one happens to be in.
-        command = (sys.executable, "-P", "-m", self._module, str(fd))
-        self._process = await asyncio.create_subprocess_exec(
-            *command,
-            pass_fds=(fd,),
-            stdin=asyncio.subprocess.DEVNULL,
-            env={**os.environ, **_ONE_THREAD},
-        )
-        self._theirs.close()
+    async def load(self, bundles: Sequence[bytes]) -> list[bytes]:
+        """The serialized ModelInfo of each bundle. Raises what loading raised, or InternalError."""
         try:
-            async with asyncio.timeout(START_LIMIT_S):
-                await self._send(COUNT.pack(len(bundles)))
-                infos = []
-                for bundle in bundles:
-                    await self._send(LENGTH.pack(len(bundle)))
-                    await self._send(bundle)
-                    infos.append(await self._answer())
-                return infos
-        except (OSError, EOFError, TimeoutError) as error:
+            return [await self._exchange(Load(len(bundles), bundle)) for bundle in bundles]
+        except EOFError as error:
             raise InternalError("a worker ended while it loaded the models") from error
 
     async def evaluate(self, model: int, step: int, batch: int, ciphertexts: bytes) -> bytes:
-        """Raises the worker's named error; OSError or EOFError if the process is gone."""
-        head = REQUEST.pack(model, step, batch, len(ciphertexts))
-        await self._send(head + ciphertexts)
-        return await self._answer()
+        """Raises the worker's named error; EOFError if the process is gone."""
+        return await self._exchange(Evaluate(model, step, batch, ciphertexts))
 
-    async def end(self) -> int | None:
-        """Kill the process if it still runs; its exit status."""
-        self._link.close()
-        self._theirs.close()
-        if self._process is None:
-            return None
-        if self._process.returncode is None:
-            with contextlib.suppress(ProcessLookupError):
-                self._process.kill()
-        return await self._process.wait()
+    async def read(self) -> None:
+        """Take its answers in until it is lost or condemned: then raises."""
+        answers = asyncio.ensure_future(self._answers())
+        try:
+            await asyncio.wait([answers, self._condemned], return_when=asyncio.FIRST_COMPLETED)
+            (self._condemned if self._condemned.done() else answers).result()
+        finally:
+            answers.cancel()
+            await asyncio.gather(answers, return_exceptions=True)
+            self.condemn("it ended")
+            if self._waiting is not None and not self._waiting.done():
+                self._waiting.set_exception(EOFError())
 
-    async def _answer(self) -> bytes:
-        kind, length = REPLY.unpack(await self._receive(REPLY.size))
-        body = bytes(await self._receive(length))
-        if kind != OK:
-            raise from_status(grpc.StatusCode.INTERNAL, None, ((METADATA_KEY, body),))
-        return body
+    def condemn(self, reason: str) -> None:
+        """It is to be used no more."""
+        if not self._condemned.done():
+            self._condemned.set_exception(InternalError("a worker that was given up", got=reason))
+            self._condemned.exception()  # whether or not anybody reads any more
 
-    async def _send(self, data: bytes) -> None:
-        await asyncio.get_running_loop().sock_sendall(self._link, data)
+    async def _answers(self) -> None:
+        while True:
+            message = await self._worker.receive()
+            if self._waiting is None or self._waiting.done():
+                raise InternalError("an answer of a worker that nobody asked for")
+            if isinstance(message, Begun):
+                self.begun = True
+            elif isinstance(message, Done):
+                self._waiting.set_result(message.body)
+            elif isinstance(message, Failed):
+                self._waiting.set_exception(error_from_bytes(message.body))
 
-    async def _receive(self, length: int) -> memoryview:
-        view, got = memoryview(bytearray(length)), 0
-        while got < length:
-            more = await asyncio.get_running_loop().sock_recv_into(self._link, view[got:])
-            if more == 0:
-                raise EOFError
-            got += more
-        return view
+    async def _exchange(self, message: Any) -> bytes:
+        self.begun = False
+        if self._condemned.done():
+            raise EOFError
+        self._waiting = asyncio.get_running_loop().create_future()
+        try:
+            self._worker.send(message)
+        except SecureQuantError as error:
+            raise EOFError from error
+        return await self._waiting

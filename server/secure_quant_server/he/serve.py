@@ -25,6 +25,7 @@ from secure_quant_server.common import (
 from secure_quant_server.he.leveled import LeveledModels
 from secure_quant_server.he.pool import Evaluators, InProcess, Pool
 from secure_quant_server.he.service import SERVICE, SecureInference
+from secure_quant_server.he.worker import KIND
 
 __all__ = ["HeOptions", "HeServer", "serve_he"]
 
@@ -61,7 +62,7 @@ class HeServer:
         cores = len(os.sched_getaffinity(0))
         workers = cores if options.workers is None else options.workers
         self.evaluators: Evaluators = (
-            Pool(bundles, workers, limit_s=options.evaluate_s)
+            Pool(bundles, workers, KIND, limit_s=options.evaluate_s)
             if workers and bundles
             else InProcess(bundles)
         )
@@ -77,6 +78,7 @@ class HeServer:
     async def start(self) -> int:
         """Load, then listen; the port. Raises ConfigError, MalformedModel and its kin."""
         options = self._options
+        logs.follow_tasks()
         tokens = Tokens.from_file(options.tokens) if options.tokens is not None else None
         access = Access({SERVICE: frozenset({"client"})}, tokens)
         try:
@@ -99,10 +101,13 @@ class HeServer:
         return server.port
 
     async def stop(self) -> None:
-        """Running calls may end, then the workers do."""
+        """Calls in flight are answered, however long one evaluation may take; then the port closes
+        and the workers end."""
         if self._watch is not None:
             self._watch.cancel()
         if self._grpc is not None:
+            await self._grpc.set_serving(False)
+            await asyncio.gather(self.evaluators.drain(), self.leveled.drain())
             await self._grpc.stop()
         await self.evaluators.stop()
         await self.leveled.stop()

@@ -5,17 +5,18 @@ from __future__ import annotations
 import gc
 import select
 import socket
-import sys
 from collections import OrderedDict
 from typing import TYPE_CHECKING
 
 from secure_quant.wire import info_to_proto
+from secure_quant_server.common.workers import WorkerKind
 from secure_quant_server.he.child import answer_one, load_all, run
+from secure_quant_server.he.frames import ANSWERS
 
 if TYPE_CHECKING:
     from secure_quant.he.evaluate import Evaluator
 
-__all__ = ["Stock", "describe", "load", "main"]
+__all__ = ["KIND", "Stock", "describe", "load", "serve"]
 
 # Longer than a client computes between two layers, so that stock is made between inferences.
 IDLE_S = 0.01
@@ -28,9 +29,17 @@ Kind = tuple[int, int, int]
 """(model, step, batch)"""
 
 
-def main(arguments: list[str]) -> int:
-    """The exit status; see ``run``."""
-    return run(int(arguments[0]), _serve)
+def serve(link: socket.socket) -> int:
+    """Entry point of the process; see ``run``."""
+    return run(link, _serve)
+
+
+KIND = WorkerKind(
+    name="he",
+    entry="secure_quant_server.he.worker:serve",
+    modules=("secure_quant_server.he.worker", "secure_quant.he.bundle"),
+    answers=ANSWERS,
+)
 
 
 class Stock:
@@ -85,7 +94,7 @@ def _serve(link: socket.socket) -> None:
     gc.freeze()  # models live as long as the process
     stock = Stock(evaluators)
 
-    def evaluate(model: int, step: int, batch: int, ciphertexts: memoryview) -> bytes:
+    def evaluate(model: int, step: int, batch: int, ciphertexts: bytes | memoryview) -> bytes:
         answer = evaluators[model].evaluate(step, batch, ciphertexts)
         stock.note((model, step, batch))
         return answer
@@ -94,7 +103,3 @@ def _serve(link: socket.socket) -> None:
         while not select.select([link], [], [], stock.patience)[0]:
             stock.make_one()
         answer_one(link, evaluate)
-
-
-if __name__ == "__main__":
-    raise SystemExit(main(sys.argv[1:]))

@@ -51,6 +51,9 @@ class StandIn(Evaluators):
     async def evaluate(self, model: int, step: int, batch: int, ciphertexts: bytes) -> bytes:
         return await self._answer(ciphertexts)
 
+    async def drain(self) -> None:
+        """Nothing runs."""
+
     async def stop(self) -> None:
         """Nothing runs."""
 

@@ -193,7 +193,7 @@ class Place(Keeper):
         self.ready.set()
         await worker.receive()
 
-    def lost(self) -> None:
+    def lost(self, error) -> None:
         self.ready.clear()
         self.losses += 1
 

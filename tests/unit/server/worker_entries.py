@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import random
 import resource
 import socket
@@ -10,6 +11,7 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
+from secure_quant.errors import MalformedMessage, MalformedModel
 from secure_quant_server.common.messages import (
     Ping,
     Pong,
@@ -45,6 +47,34 @@ def serve(link: socket.socket) -> int:
             send_message(link, Pong())
         else:
             send_message(link, Told(tuple(map(str, FACTS[message.what](message.seconds)))))
+
+
+def evaluate(link: socket.socket) -> int:
+    """An evaluation process: turns bytes around, and does what some of them say."""
+    from secure_quant_server.he.child import answer_one, load_all, run
+
+    def load(bundle: bytes, models: int) -> bytes:
+        if bundle == b"malformed":
+            raise MalformedModel("bundle")
+        return bundle
+
+    def answer(model: int, step: int, batch: int, data: bytes) -> bytes:
+        if bytes(data) == b"crash":
+            os._exit(11)
+        if bytes(data) == b"unforeseen":
+            raise KeyError("a secret")
+        if bytes(data) == b"malformed":
+            raise MalformedMessage("ciphertexts")
+        if bytes(data) == b"slow":
+            time.sleep(1.0)
+        return bytes(data)[::-1]
+
+    def work(link: socket.socket) -> None:
+        load_all(link, load, bytes.upper)
+        while True:
+            answer_one(link, answer)
+
+    return run(link, work)
 
 
 def _generators(_: float) -> list[object]:
