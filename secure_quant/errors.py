@@ -90,8 +90,20 @@ __all__ = [
 ]
 
 
+def _printable(text: str) -> str:
+    """What a peer chose must not move a terminal's cursor or forge a line of a log."""
+    if text.isprintable():
+        return text
+    return "".join(
+        each if each.isprintable() else each.encode("unicode_escape").decode() for each in text
+    )
+
+
 class SecureQuantError(Exception):
-    """Base of the tree: ``what`` went wrong, what was ``got`` and ``expected``, a ``hint``."""
+    """Base of the tree: ``what`` went wrong, what was ``got`` and ``expected``, a ``hint``.
+
+    The text shows characters that cannot be printed by their escapes.
+    """
 
     def __init__(
         self,
@@ -109,7 +121,7 @@ class SecureQuantError(Exception):
             text += f", expected {expected}" if got is not None else f": expected {expected}"
         if hint is not None:
             text += f" ({hint})"
-        super().__init__(text)
+        super().__init__(_printable(text))
 
 
 class ModelError(SecureQuantError):

@@ -8,6 +8,7 @@ servers' answers, and how it infers.
 from __future__ import annotations
 
 import asyncio
+import os
 import threading
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
@@ -52,6 +53,7 @@ class Service:
     request: Callable[..., Any]
 
 
+PROXIES = ("grpc_proxy", "https_proxy", "HTTPS_PROXY", "http_proxy", "HTTP_PROXY")
 CLOSED = "the client is closed"
 OTHER_ROLE = (
     "the server there has another role: is the address right, and party 0's before party 1's?"
@@ -69,6 +71,9 @@ def _named(error: grpc.RpcError) -> SecureQuantError:
     for said, hint in HINTS.items():
         if isinstance(found, PeerUnavailable) and said in found.what:
             return PeerUnavailable(found.what, hint=hint)
+    proxy = next((name for name in PROXIES if os.environ.get(name)), None)
+    if isinstance(found, PeerUnavailable) and found.hint is None and proxy is not None:
+        return PeerUnavailable(found.what, hint=f"{proxy} is set, and is not used")
     return found
 
 

@@ -11,7 +11,14 @@ from secure_quant.transport.channels import (
 )
 from secure_quant.transport.roles import Role, peer_role
 from secure_quant.transport.streams import FrameStream, dial_stream, listen_stream
-from secure_quant.transport.tls import InsecurePlaintext, Security, Tls, check_security
+from secure_quant.transport.tls import (
+    InsecurePlaintext,
+    Security,
+    Tls,
+    check_security,
+    own_role,
+    require_role,
+)
 
 __all__ = [
     "FrameStream",
@@ -26,7 +33,9 @@ __all__ = [
     "check_security",
     "dial_stream",
     "listen_stream",
+    "own_role",
     "peer_role",
+    "require_role",
     "server_credentials",
     "server_options",
     "sync_channel",

@@ -77,6 +77,9 @@ def channel_options(limits: Limits) -> Options:
         ("grpc.min_reconnect_backoff_ms", int(limits.connect_s * 1000)),
         ("grpc.max_reconnect_backoff_ms", 2000),
         ("grpc.use_local_subchannel_pool", 1),
+        # Peers are named by their addresses; a proxy that the environment names for the web is not
+        # on the way to them.
+        ("grpc.enable_http_proxy", 0),
     ]
 
 

@@ -16,9 +16,19 @@ from secure_quant.errors import (
     CertificateMismatch,
     CertificateMissing,
     InsecureRefused,
+    Unauthenticated,
 )
+from secure_quant.transport.roles import Role, role_of
 
-__all__ = ["Credentials", "InsecurePlaintext", "Security", "Tls", "check_security"]
+__all__ = [
+    "Credentials",
+    "InsecurePlaintext",
+    "Security",
+    "Tls",
+    "check_security",
+    "own_role",
+    "require_role",
+]
 
 Source = str | os.PathLike[str] | bytes
 """A path, or the PEM bytes themselves."""
@@ -62,6 +72,27 @@ class Tls:
         _check_period("certificate", chain[0])
         _check_issuer(chain[-1], authorities)
         return Credentials(pem["ca"], pem["cert"], pem["key"])
+
+
+def own_role(credentials: Credentials) -> Role:
+    """The role that one's own certificate names. Raises CertificateMismatch for none or several."""
+    (leaf, *_) = _parse("cert", credentials.cert)
+    try:
+        names = leaf.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
+        return role_of(names.get_values_for_type(x509.UniformResourceIdentifier))
+    except (x509.ExtensionNotFound, Unauthenticated) as error:
+        expected = "a certificate with one role"
+        raise CertificateMismatch("certificate", got="another", expected=expected) from error
+
+
+def require_role(security: Security, kind: str) -> None:
+    """One's own certificate is of ``kind``; also true of plaintext. Raises CertificateMismatch and
+    the errors of ``Tls.load``."""
+    if isinstance(security, InsecurePlaintext):
+        return
+    role = own_role(security.load())
+    if role.kind != kind:
+        raise CertificateMismatch("certificate", got=f"one of {role}", expected=f"one of {kind}")
 
 
 @dataclass(frozen=True, slots=True)

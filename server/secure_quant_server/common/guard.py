@@ -43,6 +43,7 @@ class Guard(grpc.aio.ServerInterceptor):
     ) -> None:
         self._access, self._metrics, self._admission = access, metrics, admission
         self._watch_s = watch_s
+        self._quiet = logs.Limiter()
         self._wrapped: dict[str, Handler] = {}
 
     async def intercept_service(
@@ -112,7 +113,8 @@ class Guard(grpc.aio.ServerInterceptor):
             raise
         except Exception as error:  # noqa: BLE001  the border: nothing unforeseen may leak out
             incident = secrets.token_hex(8)
-            logs.failure("call failed", error, method=method, caller=who, incident=incident)
+            if self._quiet.more((who, method, type(error))) is not None:
+                logs.failure("call failed", error, method=method, caller=who, incident=incident)
             hint = f"incident {incident} in the server's log"
             code, text, details = to_status(InternalError("the server failed", hint=hint))
             await context.abort(code, text, details)
@@ -120,9 +122,18 @@ class Guard(grpc.aio.ServerInterceptor):
             seconds = time.perf_counter() - started
             self._metrics.seconds.labels(method).observe(seconds)
             self._metrics.calls.labels(method, code.name).inc()
-            level = logging.DEBUG if code is grpc.StatusCode.OK else logging.INFO
-            ms = round(seconds * 1e3, 2)
-            logs.event("call", level=level, method=method, caller=who, code=code.name, ms=ms)
+            self._log(method, who, code, seconds)
+
+    def _log(self, method: str, who: str, code: grpc.StatusCode, seconds: float) -> None:
+        """A caller that tries again and again does not fill the log."""
+        fine = code is grpc.StatusCode.OK
+        unsaid = 0 if fine else self._quiet.more((who, method, code))
+        if unsaid is None:
+            return
+        more = {"unsaid": unsaid} if unsaid else {}
+        level = logging.DEBUG if fine else logging.INFO
+        ms = round(seconds * 1e3, 2)
+        logs.event("call", level=level, method=method, caller=who, code=code.name, ms=ms, **more)
 
     @asynccontextmanager
     async def _room(self, method: str, client: str) -> AsyncIterator[None]:

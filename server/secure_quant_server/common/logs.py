@@ -1,4 +1,8 @@
-"""One JSON object per line on standard error. Events carry names, sizes and times, never data."""
+"""One JSON object per line on standard error. Events carry names, sizes and times, never data.
+
+Whatever else speaks in this process (gRPC, asyncio, warnings, an exception that nobody caught) is
+put into the same form: its first line at most, and where it arose in place of a traceback.
+"""
 
 from __future__ import annotations
 
@@ -6,13 +10,18 @@ import asyncio
 import json
 import logging
 import sys
+import threading
 import time
 import traceback
+from collections import OrderedDict
+from collections.abc import Callable, Hashable
+from types import TracebackType
 from typing import Any
 
-__all__ = ["event", "failure", "follow_tasks", "level", "setup"]
+__all__ = ["Limiter", "event", "failure", "follow_tasks", "level", "setup"]
 
 _LOG = logging.getLogger("secure_quant")
+LINE = 300
 
 
 class _Json(logging.Formatter):
@@ -23,17 +32,29 @@ class _Json(logging.Formatter):
             "level": record.levelname.lower(),
             "event": record.getMessage(),
         }
+        if record.name.partition(".")[0] != _LOG.name:
+            lines = record.getMessage().splitlines() or [""]
+            document |= {"event": "log", "logger": record.name, "says": lines[0][:LINE]}
+            if record.exc_info and record.exc_info[1] is not None:
+                document |= _arose(record.exc_info[1])
         document.update(getattr(record, "fields", {}))
         return json.dumps(document, default=str)
 
 
 def setup(level: str = "INFO") -> None:
-    """Send the events of this process to standard error."""
+    """Send the events of this process to standard error, and what others log from a warning up."""
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(_Json())
+    root = logging.getLogger()
+    root.handlers[:] = [handler]
+    root.setLevel(logging.WARNING)
     _LOG.handlers[:] = [handler]
     _LOG.setLevel(level.upper())
     _LOG.propagate = False
+    logging.captureWarnings(True)
+    sys.excepthook = _uncaught
+    threading.excepthook = _thread_ended
+    sys.unraisablehook = _unraisable
 
 
 def event(name: str, *, level: int = logging.INFO, **fields: object) -> None:
@@ -45,9 +66,7 @@ def event(name: str, *, level: int = logging.INFO, **fields: object) -> None:
 def failure(name: str, error: BaseException, **fields: object) -> None:
     """Log an exception that was not foreseen: its type and where it arose. Its message stays out,
     since nobody vouches for what is in it."""
-    frames = traceback.extract_tb(error.__traceback__)[-8:]
-    where = [f"{frame.filename.rpartition('/')[2]}:{frame.lineno} {frame.name}" for frame in frames]
-    event(name, level=logging.ERROR, error=type(error).__name__, where=where, **fields)
+    event(name, level=logging.ERROR, **_arose(error), **fields)
 
 
 def level() -> str:
@@ -67,3 +86,54 @@ def _unretrieved(loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> No
         failure("task failed", error)
     else:
         event("task failed", level=logging.ERROR, reason=str(context.get("message"))[:200])
+
+
+class Limiter:
+    """How often the same may be said: ``burst`` times in ``window_s`` seconds, of each key.
+
+    Keeps the ``most`` keys used last.
+    """
+
+    def __init__(
+        self,
+        burst: int = 10,
+        window_s: float = 60.0,
+        most: int = 4096,
+        *,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._burst, self._window, self._most, self._clock = burst, window_s, most, clock
+        self._said: OrderedDict[Hashable, tuple[float, int]] = OrderedDict()
+
+    def more(self, key: Hashable) -> int | None:
+        """None if it is not to be said now; else how often it was left unsaid in the window before
+        this one."""
+        now = self._clock()
+        since, count = self._said.pop(key, (now, 0))
+        unsaid = 0
+        if now - since >= self._window:
+            unsaid, since, count = max(0, count - self._burst), now, 0
+        self._said[key] = (since, count + 1)
+        if len(self._said) > self._most:
+            self._said.popitem(last=False)
+        return unsaid if count < self._burst else None
+
+
+def _arose(error: BaseException) -> dict[str, Any]:
+    frames = traceback.extract_tb(error.__traceback__)[-8:]
+    where = [f"{frame.filename.rpartition('/')[2]}:{frame.lineno} {frame.name}" for frame in frames]
+    return {"error": type(error).__name__, "where": where}
+
+
+def _uncaught(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
+    failure("uncaught", error)
+
+
+def _thread_ended(arguments: threading.ExceptHookArgs) -> None:
+    if arguments.exc_value is not None:
+        failure("uncaught", arguments.exc_value, thread=getattr(arguments.thread, "name", None))
+
+
+def _unraisable(arguments: sys.UnraisableHookArgs) -> None:
+    if arguments.exc_value is not None:
+        failure("uncaught", arguments.exc_value)

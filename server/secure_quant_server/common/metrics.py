@@ -2,13 +2,20 @@
 
 from __future__ import annotations
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, start_http_server
+import socket
+import threading
+from http.server import HTTPServer, ThreadingHTTPServer
+from typing import Any
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, MetricsHandler
 
 from secure_quant.errors import ConfigError
 
 __all__ = ["Metrics"]
 
 _SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0)
+AT_ONCE = 4
+LONGEST_S = 5.0
 
 
 class Metrics:
@@ -27,11 +34,63 @@ class Metrics:
             "secure_quant_calls_running", "Calls being served", registry=self.registry
         )
 
-    def listen(self, address: str) -> None:
-        """Answer ``GET /metrics`` on ``host:port`` in a thread of its own, in plain HTTP. Raises
-        ConfigError."""
+    def listen(self, address: str) -> HTTPServer:
+        """Answer ``GET /metrics`` on ``host:port``, or on a loopback ``port``, in plain HTTP and
+        threads of its own. Raises ConfigError."""
         host, _, port = address.rpartition(":")
+        registry = self.registry
+
+        class Handler(MetricsHandler):
+            timeout = LONGEST_S
+
+        Handler.registry = registry
         try:
-            start_http_server(int(port), host.strip("[]") or "127.0.0.1", self.registry)
-        except (ValueError, OSError) as error:
+            server = _Bounded((host.strip("[]") or "127.0.0.1", int(port)), Handler)
+        except (ValueError, OSError, OverflowError) as error:
             raise ConfigError("metrics", got=address, expected="a free host:port") from error
+        threading.Thread(target=server.serve_forever, name="metrics", daemon=True).start()
+        return server
+
+
+class _Bounded(ThreadingHTTPServer):
+    """``AT_ONCE`` connections, each for a few seconds; one more is closed unanswered."""
+
+    daemon_threads = True
+
+    def __init__(self, address: tuple[str, int], handler: type[MetricsHandler]) -> None:
+        if ":" in address[0]:
+            self.address_family = socket.AF_INET6
+        self._room = threading.BoundedSemaphore(AT_ONCE)
+        super().__init__(address, handler)
+
+    def process_request(self, request: Any, client_address: Any) -> None:
+        """One connection."""
+        if not self._room.acquire(blocking=False):
+            self.shutdown_request(request)
+            return
+        try:
+            super().process_request(request, client_address)
+        except BaseException:
+            self._room.release()
+            raise
+
+    def process_request_thread(self, request: Any, client_address: Any) -> None:
+        """In its own thread. A peer that sends a byte now and then is cut off as well."""
+        end = threading.Timer(LONGEST_S, _cut, (request,))
+        end.daemon = True
+        end.start()
+        try:
+            super().process_request_thread(request, client_address)
+        finally:
+            end.cancel()
+            self._room.release()
+
+    def handle_error(self, request: Any, client_address: Any) -> None:
+        """A peer that went away is nothing to tell of."""
+
+
+def _cut(connection: socket.socket) -> None:
+    try:
+        connection.shutdown(socket.SHUT_RDWR)
+    except OSError:
+        return  # it has ended

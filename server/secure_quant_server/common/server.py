@@ -15,7 +15,14 @@ from grpc_health.v1.health import aio as health_aio
 from grpc_reflection.v1alpha import reflection
 
 from secure_quant.errors import ConfigError
-from secure_quant.transport import Limits, Security, add_port, server_options
+from secure_quant.transport import (
+    Limits,
+    Security,
+    add_port,
+    check_security,
+    require_role,
+    server_options,
+)
 from secure_quant_server.common import logs
 from secure_quant_server.common.access import Access
 from secure_quant_server.common.admission import Admission
@@ -72,8 +79,13 @@ class GrpcServer:
         access: Access,
         services: Sequence[str],
         *,
+        role: str | None = None,
         request_bytes: int | None = None,
     ) -> None:
+        """``role``: kind that the server's certificate must name. Raises CertificateMismatch and
+        the errors of ``Tls.load``."""
+        if role is not None:
+            require_role(check_security(options.security), role)
         self.options, self._services = options, tuple(services)
         self.metrics = Metrics()
         most = options.limits.message_bytes
@@ -94,6 +106,7 @@ class GrpcServer:
         if self.options.reflection:
             names = (*self._services, reflection.SERVICE_NAME, "grpc.health.v1.Health")
             reflection.enable_server_reflection(names, self.server)
+        logs.follow_tasks()
         await self.set_serving(False)
         self.port = add_port(self.server, self.options.listen, self.options.security)
         if self.port == 0:

@@ -87,7 +87,7 @@ class HeServer:
             budgets = Budgets(options.budget, options.budget_window_s)
             service = SecureInference(self.evaluators, infos, budgets, self.leveled)
             size = service.request_bytes
-            server = GrpcServer(options, access, [SERVICE], request_bytes=size)
+            server = GrpcServer(options, access, [SERVICE], role="he", request_bytes=size)
             add_SecureInferenceServiceServicer_to_server(service, server.server)
             await server.start()
         except BaseException:

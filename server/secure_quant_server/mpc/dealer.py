@@ -99,7 +99,7 @@ async def serve_dealer(
     stop = on_stop_signal()
     programs = [load_dealer(read_bundle(bundle)) for bundle in bundles]
     access = Access({SERVICE: frozenset({"party0", "party1"})})
-    server = GrpcServer(chosen, access, [SERVICE], request_bytes=REQUEST_BYTES)
+    server = GrpcServer(chosen, access, [SERVICE], role="dealer", request_bytes=REQUEST_BYTES)
     gauges = Gauges(server.metrics)
     with ExitStack() as stack:
         spool = None

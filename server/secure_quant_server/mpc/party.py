@@ -151,8 +151,9 @@ class _Front:
         tokens = Tokens.from_file(options.tokens) if options.tokens is not None else None
         access = Access({SERVICE: frozenset({"client"})}, tokens)
         self._grpc = GrpcServer(
-            options, access, [SERVICE], request_bytes=_request_bytes(programs, options.batch)
-        )
+            options, access, [SERVICE], role=f"party{self.party}",
+            request_bytes=_request_bytes(programs, options.batch),
+        )  # fmt: skip
         self.gauges = Gauges(self._grpc.metrics)
         self.board = Board(options.pending, options.pending * 2**20)
         self._serving: set[asyncio.Task[None]] = set()

@@ -171,7 +171,7 @@ class _Worker:
         options = ServerOptions(
             listen=self._config.link, security=self._config.security, reflection=False, grace_s=0.5
         )
-        server = GrpcServer(options, access, [LINK_SERVICE])
+        server = GrpcServer(options, access, [LINK_SERVICE], role="party1")
         party_link_pb2_grpc.add_PartyLinkServiceServicer_to_server(_Link(self), server.server)
         await server.start()
         await server.set_serving(True)

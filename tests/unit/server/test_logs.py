@@ -1,0 +1,75 @@
+"""One JSON object a line, whoever speaks; and nobody speaks without end."""
+
+import json
+import subprocess
+import sys
+
+from secure_quant.errors import MalformedMessage, ModelNotFound
+from secure_quant_server.common.logs import Limiter
+
+SPEAKERS = """
+import asyncio, gc, logging, sys, threading, warnings
+from secure_quant_server.common import logs
+logs.setup()
+logs.event("started", port=1)
+logging.getLogger("grpc").error("line one %s\\nsecond line s3cret", "x")
+warnings.warn("old thing")
+
+async def main():
+    logs.follow_tasks()
+    async def fail():
+        raise ValueError("s3cret")
+    task = asyncio.create_task(fail())
+    await asyncio.sleep(0)
+    del task
+    gc.collect()
+    await asyncio.sleep(0)
+    asyncio.get_running_loop().call_soon(lambda: 1 / 0)
+    await asyncio.sleep(0.01)
+
+asyncio.run(main())
+thread = threading.Thread(target=lambda: [][0], name="t")
+thread.start()
+thread.join()
+class Dies:
+    def __del__(self):
+        raise OSError("s3cret")
+Dies()
+try:
+    raise KeyError("s3cret")
+except KeyError:
+    logging.getLogger("other").exception("it failed")
+raise RuntimeError("s3cret")
+"""
+
+
+def test_whatever_speaks_says_one_object_a_line() -> None:
+    ran = subprocess.run([sys.executable, "-c", SPEAKERS], capture_output=True, text=True)
+    assert ran.returncode == 1
+    assert "s3cret" not in ran.stderr
+    said = [json.loads(line) for line in ran.stderr.splitlines()]
+    assert said[0]["event"] == "started"
+    assert said[1]["says"] == "line one x"
+    assert "old thing" in said[2]["says"]
+    errors = [each["error"] for each in said if "error" in each]
+    assert errors == [
+        "ValueError", "ZeroDivisionError", "IndexError", "OSError", "KeyError", "RuntimeError"
+    ]  # fmt: skip
+
+
+def test_the_same_is_said_so_often_and_counted() -> None:
+    now = 0.0
+    limiter = Limiter(burst=2, window_s=10, most=2, clock=lambda: now)
+    assert [limiter.more("a") for _ in range(5)] == [0, 0, None, None, None]
+    assert limiter.more("b") == 0
+    now = 10.0
+    assert [limiter.more("a") for _ in range(3)] == [3, 0, None]
+    limiter.more("b")
+    limiter.more("c")  # a is forgotten: memory is bounded
+    assert limiter.more("a") == 0
+
+
+def test_what_a_caller_chose_cannot_forge_a_line_or_move_a_cursor() -> None:
+    error = ModelNotFound("model", got="\x1b[2J\n{}\r\x00\u202e", expected="ä b")
+    assert str(error) == r"model: got \x1b[2J\n{}\r\x00\u202e, expected ä b"
+    assert str(MalformedMessage("plain text, as ever")) == "plain text, as ever"
