@@ -28,6 +28,7 @@ from secure_quant.ir import Graph
 from secure_quant.transport import Limits, Security, aio_channel, sync_channel
 from secure_quant.wire import raised
 from secure_quant_client.base import Deadline, call_metadata
+from secure_quant_client.forks import require_own
 from secure_quant_client.stats import Inference
 
 __all__ = [
@@ -110,8 +111,11 @@ class _Client(ABC, Generic[Model]):
         self._request = service.request
         self._model: Model | None = None
         self._closed = False
+        self._process = os.getpid()
 
     def _deadline(self, timeout: float | None = None) -> Deadline:
+        """Of a call that begins. Raises ConfigError, also in a forked process."""
+        require_own("client", self._process)
         return Deadline(self._limits.deadline_s if timeout is None else timeout)
 
     def _fetching(self) -> list[Call] | None:
@@ -159,6 +163,8 @@ class SyncClient(_Client[Model]):
     def close(self) -> None:
         """Give up the connections."""
         self._closed = True
+        if self._process != os.getpid():
+            return  # what would close them runs in the parent
         for channel in self._channels:
             channel.close()
 
@@ -272,6 +278,8 @@ class AsyncClient(_Client[Model]):
     async def close(self) -> None:
         """Give up the connections."""
         self._closed = True
+        if self._process != os.getpid():
+            return  # what would close them runs in the parent
         for channel in self._channels:
             await channel.close()
 

@@ -24,6 +24,7 @@ from secure_quant.he.sampling import Uniform, fresh
 from secure_quant.he.wire import Call
 from secure_quant.ir import Graph
 from secure_quant.keystream import SEED_BYTES
+from secure_quant_client.forks import forgotten_by_children, require_own
 from secure_quant_client.he.ckks_key import SecretKey
 
 __all__ = ["CkksKeys"]
@@ -55,6 +56,11 @@ class CkksKeys:
         self._process = os.getpid()
         self._keys: dict[Parameters, SecretKey] = {}
         self._pads: dict[tuple[int, int], _Pad] = {}
+        forgotten_by_children(self)
+
+    def forget(self) -> None:
+        """In a forked process: the keys are the parent's."""
+        self._keys, self._pads = {}, {}
 
     def prepare(self, batch: int) -> None:
         """Do ahead of time all that does not depend on the input. Raises ValueOutOfRange."""
@@ -65,13 +71,11 @@ class CkksKeys:
     def encrypt(self, step: int, x: Int) -> bytes:
         """x̂ int64[batch, *input shape of the step's node], centred -> the request.
 
-        Raises ShapeMismatch, DtypeMismatch, ValueOutOfRange.
+        Raises ShapeMismatch, DtypeMismatch, ValueOutOfRange, ConfigError in a forked process.
         """
         batch = self._check(step, x)
         call = self.plan.steps[step].call(batch)
-        if self._process != os.getpid():  # a forked copy would use the same pads again
-            self._process = os.getpid()
-            self._pads.clear()
+        require_own("keys of an inference", self._process)
         pad = self._pads.pop((step, batch), None) or self._pad(call)
         geometry, field = call.packing.geometry, ring(call.ring)
         message = call.packing.input(geometry.arrange(x))
@@ -113,6 +117,7 @@ class CkksKeys:
         return len(x)
 
     def _key(self, parameters: Parameters) -> SecretKey:
+        require_own("keys of an inference", self._process)
         if parameters not in self._keys:
             self._keys[parameters] = SecretKey.fresh(parameters)
         return self._keys[parameters]

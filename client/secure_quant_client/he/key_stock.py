@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 from secure_quant.errors import ConfigError
 from secure_quant.ir import Graph
+from secure_quant_client.forks import forgotten_by_children
 
 if TYPE_CHECKING:
     from secure_quant.he.plan import HePlan
@@ -32,8 +33,17 @@ class KeyStock:
             raise ConfigError("stock", got=size, expected=">= 0")
         self._graph, self._plan, self._size = graph, plan, size
         self._ready: OrderedDict[int, deque[CkksKeys]] = OrderedDict()
-        self._running = 0
         self._closed = False
+        self._empty()
+        forgotten_by_children(self)
+
+    def forget(self) -> None:
+        """In a forked process: the keys are the parent's, and so is the thread."""
+        self._empty()
+        self._ready.clear()
+
+    def _empty(self) -> None:
+        self._running = 0
         self._changed = threading.Condition()
         self._thread: threading.Thread | None = None
 

@@ -17,6 +17,7 @@ from secure_quant.transport import Limits, Security
 from secure_quant.wire.gen.secure_inference_pb2 import GetModelResponse
 from secure_quant_client.base import Deadline
 from secure_quant_client.connection import AsyncClient, SyncClient
+from secure_quant_client.forks import forgotten_by_children
 from secure_quant_client.he.client import HE
 from secure_quant_client.leveled.model import LeveledSession, RemoteLeveled
 from secure_quant_client.stats import Inference
@@ -63,6 +64,11 @@ class LeveledClient(SyncClient[RemoteLeveled]):
         self._session: LeveledSession | None = None
         self._key_bytes_up = 0
         self._turn = threading.RLock()
+        forgotten_by_children(self)
+
+    def forget(self) -> None:
+        """In a forked process: the key is the parent's."""
+        self._session, self._turn = None, threading.RLock()
 
     def close(self) -> None:
         """Give up the connection and the keys."""
@@ -173,6 +179,11 @@ class AsyncLeveledClient(AsyncClient[RemoteLeveled]):
         self._session: LeveledSession | None = None
         self._key_bytes_up = 0
         self._turn = asyncio.Lock()
+        forgotten_by_children(self)
+
+    def forget(self) -> None:
+        """In a forked process: the key is the parent's."""
+        self._session, self._turn = None, asyncio.Lock()
 
     async def close(self) -> None:
         """Give up the connection and the keys."""

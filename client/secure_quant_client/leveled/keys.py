@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from secure_quant.errors import ConfigError, ImplausibleAnswer
+from secure_quant.errors import ImplausibleAnswer
 from secure_quant.he.leveled.model import check_input
 from secure_quant.he.leveled.plan import LeveledPlan, padded
 from secure_quant.he.leveled.slots import all_slots, from_slots
@@ -30,6 +30,7 @@ from secure_quant.he.parameters import Parameters
 from secure_quant.he.ring import ring
 from secure_quant.he.sampling import Sampler, Uniform, fresh
 from secure_quant.keystream import SEED_BYTES
+from secure_quant_client.forks import forgotten_by_children, require_own
 
 __all__ = ["LeveledKeys"]
 
@@ -51,6 +52,11 @@ class LeveledKeys:
             for field, values in zip(self._rings, self._transformed(secret[None]), strict=True)
         ]
         self._ternary = secret
+        forgotten_by_children(self)
+
+    def forget(self) -> None:
+        """In a forked process: the key is the parent's, and so is its stream of randomness."""
+        self._secret, self._ternary, self._random = [], np.zeros(0, np.int64), fresh()
 
     def evaluation_keys(self) -> bytes:
         """Relinearization, rotation and public keys, ``wire.key_bytes`` long: for the server, once
@@ -74,7 +80,7 @@ class LeveledKeys:
     def encrypt(self, x: ArrayLike) -> list[bytes]:
         """float[batch, ...] -> a request per sample. Values beyond the input bound are clipped.
 
-        Raises ShapeMismatch, DtypeMismatch, ValueOutOfRange.
+        Raises ShapeMismatch, DtypeMismatch, ValueOutOfRange, ConfigError in a forked process.
         """
         values = check_input(self.plan.public, x)
         width, slots = padded(self.plan.public)[0], self.plan.degree // 2
@@ -96,6 +102,7 @@ class LeveledKeys:
         Raises MalformedMessage for a wrong length or a residue out of range; ImplausibleAnswer for
         copies that disagree or outputs beyond what the plan has room for. Give the key up then.
         """
+        require_own("leveled keys", self._process)
         plan, field = self.plan, self._rings[0]
         polynomials = unpack_response(plan, response)
         product = polynomials[1][None, None].copy()
@@ -160,8 +167,7 @@ class LeveledKeys:
         return [_forward(field, values)[0] for field in self._rings]
 
     def _stream(self) -> Sampler:
-        if self._process != os.getpid():
-            raise ConfigError("leveled keys", got="a forked process", expected="the one that made")
+        require_own("leveled keys", self._process)
         return self._random
 
 
