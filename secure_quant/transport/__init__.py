@@ -9,6 +9,7 @@ from secure_quant.transport.channels import (
     server_options,
     sync_channel,
 )
+from secure_quant.transport.fresh import FreshCredentials, SwappedTls, expiry, warn_of_expiry
 from secure_quant.transport.roles import Role, peer_role
 from secure_quant.transport.streams import FrameStream, dial_stream, listen_stream
 from secure_quant.transport.tls import (
@@ -22,16 +23,19 @@ from secure_quant.transport.tls import (
 
 __all__ = [
     "FrameStream",
+    "FreshCredentials",
     "InsecurePlaintext",
     "Limits",
     "Role",
     "Security",
+    "SwappedTls",
     "Tls",
     "add_port",
     "aio_channel",
     "channel_options",
     "check_security",
     "dial_stream",
+    "expiry",
     "listen_stream",
     "own_role",
     "peer_role",
@@ -39,4 +43,5 @@ __all__ = [
     "server_credentials",
     "server_options",
     "sync_channel",
+    "warn_of_expiry",
 ]

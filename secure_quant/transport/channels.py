@@ -10,8 +10,9 @@ import grpc
 import grpc.aio
 
 from secure_quant.errors import ConfigError
+from secure_quant.transport.fresh import FreshCredentials
 from secure_quant.transport.roles import Role
-from secure_quant.transport.tls import InsecurePlaintext, Security, check_security
+from secure_quant.transport.tls import Credentials, InsecurePlaintext, Security, check_security
 
 __all__ = [
     "Limits",
@@ -128,13 +129,25 @@ def sync_channel(
 
 
 def server_credentials(security: Security) -> grpc.ServerCredentials | None:
-    """Of a server that demands a certificate of every caller; None for plaintext."""
+    """Of a server that demands a certificate of every caller; None for plaintext. Files that are
+    replaced count from the next connection on."""
     if isinstance(check_security(security), InsecurePlaintext):
         return None
-    loaded = security.load()  # type: ignore[union-attr]  # narrowed by the line above
-    return grpc.ssl_server_credentials(
-        [(loaded.key, loaded.cert)], root_certificates=loaded.ca, require_client_auth=True
+    fresh = FreshCredentials(security)  # type: ignore[arg-type]  # narrowed by the line above
+
+    def look() -> grpc.ServerCertificateConfiguration | None:
+        found = fresh.look()
+        return None if found is None else _configuration(found)
+
+    return grpc.dynamic_ssl_server_credentials(
+        _configuration(fresh.current),
+        look,  # type: ignore[arg-type]  # the stubs forget that None means no change
+        require_client_authentication=True,
     )
+
+
+def _configuration(found: Credentials) -> grpc.ServerCertificateConfiguration:
+    return grpc.ssl_server_certificate_configuration([(found.key, found.cert)], found.ca)
 
 
 class _Server(Protocol):

@@ -26,6 +26,7 @@ from secure_quant.errors import (
     SecureQuantError,
 )
 from secure_quant.transport.channels import Limits
+from secure_quant.transport.fresh import FreshCredentials
 from secure_quant.transport.roles import Role, role_of
 from secure_quant.transport.tls import (
     Credentials,
@@ -233,14 +234,11 @@ async def listen_stream(
     bounds, (host, port) = limits or Limits(), _host_port(address)
     checked, context = check_security(security), None
     if not isinstance(checked, InsecurePlaintext):
-        context = _context(ssl.PROTOCOL_TLS_SERVER, checked.load())
+        context = _fresh_context(FreshCredentials(checked))
     tasks: set[asyncio.Task[None]] = set()
 
-    async def attend(stream: FrameStream, transport: asyncio.BaseTransport) -> None:
+    async def attend(stream: FrameStream) -> None:
         try:
-            if context is not None:
-                _check_role(transport, caller_role)
-                _check_protocol("link", transport)
             await serve(stream)
         except SecureQuantError:
             return
@@ -248,8 +246,15 @@ async def listen_stream(
             stream.close()
 
     def accepted(stream: FrameStream, transport: asyncio.BaseTransport) -> None:
+        try:  # before a byte of a frame is taken
+            if context is not None:
+                _check_role(transport, caller_role)
+                _check_protocol("link", transport)
+        except SecureQuantError:
+            stream.close()
+            return
         _keep_alive(transport, bounds)
-        task = asyncio.create_task(attend(stream, transport))
+        task = asyncio.create_task(attend(stream))
         tasks.add(task)
         task.add_done_callback(tasks.discard)
 
@@ -296,6 +301,22 @@ def _check_protocol(address: str, transport: asyncio.BaseTransport) -> None:
     if tls is not None and tls.selected_alpn_protocol() != PROTOCOL:
         got = tls.selected_alpn_protocol() or "another protocol"
         raise PeerUnavailable(address, got=got, expected=PROTOCOL)
+
+
+def _fresh_context(fresh: FreshCredentials) -> ssl.SSLContext:
+    """Of a server, whose connections use the certificates that lie there when they begin."""
+    newest = _context(ssl.PROTOCOL_TLS_SERVER, fresh.current)
+
+    def begin(tls: ssl.SSLObject, name: str | None, context: ssl.SSLContext) -> None:
+        nonlocal newest
+        found = fresh.look()
+        if found is not None:
+            newest = _context(ssl.PROTOCOL_TLS_SERVER, found)
+        tls.context = newest
+
+    first = newest
+    first.sni_callback = begin
+    return first
 
 
 def _context(protocol: int, credentials: Credentials) -> ssl.SSLContext:

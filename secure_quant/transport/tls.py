@@ -73,6 +73,10 @@ class Tls:
         _check_issuer(chain[-1], authorities)
         return Credentials(pem["ca"], pem["cert"], pem["key"])
 
+    def stamp(self) -> object:
+        """Compares equal as long as no file has changed."""
+        return tuple(_stamp(source) for source in (self.ca, self.cert, self.key))
+
 
 def own_role(credentials: Credentials) -> Role:
     """The role that one's own certificate names. Raises CertificateMismatch for none or several."""
@@ -126,6 +130,16 @@ def _read(name: str, source: Source) -> bytes:
         return Path(source).read_bytes()
     except OSError as error:
         raise CertificateMissing(name, got=error.strerror, expected=f"a file {source}") from error
+
+
+def _stamp(source: Source) -> object:
+    if isinstance(source, bytes):
+        return source
+    try:
+        found = Path(source).stat()
+    except OSError:
+        return None
+    return found.st_ino, found.st_size, found.st_mtime_ns
 
 
 def _parse(name: str, pem: bytes) -> list[x509.Certificate]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import hmac
+import logging
 import os
 import re
 import secrets
@@ -16,6 +17,7 @@ import grpc.aio
 
 from secure_quant.errors import ConfigError, PermissionDenied, Unauthenticated
 from secure_quant.transport import Role, peer_role
+from secure_quant_server.common import logs
 
 __all__ = ["ANY_ROLE", "Access", "Caller", "Tokens", "current_caller", "make_token"]
 
@@ -53,28 +55,33 @@ class Tokens:
 
     def __init__(self, digests: Mapping[str, str]) -> None:
         self._digests = {name: bytes.fromhex(digest) for name, digest in digests.items()}
+        self._path: Path | None = None
+        self._stamp: object = None
 
     @classmethod
     def from_file(cls, path: str | os.PathLike[str]) -> Tokens:
-        """Raises ConfigError."""
+        """Follows the file: who is added or struck out counts from the next call on, and a file
+        that cannot be read changes nothing. Raises ConfigError."""
+        stamp = _file_stamp(Path(path))
+        made = cls(_read_tokens(Path(path)))
+        made._path, made._stamp = Path(path), stamp
+        return made
+
+    def _follow(self) -> None:
+        if self._path is None or (stamp := _file_stamp(self._path)) == self._stamp:
+            return
+        self._stamp = stamp
         try:
-            lines = Path(path).read_text().splitlines()
-        except (OSError, UnicodeDecodeError) as error:
-            raise ConfigError("token file", got=path, expected="a text file") from error
-        found: dict[str, str] = {}
-        for number, line in enumerate(lines, 1):
-            if not line.strip() or line.startswith("#"):
-                continue
-            match = _LINE.fullmatch(line.strip())
-            if match is None or match[1] in found:
-                # The line itself stays out of the message: it may be a token pasted by mistake.
-                where = f"line {number} of the token file"
-                raise ConfigError(where, expected="NAME and a SHA-256 in hex, each name once")
-            found[match[1]] = match[2]
-        return cls(found)
+            digests = _read_tokens(self._path)
+        except ConfigError as error:
+            logs.event("tokens not taken", level=logging.WARNING, reason=str(error))
+            return
+        self._digests = {name: bytes.fromhex(digest) for name, digest in digests.items()}
+        logs.event("tokens taken", clients=len(digests))
 
     def name(self, token: str) -> str:
         """Whose token it is; takes as long for a wrong one. Raises Unauthenticated."""
+        self._follow()
         digest, found = hashlib.sha256(token.encode()).digest(), None
         for name, expected in self._digests.items():
             if hmac.compare_digest(digest, expected):
@@ -82,6 +89,32 @@ class Tokens:
         if found is None:
             raise Unauthenticated("token", got="one that is not known here")
         return found
+
+
+def _file_stamp(path: Path) -> object:
+    try:
+        found = path.stat()
+    except OSError:
+        return None
+    return found.st_ino, found.st_size, found.st_mtime_ns
+
+
+def _read_tokens(path: Path) -> dict[str, str]:
+    try:
+        lines = path.read_text().splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError("token file", got=path, expected="a text file") from error
+    found: dict[str, str] = {}
+    for number, line in enumerate(lines, 1):
+        if not line.strip() or line.startswith("#"):
+            continue
+        match = _LINE.fullmatch(line.strip())
+        if match is None or match[1] in found:
+            # The line itself stays out of the message: it may be a token pasted by mistake.
+            where = f"line {number} of the token file"
+            raise ConfigError(where, expected="NAME and a SHA-256 in hex, each name once")
+        found[match[1]] = match[2]
+    return found
 
 
 def make_token(name: str) -> tuple[str, str]:

@@ -33,6 +33,10 @@ class Metrics:
         self.running = Gauge(
             "secure_quant_calls_running", "Calls being served", registry=self.registry
         )
+        self.expiry = Gauge(
+            "secure_quant_certificate_expiry_seconds", "Unix time at which the certificate ends",
+            registry=self.registry,
+        )  # fmt: skip
 
     def listen(self, address: str) -> HTTPServer:
         """Answer ``GET /metrics`` on ``host:port``, or on a loopback ``port``, in plain HTTP and

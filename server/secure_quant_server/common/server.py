@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import os
 import signal
 from collections.abc import Sequence
@@ -14,14 +15,17 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_health.v1.health import aio as health_aio
 from grpc_reflection.v1alpha import reflection
 
-from secure_quant.errors import ConfigError
+from secure_quant.errors import ConfigError, SecureQuantError
 from secure_quant.transport import (
     Limits,
     Security,
+    Tls,
     add_port,
     check_security,
+    expiry,
     require_role,
     server_options,
+    warn_of_expiry,
 )
 from secure_quant_server.common import logs
 from secure_quant_server.common.access import Access
@@ -31,6 +35,8 @@ from secure_quant_server.common.metrics import Metrics
 
 __all__ = ["GrpcServer", "ServerOptions", "on_stop_signal", "read_bundle"]
 
+WARN_DAYS = 30
+WARN_EVERY_S = 6 * 3600.0
 _STATUS = health_pb2.HealthCheckResponse
 
 
@@ -100,6 +106,7 @@ class GrpcServer:
         self._health = health_aio.HealthServicer()
         health_pb2_grpc.add_HealthServicer_to_server(self._health, self.server)
         self.port = 0
+        self._expiry: asyncio.Task[None] | None = None
 
     async def start(self) -> int:
         """Begin to listen; the port. Raises ConfigError and the errors of ``Tls.load``."""
@@ -114,10 +121,23 @@ class GrpcServer:
         if self.options.metrics is not None:
             self.metrics.listen(self.options.metrics)
         await self.server.start()
+        if isinstance(self.options.security, Tls):
+            self._expiry = asyncio.create_task(self._watch_expiry(self.options.security))
         security = type(self.options.security).__name__
         host = self.options.listen.rpartition(":")[0]
         logs.event("listening", address=f"{host}:{self.port}", security=security)
         return self.port
+
+    async def _watch_expiry(self, tls: Tls) -> None:
+        """Say days ahead that the certificate ends."""
+        while True:
+            try:
+                found = tls.load()
+                self.metrics.expiry.set(expiry(found).timestamp())
+                warn_of_expiry(found, WARN_DAYS)
+            except SecureQuantError as error:
+                logs.event("certificate unusable", level=logging.ERROR, reason=str(error))
+            await asyncio.sleep(WARN_EVERY_S)
 
     async def set_serving(self, serving: bool) -> None:
         """What grpc.health.v1 answers from now on."""
@@ -127,6 +147,8 @@ class GrpcServer:
 
     async def stop(self) -> None:
         """Health first, then no new calls, then ``grace_s`` for the running ones."""
+        if self._expiry is not None:
+            self._expiry.cancel()
         await self._health.enter_graceful_shutdown()
         await self.server.stop(self.options.grace_s)
         logs.event("stopped")
