@@ -4,7 +4,7 @@ BIN := .venv/bin
 READY := .venv/.ready
 PROTOC := .protoc
 
-.PHONY: setup demo test lint format types imports proto proto-check deploy-check lock compat bench clean
+.PHONY: setup demo test fuzz lint format types imports proto proto-check deploy-check lock compat bench clean
 
 demo: $(READY)
 	$(BIN)/secure-quant demo
@@ -15,6 +15,10 @@ test: lint types imports proto-check deploy-check
 lint: $(READY)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+
+# Random modules against every check; `make fuzz SEED=7000` for nets of one's own choice.
+fuzz: $(READY)
+	$(BIN)/python tools/fuzz_nets.py --count $(or $(COUNT),2000) $(if $(SEED),--seed $(SEED))
 
 format: $(READY)
 	$(BIN)/ruff check --fix .

@@ -1,0 +1,104 @@
+#!/usr/bin/env python3
+"""Random modules against every check there is (tests/fuzz): none may be wrong in silence.
+
+    python tools/fuzz_nets.py                          2,000 nets; the seed is printed
+    python tools/fuzz_nets.py --seed 7000 --count 500  nets 7000 to 7499
+    python tools/fuzz_nets.py --net 7123               one net, with its source
+
+Exit status 1 if a net is wrong: taken though it computes something else than its module, or refused
+by an error without a name.
+"""
+
+from __future__ import annotations
+
+import argparse
+import secrets
+import sys
+import warnings
+from collections import Counter
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "tests"))
+
+
+def _quiet() -> None:
+    import torch
+
+    torch.set_num_threads(1)
+    warnings.simplefilter("ignore")
+
+
+def _one(seed: int) -> object:
+    from fuzz.judge import judge
+
+    return judge(seed)
+
+
+def show(seed: int) -> int:
+    """The source of one net, and the verdict on it."""
+    from fuzz.judge import MODES, judge
+    from fuzz.nets import RandomNet
+
+    net = RandomNet(seed)
+    print(f"net {seed}, mode {MODES[seed % len(MODES)]}, input {list(net.x.shape)}")
+    print(net.module.source)
+    print("\n".join(f"    {line}" for line in str(net.module).splitlines()))
+    verdict = judge(seed)
+    print(verdict)
+    return int(verdict.kind == "wrong")
+
+
+def search(first: int, count: int, jobs: int) -> int:
+    """Counts, refusals by reason, and every net that is wrong."""
+    print(f"seeds {first} to {first + count - 1}", flush=True)
+    counts: Counter[str] = Counter()
+    reasons: Counter[str] = Counter()
+    worst, errors = 0.0, []
+    with ProcessPoolExecutor(
+        jobs, mp_context=get_context("spawn"), initializer=_quiet, max_tasks_per_child=250
+    ) as pool:
+        seeds = range(first, first + count)
+        for done, verdict in enumerate(pool.map(_one, seeds, chunksize=5), 1):
+            counts[verdict.kind] += 1  # type: ignore[attr-defined]
+            counts["warned"] += verdict.warned  # type: ignore[attr-defined]
+            for note in verdict.notes:  # type: ignore[attr-defined]
+                counts[note] += 1
+            if verdict.kind == "refused":  # type: ignore[attr-defined]
+                reasons[verdict.why] += 1  # type: ignore[attr-defined]
+            elif verdict.kind == "wrong":  # type: ignore[attr-defined]
+                print(f"WRONG net {verdict.seed}: {verdict.why}", flush=True)  # type: ignore[attr-defined]
+            else:
+                worst = max(worst, verdict.steps)  # type: ignore[attr-defined]
+                errors.append(verdict.error)  # type: ignore[attr-defined]
+            if done % 100 == 0:
+                print(f"{done}/{count} {dict(counts)}", flush=True)
+    print(f"\n{dict(counts)}")
+    if errors:
+        errors.sort()
+        print(f"taken: median error {errors[len(errors) // 2]:.3g}, most steps of one op {worst:g}")
+    for reason, times in reasons.most_common(40):
+        print(f"{times:5d}  {reason}")
+    if counts["wrong"]:
+        print("see one: python tools/fuzz_nets.py --net SEED")
+    return int(counts["wrong"] > 0)
+
+
+def main() -> int:
+    """One net, or a search."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--seed", type=int, help="the first net; drawn if left out")
+    parser.add_argument("--count", type=int, default=2000)
+    parser.add_argument("--jobs", type=int, default=2)
+    parser.add_argument("--net", type=int, help="judge one net and show it")
+    arguments = parser.parse_args()
+    if arguments.net is not None:
+        _quiet()
+        return show(arguments.net)
+    first = secrets.randbelow(10**8) if arguments.seed is None else arguments.seed
+    return search(first, arguments.count, arguments.jobs)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
