@@ -7,22 +7,27 @@ import asyncio
 import threading
 from collections.abc import Callable
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
+from unit.he.leveled.models import random_model
 from unit.he.models import lenet
 from unit.server.support import StandIn, serving, tls
 
 from secure_quant.errors import MessageTooLarge, PlanMismatch
 from secure_quant.he.geometry import Geometry
+from secure_quant.he.leveled import plan as plan_leveled
 from secure_quant.he.noise import choose
 from secure_quant.he.packing import Packing, Tile
 from secure_quant.he.parameters import TIERS
 from secure_quant.he.plan import HePlan, Layout, plan
 from secure_quant.he.search import layer_of
 from secure_quant.wire import info_to_proto
+from secure_quant.wire.gen.secure_inference_pb2 import GetModelResponse, LeveledInfo
 from secure_quant_client import AsyncHeClient, HeClient, trust
 from secure_quant_client.he.model import HeModel
+from secure_quant_client.leveled.model import RemoteLeveled
 
 NET = lenet().public()
 OWN = plan(NET)
@@ -138,3 +143,29 @@ def test_a_model_nobody_asked_for_by_hash_may_not_be_large(
     with pytest.raises(MessageTooLarge, match="expected_hash"):
         received(OWN, expected_hash=None)
     assert received(OWN).plan.cost() == cost
+
+
+SMALL = random_model((12, 4), seed=2)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"degree": 16384},  # six times the keys
+        {"chain_bits": (34, 30, 30), "scale_bits": 30},  # a larger error to hide in
+    ],
+)
+def test_a_leveled_plan_that_is_not_the_planners_is_refused(changes: dict[str, Any]) -> None:
+    own = plan_leveled(SMALL)
+    own.require_own()
+    forged = replace(own, **changes)
+    info = LeveledInfo(public_model=SMALL.public().to_json(), plan=forged.to_json())
+    options = {"message_bytes": 2**26, "answers_per_key": 64, "tolerance": 1e-3}
+    with pytest.raises(PlanMismatch, match="modulus chain"):
+        RemoteLeveled.receive(GetModelResponse(leveled=info), SMALL.hash, **options)
+
+
+@pytest.mark.parametrize("widths", [(6, 5, 3), (12, 4), (64, 32, 10), (4, 3, 3, 2), (1, 1)])
+@pytest.mark.parametrize("bound", [0.1, 1.0, 30.0])
+def test_the_planners_own_leveled_plan_is_taken(widths: tuple[int, ...], bound: float) -> None:
+    plan_leveled(random_model(widths, bound=bound), tolerance=1.0).require_own()

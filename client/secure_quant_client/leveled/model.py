@@ -53,14 +53,15 @@ class RemoteLeveled:
         answers_per_key: int,
         tolerance: float,
     ) -> RemoteLeveled:
-        """Raises HashMismatch, MalformedModel and its kin, MalformedMessage, MessageTooLarge for
-        keys too large to be made unasked; InsecureRefused for an error bound above ``tolerance``:
-        it is the server's word, and what an answer may hide in."""
+        """Raises HashMismatch, MalformedModel and its kin, PlanMismatch, MalformedMessage,
+        MessageTooLarge for keys too large to be made unasked; InsecureRefused for an error bound
+        above ``tolerance``: it is the server's word, and what an answer may hide in."""
         if not answer.HasField("leveled"):
             raise MalformedMessage("model", got="an integer model", expected="a leveled one")
         info = answer.leveled
         public = PublicLeveled.from_json(info.public_model, expected_hash=expected_hash)
         plan = LeveledPlan.from_json(info.plan, public)
+        plan.require_own()
         bound_unpinned("evaluation keys", key_bytes(plan) + request_bytes(plan), expected_hash)
         if plan.error_bound > tolerance:
             raise InsecureRefused(

@@ -11,7 +11,13 @@ from dataclasses import dataclass
 from functools import lru_cache
 from math import ceil, isfinite, log2
 
-from secure_quant.errors import InsecureRefused, InvalidGraph, MalformedModel, OpNotSupported
+from secure_quant.errors import (
+    InsecureRefused,
+    InvalidGraph,
+    MalformedModel,
+    OpNotSupported,
+    PlanMismatch,
+)
 from secure_quant.he.leveled.bound import naf, output_error, value_bounds
 from secure_quant.he.leveled.model import LeveledModel, PublicLeveled
 from secure_quant.he.parameters import MAX_MODULUS_BITS
@@ -87,6 +93,20 @@ class LeveledPlan:
         widest = max(padded(self.public))
         return tuple(sorted({term for i in range(1, widest) for term in naf(i)}))
 
+    def require_own(self) -> None:
+        """That the modulus is the one that ``plan`` chooses at this degree for values of this
+        size. Degree, size and error bound follow from the weights and are the owner's word.
+
+        Raises PlanMismatch.
+        """
+        own = _chain(self.public, self.degree, self.chain_bits[0] - self.scale_bits)
+        if own != self.chain_bits:
+            raise PlanMismatch(
+                "modulus chain", got=f"a scale of {self.scale_bits} bits",
+                expected=f"{own[-1]} bits at degree {self.degree}" if own else "another degree",
+                hint="a server of the same release, or one that does not tell the truth",
+            )  # fmt: skip
+
     def to_json(self) -> bytes:
         """Canonical; the public model itself stands beside it."""
         document = {
@@ -123,26 +143,34 @@ def plan(model: LeveledModel, *, tolerance: float = TOLERANCE) -> LeveledPlan:
     for degree in DEGREES:
         if max(*padded(public), public.widths[-1]) > degree // 2:
             continue
-        for bits in SCALE_BITS:
-            # One bit for the sign, one for error and rounding.
-            q0 = max(bits + ceil(log2(max(largest, 1.0))) + 2, bits + 1)
-            chain = (q0, *(bits,) * (_levels(public) + 1))
-            if q0 > MAX_PRIME_BITS or sum(chain) > MAX_MODULUS_BITS[degree]:
-                continue
-            try:
-                primes = primes_of(degree, chain)
-            except OpNotSupported:
-                continue
-            error = output_error(model, degree, primes, bits)
-            best = min(best, error)
-            if error <= tolerance:
-                return LeveledPlan(public, degree, chain, bits, error)
-            break  # a smaller scale errs more
+        # One bit for the sign, one for error and rounding.
+        chain = _chain(public, degree, ceil(log2(max(largest, 1.0))) + 2)
+        if chain is None:
+            continue
+        error = output_error(model, degree, primes_of(degree, chain), chain[-1])
+        best = min(best, error)
+        if error <= tolerance:
+            return LeveledPlan(public, degree, chain, chain[-1], error)
     raise OpNotSupported(
         f"leveled CKKS with {len(model.layers)} layers and values up to {largest:.3g}",
         got=f"an error up to {best:.3g} at 128-bit security", expected=f"<= {tolerance:g}",
         hint="fewer layers, a smaller input bound or more tolerance",
     )  # fmt: skip
+
+
+def _chain(public: PublicLeveled, degree: int, room: int) -> tuple[int, ...] | None:
+    """Bits of the primes with the largest scale that is secure at that degree, q0 having ``room``
+    bits above it; None where there is none. A smaller scale errs more."""
+    for bits in SCALE_BITS:
+        chain = (bits + room, *(bits,) * (_levels(public) + 1))
+        if chain[0] > MAX_PRIME_BITS or sum(chain) > MAX_MODULUS_BITS[degree]:
+            continue
+        try:
+            primes_of(degree, chain)
+        except OpNotSupported:
+            continue
+        return chain
+    return None
 
 
 def padded(public: PublicLeveled) -> tuple[int, ...]:

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Any
 
 import grpc
 import pytest
 from unit.he.leveled.models import random_model
-from unit.server.support import calling, graph, run, serving
+from unit.server.support import calling, graph, run, serving, tls
 
 from secure_quant.errors import BudgetExceeded, MalformedMessage
 from secure_quant.he.leveled import plan
+from secure_quant.he.leveled.wire import key_bytes
 from secure_quant.wire import raised
 from secure_quant.wire.gen.secure_inference_pb2 import (
     EvaluateLinearRequest,
@@ -18,17 +20,20 @@ from secure_quant.wire.gen.secure_inference_pb2 import (
     OpenSessionRequest,
 )
 from secure_quant_server.common import Budgets
+from secure_quant_server.he.key_store import KeyStore
 from secure_quant_server.he.leveled import LeveledModels, _Served
 
 MODEL = random_model((3, 2), seed=1)
+PLAN = plan(MODEL)
 
 
-def leveled() -> LeveledModels:
+def leveled(keys: KeyStore | None = None) -> LeveledModels:
     """One model that has no worker."""
     made = LeveledModels([])
     public = MODEL.public()
     info = LeveledInfo(public_model=public.to_json())
-    made._models[public.hash] = _Served(0, info, plan(MODEL))
+    made._models[public.hash] = _Served(0, info, PLAN)
+    made._keys = keys or made._keys
     return made
 
 
@@ -67,5 +72,37 @@ def test_uploads_of_keys_are_charged() -> None:
         async with serving(**options) as server, calling(server) as (stub, _):
             found = [await code(stub.OpenSession(upload(MODEL.hash))) for _ in range(5)]
             assert found == [MalformedMessage] * 3 + [BudgetExceeded] * 2
+
+    run(test)
+
+
+def test_streams_of_one_byte_do_not_close_the_leveled_mode_to_others() -> None:
+    """The attack over gRPC: mallory's streams stay open, one byte each."""
+
+    async def begin(stub: Any) -> Any:
+        call = stub.OpenSession()
+        await call.write(OpenSessionRequest(model_hash=MODEL.hash, keys=b"x"))
+        return call
+
+    async def upload(stub: Any) -> bytes:
+        data = bytes(key_bytes(PLAN))
+        pieces = [data[i : i + 2**20] for i in range(0, len(data), 2**20)]
+        requests = iter([OpenSessionRequest(model_hash=MODEL.hash, keys=each) for each in pieces])
+        return (await stub.OpenSession(requests)).session_id
+
+    async def test() -> None:
+        served = leveled(KeyStore(key_bytes(PLAN), 16 * key_bytes(PLAN)))
+        async with (
+            serving(leveled=served) as server,
+            calling(server, tls("client/alice")) as (alice, _),
+            calling(server, tls("client/mallory")) as (mallory, _),
+            calling(server, tls("client/bob")) as (bob, _),
+        ):
+            session = await upload(alice)
+            calls = [await begin(mallory) for _ in range(45)]
+            assert len(await upload(bob)) == len(await upload(alice)) == 16
+            assert served._keys.find(session) is not None
+            for call in calls:
+                call.cancel()
 
     run(test)
