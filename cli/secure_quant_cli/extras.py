@@ -11,7 +11,6 @@ ADD_CRYPTEN = "secure-quant add-crypten"
 
 # Top-level module -> the extra that brings it.
 EXTRAS = {
-    "grpc_health": "server",
     "grpc_reflection": "server",
     "grpc_status": "server",
     "matplotlib": "report",

@@ -14,7 +14,7 @@ import sys
 
 class Blocked:
     names = {"torch", "torchao", "crypten", "numba", "tenseal", "sklearn", "onnx", "onnxruntime",
-             "grpc_health", "grpc_reflection", "grpc_status", "prometheus_client"}
+             "grpc_reflection", "grpc_status", "prometheus_client"}
 
     def find_spec(self, name, path=None, target=None):
         if name.partition(".")[0] in self.names:
@@ -51,6 +51,12 @@ def test_infer_gets_as_far_as_the_network(home: Path, engine: str, targets: str)
     assert "Traceback" not in done.stderr
 
 
+def test_health_asks(home: Path) -> None:
+    done = run(home, *"health --role he --target 127.0.0.1:1 --tls certs --caller client".split())
+    assert done.returncode == 1
+    assert "not serving" in done.stdout
+
+
 def test_certs_are_made(home: Path) -> None:
     assert run(home, "certs", "--out", "more").returncode == 0
 
@@ -61,7 +67,6 @@ def test_certs_are_made(home: Path) -> None:
         ("bench --model mlp --engine reference", "quantize"),
         ("demo", "quantize"),
         ("serve he --bundle b.sqb --listen 127.0.0.1:0 --tls certs", "server"),
-        ("health --role he --target 127.0.0.1:1 --tls certs", "server"),
     ],
 )
 def test_what_lacks_is_named(home: Path, line: str, extra: str) -> None:
