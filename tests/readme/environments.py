@@ -8,11 +8,13 @@ second to make, and a command that needs anything more fails in it as it would f
 from __future__ import annotations
 
 import sys
+import tomllib
 import venv
 from collections.abc import Iterable
 from importlib.metadata import Distribution, PackageNotFoundError, distribution
 from pathlib import Path
 
+from packaging.markers import Marker
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
@@ -36,12 +38,28 @@ def closure(extras: Iterable[str]) -> dict[str, Distribution]:
             found[name] = distribution(name)
         except PackageNotFoundError:
             continue  # of another platform, or optional to its dependant: absent for users too
-        for line in found[name].requires or ():
-            need = Requirement(line)
+        own = name == "secure-quant"
+        for need in _declared() if own else map(Requirement, found[name].requires or ()):
             if need.marker is None or need.marker.evaluate({"extra": extra}):
                 wanted = canonicalize_name(need.name)
                 waiting += [(wanted, part) for part in ("", *need.extras)]
     return found
+
+
+def _declared() -> list[Requirement]:
+    """What pyproject.toml says today: the metadata installed here may be older."""
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    lines = [(line, "") for line in project["dependencies"]]
+    for extra, needs in project["optional-dependencies"].items():
+        lines += [(line, f"extra == '{extra}'") for line in needs]
+    made = []
+    for line, condition in lines:
+        need = Requirement(line)
+        if condition:
+            both = f"({need.marker}) and {condition}" if need.marker else condition
+            need.marker = Marker(both)
+        made.append(need)
+    return made
 
 
 def make_environment(folder: Path, extras: Iterable[str], *, crypten: bool = False) -> Path:

@@ -52,7 +52,20 @@ def test_infer_gets_as_far_as_the_network(home: Path, engine: str, targets: str)
 
 
 def test_health_asks(home: Path) -> None:
-    done = run(home, *"health --role he --target 127.0.0.1:1 --tls certs --caller client".split())
+    done = run(
+        home,
+        *[
+            "health",
+            "--role",
+            "he",
+            "--target",
+            "127.0.0.1:1",
+            "--tls",
+            "certs",
+            "--caller",
+            "client",
+        ],
+    )
     assert done.returncode == 1
     assert "not serving" in done.stdout
 
