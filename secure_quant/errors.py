@@ -13,6 +13,7 @@
     │   ├── CaptureMismatch        a captured graph that computes something else than its module
     │   ├── AccuracyLoss           integers further off the float model than the caller allows
     │   ├── CalibrationError       calibration data missing or unusable
+    │   ├── NotFinite              NaN or infinity in a parameter, a statistic, a loss or a result
     │   └── MissingParameters      weights asked of a public graph
     ├── InputError                 the caller's data is at fault
     │   ├── ShapeMismatch
@@ -72,6 +73,7 @@ __all__ = [
     "MissingParameters",
     "ModelError",
     "ModelNotFound",
+    "NotFinite",
     "OpNotSupported",
     "OverflowRisk",
     "Overloaded",
@@ -170,6 +172,10 @@ class AccuracyLoss(ModelError):
 
 class CalibrationError(ModelError):
     """Calibration data that is missing or cannot be used."""
+
+
+class NotFinite(ModelError):
+    """NaN or infinity in a model's parameters, its training or what it computes."""
 
 
 class MissingParameters(ModelError):

@@ -25,6 +25,7 @@ from secure_quant.quantizer.opset import (
     PRODUCTS,
     SHAPING,
     SUMS,
+    WEIGHTED,
     find_roots,
 )
 from secure_quant.quantizer.passes import rewrite
@@ -37,14 +38,6 @@ aten = torch.ops.aten
 
 _RESHAPED = SUMS | {aten.conv1d.default, aten.conv1d.padding}
 """Their accumulators have another shape than the model's values, so they cannot be the output."""
-
-_WEIGHTED = (
-    aten.linear.default,
-    aten.conv1d.default,
-    aten.conv1d.padding,
-    aten.conv2d.default,
-    aten.conv2d.padding,
-)
 
 
 @dataclass
@@ -74,7 +67,7 @@ class IntegerQuantizer(Quantizer):  # type: ignore[misc]
             if node.target in CONCAT:
                 self._annotate_concat(node)
                 continue
-            specs = {node.args[1]: self._weight_spec(node)} if node.target in _WEIGHTED else {}
+            specs = {node.args[1]: self._weight_spec(node)} if node.target in WEIGHTED else {}
             bits = 8 if node.op == "placeholder" else max(node.meta.get(BITS, 8), self.bits)
             spec = self._activation_spec(bits) if _is_observed(node, roots) else None
             node.meta["quantization_annotation"] = QuantizationAnnotation(
@@ -93,14 +86,18 @@ class IntegerQuantizer(Quantizer):  # type: ignore[misc]
             raise unsupported(node)
 
     def _annotate_concat(self, node: Node) -> None:
+        """One grid for all operands and the result. It belongs to the edges into the join, not to
+        the operands: whatever else reads those keeps its own grid, and an operand that is on
+        another is rounded once more at the edge."""
         joined: Any = node.args[0]
-        first, *others = joined
+        first, *others = dict.fromkeys(joined)
         shared = SharedQuantizationSpec((first, node))
         specs: dict[Any, Any] = {first: self._activation_spec(self.bits)}
         specs |= dict.fromkeys(others, shared)
         node.meta["quantization_annotation"] = QuantizationAnnotation(
-            input_qspec_map=specs, output_qspec=shared, _annotated=True
-        )
+            input_qspec_map=specs, output_qspec=shared, allow_implicit_sharing=False,
+            _annotated=True,
+        )  # fmt: skip
 
     def _activation_spec(self, bits: int = 8) -> QuantizationSpec:
         if bits != 8:
@@ -133,5 +130,5 @@ def _is_observed(node: Node, roots: dict[Node, Node]) -> bool:
     return any(
         not accumulator if user.op == "output" else roots.get(user) is not roots[node]
         for user in node.users
-        if user in roots
+        if user in roots and user.target not in CONCAT  # a join observes its own edges
     )

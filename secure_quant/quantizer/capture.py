@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import operator
 from typing import Any
 
@@ -10,18 +9,27 @@ import torch
 from torch import Tensor, nn
 from torch.fx import GraphModule, Node
 
-from secure_quant.errors import CalibrationError, UnsupportedModule
+from secure_quant.errors import UnsupportedModule
+from secure_quant.quantizer.accept import accepted, check_forward, check_output
 from secure_quant.quantizer.explicit import make_explicit
+from secure_quant.quantizer.functional import functional_module
+from secure_quant.quantizer.passes.batch_norm import lower_batch_norm
+from secure_quant.quantizer.passes.fold import fold_constants
+from secure_quant.quantizer.passes.products import lower_products
+from secure_quant.quantizer.refuse import unsupported
 
-__all__ = ["capture", "module_path"]
+__all__ = ["capture"]
 
 aten = torch.ops.aten
 
-_NOTHING = {
+_DROPOUTS = {
     aten.dropout.default,
     aten.dropout_.default,
     aten.feature_dropout.default,
     aten.alpha_dropout.default,
+    aten.feature_alpha_dropout.default,
+}
+_NOTHING = _DROPOUTS | {
     aten.contiguous.default,
     aten.clone.default,
     aten.detach.default,
@@ -35,23 +43,36 @@ _CASTS = {aten.to.dtype, aten.to.device, aten.to.other, aten._to_copy.default, a
 
 
 def capture(model: nn.Module, example: Tensor) -> GraphModule:
-    """The inference graph of ``model`` for inputs float32[batch, ...] like ``example``.
+    """The inference graph of ``model`` for inputs float32[batch, ...] like ``example``: without
+    writes, with every constant evaluated and every BatchNorm in the weights of a layer.
 
     The batch axis is dynamic where the model allows it. Raises UnsupportedModule, with the
-    exporter's reason, if the model cannot be captured as one graph.
+    exporter's reason, if the model cannot be captured as one graph; CalibrationError, NotFinite.
     """
-    module = make_explicit(copy.deepcopy(model).eval())
+    module = accepted(model)
+    own = check_forward(module, example)
+    trained = {name for name, p in model.named_parameters() if not p.requires_grad}
+    graph_module = functional_module(_export(make_explicit(module), example))
+    check_output(own, module)
+    drop_nothings(graph_module)
+    fold_constants(graph_module, len(example))
+    lower_products(graph_module)
+    lower_batch_norm(graph_module)
+    graph_module.graph.eliminate_dead_code()
+    graph_module.recompile()
+    for name, parameter in graph_module.named_parameters():
+        parameter.requires_grad_(name not in trained)
+    return graph_module
+
+
+def _export(module: nn.Module, example: Tensor) -> torch.export.ExportedProgram:
     batch = torch.export.Dim("batch", min=1)
     try:
-        program = torch.export.export(module, (example,), dynamic_shapes=({0: batch},))
+        return torch.export.export(module, (example,), dynamic_shapes=({0: batch},))
     except UnsupportedModule:
         raise
     except Exception:  # noqa: BLE001  the exporter raises many kinds; the second try tells
-        program = _export_fixed(module, example)
-    graph_module = program.module(check_guards=False)
-    make_functional(graph_module)
-    drop_nothings(graph_module)
-    return graph_module
+        return _export_fixed(module, example)
 
 
 def _export_fixed(module: nn.Module, example: Tensor) -> torch.export.ExportedProgram:
@@ -68,42 +89,16 @@ def _export_fixed(module: nn.Module, example: Tensor) -> torch.export.ExportedPr
         ) from error
 
 
-def module_path(node: Node) -> str:
-    """Dotted path of the module that made an fx node, "" for the model itself."""
-    stack = node.meta.get("nn_module_stack") or {}
-    path = ""
-    for name, _ in stack.values():
-        if isinstance(name, str) and not name.startswith("_empty"):
-            path = name
-    return path.removeprefix("L['self'].").removeprefix("L['self']")
-
-
-def make_functional(module: GraphModule) -> None:
-    """Replace ``relu_`` and its like by the functional op; later readers see the new value."""
-    graph = module.graph
-    for node in list(graph.nodes):
-        if node.op != "call_function" or not isinstance(node.target, torch._ops.OpOverload):
-            continue
-        name = node.target._schema.name.split("::")[1]
-        if not name.endswith("_") or name.endswith("__"):
-            continue
-        packet = getattr(aten, name[:-1], None)
-        overload = getattr(packet, node.target._overloadname, None) if packet else None
-        if overload is None:
-            continue
-        changed = node.args[0]
-        node.target = overload
-        late = node
-        while late.next.op != "root":
-            late = late.next
-            if changed in late.all_input_nodes:
-                late.replace_input_with(changed, node)
-    module.recompile()
-
-
 def drop_nothings(module: GraphModule) -> None:
-    """Remove dropout, casts between floats, clones and dead nodes."""
+    """Remove dropout, casts between floats, clones and dead nodes. Every view becomes a reshape,
+    which does not ask how its input lies in memory."""
     for node in list(module.graph.nodes):
+        if node.target in _DROPOUTS and node.args[1] and node.args[2]:
+            raise unsupported(
+                node, "dropout that stays on in eval mode", "pass training=self.training"
+            )
+        if node.target in (aten.view.default, aten._unsafe_view.default):
+            node.target = aten.reshape.default
         if node.target in _NOTHING or (node.target in _CASTS and _is_float(node)):
             node.replace_all_uses_with(node.args[0])
             module.graph.erase_node(node)
@@ -116,22 +111,3 @@ def drop_nothings(module: GraphModule) -> None:
 def _is_float(node: Node) -> bool:
     values: Any = [node.meta.get("val"), node.args[0].meta.get("val")]  # type: ignore[union-attr]
     return all(isinstance(v, Tensor) and v.dtype.is_floating_point for v in values)
-
-
-def check_calibration(x: object) -> Tensor:
-    """One calibration batch as float32[batch >= 1, ...]. Raises CalibrationError."""
-    try:
-        tensor = torch.as_tensor(x).detach().to(torch.float32)
-    except (TypeError, ValueError, RuntimeError) as error:
-        raise CalibrationError(
-            "calibration batch", got=type(x).__name__, expected="an array"
-        ) from error
-    if tensor.ndim < 2 or not tensor.numel():
-        raise CalibrationError(
-            "calibration batch", got=list(tensor.shape), expected="[batch >= 1, *input shape]"
-        )
-    if not torch.isfinite(tensor).all():
-        raise CalibrationError(
-            "calibration batch", got="NaN or infinity", expected="finite numbers"
-        )
-    return tensor

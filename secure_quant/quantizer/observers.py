@@ -14,6 +14,8 @@ __all__ = ["BINS", "Calibrator", "RangeObserver", "WeightObserver"]
 
 Calibrator = Literal["minmax", "percentile", "mse"]
 BINS = 4096
+_OF_ZERO = 2.0**-8
+"""Scale of what was always 0, which tells none: fine enough for the bias of a layer behind it."""
 _ERROR_GROWTH = 2.0
 """Squared rounding error of weights, mean over channels, that a small grid may cost."""
 
@@ -47,7 +49,7 @@ class RangeObserver(ObserverBase):  # type: ignore[misc]
         self.calibrator, self.tail = calibrator, tail
         self.quant_min, self.quant_max = quant_min, quant_max
         self.qscheme = torch.per_tensor_affine
-        self.low, self.high = 0.0, 0.0
+        self.low, self.high, self.seen = 0.0, 0.0, False
         self.counts = torch.zeros(BINS, dtype=torch.float64)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -57,6 +59,7 @@ class RangeObserver(ObserverBase):  # type: ignore[misc]
         low, high = float(values.min()), float(values.max())
         if not torch.isfinite(values).all():
             raise CalibrationError("activations", got="NaN or infinity", expected="finite numbers")
+        self.seen = True
         self._widen(min(low, 0.0), max(high, 0.0))
         if self.high > self.low:
             self.counts += torch.histc(values, BINS, self.low, self.high)
@@ -76,6 +79,11 @@ class RangeObserver(ObserverBase):  # type: ignore[misc]
 
     def thresholds(self) -> tuple[float, float]:
         """(low, high) with low <= 0 <= high. Raises CalibrationError if nothing was seen."""
+        if not self.seen:
+            raise CalibrationError(
+                "range of an activation", got="no value: no calibration sample came here",
+                expected="at least one", hint="calibrate, or train, on more samples",
+            )  # fmt: skip
         if self.counts.sum() == 0 and self.high == self.low:
             return 0.0, 0.0
         if self.calibrator == "percentile":
@@ -114,8 +122,7 @@ class RangeObserver(ObserverBase):  # type: ignore[misc]
     def calculate_qparams(self) -> tuple[Tensor, Tensor]:
         """float32[1] scale and int64[1] zero point."""
         low, high = self.thresholds()
-        # A tensor that was always 0 tells no scale; any will do.
-        scale = (high - low) / (self.quant_max - self.quant_min) or 1.0
+        scale = (high - low) / (self.quant_max - self.quant_min) or _OF_ZERO
         zero_point = round(self.quant_min - low / scale)
         zero_point = min(max(zero_point, self.quant_min), self.quant_max)
         return torch.tensor([scale]), torch.tensor([zero_point])

@@ -15,6 +15,7 @@ __all__ = [
     "PRODUCTS",
     "SHAPING",
     "SUMS",
+    "WEIGHTED",
     "find_roots",
     "tensor_inputs",
 ]
@@ -34,10 +35,25 @@ PRODUCTS = {
 }
 """Ops whose value is an accumulator."""
 
+WEIGHTED = {
+    aten.linear.default,
+    aten.conv1d.default,
+    aten.conv1d.padding,
+    aten.conv2d.default,
+    aten.conv2d.padding,
+}
+"""Layers: their second argument is a weight that is rounded."""
+
 SUMS = {aten.mean.dim, aten.sum.dim_IntList}
 """Sums over axes: accumulators too."""
 
-ADDITIVE = {aten.add.Tensor, aten.sub.Tensor, aten.mul.Tensor, aten.div.Tensor}
+ADDITIVE = {
+    aten.add.Tensor,
+    aten.sub.Tensor,
+    aten.rsub.Tensor,
+    aten.mul.Tensor,
+    aten.div.Tensor,
+}
 """Accumulators of two tensors, or elementwise with a constant."""
 
 ELEMENTWISE = {

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import warnings
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
@@ -13,10 +13,10 @@ from torch import Tensor, nn
 from torch.fx import GraphModule, Node
 from torchao.quantization.pt2e.quantize_pt2e import convert_pt2e, prepare_pt2e
 
-from secure_quant.errors import CalibrationError
 from secure_quant.quantizer.annotate import IntegerQuantizer
 from secure_quant.quantizer.bias import mean_shifts
-from secure_quant.quantizer.capture import capture, check_calibration
+from secure_quant.quantizer.calibration import split_batches
+from secure_quant.quantizer.capture import capture
 from secure_quant.quantizer.gate import Gate
 from secure_quant.quantizer.gate.floatgraph import captured_batch, in_batches
 from secure_quant.quantizer.observers import Calibrator, RangeObserver, WeightObserver
@@ -156,22 +156,3 @@ def _parameter(module: GraphModule, node: Node) -> Any:
     """The tensor behind a get_attr node."""
     owner, _, name = str(node.target).rpartition(".")
     return getattr(module.get_submodule(owner), name)
-
-
-def split_batches(calibration: Any, batch_size: int) -> list[Tensor]:
-    """Calibration data as float32 batches of at most ``batch_size``. Raises CalibrationError."""
-    if isinstance(calibration, Tensor) or hasattr(calibration, "__array__"):
-        sources: Iterable[Any] = [calibration]
-    elif isinstance(calibration, Iterable) and not isinstance(calibration, str | bytes):
-        sources = calibration
-    else:
-        raise CalibrationError(
-            "calibration", got=type(calibration).__name__, expected="an array or batches of arrays"
-        )
-    batches = [b for x in sources for b in torch.split(check_calibration(x), batch_size)]
-    if not batches:
-        raise CalibrationError("calibration", got="no data", expected="at least one sample")
-    if len({b.shape[1:] for b in batches}) != 1:
-        shapes = sorted({tuple(b.shape[1:]) for b in batches})[:3]
-        raise CalibrationError("calibration shapes", got=shapes, expected="one shape")
-    return batches

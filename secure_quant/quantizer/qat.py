@@ -16,7 +16,7 @@ from torch.fx import GraphModule
 from torchao.quantization.pt2e import FakeQuantize
 from torchao.quantization.pt2e.quantize_pt2e import convert_pt2e, prepare_qat_pt2e
 
-from secure_quant.errors import CalibrationError, ConfigError
+from secure_quant.errors import CalibrationError, ConfigError, NotFinite
 from secure_quant.quantizer.annotate import IntegerQuantizer
 from secure_quant.quantizer.capture import capture
 from secure_quant.quantizer.gate import Gate
@@ -53,6 +53,12 @@ class MovingRangeObserver(RangeObserver):
 
     def forward(self, x: Tensor) -> Tensor:
         values = x.detach()
+        if not torch.isfinite(values).all():
+            raise NotFinite(
+                "activations in training", got="NaN or infinity", expected="finite numbers",
+                hint="lower training.learning_rate",
+            )  # fmt: skip
+        self.seen = True
         low, high = min(float(values.min()), 0.0), max(float(values.max()), 0.0)
         share = 0.05 if self.counts[0] else 1.0
         self.low += share * (low - self.low)
@@ -79,13 +85,15 @@ def trained_model(
         raise CalibrationError(
             "targets", got=f"{len(targets)} for {len(inputs)} inputs", expected="as many, >= 2"
         )
-    if training.epochs < 1:
-        raise ConfigError("epochs", got=training.epochs, expected=">= 1")
+    if training.epochs < 1 or training.batch_size < 1:
+        got = f"{training.epochs} epochs, batches of {training.batch_size}"
+        raise ConfigError("training", got=got, expected=">= 1 of both")
     example = inputs[:2]
     progress("capture", 0, 1)
     with failures_named(f"capturing {type(model).__name__}"):
         prepared = prepare_qat_pt2e(capture(model, example), _quantizer(settings))
     gate.check(prepared)
+    _watch(prepared, inputs, training.batch_size)
     _train(prepared, inputs, targets, training, progress)
     progress("convert", 0, 1)
     floats = copied(prepared)
@@ -118,12 +126,45 @@ def _train(
             progress("train", step, steps)
             if step == 2 * steps // 3:
                 _freeze(prepared)
-            if len(chosen) > 1:
-                optimizer.zero_grad()
-                training.loss(prepared(inputs[chosen]), targets[chosen]).backward()  # type: ignore[no-untyped-call]
-                optimizer.step()
+            optimizer.zero_grad()
+            _loss(training.loss, prepared(inputs[chosen]), targets[chosen]).backward()  # type: ignore[no-untyped-call]
+            optimizer.step()
             schedule.step()
             step += 1
+
+
+def _watch(prepared: GraphModule, inputs: Tensor, batch_size: int) -> None:
+    """Ranges of the float model, so that the first step rounds on them and none starts from
+    nothing."""
+    rounding = [m for m in prepared.modules() if isinstance(m, FakeQuantize)]
+    for module in rounding:
+        module.disable_fake_quant()
+    with torch.no_grad():
+        for batch in torch.split(inputs, batch_size):
+            prepared(batch)
+    for module in rounding:
+        module.enable_fake_quant()
+
+
+def _loss(function: Loss, made: Tensor, wanted: Tensor) -> Tensor:
+    """The loss of a step. Raises CalibrationError, NotFinite."""
+    try:
+        value = function(made, wanted)
+        if not isinstance(value, Tensor) or value.numel() != 1 or not value.requires_grad:
+            raise TypeError("the loss is no number with a gradient")
+    except (RuntimeError, TypeError, ValueError, IndexError, AttributeError) as error:
+        raise CalibrationError(
+            "the loss of a training step", got=str(error).splitlines()[0][:200],
+            expected=f"a number from outputs {list(made.shape)} and targets {list(wanted.shape)} "
+            f"of {wanted.dtype}",
+            hint="give targets as training.loss takes them",
+        ) from error  # fmt: skip
+    if not bool(torch.isfinite(value)):
+        raise NotFinite(
+            "the loss of a training step", got="NaN or infinity", expected="a finite number",
+            hint="look at the targets, or lower training.learning_rate",
+        )  # fmt: skip
+    return value
 
 
 def _freeze(prepared: GraphModule) -> None:

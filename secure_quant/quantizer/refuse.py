@@ -8,9 +8,8 @@ from contextlib import contextmanager
 from torch.fx import Node
 
 from secure_quant.errors import SecureQuantError, UnsupportedModule
-from secure_quant.quantizer.capture import module_path
 
-__all__ = ["failures_named", "first_line", "unsupported"]
+__all__ = ["failures_named", "first_line", "module_path", "unsupported"]
 
 _HINTS = {
     "embedding": "feed one-hot rows into nn.Linear, or embed at the client",
@@ -25,6 +24,16 @@ _HINTS = {
     "max": "use amax(dim=-1)",
     "where": "use an activation function such as relu or clamp",
 }
+
+
+def module_path(node: Node) -> str:
+    """Dotted path of the module that made an fx node, "" for the model itself."""
+    stack = node.meta.get("nn_module_stack") or {}
+    path = ""
+    for name, _ in stack.values():
+        if isinstance(name, str) and not name.startswith("_empty"):
+            path = name
+    return path.removeprefix("L['self'].").removeprefix("L['self']")
 
 
 def unsupported(node: Node, why: str | None = None, hint: str | None = None) -> UnsupportedModule:

@@ -63,6 +63,7 @@ CODES: dict[type[SecureQuantError], grpc.StatusCode] = {
     errors.MessageTooLarge: Code.RESOURCE_EXHAUSTED,
     errors.MissingParameters: Code.FAILED_PRECONDITION,
     errors.ModelNotFound: Code.NOT_FOUND,
+    errors.NotFinite: Code.INVALID_ARGUMENT,
     errors.OpNotSupported: Code.UNIMPLEMENTED,
     errors.OverflowRisk: Code.FAILED_PRECONDITION,
     errors.Overloaded: Code.RESOURCE_EXHAUSTED,

@@ -19,11 +19,10 @@ from secure_quant.ir.run_time import at_run_time
 from secure_quant.ir.tables import Grid
 from secure_quant.ir.terms import Term, Weight
 from secure_quant.ir.verify import MAX_TABLE
-from secure_quant.quantizer.capture import module_path
 from secure_quant.quantizer.lower.dynamic import feeds_only_layers
 from secure_quant.quantizer.lower.rules import RULES
 from secure_quant.quantizer.opset import ADDITIVE, ELEMENTWISE
-from secure_quant.quantizer.refuse import unsupported
+from secure_quant.quantizer.refuse import module_path, unsupported
 
 __all__ = ["Lowering", "lower"]
 

@@ -41,7 +41,7 @@ def pair(value: Any) -> ops.Pair:
 def linear(walk: Any, node: Node) -> Term:
     """Linear over the last axis."""
     x: Term = walk.layer_input(node)
-    weight, bias = _parameters(walk, node)
+    weight, bias = _parameters(walk, node, x)
     name = walk.name(node)
     has_bias, bound, scale = _store(walk, name, x, weight, bias)
     out, features = weight.values.shape
@@ -57,7 +57,7 @@ def linear(walk: Any, node: Node) -> Term:
 def conv2d(walk: Any, node: Node) -> Term:
     """Conv2d on [C, H, W]."""
     x: Term = walk.layer_input(node)
-    weight, bias = _parameters(walk, node)
+    weight, bias = _parameters(walk, node, x)
     name = walk.name(node)
     has_bias, bound, scale = _store(walk, name, x, weight, bias)
     kernel = pair(weight.values.shape[2:])
@@ -76,7 +76,7 @@ def conv2d(walk: Any, node: Node) -> Term:
 def conv1d(walk: Any, node: Node) -> Term:
     """Conv1d on [C, L], as a Conv2d of height 1."""
     x: Term = walk.layer_input(node)
-    weight, bias = _parameters(walk, node)
+    weight, bias = _parameters(walk, node, x)
     flat = replace(weight, values=weight.values[:, :, None, :])
     view = ops.Reshape(
         name=walk.builder.name(f"{walk.label(node)}.in"), inputs=(x.name,),
@@ -116,7 +116,7 @@ def _padding(node: Node, padding: Any, kernel: ops.Pair, dilation: ops.Pair) -> 
     return (spans[0] // 2, spans[1] // 2)
 
 
-def _parameters(walk: Any, node: Node) -> tuple[Weight, Any]:
+def _parameters(walk: Any, node: Node, x: Term) -> tuple[Weight, Any]:
     weight = walk.constant(node.args[1])
     if not isinstance(weight, Weight):
         raise unsupported(
@@ -124,8 +124,30 @@ def _parameters(walk: Any, node: Node) -> tuple[Weight, Any]:
         )
     bias = walk.constant(argument(node, 2, "bias"))
     if bias is not None and not isinstance(bias, Tensor):
-        raise unsupported(node, "a bias that is not a parameter")
-    return weight, None if bias is None else bias.numpy()
+        raise unsupported(node, "a bias that is not a parameter", "add it with +")
+    if bias is None:
+        return weight, None
+    real = bias.numpy()
+    return weight if x.dynamic else _with_room(weight, real, x.scale), real
+
+
+_BIAS_BITS = 20
+"""Steps, as a power of two, of the largest bias where no weight says how large a step is."""
+_LARGEST_BIAS = 2**29
+
+
+def _with_room(weight: Weight, bias: Any, scale: float) -> Weight:
+    """``weight`` in steps in which its bias is exact and fits: weights that are all 0 tell no step,
+    and those far smaller than their bias are worth less than one of its steps."""
+    largest = float(np.abs(bias).max(initial=0.0))
+    if not weight.values.any():
+        base = largest / 2**_BIAS_BITS / scale
+        return replace(weight, multiplier=(1,), base=base) if base > 0 else weight
+    excess = largest / (scale * weight.base * min(weight.multiplier)) / _LARGEST_BIAS
+    if excess <= 1:
+        return weight
+    values = np.rint(weight.values / excess).astype(np.int8)
+    return replace(weight, values=values, base=weight.base * excess)
 
 
 def _waiting(term: Term, x: Term, weight: Weight, bias: Any) -> Term:
@@ -154,12 +176,11 @@ def _store(walk: Any, name: str, x: Term, weight: Weight, bias: Any) -> tuple[bo
 
 
 def max_pool2d(walk: Any, node: Node) -> Term:
-    """MaxPool on [C, H, W]; dilation and ceil_mode are refused."""
+    """MaxPool on [C, H, W]; dilation is refused."""
     x: Term = walk.activation(node.args[0], node)
     kernel = pair(node.args[1])
     if pair(argument(node, 4, "dilation", 1)) != (1, 1):
         raise unsupported(node, "a dilated pool", "use dilation=1")
-    _refuse_ceil(walk, node, argument(node, 5, "ceil_mode", False), kernel)
     layer = ops.MaxPool(
         name=walk.name(node), inputs=(x.name,), kernel=kernel,
         stride=pair(argument(node, 2, "stride") or kernel),
@@ -177,7 +198,6 @@ def avg_pool2d(walk: Any, node: Node) -> Term:
         raise unsupported(
             node, "count_include_pad=False", "use count_include_pad=True or padding=0"
         )
-    _refuse_ceil(walk, node, argument(node, 4, "ceil_mode", False), kernel)
     divisor = argument(node, 6, "divisor_override") or kernel[0] * kernel[1]
     stride = pair(argument(node, 2, "stride") or kernel)
     return sum_pool(walk, node, kernel, stride, padding, divisor)
@@ -213,8 +233,3 @@ def sum_pool(
     )
     term: Term = walk.builder.accumulator(layer, (x.shape[0], height, width))
     return term
-
-
-def _refuse_ceil(walk: Any, node: Node, ceil: bool, kernel: ops.Pair) -> None:
-    if ceil:
-        raise unsupported(node, "ceil_mode=True", "pad the input, then use ceil_mode=False")

@@ -35,18 +35,33 @@ class Editor:
             made.meta[BITS] = bits
         return made
 
-    def parameter(self, value: Tensor, name: str) -> Node:
-        """A get_attr node of a new parameter."""
-        made = "sq_" + name
-        number = 0
+    def parameter(self, value: Tensor, name: str, *, trained: bool = True) -> Node:
+        """A get_attr node of a new parameter; training leaves it alone if it is not ``trained``."""
+        made = self._free(name)
+        self._module.register_parameter(made, nn.Parameter(value.detach().clone(), trained))
+        return self._attribute(made, value)
+
+    def constant(self, value: Tensor) -> Node:
+        """A get_attr node of ``value``: a parameter if it is float, else a buffer."""
+        if value.dtype.is_floating_point:
+            return self.parameter(value.float(), "folded")
+        name = self._free("folded")
+        self._module.register_buffer(name, value.detach().clone())
+        return self._attribute(name, value)
+
+    def _free(self, name: str) -> str:
+        """``sq_name``, with a number behind it if it is taken."""
+        made, number = "sq_" + name, 0
         while hasattr(self._module, made):
             number += 1
             made = f"sq_{name}_{number}"
-        self._module.register_parameter(made, nn.Parameter(value.detach().clone()))
+        return made
+
+    def _attribute(self, name: str, value: Tensor) -> Node:
         with self._module.graph.inserting_before(self._node):
-            node = self._module.graph.get_attr(made)
-        mode = self._node.meta["val"].fake_mode
-        node.meta["val"] = mode.from_tensor(value.detach().clone())
+            node = self._module.graph.get_attr(name)
+        mode = next(n for n in self._module.graph.nodes if n.op == "placeholder").meta["val"]
+        node.meta["val"] = mode.fake_mode.from_tensor(value.detach().clone())
         return node
 
     def replace(self, made: Node) -> None:

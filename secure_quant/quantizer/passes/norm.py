@@ -1,4 +1,4 @@
-"""LayerNorm as sums, products and a table for the inverse root; BatchNorm folded.
+"""LayerNorm as sums, products and a table for the inverse root.
 
 LayerNorm over D features: c = x - mean x; v = Σ c² (a matrix product of c with itself, so that no
 square is rounded); y = c · rsqrt(v / D + eps) · gamma + beta. D · c = D · x - Σ x is exact: the sum
@@ -17,18 +17,10 @@ from torch.fx import GraphModule, Node
 from secure_quant.quantizer.passes.edit import EXACT, Editor, constant_of, sample_rank
 from secure_quant.quantizer.refuse import unsupported
 
-__all__ = ["lower_batch_norm", "lower_layer_norm"]
+__all__ = ["diagonal", "lower_layer_norm"]
 
 aten = torch.ops.aten
 ROW_BITS = 12
-
-_WEIGHTED = {
-    aten.linear.default,
-    aten.conv1d.default,
-    aten.conv1d.padding,
-    aten.conv2d.default,
-    aten.conv2d.padding,
-}
 
 
 def lower_layer_norm(module: GraphModule) -> None:
@@ -114,48 +106,3 @@ def _fold(module: GraphModule, readers: list[Node], gamma: Tensor, beta: Tensor)
             edit.parameter(shift, "bias"),
         )  # fmt: skip
         edit.replace(made)
-
-
-def lower_batch_norm(module: GraphModule) -> None:
-    """BatchNorm into the weights of the convolution or linear layer before it; one that follows no
-    such layer becomes a layer of its own."""
-    for node in list(module.graph.nodes):
-        if node.target is not aten.batch_norm.default:
-            continue
-        x = node.args[0]
-        gamma, beta, mean, variance = (constant_of(module, n) for n in node.args[1:5])
-        if node.args[5] or mean is None or variance is None:
-            raise unsupported(node, "BatchNorm without running statistics", "track_running_stats")
-        scale = torch.rsqrt(variance + float(node.args[7]))
-        scale = scale if gamma is None else scale * gamma
-        shift = -mean * scale if beta is None else beta - mean * scale
-        edit = Editor(module, node)
-        weight = constant_of(module, x.args[1]) if x.target in _WEIGHTED else None
-        if weight is not None and len(x.users) == 1:
-            edit.replace(_scaled(module, edit, x, weight, scale, shift))
-        elif sample_rank(x) == 2:
-            edit.replace(diagonal(edit, x, scale, shift))
-        elif sample_rank(x) == 4:
-            kernel = edit.parameter(scale.reshape(-1, 1, 1, 1), "scale")
-            made = edit.call(
-                aten.conv2d.default, x, kernel, edit.parameter(shift, "shift"), [1, 1], [0, 0],
-                [1, 1], len(scale),
-            )  # fmt: skip
-            edit.replace(made)
-        else:
-            raise unsupported(node, f"BatchNorm of {sample_rank(x)} axes")
-
-
-def _scaled(
-    module: GraphModule, edit: Editor, layer: Node, weight: Tensor, scale: Tensor, shift: Tensor
-) -> Node:
-    """scale · (W x + b) + shift as one layer of the same kind."""
-    bias = constant_of(module, layer.args[2]) if len(layer.args) > 2 else None
-    rows = scale.reshape(-1, *[1] * (weight.ndim - 1))
-    total = shift if bias is None else shift + bias * scale
-    made = edit.call(
-        layer.target, layer.args[0], edit.parameter(weight * rows, "weight"),
-        edit.parameter(total, "bias"), *layer.args[3:],
-    )  # fmt: skip
-    made.meta["nn_module_stack"] = layer.meta.get("nn_module_stack", {})
-    return made

@@ -1,0 +1,188 @@
+"""What a user may hand over as a model: copied, made float32, checked before anything looks in."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.utils import prune
+
+from secure_quant.errors import CalibrationError, NotFinite, UnsupportedModule
+
+__all__ = ["accepted", "check_forward", "check_output"]
+
+_FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+_WHOLE = "the float module, before it was quantized"
+
+
+def accepted(model: Any) -> nn.Module:
+    """A copy of ``model`` in eval mode, its floats float32 on the CPU; hooks that compute a weight
+    (old weight_norm and spectral_norm, pruning) have done so.
+
+    The user's module is not touched. Raises UnsupportedModule for what is no float module.
+    """
+    module = _unwrapped(model)
+    for path, part in module.named_modules():
+        _check_part(part, path)
+    for path, tensor in _tensors(module):
+        _check_tensor(tensor, path)
+    computed = {
+        id(value): value.detach().clone()
+        for part in module.modules()
+        for value in vars(part).values()
+        if isinstance(value, Tensor) and not value.is_leaf
+    }
+    try:
+        made: nn.Module = copy.deepcopy(module, computed)
+    except Exception as error:
+        raise UnsupportedModule(
+            f"{type(module).__name__} cannot be copied", got=_reason(error),
+            hint="keep files, locks and generators out of the module's attributes",
+        ) from error  # fmt: skip
+    made = made.eval().cpu().requires_grad_(False)
+    for part in made.modules():
+        _apply_hooks(part)
+        for name, value in vars(part).items():
+            if isinstance(value, Tensor) and value.dtype in _FLOATS:
+                setattr(part, name, value.detach().float().cpu())
+    return made.float()
+
+
+def check_forward(module: nn.Module, example: Tensor) -> Tensor:
+    """The module's own output for ``example``, float32[batch, ...].
+
+    Raises CalibrationError where it cannot take the example, UnsupportedModule where it gives
+    something else than one tensor.
+    """
+    kind = type(module).__name__
+    try:
+        with torch.no_grad():
+            made = module(example.clone())
+    except Exception as error:
+        if isinstance(error, UnsupportedModule):
+            raise
+        raise CalibrationError(
+            f"{kind} on inputs of shape {list(example.shape)}", got=_reason(error),
+            expected="calibration like the inputs of the model: float32[batch, ...]",
+            hint="call the model on a batch of the calibration data to see it fail",
+        ) from error  # fmt: skip
+    made = _lone_tensor(made, kind)
+    if not made.dtype.is_floating_point:
+        raise UnsupportedModule(
+            f"output of {kind}", got=made.dtype, expected="floats",
+            hint="return the scores; take argmax, comparisons and casts to the client",
+        )  # fmt: skip
+    return made
+
+
+def check_output(made: Tensor, module: nn.Module) -> None:
+    """Raise NotFinite where the module's own output has NaN or infinity."""
+    if not bool(torch.isfinite(made).all()):
+        raise NotFinite(
+            f"output of {type(module).__name__}", got="NaN or infinity on calibration data",
+            hint="look at the model's parameters, and at logarithms, roots and divisions in it",
+        )  # fmt: skip
+
+
+def _lone_tensor(made: Any, kind: str) -> Tensor:
+    """The tensor that a forward returned, alone or as the only item of a container."""
+    leaves = [leaf for leaf in torch.utils._pytree.tree_leaves(made) if leaf is not None]
+    if len(leaves) == 1 and isinstance(leaves[0], Tensor):
+        return leaves[0]
+    got = type(made).__name__ if made is None or len(leaves) == 1 else f"{len(leaves)} values"
+    raise UnsupportedModule(
+        f"output of {kind}", got=got, expected="one tensor",
+        hint="wrap the model in a module whose forward returns the one tensor that is wanted",
+    )  # fmt: skip
+
+
+def _unwrapped(model: Any) -> nn.Module:
+    """The module behind DataParallel and torch.compile. Raises UnsupportedModule for others."""
+    hint, got = None, type(model).__name__
+    if isinstance(model, str | bytes | Path):
+        hint = "load it: build the module, then load_state_dict(torch.load(path))"
+    elif isinstance(model, Mapping):
+        hint = "these are parameters: build the module, then load_state_dict them"
+    elif isinstance(model, type):
+        got, hint = f"the class {model.__name__}", "call it, and pass the module that this makes"
+    elif isinstance(model, torch.jit.ScriptModule | torch.jit.ScriptFunction):
+        hint = "TorchScript hides its steps: pass the Python module that it was made from"
+    elif isinstance(model, torch.export.ExportedProgram):
+        hint = "pass the Python module that it was exported from"
+    elif not isinstance(model, nn.Module):
+        hint = "write an nn.Module whose forward does it" if callable(model) else None
+    elif isinstance(model, nn.DataParallel | nn.parallel.DistributedDataParallel):
+        return _unwrapped(model.module)
+    elif isinstance(getattr(model, "_orig_mod", None), nn.Module):
+        return _unwrapped(model._orig_mod)
+    else:
+        return model
+    raise UnsupportedModule("model", got=got, expected="a torch.nn.Module", hint=hint)
+
+
+def _check_part(part: nn.Module, path: str) -> None:
+    where = f"{type(part).__name__} at {path or 'the model itself'}"
+    if isinstance(part, torch.jit.ScriptModule):
+        raise UnsupportedModule(where, got="TorchScript", expected="a Python module")
+    origin = type(part).__module__
+    stored = origin.startswith(("torch.", "torchao.")) and ".quantized" in origin
+    if stored or hasattr(part, "activation_post_process"):
+        raise UnsupportedModule(where, got="a quantized or prepared module", expected=_WHOLE)
+    if isinstance(part, torch.fx.GraphModule):
+        targets = [str(node.target) for node in part.graph.nodes]
+        if any("quantize" in t or "activation_post_process" in t for t in targets):
+            raise UnsupportedModule(where, got="a quantized or prepared graph", expected=_WHOLE)
+        if hasattr(part, "_in_spec"):
+            raise UnsupportedModule(
+                where, got="an exported program's module",
+                expected="the Python module that it was exported from",
+            )  # fmt: skip
+
+
+def _tensors(module: nn.Module) -> list[tuple[str, Tensor]]:
+    return [*module.named_parameters(), *module.named_buffers()]
+
+
+def _check_tensor(tensor: Tensor, path: str) -> None:
+    if nn.parameter.is_lazy(tensor):
+        raise UnsupportedModule(
+            f"parameter {path}", got="not initialized", hint="run the model on a batch once"
+        )
+    if tensor.is_meta:
+        raise UnsupportedModule(
+            f"parameter {path}", got="no values: it is on the meta device",
+            hint="materialize the model with to_empty, then load_state_dict",
+        )  # fmt: skip
+    plain = type(tensor) in (Tensor, nn.Parameter, nn.Buffer)
+    if tensor.is_quantized or not plain:
+        raise UnsupportedModule(f"parameter {path}", got=type(tensor).__name__, expected=_WHOLE)
+    if tensor.is_complex() or tensor.layout != torch.strided:
+        got = f"{tensor.dtype}, {tensor.layout}"
+        raise UnsupportedModule(f"parameter {path}", got=got, expected="real, dense numbers")
+    if bool(torch.isnan(tensor).any()):
+        raise NotFinite(
+            f"parameter {path}", got="NaN", expected="finite numbers",
+            hint="training has diverged: go back to an earlier checkpoint",
+        )  # fmt: skip
+
+
+def _apply_hooks(part: nn.Module) -> None:
+    """What pre-forward hooks of torch would compute at each call becomes a plain parameter."""
+    hooks: list[Any] = list(part._forward_pre_hooks.values())
+    for hook in hooks:
+        kind = type(hook).__name__ if type(hook).__module__.startswith("torch.nn.utils.") else ""
+        if kind == "WeightNorm":
+            nn.utils.remove_weight_norm(part, hook.name)
+        elif kind == "SpectralNorm":
+            nn.utils.remove_spectral_norm(part, hook.name)
+        elif isinstance(hook, prune.BasePruningMethod):
+            prune.remove(part, hook._tensor_name)  # type: ignore[no-untyped-call]
+
+
+def _reason(error: Exception) -> str:
+    lines = str(error).strip().splitlines()
+    return f"{type(error).__name__}: {lines[0][:300]}" if lines else type(error).__name__

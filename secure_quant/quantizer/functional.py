@@ -1,0 +1,140 @@
+"""Writes into tensors (``h[:, :4] = 0``, ``relu_``) as new values, by what aliases what.
+
+A write into a tensor of its own is renamed here. A write through a view, or into what has views,
+goes through torch.export's own functionalization, which turns it into slice_scatter and its like.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch.export import ExportedProgram
+from torch.fx import Graph, GraphModule, Node
+
+from secure_quant.errors import UnsupportedModule
+from secure_quant.quantizer.opset import ADDITIVE, ELEMENTWISE, PRODUCTS, SUMS
+from secure_quant.quantizer.refuse import module_path, unsupported
+
+__all__ = ["functional_module", "make_functional"]
+
+aten = torch.ops.aten
+
+_FRESH = PRODUCTS | SUMS | ADDITIVE | ELEMENTWISE | {
+    aten.batch_norm.default, aten.layer_norm.default, aten.softmax.int, aten.cat.default,
+    aten.stack.default, aten.max_pool2d.default, aten.amax.default,
+    aten.scaled_dot_product_attention.default, aten.clone.default,
+}  # fmt: skip
+"""Ops whose result shares memory with nothing."""
+
+_SILENT = {aten.detach_.default, aten.dropout_.default, aten.alpha_dropout_.default}
+"""Written like in-place ops; nothing happens in them at inference."""
+
+
+def functional_module(program: ExportedProgram) -> GraphModule:
+    """The program as a graph without writes. Raises UnsupportedModule for state that outlives a
+    call, and for writes that cannot be followed."""
+    writes = [n for n in program.graph.nodes if _writes(n)]
+    if not all(_is_simple(node) for node in writes):
+        try:
+            program = program.run_decompositions({})
+        except Exception as error:
+            raise unsupported(
+                writes[0], "a write through a view that cannot be followed",
+                "compute a new tensor instead of writing into one",
+            ) from error  # fmt: skip
+    module = program.module(check_guards=False)
+    make_functional(module)
+    _drop_checks(module.graph)
+    _drop_write_backs(module.graph)
+    module.recompile()
+    return module
+
+
+def make_functional(module: GraphModule) -> None:
+    """Replace ``relu_`` and its like by the functional op; later readers see the new value."""
+    graph = module.graph
+    for node in list(graph.nodes):
+        overload = _overload(node)
+        if overload is None or (node.target is aten.copy_.default and not node.users):
+            continue
+        changed: Any = node.args[0]
+        node.target = overload
+        late = node
+        while late.next.op != "root":
+            late = late.next
+            if changed in late.all_input_nodes:
+                late.replace_input_with(changed, node)
+    module.recompile()
+
+
+def _writes(node: Node) -> bool:
+    target = node.target
+    if not isinstance(target, torch._ops.OpOverload) or target in _SILENT:
+        return False
+    return target._schema.is_mutable
+
+
+def _overload(node: Node) -> Any:
+    """The op that computes what an in-place op writes, None for other nodes."""
+    if not _writes(node):
+        return None
+    target: Any = node.target
+    name = target._schema.name.split("::")[1]
+    if not name.endswith("_") or name.endswith("__"):
+        return None
+    packet = getattr(aten, name[:-1], None)
+    return getattr(packet, target._overloadname, None) if packet else None
+
+
+def _is_simple(node: Node) -> bool:
+    """True where renaming will do: the tensor written is its producer's own, and no view of it was
+    taken before."""
+    changed: Any = node.args[0]
+    if _overload(node) is None or not isinstance(changed, Node) or _shape(node) != _shape(changed):
+        return False
+    names = [changed]
+    while _writes(names[-1]) or names[-1].target is aten.dropout.default:
+        before: Any = names[-1].args[0]
+        if names[-1].target is aten.dropout.default and len(before.users) > 1:
+            return False
+        names.append(before)
+    if names[-1].target not in _FRESH:
+        return False
+    return all(
+        user.target in _FRESH or _writes(user) or user in names
+        for name in names
+        for user in name.users
+        if user < node
+    )
+
+
+def _shape(node: Node) -> list[Any]:
+    return list(node.meta["val"].shape)
+
+
+def _drop_checks(graph: Graph) -> None:
+    """Erase asserts on shapes and dtypes, which hold while the shapes do."""
+    for node in reversed(list(graph.nodes)):
+        name = str(node.target).removeprefix("aten.")
+        if name.startswith(("_assert", "sym_constrain")) and not node.users:
+            graph.erase_node(node)
+
+
+def _drop_write_backs(graph: Graph) -> None:
+    """Erase the writes into the input and the buffers at the end of a graph."""
+    held: list[tuple[Node, Node]] = []
+    for node in list(graph.nodes):
+        if node.target is aten.copy_.default and not node.users:
+            kept: Any = node.args[0]
+            made: Any = node.args[1]
+            held.append((kept, made))
+            graph.erase_node(node)
+    graph.eliminate_dead_code()
+    for kept, made in held:
+        if kept.op == "get_attr" and kept.users:
+            where = module_path(made) or "the model's own forward"
+            raise UnsupportedModule(
+                f"buffer {kept.target} in {where}", got="state that changes with each call",
+                expected="the same answer to the same input", hint="freeze it in eval mode",
+            )  # fmt: skip
