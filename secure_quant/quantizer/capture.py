@@ -8,11 +8,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.fx import GraphModule, Node
+from torch.utils._pytree import tree_leaves
 
 from secure_quant.errors import UnsupportedModule
 from secure_quant.quantizer.accept import accepted, check_forward, check_output
 from secure_quant.quantizer.explicit import make_explicit
-from secure_quant.quantizer.functional import functional_module
+from secure_quant.quantizer.functional import free_batch, functional_module
 from secure_quant.quantizer.passes.batch_norm import lower_batch_norm
 from secure_quant.quantizer.passes.fold import fold_constants
 from secure_quant.quantizer.passes.products import lower_products
@@ -39,6 +40,9 @@ _NOTHING = _DROPOUTS | {
 }
 """Ops that pass their first argument on, at inference."""
 
+PROBE = 61
+"""Samples in the batch that is exported: a number that hardly any shape has for another reason."""
+
 _CASTS = {aten.to.dtype, aten.to.device, aten.to.other, aten._to_copy.default, aten.to.dtype_layout}
 
 
@@ -52,10 +56,13 @@ def capture(model: nn.Module, example: Tensor) -> GraphModule:
     module = accepted(model)
     own = check_forward(module, example)
     trained = {name for name, p in model.named_parameters() if not p.requires_grad}
-    graph_module = functional_module(_export(make_explicit(module), example))
+    wide = example[:1].expand(PROBE, *example.shape[1:]).contiguous()
+    graph_module = functional_module(_export(make_explicit(module), wide))
     check_output(own, module)
     drop_nothings(graph_module)
-    fold_constants(graph_module, len(example))
+    if free_batch(graph_module, PROBE):
+        _check_sizes(graph_module, module, example)
+    fold_constants(graph_module, PROBE)
     lower_products(graph_module)
     lower_batch_norm(graph_module)
     graph_module.graph.eliminate_dead_code()
@@ -65,10 +72,28 @@ def capture(model: nn.Module, example: Tensor) -> GraphModule:
     return graph_module
 
 
+def _check_sizes(graph: GraphModule, module: nn.Module, example: Tensor) -> None:
+    """Raise UnsupportedModule where a graph captured for one size of the batch is wrong, or fails,
+    for another."""
+    one = example[:1]
+    try:
+        with torch.no_grad():
+            made, want = (tree_leaves(m(one.clone()))[0] for m in (graph, module))
+        same = made.shape == want.shape and torch.allclose(made, want, rtol=1e-3, atol=1e-5)
+    except Exception:  # noqa: BLE001  whatever it is, the graph holds for the one size only
+        same = False
+    if not same:
+        raise UnsupportedModule(
+            type(module).__name__, got="a forward for one size of the batch only",
+            expected="any size", hint="write -1 or x.shape[0] where the batch size stands",
+        )  # fmt: skip
+
+
 def _export(module: nn.Module, example: Tensor) -> torch.export.ExportedProgram:
     batch = torch.export.Dim("batch", min=1)
     try:
-        return torch.export.export(module, (example,), dynamic_shapes=({0: batch},))
+        with torch.no_grad():  # so that no_grad inside a forward makes no graph of its own
+            return torch.export.export(module, (example,), dynamic_shapes=({0: batch},))
     except UnsupportedModule:
         raise
     except Exception:  # noqa: BLE001  the exporter raises many kinds; the second try tells
@@ -77,7 +102,8 @@ def _export(module: nn.Module, example: Tensor) -> torch.export.ExportedProgram:
 
 def _export_fixed(module: nn.Module, example: Tensor) -> torch.export.ExportedProgram:
     try:
-        return torch.export.export(module, (example,))
+        with torch.no_grad():
+            return torch.export.export(module, (example,))
     except UnsupportedModule:
         raise
     except Exception as error:

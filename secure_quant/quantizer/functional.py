@@ -14,9 +14,10 @@ from torch.fx import Graph, GraphModule, Node
 
 from secure_quant.errors import UnsupportedModule
 from secure_quant.quantizer.opset import ADDITIVE, ELEMENTWISE, PRODUCTS, SUMS
+from secure_quant.quantizer.passes.edit import has_free_batch
 from secure_quant.quantizer.refuse import module_path, unsupported
 
-__all__ = ["functional_module", "make_functional"]
+__all__ = ["free_batch", "functional_module", "make_functional"]
 
 aten = torch.ops.aten
 
@@ -49,6 +50,42 @@ def functional_module(program: ExportedProgram) -> GraphModule:
     _drop_write_backs(module.graph)
     module.recompile()
     return module
+
+
+def free_batch(module: GraphModule, batch: int) -> bool:
+    """Where the exporter has fixed the batch axis at ``batch`` samples, put the size of the input
+    back in its place. True if it had."""
+    graph = module.graph
+    if has_free_batch(module):
+        return False
+    source = next(node for node in graph.nodes if node.op == "placeholder")
+    with graph.inserting_after(source):
+        size = graph.call_function(aten.sym_size.int, (source, 0))
+    size.meta["val"] = batch
+    for node in list(graph.nodes):
+        place = _SHAPE_ARGUMENT.get(node.target)
+        shape: Any = node.args[place] if place is not None else None
+        if shape and shape[0] == batch:
+            node.update_arg(place, [size, *shape[1:]])
+    graph.eliminate_dead_code()
+    module._forward_pre_hooks.clear()  # the exporter's check that the size is the fixed one
+    module.recompile()
+    return True
+
+
+_SHAPE_ARGUMENT: dict[Any, int] = {
+    aten.reshape.default: 1,
+    aten.expand.default: 1,
+    aten.new_zeros.default: 1,
+    aten.new_ones.default: 1,
+    aten.new_full.default: 1,
+    aten.new_empty.default: 1,
+    aten.zeros.default: 0,
+    aten.ones.default: 0,
+    aten.full.default: 0,
+    aten.empty.memory_format: 0,
+}
+"""Which argument of an op is a shape."""
 
 
 def make_functional(module: GraphModule) -> None:

@@ -110,10 +110,13 @@ def matmul(walk: Any, node: Node) -> Term:
 
 
 def amax(walk: Any, node: Node) -> Term:
-    """Maximum over the last axis."""
+    """Maximum over any axes of the sample, first moved last and joined into one."""
     x: Term = walk.activation(node.args[0], node)
-    if _axes(node, x, argument(node, 1, "dim", ())) != [len(x.shape) - 1]:
-        raise unsupported(node, "a maximum over other axes", "use dim=-1")
+    axes = _axes(node, x, argument(node, 1, "dim", ()))
+    kept = [i for i in range(len(x.shape)) if i not in axes]
+    count = math.prod(x.shape[i] for i in axes)
+    x = transpose_to(walk, node, x, (*kept, *axes))
+    x = reshape_to(walk, node, x, (*x.shape[: len(kept)], count))
     shape = (*x.shape[:-1], 1)
     made: Term = walk.builder.move(ops.ReduceMax(name=walk.name(node), inputs=(x.name,)), x, shape)
     return reshape_to(walk, node, replace(made, range=x.range), walk.shape(node))

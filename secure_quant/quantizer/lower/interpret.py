@@ -171,6 +171,11 @@ class Lowering:
             if len(made) != 1:
                 raise UnsupportedModule("model", got=f"{len(made)} outputs", expected="one tensor")
             made = made[0]
+        if not isinstance(made, Node) or not isinstance(self.env.get(made), Term):
+            raise UnsupportedModule(
+                "the model's output", got="a value that does not depend on the input",
+                expected="one tensor computed from it",
+            )  # fmt: skip
         return self.term(made, node)
 
 

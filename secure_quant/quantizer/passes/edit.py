@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.fx import GraphModule, Node
 
-__all__ = ["BITS", "EXACT", "Editor", "constant_of", "sample_rank"]
+__all__ = ["BITS", "EXACT", "Editor", "constant_of", "has_free_batch", "sample_rank"]
 
 BITS = "secure_quant_bits"
 """Key in ``node.meta``: bits of the activation a node becomes, where 8 are too few."""
@@ -78,6 +78,13 @@ def constant_of(module: GraphModule, node: Any) -> Tensor | None:
     for part in str(node.target).split("."):
         value = getattr(value, part)
     return value.detach() if isinstance(value, Tensor) else None
+
+
+def has_free_batch(module: GraphModule) -> bool:
+    """True if the graph was captured for any number of samples."""
+    source = next(node for node in module.graph.nodes if node.op == "placeholder")
+    size = source.meta["val"].shape[0]
+    return isinstance(size, torch.SymInt) and bool(size.node.expr.free_symbols)
 
 
 def sample_rank(node: Node) -> int:

@@ -15,7 +15,7 @@ from torch.fx import GraphModule, Node
 
 from secure_quant.errors import NotFinite
 from secure_quant.quantizer.opset import ADDITIVE, ELEMENTWISE, WEIGHTED
-from secure_quant.quantizer.passes.edit import Editor, constant_of
+from secure_quant.quantizer.passes.edit import Editor, constant_of, has_free_batch
 from secure_quant.quantizer.refuse import module_path, unsupported
 
 __all__ = ["fold_constants"]
@@ -39,10 +39,7 @@ def fold_constants(module: GraphModule, batch: int) -> None:
     batch, NotFinite for parameters that are NaN or infinite.
     """
     nodes = list(module.graph.nodes)
-    dynamic = any(
-        isinstance(n.meta["val"].shape[0], torch.SymInt) for n in nodes if n.op == "placeholder"
-    )
-    sizes = (batch, batch + 1) if dynamic else (batch, batch)
+    sizes = (batch, batch + 1) if has_free_batch(module) else (batch, batch)
     runs = [_Run(module, size) for size in sizes]
     for node in nodes:
         if node.op == "output" or any(run.visit(node) is False for run in runs):
@@ -169,7 +166,7 @@ def _untie(module: GraphModule) -> None:
 
 
 def _check_finite(module: GraphModule) -> None:
-    """Raise NotFinite for NaN anywhere, and for infinity in the parameters of layers."""
+    """Raise NotFinite for NaN or infinity in the parameters of layers."""
     for node in module.graph.nodes:
         if node.op != "get_attr":
             continue
@@ -177,8 +174,7 @@ def _check_finite(module: GraphModule) -> None:
         if value is None or not value.dtype.is_floating_point or bool(torch.isfinite(value).all()):
             continue
         for user in node.users:
-            layer = user.target in WEIGHTED or "norm" in str(user.target)
-            if layer or bool(torch.isnan(value).any()):
+            if user.target in WEIGHTED or "norm" in str(user.target):
                 name = str(user.target).removeprefix("aten.").split(".")[0]
                 raise NotFinite(
                     f"{node.target} of {name} in {module_path(user) or 'the model itself'}",

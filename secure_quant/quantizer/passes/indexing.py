@@ -13,9 +13,11 @@ from secure_quant.errors import NotFinite
 from secure_quant.quantizer.passes.edit import Editor, constant_of
 from secure_quant.quantizer.refuse import module_path, unsupported
 
-__all__ = ["Mover", "is_whole"]
+__all__ = ["UNWRITTEN", "Mover", "is_whole", "length"]
 
 aten = torch.ops.aten
+UNWRITTEN = "secure_quant_unwritten"
+"""Key in ``node.meta``: true for values of memory that nobody wrote."""
 _PIECES = 512
 """Slices that one gather may take; the plan of an engine grows with each."""
 
@@ -84,21 +86,22 @@ class Mover(Editor):
         if value is None:
             return x
         value = value.float()
-        if not bool(torch.isfinite(value).all()):
+        unwritten = bool(torch.isnan(value).all())
+        if not unwritten and not bool(torch.isfinite(value).all()):
             raise NotFinite(
                 f"a constant of {str(self.node.target).removeprefix('aten.').split('.')[0]} in "
                 f"{module_path(self.node) or 'the model itself'}",
-                got="NaN, infinity, or memory that was never written", expected="finite numbers",
-                hint="start from zeros instead of empty",
+                got="NaN or infinity", expected="finite numbers",
             )  # fmt: skip
         source = next(n for n in self.module.graph.nodes if n.op == "placeholder")
         batch = self.call(aten.sym_size.int, source, 0)
         flat = self.call(aten.reshape.default, source, [batch, -1])
         lone = self.call(aten.slice.Tensor, flat, 1, 0, 1)
         first = float(value.reshape(-1)[0])
-        if bool((value == first).all()):
+        if unwritten or bool((value == first).all()):
             lone = self.call(aten.mul.Tensor, lone, 0.0)
             lone = self.call(aten.add.Tensor, lone, first) if first else lone
+            lone.meta[UNWRITTEN] = unwritten
             made = self.call(aten.reshape.default, lone, [batch, *[1] * (value.ndim - 1)])
             return self.expand(made, [batch, *value.shape[1:]])
         zeros = self.parameter(torch.zeros(value.numel(), 1), "nothing", trained=False)

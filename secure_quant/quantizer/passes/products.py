@@ -27,9 +27,9 @@ def lower_products(module: GraphModule) -> None:
         elif node.target in _PRODUCTS:
             a, b = node.args[:2]
             left, right = constant_of(module, a), constant_of(module, b)
-            if right is not None:
+            if right is not None and (right.ndim < 3 or (right.ndim == 3 and len(right) == 1)):
                 edit.replace(_right(edit, node, a, right, None))
-            elif left is not None:
+            elif left is not None and (left.ndim == 2 or (left.ndim == 3 and len(left) == 1)):
                 edit.replace(_left(edit, node, left, b))
 
 
@@ -56,10 +56,6 @@ def _right(edit: Editor, node: Node, x: Any, weight: Tensor, bias: Node | None) 
     weight = weight.float()
     if weight.ndim == 3 and len(weight) == 1:
         weight = weight[0]
-    if weight.ndim > 2:
-        raise unsupported(
-            node, f"a product with a constant of {weight.ndim} axes", "use one matrix for all"
-        )
     if sample_rank(x) < 2:
         raise unsupported(node, "a product that sums over the batch", "keep the batch axis first")
     vector = weight.ndim == 1
@@ -74,7 +70,7 @@ def _left(edit: Editor, node: Node, weight: Tensor, x: Any) -> Node:
     weight = weight.float()
     if weight.ndim == 3 and len(weight) == 1:
         weight = weight[0]
-    if weight.ndim != 2 or sample_rank(x) < 3:
+    if sample_rank(x) < 3:
         raise unsupported(
             node, f"a constant of shape {list(weight.shape)} times data of {sample_rank(x)} axes",
             "a matrix times [batch, in, d], or data times a matrix",

@@ -11,7 +11,8 @@ from typing import Any
 import torch
 from torch.fx import GraphModule, Node
 
-from secure_quant.quantizer.passes.indexing import Mover, is_whole, length
+from secure_quant.quantizer.passes.affine import affine
+from secure_quant.quantizer.passes.indexing import UNWRITTEN, Mover, is_whole, length
 from secure_quant.quantizer.refuse import unsupported
 
 __all__ = ["lower_writes"]
@@ -22,13 +23,47 @@ aten = torch.ops.aten
 def lower_writes(module: GraphModule) -> None:
     """Rewrite scatters, fills, copies, gathers, repeats and pads of data. Raises
     UnsupportedModule for those over the batch or with places that depend on the input."""
+    source = next(node for node in module.graph.nodes if node.op == "placeholder")
+    batch = str(source.meta["val"].shape[0])
     for node in list(module.graph.nodes):
         rule = _RULES.get(node.target)
-        if rule is not None:
-            edit = Mover(module, node)
+        edit = Mover(module, node)
+        if _is_constant(edit, node):
+            edit.replace(_fold(edit, node))
+        elif rule is not None:
+            data = [n for n in (node, *node.all_input_nodes) if _is_data(edit, n)]
+            if any(not n.meta["val"].ndim or str(n.meta["val"].shape[0]) != batch for n in data):
+                edit.axis(0, 1)  # raises
             made = rule(edit, node)
             if made is not node:
                 edit.replace(made)
+    module.graph.eliminate_dead_code()
+    for node in module.graph.nodes:
+        if node.meta.get(UNWRITTEN):
+            raise unsupported(node, "memory that was never written", "start from zeros, not empty")
+
+
+def _is_data(edit: Mover, node: Node) -> bool:
+    return isinstance(node.meta.get("val"), torch.Tensor) and edit.value(node) is None
+
+
+def _is_constant(edit: Mover, node: Node) -> bool:
+    """True for a step that reads constants only, and sizes."""
+    if node.op != "call_function" or not isinstance(node.meta.get("val"), torch.Tensor):
+        return False
+    tensors = [n for n in node.all_input_nodes if n.target is not aten.sym_size.int]
+    return bool(tensors) and all(edit.value(n) is not None for n in tensors)
+
+
+def _fold(edit: Mover, node: Node) -> Node:
+    """What a step makes of constants [1, ...], for a batch of one."""
+
+    def value(n: Node) -> Any:
+        return 1 if n.target is aten.sym_size.int else edit.value(n)
+
+    target: Any = node.target
+    made = target(*torch.fx.map_arg(node.args, value), **torch.fx.map_arg(node.kwargs, value))
+    return edit.constant(made)
 
 
 def _get(node: Node, place: int, name: str, default: Any = None) -> Any:
@@ -79,7 +114,7 @@ def _write(edit: Mover, base: Node, source: Node, axis: int, places: range | lis
     order = list(range(size))
     for number, place in enumerate(places):
         order[place % size] = size + number
-    both = edit.call(aten.cat.default, [base, source], axis)
+    both = edit.join([base, source], axis)
     return edit.gather(both, axis, order)
 
 
@@ -100,6 +135,71 @@ def _fill(edit: Mover, node: Node) -> Node:
         value = found.item()
     sample = [int(n) for n in node.meta["val"].shape[1:]]
     return edit.constant(torch.full((1, *sample), float(value)))  # type: ignore[arg-type]
+
+
+def _masked_fill(edit: Mover, node: Node) -> Node:
+    return _choose(edit, node, _get(node, 1, "mask"), _get(node, 2, "value"), _get(node, 0, "self"))
+
+
+def _where(edit: Mover, node: Node) -> Node:
+    return _choose(edit, node, *(_get(node, i, n) for i, n in enumerate(_WHERE)))
+
+
+_WHERE = ("condition", "self", "other")
+
+
+_MASKS = 1e4
+"""A fill from here on means: never to be chosen."""
+
+
+def _choose(edit: Mover, node: Node, mask: Any, yes: Any, no: Any) -> Node:
+    """``yes`` where a constant mask holds, ``no`` elsewhere: x · keep + constant."""
+    held = edit.value(mask) if isinstance(mask, Node) else None
+    if held is None:
+        raise unsupported(
+            node, "a choice that depends on the input", "use relu or clamp, or a constant mask"
+        )
+    shape = node.meta["val"].shape
+    sample = [int(n) for n in shape[1:]]
+    keep = edit.broadcast(held, sample)
+    fixed, parts = torch.zeros(1, *sample), []
+    for given, chosen in ((yes, keep), (no, 1 - keep)):
+        value = torch.tensor(given) if not isinstance(given, Node) else edit.value(given)
+        if value is None:
+            parts.append((edit.expand(given, shape), chosen))
+        else:
+            fixed += torch.where(chosen > 0, edit.broadcast(value, sample), 0.0)
+    if not parts:
+        return edit.constant(fixed)
+    if bool((fixed.abs() >= _MASKS).any()):  # an additive mask; what is under it does not count
+        return edit.call(aten.add.Tensor, parts[0][0], edit.constant(fixed))
+    first, *others = (
+        affine(edit.module, edit, data, chosen[0], fixed[0] if number == 0 else torch.zeros(sample))
+        for number, (data, chosen) in enumerate(parts)
+    )
+    return edit.call(aten.add.Tensor, first, *others) if others else first
+
+
+def _both_wide(edit: Mover, node: Node) -> Node:
+    """Two data operands that broadcast each other: the first is expanded."""
+    operands = node.args[:2]
+    shape = node.meta["val"].shape
+    if not all(isinstance(n, Node) and edit.value(n) is None for n in operands):
+        return node
+    if any(str(n.meta["val"].shape) == str(shape) for n in operands):  # type: ignore[union-attr]
+        return node
+    first: Any = operands[0]
+    node.update_arg(0, edit.expand(first, shape))
+    return node
+
+
+def _as_data(edit: Mover, node: Node) -> Node:
+    """Constants [1, ...] among data, in ops that have no form for them, become data."""
+    for source in node.all_input_nodes:
+        value = edit.value(source)
+        if value is not None and value.ndim == _rank(node) and len(value) == 1:
+            node.replace_input_with(source, edit.data(source))
+    return node
 
 
 def _expand(edit: Mover, node: Node) -> Node:
@@ -258,6 +358,8 @@ def _slice(edit: Mover, node: Node) -> Node:
     x: Node = _get(node, 0, "self")
     dim = _get(node, 1, "dim", 0) % _rank(node)
     start, stop, step = _get(node, 2, "start"), _get(node, 3, "end"), _get(node, 4, "step", 1)
+    if dim == 0 and step == 1 and is_whole(start, stop, node.meta["val"].shape[0]):
+        return x
     if dim == 0 or step != 1 or x.target is not aten.cat.default:
         return node
     low, high, _ = slice(start, stop).indices(length(x, dim))
@@ -324,6 +426,17 @@ _RULES: dict[Any, Callable[[Mover, Node], Node]] = {
     aten.fill.Scalar: _fill,
     aten.fill.Tensor: _fill,
     aten.zero.default: _fill,
+    aten.masked_fill.Scalar: _masked_fill,
+    aten.masked_fill.Tensor: _masked_fill,
+    aten.where.self: _where,
+    aten.where.ScalarSelf: _where,
+    aten.where.ScalarOther: _where,
+    aten.add.Tensor: _both_wide,
+    aten.sub.Tensor: _both_wide,
+    aten.mul.Tensor: _both_wide,
+    aten.matmul.default: _as_data,
+    aten.bmm.default: _as_data,
+    aten.scaled_dot_product_attention.default: _as_data,
     aten.expand.default: _expand,
     aten.expand_as.default: _expand,
     aten.broadcast_to.default: _expand,
