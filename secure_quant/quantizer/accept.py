@@ -13,7 +13,7 @@ from torch.nn.utils import prune
 
 from secure_quant.errors import CalibrationError, NotFinite, UnsupportedModule
 
-__all__ = ["accepted", "check_forward", "check_output"]
+__all__ = ["accepted", "check_forward", "check_output", "own_copy"]
 
 _FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 _WHOLE = "the float module, before it was quantized"
@@ -21,9 +21,20 @@ _WHOLE = "the float module, before it was quantized"
 
 def accepted(model: Any) -> nn.Module:
     """A copy of ``model`` in eval mode, its floats float32 on the CPU; hooks that compute a weight
-    (old weight_norm and spectral_norm, pruning) have done so.
+    (old weight_norm and spectral_norm, pruning) have done so. Raises as ``own_copy``."""
+    made = own_copy(model).eval().cpu().requires_grad_(False)
+    for part in made.modules():
+        _apply_hooks(part)
+        for name, value in vars(part).items():
+            if isinstance(value, Tensor) and value.dtype in _FLOATS:
+                setattr(part, name, value.detach().float().cpu())
+    return made.float()
 
-    The user's module is not touched. Raises UnsupportedModule for what is no float module.
+
+def own_copy(model: Any) -> nn.Module:
+    """A copy of the user's module as it is, which is not touched.
+
+    Raises UnsupportedModule for what is no float module, NotFinite for NaN in its parameters.
     """
     module = _unwrapped(model)
     for path, part in module.named_modules():
@@ -38,18 +49,12 @@ def accepted(model: Any) -> nn.Module:
     }
     try:
         made: nn.Module = copy.deepcopy(module, computed)
+        return made
     except Exception as error:
         raise UnsupportedModule(
             f"{type(module).__name__} cannot be copied", got=_reason(error),
             hint="keep files, locks and generators out of the module's attributes",
         ) from error  # fmt: skip
-    made = made.eval().cpu().requires_grad_(False)
-    for part in made.modules():
-        _apply_hooks(part)
-        for name, value in vars(part).items():
-            if isinstance(value, Tensor) and value.dtype in _FLOATS:
-                setattr(part, name, value.detach().float().cpu())
-    return made.float()
 
 
 def check_forward(module: nn.Module, example: Tensor) -> Tensor:

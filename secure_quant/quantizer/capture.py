@@ -63,6 +63,7 @@ def capture(model: nn.Module, example: Tensor) -> GraphModule:
     if free_batch(graph_module, PROBE):
         _check_sizes(graph_module, module, example)
     fold_constants(graph_module, PROBE)
+    _check_depends(graph_module)
     lower_products(graph_module)
     lower_batch_norm(graph_module)
     graph_module.graph.eliminate_dead_code()
@@ -70,6 +71,16 @@ def capture(model: nn.Module, example: Tensor) -> GraphModule:
     for name, parameter in graph_module.named_parameters():
         parameter.requires_grad_(name not in trained)
     return graph_module
+
+
+def _check_depends(module: GraphModule) -> None:
+    """Raise UnsupportedModule for an output that is a constant."""
+    output = next(node for node in module.graph.nodes if node.op == "output")
+    if all(node.op == "get_attr" for node in output.all_input_nodes):
+        raise UnsupportedModule(
+            "the model's output", got="a value that does not depend on the input",
+            expected="one tensor computed from it",
+        )  # fmt: skip
 
 
 def _check_sizes(graph: GraphModule, module: nn.Module, example: Tensor) -> None:

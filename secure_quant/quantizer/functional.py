@@ -14,7 +14,7 @@ from torch.fx import Graph, GraphModule, Node
 
 from secure_quant.errors import UnsupportedModule
 from secure_quant.quantizer.opset import ADDITIVE, ELEMENTWISE, PRODUCTS, SUMS
-from secure_quant.quantizer.passes.edit import has_free_batch
+from secure_quant.quantizer.passes.edit import FREE, has_free_batch
 from secure_quant.quantizer.refuse import module_path, unsupported
 
 __all__ = ["free_batch", "functional_module", "make_functional"]
@@ -62,6 +62,7 @@ def free_batch(module: GraphModule, batch: int) -> bool:
     with graph.inserting_after(source):
         size = graph.call_function(aten.sym_size.int, (source, 0))
     size.meta["val"] = batch
+    source.meta[FREE] = True
     for node in list(graph.nodes):
         place = _SHAPE_ARGUMENT.get(node.target)
         shape: Any = node.args[place] if place is not None else None

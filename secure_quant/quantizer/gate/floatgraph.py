@@ -10,6 +10,8 @@ from torch import Tensor
 from torch.fx import GraphModule, Interpreter, Node
 from torchao.quantization.pt2e import FakeQuantizeBase, ObserverBase
 
+from secure_quant.quantizer.passes.edit import FREE
+
 __all__ = ["FloatGraph", "captured_batch", "in_batches"]
 
 Watch = Callable[[Node, Tensor], None]
@@ -19,7 +21,7 @@ def captured_batch(module: GraphModule) -> int | None:
     """The number of samples that a graph is bound to; None if it takes any."""
     node = next(n for n in module.graph.nodes if n.op == "placeholder")
     size = node.meta["val"].shape[0]
-    return size if isinstance(size, int) else None
+    return size if isinstance(size, int) and not node.meta.get(FREE) else None
 
 
 def in_batches(function: Callable[[Tensor], Tensor], x: Tensor, size: int | None) -> Tensor:

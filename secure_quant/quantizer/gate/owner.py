@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -12,6 +11,7 @@ from torch import Tensor, nn
 from torch.utils import _pytree
 
 from secure_quant.errors import UnsupportedModule
+from secure_quant.quantizer.accept import own_copy
 from secure_quant.quantizer.refuse import first_line
 
 __all__ = ["Owner", "Seen"]
@@ -28,14 +28,7 @@ class Owner:
         self.name = type(model).__name__
         self._copies: dict[torch.dtype, nn.Module] = {}
         for dtype in (torch.float64, torch.float32):
-            try:
-                made = copy.deepcopy(model).eval()
-            except Exception as error:
-                raise UnsupportedModule(
-                    self.name,
-                    got=first_line(error),
-                    expected="a module that copy.deepcopy can copy",
-                ) from error
+            made = own_copy(model).eval().cpu()
             self._copies[dtype] = made.requires_grad_(False).to(dtype)
         self.dtype = torch.float64
 

@@ -8,10 +8,12 @@ import torch
 from torch import Tensor, nn
 from torch.fx import GraphModule, Node
 
-__all__ = ["BITS", "EXACT", "Editor", "constant_of", "has_free_batch", "sample_rank"]
+__all__ = ["BITS", "EXACT", "FREE", "Editor", "constant_of", "has_free_batch", "sample_rank"]
 
 BITS = "secure_quant_bits"
 """Key in ``node.meta``: bits of the activation a node becomes, where 8 are too few."""
+FREE = "secure_quant_free"
+"""Key in the ``meta`` of the input: true where a size that the exporter fixed was made free."""
 EXACT = "secure_quant_exact"
 """Key in ``node.meta``: true where a sum stays an accumulator, because only sums read it."""
 
