@@ -40,6 +40,11 @@ def configure(parser: argparse.ArgumentParser) -> None:
         "where proxies between them pass nothing else",
     )  # fmt: skip
     party.add_argument(
+        "--border", choices=("crypten", "none"), default="crypten",
+        help="what shares pass as where they enter and leave a lane: CrypTen's types, or plain "
+        "arrays, for hosts that load neither CrypTen nor torch; the integers are the same",
+    )  # fmt: skip
+    party.add_argument(
         "--staged", type=int, default=3, metavar="N",
         help="inferences of one sample whose material each lane keeps expanded, per model; party 1 "
         "decides for both",
@@ -166,6 +171,7 @@ def _party(arguments: argparse.Namespace) -> Coroutine[Any, Any, None]:
         staged_bytes=arguments.staged_bytes, material_bytes=arguments.material_bytes,
         wait_s=arguments.wait_seconds,
         batch_wait_s=arguments.batch_wait_seconds, link_protocol=arguments.link_protocol,
+        border=arguments.border,
         party=party, tokens=arguments.tokens, tls=tls_from(arguments, f"party{party}"),
         **_options(arguments),
     )  # fmt: skip

@@ -60,8 +60,13 @@ def tls(cluster: Cluster, role: str = "client") -> Tls:
 
 
 def lane_workers(cluster: Cluster, role: str) -> list[int]:
-    """Process ids of a party's lanes."""
-    parent = cluster.processes[role].pid
+    """Process ids of a party's lanes: children of the template that they are forked from."""
+    templates = children(cluster.processes[role].pid)
+    return [worker for template in templates for worker in children(template)]
+
+
+def children(parent: int) -> list[int]:
+    """Process ids of a process's children."""
     found = []
     for task in Path(f"/proc/{parent}/task").iterdir():
         found += [int(pid) for pid in (task / "children").read_text().split()]

@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from e2e.mpc_cluster import (
+    children,
     inputs,
     kill,
     lane_workers,
@@ -61,7 +62,7 @@ def hit(cluster: Cluster, what: str) -> None:
     if what.startswith("lane of "):
         kill(lane_workers(cluster, what.removeprefix("lane of "))[0])
     else:
-        orphans = lane_workers(cluster, what)
+        orphans = lane_workers(cluster, what) + children(cluster.processes[what].pid)
         kill(cluster.processes[what].pid)
         end = time.monotonic() + 5
         while any(_alive(pid) for pid in orphans):

@@ -152,6 +152,11 @@ class LaneSession:
             await self._staging.close()
             self._fail_all()
 
+    def end(self, error: SecureQuantError) -> None:
+        """Let ``run`` raise ``error``."""
+        if not self._broken.done():
+            self._broken.set_exception(error)
+
     async def infer(self, job: Job, share: Octets) -> Answer:
         """Party 0: offer a job and wait for its answer.
 

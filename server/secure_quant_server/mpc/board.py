@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from secure_quant.errors import DeadlineExceeded, MalformedMessage, Overloaded, SecureQuantError
@@ -54,9 +54,9 @@ class Board:
             wanted.set_result(None)
         return answer
 
-    def claim(self, keys: str) -> None:
+    def claim(self, keys: Sequence[str]) -> None:
         """A lane took shares that were pushed to it; they are not given out again."""
-        for key in keys.split(","):
+        for key in keys:
             if key in self._posted:
                 self._posted[key].claimed = True
 
@@ -72,7 +72,12 @@ class Board:
             self._bytes -= posted.held
 
     async def fetch(
-        self, keys: str, model: str, batches: list[int], callers: list[str], wait_s: float
+        self,
+        keys: Sequence[str],
+        model: str,
+        batches: Sequence[int],
+        callers: Sequence[str],
+        wait_s: float,
     ) -> bytes:
         """The shares of one job, joined; each is given out once.
 
@@ -81,15 +86,16 @@ class Board:
         """
         try:
             async with asyncio.timeout(wait_s):
-                posted = [await self._get(key) for key in keys.split(",")]
+                posted = [await self._get(key) for key in keys]
         except TimeoutError as error:
             raise DeadlineExceeded(
                 "the other party did not get the client's second share",
                 got=f"{wait_s:.1f} s waited",
             ) from error
-        if [each.batch for each in posted] != batches or any(p.model != model for p in posted):
+        found = [(each.model, each.batch) for each in posted]
+        if found != [(model, batch) for batch in batches]:
             raise MalformedMessage("request", got="another model or batch at the other party")
-        if [each.caller for each in posted] != callers:
+        if [each.caller for each in posted] != list(callers):
             raise MalformedMessage("request", got="another caller at the other party")
         if any(each.claimed for each in posted):
             raise MalformedMessage("request id", got="one that is being served")

@@ -6,22 +6,18 @@ Most shares are pushed before a job needs them; those that are not are asked for
 from __future__ import annotations
 
 import asyncio
-from dataclasses import dataclass
 from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
-from secure_quant.errors import (
-    DeadlineExceeded,
-    MalformedMessage,
-    SecureQuantError,
-)
+from secure_quant.errors import DeadlineExceeded, MalformedMessage, SecureQuantError
 from secure_quant.mpc.runtime.link import Job
 from secure_quant.mpc.runtime.session import Answer
-from secure_quant_server.mpc.pipe import error_to_fields
+from secure_quant_server.common.messages import error_to_bytes
+from secure_quant_server.mpc.messages import Answered, Claimed, Early, Failed, Want
 
-__all__ = ["EARLY", "FrontDesk", "answer_figures", "job_key"]
+__all__ = ["EARLY", "FrontDesk", "answered", "job_ids"]
 
 EARLY = 1024
 """Most pushed shares that wait here. The front's own bound is lower unless an operator raised it;
@@ -31,30 +27,24 @@ PATIENCE_S = 5.0
 """Beyond the time in which the front answers, for one that does not."""
 
 Octets = NDArray[np.uint8]
+Ids = tuple[str, ...]
+"""Request ids in hexadecimal."""
 
 
 class Sends(Protocol):
     """The worker's end of its pipe."""
 
-    def send(self, fields: dict[str, Any], body: bytes | memoryview = b"") -> None:
+    def send(self, message: Any) -> None:
         """Raises InternalError once the front is gone."""
 
 
-@dataclass(frozen=True, slots=True)
-class _Pushed:
-    model: str
-    batch: int
-    caller: str
-    share: bytes
-
-
 class FrontDesk:
-    """See ``Desk``. Keys are request ids in hexadecimal, joined by commas."""
+    """See ``Desk``."""
 
     def __init__(self, pipe: Sends) -> None:
         self._pipe = pipe
-        self._early: dict[str, _Pushed] = {}
-        self._wanted: dict[str, asyncio.Future[bytes | None]] = {}
+        self._early: dict[str, Early] = {}
+        self._wanted: dict[Ids, asyncio.Future[bytes | None]] = {}
 
     @property
     def held(self) -> int:
@@ -63,30 +53,27 @@ class FrontDesk:
 
     async def fetch(self, job: Job) -> Octets:
         """The shares of a job. Raises DeadlineExceeded, MalformedMessage, what the front says."""
-        key = job_key(job)
-        if all(each in self._early for each in key.split(",")):
-            return self._claimed(job, key)
-        if key in self._wanted:
+        ids = job_ids(job)
+        if all(each in self._early for each in ids):
+            return self._claimed(job, ids)
+        if ids in self._wanted:
             raise MalformedMessage("offer", got="request ids that are offered already")
-        self._wanted[key] = asyncio.get_running_loop().create_future()
-        self._pipe.send({
-            "kind": "want", "ids": key, "model": job.model_hash, "batches": job.batches,
-            "callers": job.callers, "wait_s": job.wait_s,
-        })  # fmt: skip
+        self._wanted[ids] = asyncio.get_running_loop().create_future()
+        self._pipe.send(Want(ids, job.model_hash, job.batches, job.callers, job.wait_s))
         try:
             # The front keeps the time; this is for a front that does not answer.
-            body = await asyncio.wait_for(self._wanted[key], job.wait_s + PATIENCE_S)
-            return self._claimed(job, key) if body is None else np.frombuffer(body, np.uint8)
+            body = await asyncio.wait_for(self._wanted[ids], job.wait_s + PATIENCE_S)
+            return self._claimed(job, ids) if body is None else np.frombuffer(body, np.uint8)
         except TimeoutError as error:
             raise DeadlineExceeded("the client's share did not come") from error
         finally:
-            del self._wanted[key]
-            for each in key.split(","):
+            del self._wanted[ids]
+            for each in ids:
                 self._early.pop(each, None)
 
-    def _claimed(self, job: Job, key: str) -> Octets:
+    def _claimed(self, job: Job, ids: Ids) -> Octets:
         """Pushed shares, taken. One may have been retracted since the job was told of it."""
-        found = [self._early.pop(each, None) for each in key.split(",")]
+        found = [self._early.pop(each, None) for each in ids]
         there = [each for each in found if each is not None]
         if len(there) < len(found):
             raise DeadlineExceeded("the client gave up", expected="both of its calls to wait")
@@ -94,16 +81,15 @@ class FrontDesk:
             raise MalformedMessage("request", got="another model or batch at the other party")
         if [each.caller for each in there] != list(job.callers):
             raise MalformedMessage("request", got="another caller at the other party")
-        self._pipe.send({"kind": "claimed", "ids": key})
-        return np.frombuffer(b"".join(each.share for each in there), np.uint8)
+        self._pipe.send(Claimed(ids))
+        return np.frombuffer(b"".join(each.body for each in there), np.uint8)
 
-    def pushed(self, fields: dict[str, Any], share: bytes) -> None:
+    def pushed(self, early: Early) -> None:
         """A share that the front hands over unasked."""
-        key = fields["ids"]
-        if len(self._early) >= EARLY and key not in self._wanted:
+        if len(self._early) >= EARLY and (early.id,) not in self._wanted:
             return
-        self._early[key] = _Pushed(fields["model"], fields["batches"][0], fields["caller"], share)
-        self.arrived(key, None, None)
+        self._early[early.id] = early
+        self.arrived((early.id,), None)
 
     def retracted(self, key: str) -> None:
         """The client of a pushed share has gone."""
@@ -111,15 +97,15 @@ class FrontDesk:
 
     def deliver(self, job: Job, answer: Answer) -> None:
         """Hand an answer to the front."""
-        self._pipe.send(*answer_figures(job, answer))
+        self._pipe.send(answered(job, answer))
 
     def fail(self, job: Job, error: SecureQuantError) -> None:
         """Tell the front why a job has none."""
-        self._pipe.send({"kind": "failed", "ids": job_key(job), **error_to_fields(error)})
+        self._pipe.send(Failed(job_ids(job), error_to_bytes(error)))
 
-    def arrived(self, key: str, body: bytes | None, error: SecureQuantError | None) -> None:
-        """The front's answer to a ``want``; no body if the share was pushed meanwhile."""
-        waiting = self._wanted.get(key)
+    def arrived(self, ids: Ids, body: bytes | None, error: SecureQuantError | None = None) -> None:
+        """The front's answer to a ``Want``; no body if the share was pushed meanwhile."""
+        waiting = self._wanted.get(ids)
         if waiting is None or waiting.done():
             return
         if error is None:
@@ -128,20 +114,15 @@ class FrontDesk:
             waiting.set_exception(error)
 
 
-def job_key(job: Job) -> str:
+def job_ids(job: Job) -> Ids:
     """The request ids of a job, as front and worker speak of it."""
-    return ",".join(each.hex() for each in job.request_ids)
+    return tuple(each.hex() for each in job.request_ids)
 
 
-def answer_figures(job: Job, answer: Answer) -> tuple[dict[str, Any], bytes]:
-    """An answer as a frame for the front."""
-    fields = {
-        "kind": "answer",
-        "ids": job_key(job),
-        "batches": job.batches,
-        "rounds": answer.meter.rounds,
-        "sent": answer.meter.bytes_sent,
-        "offline": answer.offline_bytes,
-        "us": int(answer.meter.seconds * 1e6),
-    }
-    return fields, answer.share.astype("<u8", copy=False).tobytes()
+def answered(job: Job, answer: Answer) -> Answered:
+    """An answer as a message for the front."""
+    return Answered(
+        job_ids(job), job.batches, answer.meter.rounds, answer.meter.bytes_sent,
+        answer.offline_bytes, int(answer.meter.seconds * 1e6),
+        answer.share.astype("<u8", copy=False).tobytes(),
+    )  # fmt: skip

@@ -3,38 +3,49 @@
 from __future__ import annotations
 
 import asyncio
-import logging
-import os
-import socket
-import subprocess
-import sys
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, Protocol
 
 from secure_quant.errors import InternalError, PeerUnavailable, SecureQuantError
-from secure_quant_server.common import logs
-from secure_quant_server.mpc.config import LaneConfig
-from secure_quant_server.mpc.pipe import Pipe, error_from_fields, error_to_fields
+from secure_quant_server.common.messages import error_from_bytes, error_to_bytes
+from secure_quant_server.common.workers import Keeper, Template, Worker, WorkerKind
+from secure_quant_server.mpc.config import Border, LaneConfig
+from secure_quant_server.mpc.messages import (
+    TO_FRONT,
+    Answered,
+    Claimed,
+    Early,
+    Failed,
+    Infer,
+    Missing,
+    Ready,
+    Retract,
+    Share,
+    Want,
+)
 
-__all__ = ["LaneHandle", "Lanes", "Outcome", "Request"]
+__all__ = ["LaneHandle", "Lanes", "Outcome", "Request", "lane_kind"]
 
-RESTART_S = (0.1, 15.0)
-"""Shortest and longest pause before a lost lane's worker is started again."""
-
-ENVIRONMENT = {
-    # Lanes are the parallelism: one thread of arithmetic each, unless the operator says otherwise.
-    **dict.fromkeys(
-        ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "NUMBA_NUM_THREADS"), "1"
-    ),
+ALLOCATOR = {
     # Material and activations are megabytes that come and go with every inference: keep the pages
     # instead of asking the kernel for zeroed ones each time.
     "MALLOC_ARENA_MAX": "2",
     "MALLOC_MMAP_THRESHOLD_": str(32 * 2**20),
     "MALLOC_TRIM_THRESHOLD_": str(512 * 2**20),
 }
-STOP_S = 3.0
+
+
+def lane_kind(border: Border) -> WorkerKind:
+    """The workers of lanes: what they import, a template does for them."""
+    modules = ["secure_quant_server.mpc.worker"]
+    if border == "crypten":
+        modules.append("secure_quant_server.mpc.crypten_border")
+    return WorkerKind(
+        name="lane", entry="secure_quant_server.mpc.worker:serve", modules=modules,
+        answers=TO_FRONT, environment=ALLOCATOR,
+    )  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,31 +86,39 @@ class Request:
     wait_s: float
 
 
-Fetch = Callable[[str, str, list[int], list[str], float], Awaitable[bytes]]
-Settle = Callable[[str, Outcome | SecureQuantError], None]
+class Shares(Protocol):
+    """Party 1's board: see there."""
+
+    async def fetch(
+        self,
+        keys: Sequence[str],
+        model: str,
+        batches: Sequence[int],
+        callers: Sequence[str],
+        wait_s: float,
+    ) -> bytes: ...
+
+    def claim(self, keys: Sequence[str]) -> None: ...
+
+    def settle(self, key: str, outcome: Outcome | SecureQuantError) -> None: ...
 
 
-class LaneHandle:
-    """One lane: its process, its pipe, the jobs it has."""
+class LaneHandle(Keeper):
+    """One lane: its worker, the jobs it has."""
+
+    lost_event = "lane lost"
 
     def __init__(
-        self,
-        config: LaneConfig,
-        fetch: Fetch,
-        claim: Callable[[str], None],
-        settle: Settle,
-        changed: Callable[[], None],
+        self, template: Template, config: LaneConfig, board: Shares, changed: Callable[[], None]
     ) -> None:
-        self._config, self._changed = config, changed
-        self._fetch, self._claim, self._settle = fetch, claim, settle
-        self._process: subprocess.Popen[bytes] | None = None
-        self._pipe: Pipe | None = None
+        super().__init__(template, config.options.lane)
+        self._config, self._board, self._changed = config, board, changed
         self._jobs: dict[str, asyncio.Future[Outcome]] = {}
         # Party 1: shares that were pushed and not taken; shares that this lane has taken.
         self._pushed: set[str] = set()
         self._claimed: set[str] = set()
         self._tasks: set[asyncio.Task[None]] = set()
-        self.ready = self._was_ready = False
+        self.ready = False
 
     @property
     def load(self) -> int:
@@ -111,52 +130,24 @@ class LaneHandle:
         """Party 1: shares that were pushed to the worker, and not taken or retracted since."""
         return len(self._pushed)
 
-    async def run(self) -> None:
-        """Keep a worker alive until cancelled. Whatever ends it or keeps it from starting, another
-        is started, after growing pauses while none becomes ready."""
-        pause, longest = RESTART_S
-        try:
-            while True:
-                self._was_ready = False
-                try:
-                    await self._start()
-                    await self._listen()
-                except Exception as error:  # noqa: BLE001  no reason is good enough to stay away
-                    self._log_loss(error)
-                self._lost()
-                pause = RESTART_S[0] if self._was_ready else min(2 * pause, longest)
-                await asyncio.sleep(pause)
-        finally:
-            await self._stop()
-
-    def _log_loss(self, error: Exception) -> None:
-        lane = self._config.options.lane
-        if isinstance(error, SecureQuantError):
-            logs.event("lane lost", level=logging.WARNING, lane=lane, reason=str(error))
-        elif isinstance(error, OSError):
-            reason = error.strerror or type(error).__name__
-            logs.event("lane lost", level=logging.WARNING, lane=lane, reason=reason)
-        else:
-            logs.failure("lane lost", error, lane=lane)
-
     async def infer(self, requests: Sequence[Request], wait_s: float) -> list[Outcome]:
         """Party 0: requests of one model as one inference; an outcome each.
 
         Raises PeerUnavailable, InternalError and what the lane says.
         """
-        if self._pipe is None:
+        if self.worker is None:
             raise PeerUnavailable("this lane starts again")
-        keys = [request.request_id.hex() for request in requests]
+        keys = tuple(request.request_id.hex() for request in requests)
         loop = asyncio.get_running_loop()
         outcomes = {key: loop.create_future() for key in keys}
         self._jobs.update(outcomes)
-        fields = {
-            "kind": "infer", "ids": ",".join(keys), "model": requests[0].model,
-            "batches": [request.batch for request in requests], "wait_s": wait_s,
-            "callers": [request.caller for request in requests],
-        }  # fmt: skip
+        job = Infer(
+            keys, requests[0].model, tuple(request.batch for request in requests),
+            tuple(request.caller for request in requests), wait_s,
+            b"".join(request.share for request in requests),
+        )  # fmt: skip
         try:
-            self._pipe.send(fields, b"".join(request.share for request in requests))
+            self.worker.send(job)
             return list(await asyncio.gather(*outcomes.values()))
         finally:
             for key in keys:
@@ -164,88 +155,72 @@ class LaneHandle:
 
     def push(self, key: str, model: str, batch: int, caller: str, share: bytes) -> None:
         """Party 1: hand a share over before the worker asks for it."""
-        if self._pipe is not None:
-            fields = {
-                "kind": "early", "ids": key, "model": model, "batches": [batch], "caller": caller
-            }  # fmt: skip
+        if self.worker is not None:
             with suppress(InternalError):  # a worker that starts again will ask
-                self._pipe.send(fields, share)
+                self.worker.send(Early(key, model, batch, caller, share))
                 self._pushed.add(key)
 
     def retract(self, key: str) -> None:
         """Party 1: let the worker forget a share that was pushed to it, unless it took it: the
         client has gone, or another lane has served it."""
-        if key in self._pushed and self._pipe is not None:
+        if key in self._pushed and self.worker is not None:
             self._pushed.discard(key)
             with suppress(InternalError):
-                self._pipe.send({"kind": "retract", "ids": key})
+                self.worker.send(Retract(key))
 
-    async def _start(self) -> None:
-        fields, body = self._config.to_frame()  # reads the certificates: may be refused
-        ours, theirs = socket.socketpair()
-        environment = ENVIRONMENT | dict(os.environ)
-        command = [sys.executable, "-m", "secure_quant_server.mpc.worker", str(theirs.fileno())]
-        try:
-            with theirs:
-                self._process = subprocess.Popen(  # noqa: S603  our own module
-                    command, pass_fds=[theirs.fileno()], stdin=subprocess.DEVNULL, env=environment
-                )
-        except BaseException:
-            ours.close()
-            raise
-        self._pipe = await Pipe.over(ours)
-        self._pipe.send(fields, body)
+    def about(self) -> dict[str, object]:
+        """See ``Keeper``."""
+        return {"lane": self._config.options.lane}
 
-    async def _listen(self) -> None:
-        pipe = self._pipe
-        if pipe is None:
-            raise InternalError("the worker was not started")
+    async def attend(self, worker: Worker) -> None:
+        """See ``Keeper``."""
+        worker.send(self._config.to_setup())  # reads the certificates: may be refused
         while True:
-            self.take(*await pipe.receive())
+            self.take(await worker.receive())
 
-    def take(self, fields: dict[str, Any], body: bytes) -> None:
-        """One frame of the worker."""
-        kind = fields["kind"]
-        if kind == "answer":
-            figures = (fields[name] for name in ("rounds", "sent", "offline", "us"))
-            parts = Outcome(body, *figures).split(fields["batches"])
-            for key, part in zip(fields["ids"].split(","), parts, strict=True):
+    def take(self, message: Any) -> None:
+        """One message of the worker."""
+        if isinstance(message, Answered):
+            whole = Outcome(
+                message.body, message.rounds, message.bytes_sent, message.offline_bytes,
+                message.microseconds,
+            )  # fmt: skip
+            parts = whole.split(message.batches)
+            for key, part in zip(message.ids, parts, strict=True):
                 self._finish(key, part)
-        elif kind == "failed":
-            for key in fields["ids"].split(","):
-                self._finish(key, error_from_fields(fields))
-        elif kind == "want" and self._pipe is not None:
-            task = asyncio.create_task(self._bring(self._pipe, fields))
+        elif isinstance(message, Failed):
+            for key in message.ids:
+                self._finish(key, error_from_bytes(message.body))
+        elif isinstance(message, Want) and self.worker is not None:
+            task = asyncio.create_task(self._bring(self.worker, message))
             self._tasks.add(task)
             task.add_done_callback(self._tasks.discard)
-        elif kind == "claimed":
-            self._claim(fields["ids"])
-            self._claimed.update(fields["ids"].split(","))
-            self._pushed.difference_update(fields["ids"].split(","))
-        elif kind == "state":
-            self.ready = bool(fields["ready"])
-            self._was_ready |= self.ready
+        elif isinstance(message, Claimed):
+            self._board.claim(message.ids)
+            self._claimed.update(message.ids)
+            self._pushed.difference_update(message.ids)
+        elif isinstance(message, Ready):
+            self.ready = message.ready
+            self.served |= self.ready
             self._changed()
 
-    async def _bring(self, pipe: Pipe, fields: dict[str, Any]) -> None:
+    async def _bring(self, worker: Worker, want: Want) -> None:
         """Party 1: the share that the worker asks for, or why it will not come."""
-        answer: dict[str, Any] = {"kind": "share", "ids": fields["ids"]}
-        body = b""
+        answer: Share | Missing
         try:
-            body = await self._fetch(
-                fields["ids"], fields["model"], fields["batches"], fields["callers"],
-                fields["wait_s"],
-            )  # fmt: skip
-            self._claimed.update(fields["ids"].split(","))
+            answer = Share(want.ids, await self._board.fetch(
+                want.ids, want.model, want.batches, want.callers, want.wait_s
+            ))  # fmt: skip
+            self._claimed.update(want.ids)
         except SecureQuantError as error:
-            answer |= error_to_fields(error)
+            answer = Missing(want.ids, error_to_bytes(error))
         with suppress(InternalError):  # a worker that is gone needs no answer
-            pipe.send(answer, body)
+            worker.send(answer)
 
     def _finish(self, key: str, outcome: Outcome | SecureQuantError) -> None:
         if self._config.party == 1:
             self._claimed.discard(key)
-            self._settle(key, outcome)
+            self._board.settle(key, outcome)
             return
         waiting = self._jobs.get(key)
         if waiting is None or waiting.done():
@@ -255,36 +230,20 @@ class LaneHandle:
         else:
             waiting.set_result(outcome)
 
-    def _lost(self) -> None:
+    def lost(self, error: BaseException | None) -> None:
+        """See ``Keeper``."""
         self.ready = False
         self._changed()
-        if self._pipe is not None:
-            self._pipe.close()
-            self._pipe = None
-        error = InternalError("the lane's process ended", hint="send the request again")
+        ended = InternalError("the lane's process ended", hint="send the request again")
         for waiting in self._jobs.values():
             if not waiting.done():
-                waiting.set_exception(error)
+                waiting.set_exception(ended)
         for key in self._claimed:
-            self._settle(key, error)
+            self._board.settle(key, ended)
         self._claimed.clear()
         self._pushed.clear()
-        if self._process is not None:
-            self._process.kill()
-            self._process.wait()
-            self._process = None
-
-    async def _stop(self) -> None:
-        if self._pipe is not None:
-            self._pipe.close()
         for task in self._tasks:
             task.cancel()
-        if self._process is not None:
-            deadline = asyncio.get_running_loop().time() + STOP_S
-            while self._process.poll() is None and asyncio.get_running_loop().time() < deadline:
-                await asyncio.sleep(0.02)
-            self._process.kill()
-            self._process.wait()
 
 
 class Lanes:
@@ -295,15 +254,14 @@ class Lanes:
         config: LaneConfig,
         count: int,
         *,
-        fetch: Fetch,
-        claim: Callable[[str], None],
-        settle: Settle,
+        board: Shares,
         changed: Callable[[bool], None],
     ) -> None:
-        """``fetch``, ``claim``, ``settle``: party 1's board (see there)."""
+        """``board``: of party 1."""
         self._changed = changed
+        self._template = Template(lane_kind(config.border))
         self._handles = [
-            LaneHandle(_of_lane(config, lane), fetch, claim, settle, self._look)
+            LaneHandle(self._template, _of_lane(config, lane), board, self._look)
             for lane in range(count)
         ]
         self._runs: list[asyncio.Task[None]] = []
@@ -317,6 +275,7 @@ class Lanes:
         for run in self._runs:
             run.cancel()
         await asyncio.gather(*self._runs, return_exceptions=True)
+        await self._template.stop()
 
     @property
     def ready(self) -> Sequence[LaneHandle]:

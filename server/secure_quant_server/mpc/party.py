@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import logging
 import os
 from collections import OrderedDict
 from collections.abc import Sequence
@@ -49,7 +48,7 @@ from secure_quant_server.common import (
 )
 from secure_quant_server.mpc.batching import Batcher
 from secure_quant_server.mpc.board import Board
-from secure_quant_server.mpc.config import LaneConfig
+from secure_quant_server.mpc.config import Border, LaneConfig
 from secure_quant_server.mpc.lanes import Lanes, Outcome, Request
 
 __all__ = ["PartyOptions", "serve_party"]
@@ -73,6 +72,9 @@ class PartyOptions(ServerOptions):
                     the port n above.
     link_protocol   ``tls``: frames over TLS; ``grpc``: where proxies between the parties let
                     nothing but HTTP/2 pass, at about twice the latency. The same at both.
+    border          what shares pass as where they enter and leave a lane: ``crypten``, its types;
+                    ``none``: plain arrays, and lanes load neither CrypTen nor torch. The integers
+                    are the same, and the parties need not agree.
     dealer          ``host:port``.
     lanes           inferences that run side by side, one worker process each.
     batch           most samples of one request.
@@ -89,6 +91,7 @@ class PartyOptions(ServerOptions):
     party: int | None = None
     link: str
     link_protocol: LinkProtocol = "tls"
+    border: Border = "crypten"
     dealer: str
     lanes: int = 1
     batch: int = 64
@@ -102,6 +105,8 @@ class PartyOptions(ServerOptions):
     def __post_init__(self) -> None:
         if self.link_protocol not in get_args(LinkProtocol):
             raise ConfigError("link_protocol", got=self.link_protocol, expected="tls or grpc")
+        if self.border not in get_args(Border):
+            raise ConfigError("border", got=self.border, expected="crypten or none")
         for name in ("lanes", "batch", "material_bytes", "staged", "staged_bytes", "wait_s",
                      "pending", "per_client"):  # fmt: skip
             if not 0 < getattr(self, name) < float("inf"):
@@ -163,13 +168,11 @@ class _Front:
             options=LaneOptions(
                 0, options.material_bytes, options.batch, options.staged, options.staged_bytes
             ),
-            security=options.security, bundles=tuple(bundles),
-            log_level=logging.getLevelName(logging.getLogger("secure_quant").getEffectiveLevel()),
+            security=options.security, bundles=tuple(bundles), border=options.border,
         )  # fmt: skip
         self.lanes = Lanes(
             config, options.lanes,
-            fetch=self.board.fetch, claim=self.board.claim, settle=self.board.settle,
-            changed=self._lanes_changed,
+            board=self.board, changed=self._lanes_changed,
         )  # fmt: skip
         self.batcher = Batcher(self.lanes, samples=options.batch, wait_s=options.batch_wait_s)
         servicer = _ShareInference(self)

@@ -1,24 +1,22 @@
-"""The process of one lane: ``python -m secure_quant_server.mpc.worker FD``, started by the front.
+"""The process of one lane.
 
-FD is one end of a socket pair; its first frame is the configuration. The process ends when the
-front closes its end.
+The first message of its front is the configuration. The process ends when the front closes its end
+of the pipe, and while the front does not run, the lane serves nobody: the other party is to see it.
 """
 
 from __future__ import annotations
 
 import asyncio
 import gc
+import logging
 import secrets
-import signal
 import socket
-import sys
 from collections.abc import Awaitable, Mapping
 from contextlib import suppress
 from typing import Any, TypeVar
 
 import numpy as np
 import uvloop
-from numpy.typing import NDArray
 
 from secure_quant.errors import (
     DeadlineExceeded,
@@ -27,7 +25,6 @@ from secure_quant.errors import (
     PeerUnavailable,
     SecureQuantError,
 )
-from secure_quant.mpc.crypten.session import from_binary, from_shared, to_binary, to_shared
 from secure_quant.mpc.protocol.bundle import load_party
 from secure_quant.mpc.protocol.party import PartyProgram
 from secure_quant.mpc.runtime.carriers import GrpcCarrier, StreamCarrier, dial_carrier
@@ -45,30 +42,49 @@ from secure_quant.wire.gen import party_link_pb2_grpc
 from secure_quant.wire.gen.dealer_pb2_grpc import DealerServiceStub
 from secure_quant.wire.gen.party_link_pb2 import ExchangeResponse
 from secure_quant_server.common import Access, GrpcServer, ServerOptions, logs
+from secure_quant_server.common.messages import (
+    MessagePipe,
+    Ping,
+    Pong,
+    error_from_bytes,
+    error_to_bytes,
+)
 from secure_quant_server.mpc.config import LaneConfig
-from secure_quant_server.mpc.desk import FrontDesk, answer_figures
-from secure_quant_server.mpc.pipe import Pipe, error_from_fields, error_to_fields
+from secure_quant_server.mpc.desk import FrontDesk, answered
+from secure_quant_server.mpc.messages import (
+    TO_WORKER,
+    Early,
+    Failed,
+    Infer,
+    Missing,
+    Ready,
+    Retract,
+    Setup,
+    Share,
+)
 
-__all__ = ["main"]
+__all__ = ["serve"]
 
 LINK_SERVICE = "secure_quant.v1.PartyLinkService"
 GREETING_S = 5.0
-BACKOFF_S = (0.1, 2.0)
+BACKOFF_S = (0.05, 0.5)
+LOOK_S = 0.5
+FRONT_SILENCE_S = 5.0
+"""A front asks its workers more than once a second whether they live."""
+SAID_S = 30.0
+"""A session that ends as the last one did is logged again after so long."""
 
 T = TypeVar("T")
 
 
-def crypten_border(share: NDArray[Any]) -> NDArray[Any]:
-    """CrypTen's types at our borders: input shares, uint8, pass as its BinarySharedTensor (XOR),
-    output shares, uint64, as its ArithmeticSharedTensor (mod 2^64)."""
-    if share.dtype == np.uint8:
-        return from_binary(to_binary(share))
-    return from_shared(to_shared(share))
-
-
 class _Worker:
-    def __init__(self, config: LaneConfig, pipe: Pipe, border: Border) -> None:
+    def __init__(self, config: LaneConfig, pipe: MessagePipe, border: Border) -> None:
         self._config, self._pipe, self._border = config, pipe, border
+        self._loop = asyncio.get_running_loop()
+        self._heard = self._loop.time()
+        self._front_runs = asyncio.Event()
+        self._front_runs.set()
+        self._said, self._said_at = "", 0.0
         loaded = [load_party(bundle) for bundle in config.bundles]
         self._programs: Mapping[str, PartyProgram] = {each.model_hash: each for each in loaded}
         self._desk = FrontDesk(pipe)
@@ -79,7 +95,8 @@ class _Worker:
     async def serve(self) -> None:
         """Until the front closes the pipe."""
         link = self._dial() if self._config.party == 0 else self._listen()
-        tasks = [asyncio.create_task(link), asyncio.create_task(self._obey())]
+        work = (link, self._obey(), self._mind_the_front())
+        tasks = [asyncio.create_task(each) for each in work]
         done, pending = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
         for task in pending:
             task.cancel()
@@ -90,44 +107,62 @@ class _Worker:
     async def _obey(self) -> None:
         while True:
             try:
-                fields, body = await self._pipe.receive()
+                message = await self._pipe.receive()
             except InternalError:
                 return  # the front is gone, and so is the reason to be
-            if fields["kind"] == "infer":
-                task = asyncio.create_task(self._infer(fields, body))
+            self._heard = self._loop.time()
+            if isinstance(message, Ping):
+                self._tell(Pong())
+            elif isinstance(message, Infer):
+                task = asyncio.create_task(self._infer(message))
                 self._tasks.add(task)
                 task.add_done_callback(self._tasks.discard)
-            elif fields["kind"] == "share":
-                error = error_from_fields(fields) if "error" in fields else None
-                self._desk.arrived(fields["ids"], body, error)
-            elif fields["kind"] == "early":
-                self._desk.pushed(fields, body)
-            elif fields["kind"] == "retract":
-                self._desk.retracted(fields["ids"])
+            elif isinstance(message, Early):
+                self._desk.pushed(message)
+            elif isinstance(message, Retract):
+                self._desk.retracted(message.id)
+            elif isinstance(message, Share):
+                self._desk.arrived(message.ids, message.body)
+            elif isinstance(message, Missing):
+                self._desk.arrived(message.ids, None, error_from_bytes(message.body))
 
-    async def _infer(self, fields: dict[str, Any], body: bytes) -> None:
+    async def _mind_the_front(self) -> None:
+        """End the session while the front says nothing, and have no other until it does."""
+        while True:
+            asleep = self._loop.time()
+            await asyncio.sleep(LOOK_S)
+            now = self._loop.time()
+            if now - asleep > 2 * LOOK_S:  # this process did not run; what it was told is unread
+                self._heard = now
+            elif now - self._heard < FRONT_SILENCE_S:
+                self._front_runs.set()
+            elif self._front_runs.is_set():
+                self._front_runs.clear()
+                if self._session is not None:
+                    self._session.end(PeerUnavailable("this party's front does not run"))
+
+    async def _infer(self, asked: Infer) -> None:
         """Party 0: one job of the front."""
-        ids = tuple(bytes.fromhex(each) for each in fields["ids"].split(","))
-        callers = tuple(fields["callers"])
-        job = Job(fields["model"], ids, tuple(fields["batches"]), fields["wait_s"], callers)
+        ids = tuple(bytes.fromhex(each) for each in asked.ids)
+        job = Job(asked.model, ids, asked.batches, asked.wait_s, asked.callers)
         try:
             if self._session is None or not self._session.ready.is_set():
                 raise PeerUnavailable("this lane has no session with the other party now")
-            answer = await self._session.infer(job, np.frombuffer(body, np.uint8))
+            answer = await self._session.infer(job, np.frombuffer(asked.body, np.uint8))
         except Exception as error:  # noqa: BLE001  a job's trouble is its own, and is told
             if not isinstance(error, SecureQuantError):
                 self._unforeseen(error)
                 error = InternalError("this party's lane failed on the request")
-            self._tell({"kind": "failed", "ids": fields["ids"], **error_to_fields(error)})
+            self._tell(Failed(asked.ids, error_to_bytes(error)))
         else:
-            self._tell(*answer_figures(job, answer))
+            self._tell(answered(job, answer))
 
     def _unforeseen(self, error: Exception) -> None:
         logs.failure("job failed", error, lane=self._config.options.lane)
 
-    def _tell(self, fields: dict[str, Any], body: bytes = b"") -> None:
+    def _tell(self, message: Any) -> None:
         try:
-            self._pipe.send(fields, body)
+            self._pipe.send(message)
         except InternalError:
             return  # the front went first; `_obey` ends this process
 
@@ -135,12 +170,13 @@ class _Worker:
         """Party 0: one session after another, with growing pauses while they fail at once."""
         pause, longest = BACKOFF_S
         while True:
-            started = asyncio.get_running_loop().time()
+            await self._front_runs.wait()
+            started = self._loop.time()
             try:
                 await self._offer_session()
             except Exception as error:  # noqa: BLE001  the next session may do better
                 self._ended(error)
-            if asyncio.get_running_loop().time() - started > 10.0:
+            if self._loop.time() - started > 10.0:
                 pause = BACKOFF_S[0]
             await asyncio.sleep(pause * (0.5 + secrets.randbelow(1000) / 1000))
             pause = min(pause * 2, longest)
@@ -192,9 +228,12 @@ class _Worker:
                 await link.decline(error)
 
     def _ended(self, error: Exception) -> None:
-        lane = self._config.options.lane
+        lane, now = self._config.options.lane, self._loop.time()
         if isinstance(error, SecureQuantError):
-            logs.event("session ended", lane=lane, reason=str(error))
+            said, self._said = self._said, str(error)
+            if said != self._said or now - self._said_at > SAID_S:
+                self._said_at = now
+                logs.event("session ended", lane=lane, reason=self._said)
         else:
             logs.failure("session failed", error, lane=lane)
 
@@ -202,6 +241,8 @@ class _Worker:
         """Party 1: serve one link; raises when it ends."""
         hello = await _in_time(link.greeted())
         check_hello(hello, self._config.options.lane, self._programs)
+        if not self._front_runs.is_set():
+            raise PeerUnavailable("the other party's front does not run")
         # A newer link replaces an older one: party 0 has given that up, seen from here or not.
         before, self._current = self._current, asyncio.current_task()
         if before is not None and not before.done():
@@ -244,7 +285,7 @@ class _Worker:
         self._say_ready(ready=True)
 
     def _say_ready(self, *, ready: bool) -> None:
-        self._tell({"kind": "state", "ready": ready})
+        self._tell(Ready(ready))
 
 
 class _Link(party_link_pb2_grpc.PartyLinkServiceServicer):
@@ -267,26 +308,31 @@ async def _in_time(step: Awaitable[T]) -> T:
         raise DeadlineExceeded("the peer does not answer", got=f"{GREETING_S} s") from error
 
 
-async def _main(descriptor: int) -> None:
-    pipe = await Pipe.over(socket.socket(fileno=descriptor))
-    fields, body = await pipe.receive()
-    config = LaneConfig.from_frame(fields, body)
-    logs.setup(config.log_level)
+async def _main(link: socket.socket) -> None:
+    logs.follow_tasks()
+    pipe = await MessagePipe.over(link, TO_WORKER)
     try:
-        await _Worker(config, pipe, crypten_border).serve()
-    except SecureQuantError as error:
-        logs.event("lane failed", lane=config.options.lane, reason=str(error))
-        raise SystemExit(1) from error
+        while not isinstance(setup := await pipe.receive(), Setup):
+            pipe.send(Pong())
+        config = LaneConfig.from_setup(setup)
+        await _Worker(config, pipe, _border(config)).serve()
     finally:
         pipe.close()
 
 
-def main() -> None:
-    """Entry point."""
-    # Ctrl-C reaches the whole process group; the front decides when its workers stop.
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    uvloop.run(_main(int(sys.argv[1])))
+def _border(config: LaneConfig) -> Border:
+    if config.border == "none":
+        return lambda share: share
+    from secure_quant_server.mpc.crypten_border import crypten_border  # loads CrypTen and torch
+
+    return crypten_border
 
 
-if __name__ == "__main__":
-    main()
+def serve(link: socket.socket) -> int:
+    """Entry point of the process: until the front hangs up; the exit status."""
+    try:
+        uvloop.run(_main(socket.socket(fileno=link.detach())))
+    except SecureQuantError as error:
+        logs.event("lane failed", level=logging.ERROR, reason=str(error))
+        return 1
+    return 0

@@ -24,12 +24,12 @@ def test_a_share_is_made_when_it_is_fetched_and_once() -> None:
         for name in ("a", "b", "c"):
             board.post(name, "model", 2, "eve", counted(made, name), 32)
         assert made == []
-        assert await board.fetch("a,c", "model", [2, 2], ["eve", "eve"], 5.0) == b"ac"
+        assert await board.fetch(["a", "c"], "model", [2, 2], ["eve", "eve"], 5.0) == b"ac"
         assert made == ["a", "c"]
         with pytest.raises(MalformedMessage):
-            await board.fetch("a", "model", [2], ["eve"], 5.0)
+            await board.fetch(["a"], "model", [2], ["eve"], 5.0)
         with pytest.raises(MalformedMessage):
-            await board.fetch("b", "model", [3], ["eve"], 5.0)
+            await board.fetch(["b"], "model", [3], ["eve"], 5.0)
         assert made == ["a", "c"]
 
     run(test)
@@ -46,7 +46,7 @@ def test_what_is_held_counts_and_is_given_back() -> None:
             board.post("c", "model", 1, "eve", bytes, 0)
         board.remove("a")
         board.post("c", "model", 1, "eve", bytes, 60)
-        waiting = asyncio.create_task(board.fetch("d", "model", [1], ["eve"], 5.0))
+        waiting = asyncio.create_task(board.fetch(["d"], "model", [1], ["eve"], 5.0))
         board.remove("b")
         await asyncio.sleep(0)
         board.post("d", "model", 1, "eve", lambda: b"late", 40)

@@ -4,12 +4,14 @@ named error, and nothing stays."""
 import asyncio
 import itertools
 from contextlib import suppress
+from dataclasses import replace
 
 import pytest
 
 from secure_quant.errors import DeadlineExceeded, MalformedMessage, SecureQuantError
 from secure_quant.mpc.runtime.link import Job
 from secure_quant_server.mpc.desk import EARLY, FrontDesk
+from secure_quant_server.mpc.messages import Early
 
 SHARE = bytes(range(3))
 
@@ -18,13 +20,13 @@ class Front:
     """Remembers what the desk sent."""
 
     def __init__(self) -> None:
-        self.sent: list[dict] = []
+        self.sent: list[object] = []
 
-    def send(self, fields: dict, body: bytes = b"") -> None:
-        self.sent.append(fields)
+    def send(self, message: object) -> None:
+        self.sent.append(message)
 
     def kinds(self) -> list[str]:
-        return [fields["kind"] for fields in self.sent]
+        return [type(message).__name__ for message in self.sent]
 
 
 def job(*numbers: int, caller: str = "ann", wait_s: float = 1.0) -> Job:
@@ -36,8 +38,8 @@ def key(number: int) -> str:
     return (bytes([number]) * 16).hex()
 
 
-def early(number: int, caller: str = "ann", batch: int = 1) -> dict:
-    return {"kind": "early", "ids": key(number), "model": "m", "batches": [batch], "caller": caller}
+def early(number: int, caller: str = "ann", batch: int = 1) -> Early:
+    return Early(key(number), "m", batch, caller, SHARE)
 
 
 def run(work):
@@ -52,8 +54,8 @@ def test_a_share_taken_back_before_the_job_resumes_declines_that_job() -> None:
         desk = FrontDesk(front)
         waiting = asyncio.ensure_future(desk.fetch(job(1)))
         await asyncio.sleep(0)
-        assert front.kinds() == ["want"]
-        desk.pushed(early(1), SHARE)
+        assert front.kinds() == ["Want"]
+        desk.pushed(early(1))
         desk.retracted(key(1))
         with pytest.raises(DeadlineExceeded, match="gave up"):
             await waiting
@@ -71,19 +73,19 @@ def test_every_order_of_events_ends_in_a_share_or_a_named_error() -> None:
             if event == "fetch":
                 task = asyncio.ensure_future(desk.fetch(job(1)))
             elif event == "early":
-                desk.pushed(early(1), SHARE)
+                desk.pushed(early(1))
             elif event == "retract":
                 desk.retracted(key(1))
             elif event == "missing":
-                desk.arrived(key(1), None, DeadlineExceeded("no share"))
+                desk.arrived((key(1),), None, DeadlineExceeded("no share"))
             elif event == "share":
-                desk.arrived(key(1), SHARE, None)
+                desk.arrived((key(1),), SHARE)
             else:
                 await asyncio.sleep(0)
         for _ in range(4):  # an early that comes after everything
             await asyncio.sleep(0)
         if not task.done():
-            desk.arrived(key(1), None, DeadlineExceeded("no share"))
+            desk.arrived((key(1),), None, DeadlineExceeded("no share"))
         with suppress(SecureQuantError):
             assert (await task).tobytes() == SHARE
         desk.retracted(key(1))  # what the front sends once its client is gone
@@ -100,16 +102,16 @@ def test_a_share_of_another_caller_is_refused() -> None:
     async def work() -> None:
         front = Front()
         desk = FrontDesk(front)
-        desk.pushed(early(1, caller="eve"), SHARE)
+        desk.pushed(early(1, caller="eve"))
         with pytest.raises(MalformedMessage, match="another caller"):
             await desk.fetch(job(1))
-        desk.pushed(early(2, batch=2), SHARE)
+        desk.pushed(early(2, batch=2))
         with pytest.raises(MalformedMessage, match="another model or batch"):
             await desk.fetch(job(2))
         assert front.kinds() == []  # nothing was claimed
-        desk.pushed(early(3), SHARE)
+        desk.pushed(early(3))
         assert (await desk.fetch(job(3))).tobytes() == SHARE
-        assert front.kinds() == ["claimed"]
+        assert front.kinds() == ["Claimed"]
 
     run(work())
 
@@ -120,9 +122,9 @@ def test_the_desk_is_bounded_and_a_job_that_waits_gets_its_share_all_the_same() 
         waiting = asyncio.ensure_future(desk.fetch(job(1)))
         await asyncio.sleep(0)
         for number in range(EARLY + 50):
-            desk.pushed(early(0) | {"ids": f"{number:032x}"}, SHARE)
+            desk.pushed(replace(early(0), id=f"{number:032x}"))
         assert desk.held == EARLY
-        desk.pushed(early(1), SHARE)
+        desk.pushed(early(1))
         assert (await waiting).tobytes() == SHARE
         assert desk.held == EARLY
 

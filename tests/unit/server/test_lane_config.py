@@ -4,7 +4,9 @@ from secure_quant.mpc.runtime.session import LaneOptions
 from secure_quant.transport import InsecurePlaintext
 from secure_quant.transport.certs import Authority
 from secure_quant_client import Tls
+from secure_quant_server.common.messages import encode
 from secure_quant_server.mpc.config import LaneConfig
+from secure_quant_server.mpc.messages import TO_WORKER
 
 
 def test_every_option_reaches_the_lane() -> None:
@@ -14,7 +16,8 @@ def test_every_option_reaches_the_lane() -> None:
     for security in (InsecurePlaintext(), tls):
         config = LaneConfig(
             party=0, link="a:1", dealer="b:2", options=options, security=security,
-            bundles=(b"one", b"", b"three"), link_protocol="grpc", log_level="WARNING",
+            bundles=(b"one", b"", b"three"), link_protocol="grpc", border="none",
         )  # fmt: skip
-        made = LaneConfig.from_frame(*config.to_frame())
+        head, body = encode(config.to_setup())
+        made = LaneConfig.from_setup(TO_WORKER.read(head[12:], body))
         assert made == config

@@ -2,22 +2,26 @@
 
 import asyncio
 import itertools
-import json
 from contextlib import suppress
+from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
 
-from secure_quant.errors import ConfigError, DeadlineExceeded, MalformedMessage, SecureQuantError
+from secure_quant.errors import ConfigError, DeadlineExceeded, MalformedMessage
 from secure_quant.mpc.runtime.link import Job
 from secure_quant.mpc.runtime.session import LaneOptions
-from secure_quant.transport import InsecurePlaintext
+from secure_quant.transport import InsecurePlaintext, Tls
+from secure_quant.transport.certs import Authority
 from secure_quant.wire.gen.share_inference_pb2 import InferRequest
-from secure_quant_server.mpc import lanes as lanes_module
+from secure_quant_server.common import workers as workers_module
+from secure_quant_server.common.messages import error_from_bytes
+from secure_quant_server.common.workers import Template
 from secure_quant_server.mpc.board import Board
 from secure_quant_server.mpc.config import LaneConfig
 from secure_quant_server.mpc.desk import FrontDesk
-from secure_quant_server.mpc.lanes import LaneHandle, Outcome
+from secure_quant_server.mpc.lanes import LaneHandle, Outcome, lane_kind
+from secure_quant_server.mpc.messages import Early, Missing, Retract, Share
 from secure_quant_server.mpc.party import _ShareInference
 
 SHARE = bytes(24)
@@ -36,15 +40,16 @@ class Wire:
     def __init__(self) -> None:
         self.handle, self.desk = None, None
 
-    def send(self, fields: dict, body: bytes = b"") -> None:
+    def send(self, message: object) -> None:
         """Front to worker."""
-        if fields["kind"] == "early":
-            self.desk.pushed(fields, body)
-        elif fields["kind"] == "retract":
-            self.desk.retracted(fields["ids"])
-        elif fields["kind"] == "share":
-            error = DeadlineExceeded("no share") if "error" in fields else None
-            self.desk.arrived(fields["ids"], body, error)
+        if isinstance(message, Early):
+            self.desk.pushed(message)
+        elif isinstance(message, Retract):
+            self.desk.retracted(message.id)
+        elif isinstance(message, Share):
+            self.desk.arrived(message.ids, message.body)
+        elif isinstance(message, Missing):
+            self.desk.arrived(message.ids, None, error_from_bytes(message.body))
 
 
 class Back:
@@ -53,8 +58,8 @@ class Back:
     def __init__(self, wire: Wire) -> None:
         self.wire = wire
 
-    def send(self, fields: dict, body: bytes = b"") -> None:
-        self.wire.handle.take(json.loads(json.dumps(fields)), body)
+    def send(self, message: object) -> None:
+        self.wire.handle.take(message)
 
 
 def party_1(lanes: int) -> tuple[_ShareInference, list[LaneHandle], list[FrontDesk], Board]:
@@ -62,10 +67,10 @@ def party_1(lanes: int) -> tuple[_ShareInference, list[LaneHandle], list[FrontDe
     board = Board(64, 2**20)
     handles, desks = [], []
     for _ in range(lanes):
-        handle = LaneHandle(config(), board.fetch, board.claim, board.settle, lambda: None)
+        handle = LaneHandle(None, config(), board, lambda: None)
         wire = Wire()
         wire.handle, wire.desk = handle, FrontDesk(Back(wire))
-        handle._pipe = wire
+        handle.worker = wire
         handles.append(handle)
         desks.append(wire.desk)
     options = SimpleNamespace(budget=None, budget_window_s=1.0, wait_s=2.0)
@@ -126,9 +131,9 @@ def test_the_board_compares_the_callers() -> None:
         board = Board(4, 2**20)
         board.post("k", "m", 1, "eve", lambda: SHARE, len(SHARE))
         with pytest.raises(MalformedMessage, match="another caller"):
-            await board.fetch("k", "m", [1], ["ann"], 0.1)
+            await board.fetch(["k"], "m", [1], ["ann"], 0.1)
         assert not board.claimed("k")
-        assert await board.fetch("k", "m", [1], ["eve"], 0.1) == SHARE
+        assert await board.fetch(["k"], "m", [1], ["eve"], 0.1) == SHARE
 
     run(work())
 
@@ -138,23 +143,22 @@ def test_the_board_compares_the_callers() -> None:
               ValueError("unforeseen")],
 )  # fmt: skip
 def test_a_lane_that_does_not_start_is_tried_again(error: Exception, monkeypatch, caplog) -> None:
-    monkeypatch.setattr(lanes_module, "RESTART_S", (0.01, 0.04))
+    monkeypatch.setattr(workers_module, "RESTART_S", (0.01, 0.04))
     tried: list[float] = []
 
-    async def work() -> None:
-        handle = LaneHandle(config(), None, None, None, lambda: None)
-
-        async def start() -> None:
+    class Unwilling:
+        async def start(self, number: int) -> None:
             tried.append(asyncio.get_running_loop().time())
             raise error
 
-        handle._start = start
+    async def work() -> None:
+        handle = LaneHandle(Unwilling(), config(), None, lambda: None)
         running = asyncio.ensure_future(handle.run())
         while len(tried) < 6:
             await asyncio.sleep(0.005)
             assert not running.done()
         running.cancel()
-        with suppress(asyncio.CancelledError, SecureQuantError):
+        with suppress(asyncio.CancelledError):
             await running
 
     with caplog.at_level("INFO", "secure_quant"):
@@ -163,3 +167,25 @@ def test_a_lane_that_does_not_start_is_tried_again(error: Exception, monkeypatch
     assert len(lost) >= 5
     pauses = [b - a for a, b in itertools.pairwise(tried)]
     assert min(pauses[2:]) >= 0.039  # they grew to the longest
+
+
+def test_a_half_rotated_certificate_is_a_lost_lane_and_no_more(caplog, monkeypatch) -> None:
+    """The key of one certificate with another, as a rotation leaves them for a moment."""
+    monkeypatch.setattr(workers_module, "RESTART_S", (0.01, 0.04))
+    authority = Authority()
+    (cert, _), (_, key) = authority.issue("party1"), authority.issue("party1")
+
+    async def work() -> None:
+        kind = replace(lane_kind("none"), modules=())
+        template = Template(kind)
+        handle = LaneHandle(template, config(Tls(authority.pem, cert, key)), None, lambda: None)
+        running = asyncio.ensure_future(handle.run())
+        while sum(record.getMessage() == "lane lost" for record in caplog.records) < 3:
+            await asyncio.sleep(0.02)
+            assert not running.done()
+        running.cancel()
+        await asyncio.gather(running, return_exceptions=True)
+        await template.stop()
+
+    with caplog.at_level("INFO", "secure_quant"):
+        asyncio.run(asyncio.wait_for(work(), 60))

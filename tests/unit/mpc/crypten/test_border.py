@@ -6,7 +6,7 @@ import torch
 from secure_quant.mpc.crypten.compat import ArithmeticSharedTensor, BinarySharedTensor
 from secure_quant.mpc.crypten.session import from_binary, from_shared, to_binary, to_shared
 from secure_quant_client.mpc.sharing import share
-from secure_quant_server.mpc.worker import crypten_border
+from secure_quant_server.mpc.crypten_border import crypten_border
 
 
 def test_input_shares_pass_as_a_binary_shared_tensor() -> None:

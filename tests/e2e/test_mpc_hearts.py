@@ -1,0 +1,108 @@
+"""What hangs is noticed: by its own front, and by the other party."""
+
+import os
+import signal
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+from e2e.mpc_cluster import (
+    children,
+    inputs,
+    lane_workers,
+    small_net,
+    start,
+    tls,
+    wait_until_served,
+)
+
+from secure_quant import Graph, reference
+from secure_quant_cli.cluster import Cluster
+from secure_quant_cli.health import is_serving
+from secure_quant_client import MpcClient
+
+
+@pytest.fixture(scope="module")
+def graph() -> Graph:
+    return small_net(seed=21)
+
+
+@pytest.fixture(scope="module")
+def cluster(graph: Graph, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
+    folder = tmp_path_factory.mktemp("mpc")
+    with start(folder, graph, options={"party1": ("--border", "none")}) as started:
+        yield started
+
+
+def serving(cluster: Cluster, party: int) -> bool:
+    return is_serving(cluster.parties[party], f"party{party}", tls(cluster))
+
+
+def wait_until(condition: Callable[[], bool], seconds: float = 30.0) -> None:
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end, "waited in vain"
+        time.sleep(0.02)
+
+
+def is_right(cluster: Cluster, graph: Graph) -> bool:
+    q = inputs(graph, 2, seed=3)
+    with MpcClient(cluster.parties, tls=tls(cluster)) as client:
+        return bool(np.array_equal(client.infer_int8(q), reference.run_int(graph, q)))
+
+
+def loads(pid: int, library: str) -> bool:
+    return library in Path(f"/proc/{pid}/maps").read_text()
+
+
+def test_borders_may_differ_and_one_is_without_torch(cluster: Cluster, graph: Graph) -> None:
+    wait_until_served(cluster)
+    assert is_right(cluster, graph)
+    assert loads(lane_workers(cluster, "party0")[0], "libtorch")
+    for pid in [*lane_workers(cluster, "party1"), *children(cluster.processes["party1"].pid)]:
+        assert not loads(pid, "libtorch")
+
+
+def test_a_template_opens_nothing_and_has_one_thread(cluster: Cluster) -> None:
+    for role in ("party0", "party1"):
+        (template,) = children(cluster.processes[role].pid)
+        assert len(list(Path(f"/proc/{template}/task").iterdir())) == 1
+        targets = [os.readlink(each) for each in Path(f"/proc/{template}/fd").iterdir()]  # noqa: PTH115
+        assert sum(target.startswith("socket:") for target in targets) == 3  # front, and itself
+        # No event loop and no file either: but the logs, which are where errors go.
+        assert not [
+            each for each in targets if "eventpoll" in each or each.endswith((".sqb", ".key"))
+        ]
+
+
+@pytest.mark.parametrize("role", ["party0", "party1"])
+def test_a_stuck_lane_is_noticed_at_both_parties_and_replaced(
+    cluster: Cluster, graph: Graph, role: str
+) -> None:
+    wait_until_served(cluster)
+    time.sleep(1.0)  # a beat has been heard
+    (stuck,) = lane_workers(cluster, role)
+    os.kill(stuck, signal.SIGSTOP)
+    for party in (0, 1):
+        wait_until(lambda party=party: not serving(cluster, party))
+    wait_until_served(cluster)
+    assert stuck not in lane_workers(cluster, role)
+    assert is_right(cluster, graph)
+    assert '"reason": "the worker hangs' in (cluster.logs / f"{role}.log").read_text()
+
+
+@pytest.mark.parametrize("party", [0, 1])
+def test_a_stuck_front_makes_the_other_party_unready(
+    cluster: Cluster, graph: Graph, party: int
+) -> None:
+    wait_until_served(cluster)
+    front = cluster.processes[f"party{party}"].pid
+    os.kill(front, signal.SIGSTOP)
+    try:
+        wait_until(lambda: not serving(cluster, 1 - party))
+    finally:
+        os.kill(front, signal.SIGCONT)
+    wait_until_served(cluster)
+    assert is_right(cluster, graph)
