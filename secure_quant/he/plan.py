@@ -4,7 +4,7 @@ same on every machine, small, and checked in full by whoever receives it."""
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, fields
 from functools import cached_property, lru_cache
 from typing import Any, TypeVar, get_args
@@ -112,14 +112,16 @@ class HePlan:
         """Node name -> index of its step."""
         return {step.node: index for index, step in enumerate(self.steps)}
 
-    def require_own(self, batch: int) -> None:
+    def require_own(self, batch: int, going_on: Callable[[], object] = lambda: None) -> None:
         """That the layouts for ``batch`` samples are those that ``plan`` chooses here for this
         graph, objective and tier. ``from_json`` proves a peer's plan sound; only this keeps it
         from asking for more work or bytes than it must.
 
+        ``going_on`` is called before each step, some hundredths of a second of work, and may raise.
         Raises PlanMismatch, ValueOutOfRange, OpNotSupported.
         """
         for step in self.steps:
+            going_on()
             used = step.layout(batch)
             chosen = _layouts(step.node, step.geometry, self.objective, self.tier, batch)
             if chosen[-1] != used:

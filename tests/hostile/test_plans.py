@@ -15,7 +15,7 @@ from unit.he.leveled.models import random_model
 from unit.he.models import lenet
 from unit.server.support import StandIn, serving, tls
 
-from secure_quant.errors import MessageTooLarge, PlanMismatch
+from secure_quant.errors import DeadlineExceeded, MessageTooLarge, PlanMismatch
 from secure_quant.he.geometry import Geometry
 from secure_quant.he.leveled import plan as plan_leveled
 from secure_quant.he.noise import choose
@@ -26,6 +26,7 @@ from secure_quant.he.search import layer_of
 from secure_quant.wire import info_to_proto
 from secure_quant.wire.gen.secure_inference_pb2 import GetModelResponse, LeveledInfo
 from secure_quant_client import AsyncHeClient, HeClient, trust
+from secure_quant_client.base import Deadline
 from secure_quant_client.he.model import HeModel
 from secure_quant_client.leveled.model import RemoteLeveled
 
@@ -72,7 +73,7 @@ def received(made: HePlan, expected_hash: str | None = NET.hash) -> HeModel:
 def test_the_planners_own_is_taken_for_any_batch() -> None:
     model = received(OWN)
     for batch in (1, 2, 3, 7, 8, 63, 64, 65, 256):
-        model.check(batch)
+        model.check(batch, Deadline(60))
 
 
 @pytest.mark.parametrize(
@@ -83,7 +84,24 @@ def test_a_sound_plan_that_is_not_the_planners_is_refused(
 ) -> None:
     model = received(forged())  # sound by all that a plan alone can be checked for
     with pytest.raises(PlanMismatch, match="this release"):
-        model.check(batch)
+        model.check(batch, Deadline(60))
+
+
+def test_planning_ends_with_the_deadline() -> None:
+    """A graph of thousands of layers of different shapes is planned for minutes."""
+    steps: list[None] = []
+
+    def one_more() -> None:
+        steps.append(None)
+        if len(steps) > 2:
+            raise DeadlineExceeded("inference")
+
+    with pytest.raises(DeadlineExceeded):
+        OWN.require_own(1, one_more)
+    assert len(steps) == 3 < len(OWN.steps)
+    deadline = Deadline(1e-6)
+    with pytest.raises(DeadlineExceeded):
+        received(OWN).check(1, deadline)
 
 
 def test_what_was_accepted_before_was_large() -> None:

@@ -51,8 +51,9 @@ class AsyncHeClient(AsyncIntegerClient[HeModel]):
 
     async def prepare(self, batch: int = 1) -> None:
         """Connect, and make the stock for ``batch`` full now rather than in the background."""
-        model = await self._connect(self._deadline())
-        await asyncio.to_thread(model.check, batch)
+        deadline = self._deadline()
+        model = await self._connect(deadline)
+        await asyncio.to_thread(model.check, batch, deadline)
         await asyncio.to_thread(model.stock.fill, batch)
 
     async def trace_int8(self, q: NDArray[Any], *, timeout: float | None = None) -> Values:
@@ -74,7 +75,7 @@ class AsyncHeClient(AsyncIntegerClient[HeModel]):
     async def _walk(
         self, model: HeModel, q: NDArray[np.int64], deadline: Deadline, meter: Meter
     ) -> Values:
-        await asyncio.to_thread(model.check, len(q))
+        await asyncio.to_thread(model.check, len(q), deadline)
         with model.stock.session(len(q)) as session:
             walking = walk(model.graph, session, q)
             step = await asyncio.to_thread(_advance, walking, None)

@@ -66,8 +66,9 @@ class HeClient(IntegerClient[HeModel]):
 
     def prepare(self, batch: int = 1) -> None:
         """Connect, and make the stock for ``batch`` full now rather than in the background."""
-        model = self._connect(self._deadline())
-        model.check(batch)
+        deadline = self._deadline()
+        model = self._connect(deadline)
+        model.check(batch, deadline)
         model.stock.fill(batch)
 
     def trace_int8(self, q: NDArray[Any], *, timeout: float | None = None) -> Values:
@@ -87,7 +88,7 @@ class HeClient(IntegerClient[HeModel]):
     def _walk(
         self, model: HeModel, q: NDArray[np.int64], deadline: Deadline, meter: Meter
     ) -> Values:
-        model.check(len(q))
+        model.check(len(q), deadline)
         with model.stock.session(len(q)) as session:
             walking = walk(model.graph, session, q)
             try:

@@ -16,6 +16,7 @@ from secure_quant.reference.executor import check_int8
 from secure_quant.wire import info_from_proto
 from secure_quant.wire.gen.model_pb2 import ModelInfo
 from secure_quant.wire.gen.secure_inference_pb2 import EvaluateLinearRequest
+from secure_quant_client.base import Deadline
 from secure_quant_client.he.key_stock import KeyStock
 from secure_quant_client.he.walk import Request, Values, largest_batch
 from secure_quant_client.stats import InferenceStats
@@ -54,10 +55,10 @@ class HeModel:
         sessions = KeyStock(received.graph, plan, stock)
         return cls(received.graph, plan, sessions, largest_batch(plan, message_bytes))
 
-    def check(self, batch: int) -> None:
-        """That the server's plan for ``batch`` samples is the one that is made here; seconds for a
-        large model, once. Raises PlanMismatch, ValueOutOfRange."""
-        self.plan.require_own(batch)
+    def check(self, batch: int, deadline: Deadline) -> None:
+        """That the server's plan for ``batch`` samples is the one that is made here; a second for a
+        large model, once. Raises PlanMismatch, ValueOutOfRange, DeadlineExceeded."""
+        self.plan.require_own(batch, deadline.remaining)
 
     def parts(self, q: NDArray[Any]) -> Iterator[NDArray[np.int64]]:
         """``q`` as int64 in pieces that fit the message limit. Raises InputError's leaves."""
