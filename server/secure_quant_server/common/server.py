@@ -7,7 +7,6 @@ import logging
 import os
 import signal
 from collections.abc import Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
 
 import grpc.aio
@@ -17,8 +16,6 @@ from grpc_reflection.v1alpha import reflection
 
 from secure_quant.errors import ConfigError, SecureQuantError
 from secure_quant.transport import (
-    Limits,
-    Security,
     Tls,
     add_port,
     check_security,
@@ -32,43 +29,13 @@ from secure_quant_server.common.access import Access
 from secure_quant_server.common.admission import Admission
 from secure_quant_server.common.guard import Guard
 from secure_quant_server.common.metrics import Metrics
+from secure_quant_server.options import ServerOptions
 
 __all__ = ["GrpcServer", "ServerOptions", "on_stop_signal", "read_bundle"]
 
 WARN_DAYS = 30
 WARN_EVERY_S = 6 * 3600.0
 _STATUS = health_pb2.HealthCheckResponse
-
-
-@dataclass(frozen=True, kw_only=True)
-class ServerOptions:
-    """What every server asks.
-
-    listen       ``host:port``; port 0 lets the system choose.
-    security     Tls(...), or InsecurePlaintext() in so many words.
-    limits       largest message, keepalive.
-    max_calls    calls served at once; one more is refused as Overloaded. per_client: of one
-                 client. Health and reflection do not count; they have bounds of their own.
-    tokens       file of client tokens, asked of clients besides their certificate.
-    budget       samples each client may send in ``budget_window_s``; None for no limit.
-    metrics      ``host:port`` for Prometheus, plain HTTP; None for none.
-    reflection   let certified callers list the services.
-    watch_s      longest call to health or reflection, a stream that idles included.
-    grace_s      time that running calls have to end after a stop signal.
-    """
-
-    listen: str
-    security: Security
-    limits: Limits = field(default_factory=Limits)
-    max_calls: int = 256
-    per_client: int = 64
-    tokens: str | os.PathLike[str] | None = None
-    budget: int | None = None
-    budget_window_s: float = 3600.0
-    metrics: str | None = None
-    reflection: bool = True
-    watch_s: float = 600.0
-    grace_s: float = 5.0
 
 
 class GrpcServer:

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import os
-from collections.abc import Sequence
-from dataclasses import dataclass
 
 from secure_quant.errors import ConfigError
 from secure_quant.he.leveled.bundle import is_server as is_leveled
@@ -16,7 +14,6 @@ from secure_quant_server.common import (
     Access,
     Budgets,
     GrpcServer,
-    ServerOptions,
     Tokens,
     logs,
     on_stop_signal,
@@ -26,25 +23,11 @@ from secure_quant_server.he.leveled import LeveledModels
 from secure_quant_server.he.pool import Evaluators, InProcess, Pool
 from secure_quant_server.he.service import SERVICE, SecureInference
 from secure_quant_server.he.worker import KIND
+from secure_quant_server.options import HeOptions
 
 __all__ = ["HeOptions", "HeServer", "serve_he"]
 
 HEALTH_S = 0.1
-
-
-@dataclass(frozen=True, kw_only=True)
-class HeOptions(ServerOptions):
-    """bundles: one server bundle per model, paths or bytes.
-
-    workers     evaluation processes; None for one per core. 0 evaluates in the server's process:
-                a malformed request that crashes the engine then ends the server. Leveled models
-                always have a process of their own at least.
-    evaluate_s  longest evaluation of one layer, or of one sample by a leveled model.
-    """
-
-    bundles: Sequence[str | os.PathLike[str] | bytes]
-    workers: int | None = None
-    evaluate_s: float = 30.0
 
 
 class HeServer:

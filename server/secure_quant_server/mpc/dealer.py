@@ -8,7 +8,6 @@ import secrets
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
-from dataclasses import dataclass
 from typing import Any
 
 import grpc
@@ -40,7 +39,6 @@ from secure_quant.wire.gen.dealer_pb2 import (
 from secure_quant_server.common import (
     Access,
     GrpcServer,
-    ServerOptions,
     current_caller,
     keep_freed_memory,
     logs,
@@ -48,6 +46,7 @@ from secure_quant_server.common import (
     read_bundle,
 )
 from secure_quant_server.mpc.works import Gauges, Works, yield_to_others
+from secure_quant_server.options import DealerOptions
 
 __all__ = ["DealerOptions", "serve_dealer"]
 
@@ -60,27 +59,6 @@ CONFIRMED = 256
 """Tuples that party 0 may name before party 1 asks for them."""
 REQUEST_BYTES = 2**16
 """A party asks for material in messages of a few bytes; a tuple's shapes are the longest."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class DealerOptions(ServerOptions):
-    """A server's options, and a dealer's own.
-
-    stock_bytes  memory for each model's finished items.
-    workers      threads that make them.
-    spool        folder for finished items beyond that, of this dealer alone; none by default.
-    spool_bytes  bytes of files in it, shared out evenly among the models.
-    """
-
-    stock_bytes: int = 256 * 2**20
-    workers: int = 1
-    spool: str | os.PathLike[str] | None = None
-    spool_bytes: int = 2**32
-
-    def __post_init__(self) -> None:
-        for name in ("stock_bytes", "workers", "spool_bytes"):
-            if getattr(self, name) <= 0:
-                raise ConfigError(name, got=getattr(self, name), expected="> 0")
 
 
 async def serve_dealer(

@@ -6,10 +6,9 @@ import asyncio
 import os
 from collections import OrderedDict
 from collections.abc import Sequence
-from dataclasses import dataclass
 from functools import partial
 from math import prod
-from typing import Any, get_args
+from typing import Any
 
 from prometheus_client import Counter, Gauge
 
@@ -23,7 +22,6 @@ from secure_quant.errors import (
 from secure_quant.keystream import SEED_BYTES, Keystream
 from secure_quant.mpc.protocol.bundle import load_party
 from secure_quant.mpc.protocol.party import PartyProgram
-from secure_quant.mpc.runtime.carriers import LinkProtocol
 from secure_quant.mpc.runtime.session import LaneOptions
 from secure_quant.transport import Security
 from secure_quant.wire import SHARING, check_sharing, info_to_proto
@@ -40,7 +38,6 @@ from secure_quant_server.common import (
     Budgets,
     GrpcServer,
     Metrics,
-    ServerOptions,
     Tokens,
     current_caller,
     on_stop_signal,
@@ -48,8 +45,9 @@ from secure_quant_server.common import (
 )
 from secure_quant_server.mpc.batching import Batcher
 from secure_quant_server.mpc.board import Board
-from secure_quant_server.mpc.config import Border, LaneConfig
+from secure_quant_server.mpc.config import LaneConfig
 from secure_quant_server.mpc.lanes import Lanes, Outcome, Request
+from secure_quant_server.options import PartyOptions
 
 __all__ = ["PartyOptions", "serve_party"]
 
@@ -61,58 +59,6 @@ made from its seed until then."""
 SEEN_IDS = 200_000
 AROUND = 2**12
 """What a request holds besides the share, at most."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class PartyOptions(ServerOptions):
-    """A server's options, and a party's own.
-
-    party           which one the bundles must be of; None takes what they say.
-    link            party 0: where party 1's link listens; party 1: where to listen. Lane n uses
-                    the port n above.
-    link_protocol   ``tls``: frames over TLS; ``grpc``: where proxies between the parties let
-                    nothing but HTTP/2 pass, at about twice the latency. The same at both.
-    border          what shares pass as where they enter and leave a lane: ``crypten``, its types;
-                    ``none``: plain arrays, and lanes load neither CrypTen nor torch. The integers
-                    are the same, and the parties need not agree.
-    dealer          ``host:port``.
-    lanes           inferences that run side by side, one worker process each.
-    batch           most samples of one request.
-    material_bytes  memory for each model's stock of material, per lane.
-    staged          inferences of one sample whose material is kept expanded, per model and lane;
-                    party 1 decides for both.
-    staged_bytes    memory for expanded material of all models, per lane.
-    wait_s          longest wait for a client's other share.
-    batch_wait_s    party 0: longest wait for other requests to join while every lane is busy; 0
-                    joins none.
-    pending         requests that may wait at once.
-    """
-
-    party: int | None = None
-    link: str
-    link_protocol: LinkProtocol = "tls"
-    border: Border = "crypten"
-    dealer: str
-    lanes: int = 1
-    batch: int = 64
-    material_bytes: int = 64 * 2**20
-    staged: int = 3
-    staged_bytes: int = 128 * 2**20
-    wait_s: float = 10.0
-    batch_wait_s: float = 0.0
-    pending: int = 256
-
-    def __post_init__(self) -> None:
-        if self.link_protocol not in get_args(LinkProtocol):
-            raise ConfigError("link_protocol", got=self.link_protocol, expected="tls or grpc")
-        if self.border not in get_args(Border):
-            raise ConfigError("border", got=self.border, expected="crypten or none")
-        for name in ("lanes", "batch", "material_bytes", "staged", "staged_bytes", "wait_s",
-                     "pending", "per_client"):  # fmt: skip
-            if not 0 < getattr(self, name) < float("inf"):
-                raise ConfigError(name, got=getattr(self, name), expected="> 0")
-        if not 0 <= self.batch_wait_s <= self.wait_s:
-            raise ConfigError("batch_wait_s", got=self.batch_wait_s, expected="0 to wait_s")
 
 
 async def serve_party(

@@ -12,7 +12,7 @@ from secure_quant_cli.owner_code import build_model
 @pytest.mark.parametrize(
     ("code", "says"),
     [
-        ("def build():\n    raise ValueError('no\\nway')", "m.py:2: got ValueError: no\nway"),
+        ("def build():\n    raise ValueError('no\\nway')", r"m.py:2: got ValueError: no\nway"),
         ("import nothing_like_this", "m.py:1: got ModuleNotFoundError"),
         ("x = (\n", "m.py:1: got SyntaxError"),
         ("raise SystemExit(0)", "m.py:1: got SystemExit: 0"),

@@ -1,0 +1,153 @@
+"""What each role can be told: every option once, with what it means and its default.
+
+Programs pass these dataclasses. The command line's flags, the keys of its TOML file and the names
+of its environment variables are made from their fields, and its help from their docstrings. Light:
+nothing that serves is imported here.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from secure_quant.errors import ConfigError
+
+if TYPE_CHECKING:
+    from secure_quant.mpc.runtime.carriers import LinkProtocol
+    from secure_quant.transport import Limits, Security
+    from secure_quant_server.mpc.config import Border
+
+__all__ = ["CHOICES", "DealerOptions", "HeOptions", "PartyOptions", "ServerOptions"]
+
+CHOICES = {"link_protocol": ("tls", "grpc"), "border": ("crypten", "none")}
+"""Fields of PartyOptions that are one of a few words."""
+
+
+def _limits() -> Limits:
+    from secure_quant.transport import Limits  # brings gRPC
+
+    return Limits()
+
+
+@dataclass(frozen=True, kw_only=True)
+class ServerOptions:
+    """What every server asks.
+
+    listen           ``host:port``; port 0 lets the system choose.
+    security         Tls(...), or InsecurePlaintext() in so many words.
+    limits           largest message, keepalive.
+    max_calls        calls served at once; one more is refused as Overloaded. Health and reflection
+                     do not count; they have bounds of their own.
+    per_client       calls of one client at once.
+    tokens           file of client tokens (NAME SHA256 a line), asked of clients besides their
+                     certificate.
+    budget           samples each client may send in a window of time; None for no limit.
+    budget_window_s  that window.
+    metrics          ``host:port`` for Prometheus, plain HTTP, or a port of loopback; None for none.
+    reflection       let certified callers list the services.
+    watch_s          longest call to health or reflection, a stream that idles included.
+    grace_s          time that running calls have to end after a stop signal.
+    """
+
+    listen: str
+    security: Security
+    limits: Limits = field(default_factory=_limits)
+    max_calls: int = 256
+    per_client: int = 64
+    tokens: str | os.PathLike[str] | None = None
+    budget: int | None = None
+    budget_window_s: float = 3600.0
+    metrics: str | None = None
+    reflection: bool = True
+    watch_s: float = 600.0
+    grace_s: float = 5.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class PartyOptions(ServerOptions):
+    """A server's options, and a party's own.
+
+    party           which one the bundles must be of; None takes what they say.
+    link            party 0: where party 1's link listens; party 1: where to listen. Lane n uses
+                    the port n above.
+    link_protocol   ``tls``: frames over TLS; ``grpc``: where proxies between the parties let
+                    nothing but HTTP/2 pass, at about twice the latency. The same at both.
+    border          what shares pass as where they enter and leave a lane: ``crypten``, its types;
+                    ``none``: plain arrays, and lanes load neither CrypTen nor torch. The integers
+                    are the same, and the parties need not agree.
+    dealer          ``host:port``.
+    lanes           inferences that run side by side, one worker process each.
+    batch           most samples of one request.
+    material_bytes  memory for each model's stock of material, per lane.
+    staged          inferences of one sample whose material is kept expanded, per model and lane;
+                    party 1 decides for both.
+    staged_bytes    memory for expanded material of all models, per lane.
+    wait_s          longest wait for a client's other share.
+    batch_wait_s    party 0: longest wait for other requests to join while every lane is busy; 0
+                    joins none.
+    pending         requests that may wait at once.
+    """
+
+    party: int | None = None
+    link: str
+    link_protocol: LinkProtocol = "tls"
+    border: Border = "crypten"
+    dealer: str
+    lanes: int = 1
+    batch: int = 64
+    material_bytes: int = 64 * 2**20
+    staged: int = 3
+    staged_bytes: int = 128 * 2**20
+    wait_s: float = 10.0
+    batch_wait_s: float = 0.0
+    pending: int = 256
+
+    def __post_init__(self) -> None:
+        for name, choices in CHOICES.items():
+            if getattr(self, name) not in choices:
+                expected = " or ".join(choices)
+                raise ConfigError(name, got=getattr(self, name), expected=expected)
+        for name in ("lanes", "batch", "material_bytes", "staged", "staged_bytes", "wait_s",
+                     "pending", "per_client"):  # fmt: skip
+            if not 0 < getattr(self, name) < float("inf"):
+                raise ConfigError(name, got=getattr(self, name), expected="> 0")
+        if not 0 <= self.batch_wait_s <= self.wait_s:
+            raise ConfigError("batch_wait_s", got=self.batch_wait_s, expected="0 to wait_s")
+
+
+@dataclass(frozen=True, kw_only=True)
+class DealerOptions(ServerOptions):
+    """A server's options, and a dealer's own.
+
+    stock_bytes  memory for each model's finished items.
+    workers      threads that make them.
+    spool        folder for finished items beyond that, of this dealer alone; none by default.
+    spool_bytes  bytes of files in it, shared out evenly among the models.
+    """
+
+    stock_bytes: int = 256 * 2**20
+    workers: int = 1
+    spool: str | os.PathLike[str] | None = None
+    spool_bytes: int = 2**32
+
+    def __post_init__(self) -> None:
+        for name in ("stock_bytes", "workers", "spool_bytes"):
+            if getattr(self, name) <= 0:
+                raise ConfigError(name, got=getattr(self, name), expected="> 0")
+
+
+@dataclass(frozen=True, kw_only=True)
+class HeOptions(ServerOptions):
+    """bundles: one server bundle per model, paths or bytes.
+
+    workers     evaluation processes; None for one per core. 0 evaluates in the server's process:
+                a malformed request that crashes the engine then ends the server. Leveled models
+                always have a process of their own at least.
+    evaluate_s  longest evaluation of one layer, or of one sample by a leveled model.
+    """
+
+    bundles: Sequence[str | os.PathLike[str] | bytes]
+    workers: int | None = None
+    evaluate_s: float = 30.0
