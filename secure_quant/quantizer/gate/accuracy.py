@@ -130,7 +130,7 @@ def _best(got: Real, want: Real) -> NDArray[np.int64]:
 _RESCALE = "weights or a bias there are far from the size of what they meet: rescale that layer"
 _HINT = (
     "try calibrator='percentile' or 'mse', mode='weight-only' or 'qat', the uniform scheme; "
-    "max_error= sets the bound"
+    "max_error= (--max-error) sets the bound"
 )
 
 
