@@ -16,12 +16,13 @@ from secure_quant import reference
 from secure_quant.errors import SecureQuantError
 from secure_quant.interop.onnx_export import to_onnx
 from secure_quant.ir import Graph
-from secure_quant.quantizer import AccuracyWarning, api
+from secure_quant.quantizer import AccuracyWarning, Training, api
+from secure_quant.quantizer.gate.floatgraph import FloatGraph, captured_batch
 from secure_quant.quantizer.gate.steps import ROUNDING, largest_steps
 
 __all__ = ["MODES", "Verdict", "judge", "judge_module"]
 
-MODES = ("static", "static", "static", "weight-only", "dynamic")
+MODES = (*["static"] * 6, *["weight-only"] * 2, "dynamic", "qat")
 CLOSE = 0.25
 """Relative error, root mean square, that calibration samples may have without a warning."""
 BLENDS = 0.5
@@ -85,10 +86,18 @@ def _quantized(module: Any, x: torch.Tensor, mode: str, keep: Any) -> Graph:
         inner(recorded, made, *rest)
 
     api._check = watched
+    options: dict[str, Any] = {}
+    if mode == "qat":
+        training = Training(epochs=1, batch_size=16, learning_rate=1e-3, loss=_smaller)
+        options = {"targets": torch.zeros(len(x)), "training": training}
     try:
-        return api.quantize(module, x, mode=mode)  # type: ignore[arg-type]
+        return api.quantize(module, x, mode=mode, **options)  # type: ignore[arg-type]
     finally:
         api._check = inner
+
+
+def _smaller(y: torch.Tensor, _: torch.Tensor) -> torch.Tensor:
+    return (y**2).mean()
 
 
 def _reason(error: SecureQuantError) -> str:
@@ -118,8 +127,10 @@ def _wrong(
         between = module(mixed.clone()).double().numpy()
         alone = [module(x[i : i + 1].clone()).double().numpy() for i in (3, 7)]
     recorded, made = seen[-1]
-    wrong = _captured(made.floats, x, want, alone)
-    if wrong:
+    if mode == "qat":  # what was trained is no longer the module
+        trained = [FloatGraph(made.floats).evaluate(part).numpy() for part in (x, mixed)]
+        want, between = (part.reshape(want.shape) for part in trained)
+    elif wrong := _captured(made.floats, x, want, alone):
         return wrong
     got = reference.run(graph, x.numpy()).reshape(want.shape)
     size = float(np.sqrt((want**2).mean()))
@@ -140,9 +151,10 @@ def _wrong(
 
 def _captured(floats: Any, x: torch.Tensor, want: Any, alone: list[Any]) -> str | None:
     """torch itself runs the captured graph, observers and all, in float32."""
+    size = captured_batch(floats) or len(x)
     with torch.no_grad():
-        made = floats(x.clone())
-        made = (made[0] if isinstance(made, tuple | list) else made).double().numpy()
+        parts = [floats(part.clone()) for part in torch.split(x, size)]
+    made = torch.cat([p[0] if isinstance(p, tuple | list) else p for p in parts]).double().numpy()
     size = np.abs(want).max()
     if made.size != want.size or np.abs(made.reshape(want.shape) - want).max() > 1e-3 * size:
         return "the captured graph computes something else"
