@@ -19,6 +19,10 @@ from collections import Counter
 from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from fuzz.judge import Verdict
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "tests"))
 
@@ -30,7 +34,7 @@ def _quiet() -> None:
     warnings.simplefilter("ignore")
 
 
-def _one(seed: int) -> object:
+def _one(seed: int) -> Verdict:
     from fuzz.judge import judge
 
     return judge(seed)
@@ -50,7 +54,7 @@ def show(seed: int) -> int:
     return int(verdict.kind == "wrong")
 
 
-def search(first: int, count: int, jobs: int) -> int:
+def search(first: int, count: int, jobs: int, refused: bool = False) -> int:
     """Counts, refusals by reason, and every net that is wrong."""
     print(f"seeds {first} to {first + count - 1}", flush=True)
     counts: Counter[str] = Counter()
@@ -61,17 +65,19 @@ def search(first: int, count: int, jobs: int) -> int:
     ) as pool:
         seeds = range(first, first + count)
         for done, verdict in enumerate(pool.map(_one, seeds, chunksize=5), 1):
-            counts[verdict.kind] += 1  # type: ignore[attr-defined]
-            counts["warned"] += verdict.warned  # type: ignore[attr-defined]
-            for note in verdict.notes:  # type: ignore[attr-defined]
+            counts[verdict.kind] += 1
+            counts["warned"] += verdict.warned
+            for note in verdict.notes:
                 counts[note] += 1
-            if verdict.kind == "refused":  # type: ignore[attr-defined]
-                reasons[verdict.why] += 1  # type: ignore[attr-defined]
-            elif verdict.kind == "wrong":  # type: ignore[attr-defined]
-                print(f"WRONG net {verdict.seed}: {verdict.why}", flush=True)  # type: ignore[attr-defined]
+            if verdict.kind == "refused":
+                reasons[verdict.why] += 1
+                if refused:
+                    print(f"refused net {verdict.seed}: {verdict.why}", flush=True)
+            elif verdict.kind == "wrong":
+                print(f"WRONG net {verdict.seed}: {verdict.why}", flush=True)
             else:
-                worst = max(worst, verdict.steps)  # type: ignore[attr-defined]
-                errors.append(verdict.error)  # type: ignore[attr-defined]
+                worst = max(worst, verdict.steps)
+                errors.append(verdict.error)
             if done % 100 == 0:
                 print(f"{done}/{count} {dict(counts)}", flush=True)
     print(f"\n{dict(counts)}")
@@ -91,13 +97,14 @@ def main() -> int:
     parser.add_argument("--seed", type=int, help="the first net; drawn if left out")
     parser.add_argument("--count", type=int, default=2000)
     parser.add_argument("--jobs", type=int, default=2)
+    parser.add_argument("--refused", action="store_true", help="name each net that is refused")
     parser.add_argument("--net", type=int, help="judge one net and show it")
     arguments = parser.parse_args()
     if arguments.net is not None:
         _quiet()
         return show(arguments.net)
     first = secrets.randbelow(10**8) if arguments.seed is None else arguments.seed
-    return search(first, arguments.count, arguments.jobs)
+    return search(first, arguments.count, arguments.jobs, arguments.refused)
 
 
 if __name__ == "__main__":
