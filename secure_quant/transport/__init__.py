@@ -13,6 +13,7 @@ from secure_quant.transport.fresh import FreshCredentials, SwappedTls, expiry, w
 from secure_quant.transport.roles import Role, peer_role
 from secure_quant.transport.streams import FrameStream, dial_stream, listen_stream
 from secure_quant.transport.tls import (
+    Credentials,
     InsecurePlaintext,
     Security,
     Tls,
@@ -22,6 +23,7 @@ from secure_quant.transport.tls import (
 )
 
 __all__ = [
+    "Credentials",
     "FrameStream",
     "FreshCredentials",
     "InsecurePlaintext",

@@ -5,16 +5,19 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass
 from typing import Literal, get_args
 
-from secure_quant.errors import ConfigError
+from secure_quant.errors import ConfigError, MalformedMessage
 from secure_quant.mpc.runtime.carriers import LinkProtocol
 from secure_quant.mpc.runtime.session import LaneOptions
-from secure_quant.transport import InsecurePlaintext, Security, Tls
-from secure_quant_server.mpc.messages import Setup
+from secure_quant.transport import Credentials, InsecurePlaintext, Security, SwappedTls, Tls
+from secure_quant_server.mpc.messages import Certificates, Setup
 
-__all__ = ["Border", "LaneConfig"]
+__all__ = ["Border", "LaneConfig", "swap", "to_certificates"]
 
 Border = Literal["crypten", "none"]
 """What shares pass as where they enter and leave a lane: CrypTen's types, or plain arrays."""
+
+
+PEM = ("ca", "cert", "key")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,8 +40,8 @@ class LaneConfig:
         parts: list[bytes] = []
         name = None
         if isinstance(self.security, Tls):
-            loaded, name = self.security.load(), self.security.server_name
-            parts += [loaded.ca, loaded.cert, loaded.key]
+            name = self.security.server_name
+            parts += _pem(self.security.load())
         parts += self.bundles
         return Setup(
             party=self.party, link=self.link, dealer=self.dealer, options=asdict(self.options),
@@ -50,13 +53,11 @@ class LaneConfig:
     @classmethod
     def from_setup(cls, setup: Setup) -> LaneConfig:
         """Inverse of ``to_setup``. Raises ConfigError."""
-        parts, start = [], 0
-        for size in setup.sizes:
-            parts.append(setup.body[start : start + size])
-            start += size
+        parts = _parts(setup)
         security: Security = InsecurePlaintext()
         if setup.tls:
-            security = Tls(parts[0], parts[1], parts[2], server_name=setup.server_name or None)
+            name = setup.server_name or None
+            security = Tls(parts[0], parts[1], parts[2], server_name=name)
             parts = parts[3:]
         protocol, border = setup.link_protocol, setup.border
         if protocol not in get_args(LinkProtocol) or border not in get_args(Border):
@@ -66,3 +67,30 @@ class LaneConfig:
             options=LaneOptions(**setup.options), security=security, bundles=tuple(parts),
             link_protocol=protocol, border=border,  # type: ignore[arg-type]  # checked above
         )  # fmt: skip
+
+
+def to_certificates(found: Credentials) -> Certificates:
+    """For workers that run."""
+    parts = _pem(found)
+    return Certificates(tuple(len(part) for part in parts), b"".join(parts))
+
+
+def swap(security: Security, message: Certificates) -> None:
+    """Inverse of ``to_certificates``, at a worker: its next connections use them. Raises
+    MalformedMessage and the errors of ``Tls.load``, and then changes nothing."""
+    parts = _parts(message)
+    if not isinstance(security, SwappedTls) or len(parts) != len(PEM):
+        raise MalformedMessage("certificates", got=f"{len(parts)} parts", expected=len(PEM))
+    security.swap(Tls(parts[0], parts[1], parts[2], server_name=security.server_name))
+
+
+def _pem(found: Credentials) -> list[bytes]:
+    return [getattr(found, name) for name in PEM]
+
+
+def _parts(message: Setup | Certificates) -> list[bytes]:
+    parts, start = [], 0
+    for size in message.sizes:
+        parts.append(message.body[start : start + size])
+        start += size
+    return parts

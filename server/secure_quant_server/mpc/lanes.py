@@ -9,12 +9,14 @@ from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
 from secure_quant.errors import InternalError, PeerUnavailable, SecureQuantError
+from secure_quant.transport import Credentials
 from secure_quant_server.common.messages import error_from_bytes, error_to_bytes
 from secure_quant_server.common.workers import Keeper, Template, Worker, WorkerKind
-from secure_quant_server.mpc.config import Border, LaneConfig
+from secure_quant_server.mpc.config import Border, LaneConfig, to_certificates
 from secure_quant_server.mpc.messages import (
     TO_FRONT,
     Answered,
+    Certificates,
     Claimed,
     Early,
     Failed,
@@ -160,6 +162,12 @@ class LaneHandle(Keeper):
                 self.worker.send(Early(key, model, batch, caller, share))
                 self._pushed.add(key)
 
+    def certify(self, certificates: Certificates) -> None:
+        """What the worker's next connections use; one that starts reads them itself."""
+        if self.worker is not None:
+            with suppress(InternalError):
+                self.worker.send(certificates)
+
     def retract(self, key: str) -> None:
         """Party 1: let the worker forget a share that was pushed to it, unless it took it: the
         client has gone, or another lane has served it."""
@@ -276,6 +284,11 @@ class Lanes:
             run.cancel()
         await asyncio.gather(*self._runs, return_exceptions=True)
         await self._template.stop()
+
+    def certify(self, found: Credentials) -> None:
+        """Certificates that were replaced."""
+        for handle in self._handles:
+            handle.certify(to_certificates(found))
 
     @property
     def ready(self) -> Sequence[LaneHandle]:

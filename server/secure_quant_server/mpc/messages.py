@@ -13,6 +13,7 @@ __all__ = [
     "TO_FRONT",
     "TO_WORKER",
     "Answered",
+    "Certificates",
     "Claimed",
     "Early",
     "Failed",
@@ -38,6 +39,14 @@ class Setup:
     server_name: str
     link_protocol: str
     border: str
+    sizes: tuple[int, ...]
+    body: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Certificates:
+    """The front: what the next connections use. body: authorities, certificates, key."""
+
     sizes: tuple[int, ...]
     body: bytes
 
@@ -134,5 +143,5 @@ class Ready:
     ready: bool
 
 
-TO_WORKER = Vocabulary(Setup, Infer, Early, Retract, Share, Missing)
+TO_WORKER = Vocabulary(Setup, Certificates, Infer, Early, Retract, Share, Missing)
 TO_FRONT = Vocabulary(Want, Claimed, Answered, Failed, Ready)

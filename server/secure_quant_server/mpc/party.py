@@ -23,7 +23,7 @@ from secure_quant.keystream import SEED_BYTES, Keystream
 from secure_quant.mpc.protocol.bundle import load_party
 from secure_quant.mpc.protocol.party import PartyProgram
 from secure_quant.mpc.runtime.session import LaneOptions
-from secure_quant.transport import Security
+from secure_quant.transport import FreshCredentials, Security, Tls
 from secure_quant.wire import SHARING, check_sharing, info_to_proto
 from secure_quant.wire.gen import share_inference_pb2_grpc
 from secure_quant.wire.gen.share_inference_pb2 import (
@@ -56,6 +56,7 @@ ID_BYTES = 16
 EARLY_BYTES = 2**18
 """A share up to that size goes to party 1's lane before it is asked for; a larger one is not even
 made from its seed until then."""
+CERTIFICATES_S = 1.0
 SEEN_IDS = 200_000
 AROUND = 2**12
 """What a request holds besides the share, at most."""
@@ -108,6 +109,7 @@ class _Front:
         self.gauges = Gauges(self._grpc.metrics)
         self.board = Board(options.pending, options.pending * 2**20)
         self._serving: set[asyncio.Task[None]] = set()
+        self._following: asyncio.Task[None] | None = None
         config = LaneConfig(
             party=self.party, link=options.link, link_protocol=options.link_protocol,
             dealer=options.dealer,
@@ -129,10 +131,23 @@ class _Front:
     async def start(self) -> None:
         await self._grpc.start()
         self.lanes.start()
+        if isinstance(self.options.security, Tls):
+            fresh = FreshCredentials(self.options.security)
+            self._following = asyncio.create_task(self._follow(fresh))
 
     async def stop(self) -> None:
+        if self._following is not None:
+            self._following.cancel()
         await self._grpc.stop()
         await self.lanes.stop()
+
+    async def _follow(self, fresh: FreshCredentials) -> None:
+        """Lanes see no files: certificates that were replaced are handed to them."""
+        while True:
+            await asyncio.sleep(CERTIFICATES_S)
+            found = fresh.look()
+            if found is not None:
+                self.lanes.certify(found)
 
     def _lanes_changed(self, ready: bool) -> None:
         self.gauges.lanes.set(len(self.lanes.ready))

@@ -13,6 +13,7 @@ import secrets
 import socket
 from collections.abc import Awaitable, Mapping
 from contextlib import suppress
+from dataclasses import replace
 from typing import Any, TypeVar
 
 import numpy as np
@@ -37,7 +38,7 @@ from secure_quant.mpc.runtime.session import (
     make_stock,
 )
 from secure_quant.mpc.runtime.stock import DealerStream
-from secure_quant.transport import FrameStream, aio_channel, listen_stream
+from secure_quant.transport import FrameStream, SwappedTls, Tls, aio_channel, listen_stream
 from secure_quant.wire.gen import party_link_pb2_grpc
 from secure_quant.wire.gen.dealer_pb2_grpc import DealerServiceStub
 from secure_quant.wire.gen.party_link_pb2 import ExchangeResponse
@@ -49,10 +50,11 @@ from secure_quant_server.common.messages import (
     error_from_bytes,
     error_to_bytes,
 )
-from secure_quant_server.mpc.config import LaneConfig
+from secure_quant_server.mpc.config import LaneConfig, swap
 from secure_quant_server.mpc.desk import FrontDesk, answered
 from secure_quant_server.mpc.messages import (
     TO_WORKER,
+    Certificates,
     Early,
     Failed,
     Infer,
@@ -117,6 +119,8 @@ class _Worker:
                 task = asyncio.create_task(self._infer(message))
                 self._tasks.add(task)
                 task.add_done_callback(self._tasks.discard)
+            elif isinstance(message, Certificates):
+                self._certify(message)
             elif isinstance(message, Early):
                 self._desk.pushed(message)
             elif isinstance(message, Retract):
@@ -125,6 +129,12 @@ class _Worker:
                 self._desk.arrived(message.ids, message.body)
             elif isinstance(message, Missing):
                 self._desk.arrived(message.ids, None, error_from_bytes(message.body))
+
+    def _certify(self, message: Certificates) -> None:
+        try:
+            swap(self._config.security, message)
+        except SecureQuantError as error:  # those that it has may still do
+            logs.event("certificates not taken", level=logging.WARNING, reason=str(error))
 
     async def _mind_the_front(self) -> None:
         """End the session while the front says nothing, and have no other until it does."""
@@ -315,6 +325,8 @@ async def _main(link: socket.socket) -> None:
         while not isinstance(setup := await pipe.receive(), Setup):
             pipe.send(Pong())
         config = LaneConfig.from_setup(setup)
+        if isinstance(config.security, Tls):
+            config = replace(config, security=SwappedTls(config.security))
         await _Worker(config, pipe, _border(config)).serve()
     finally:
         pipe.close()
