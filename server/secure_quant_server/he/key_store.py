@@ -142,8 +142,9 @@ class Upload(AbstractContextManager["Upload"]):
         if len(self._data) != self._size:
             got = f"{len(self._data)} bytes"
             raise MalformedMessage("evaluation keys", got=got, expected=f"{self._size}")
-        self._kept = True
-        return self._store.keep(self._caller, self._model_hash, bytes(self._data))
+        self._kept, keys = True, bytes(self._data)
+        self._data = bytearray()  # not held twice for longer than this
+        return self._store.keep(self._caller, self._model_hash, keys)
 
     def __enter__(self) -> Upload:
         self._store.begin(self._caller)
