@@ -12,10 +12,12 @@ from torch import Tensor, nn
 from torch.nn.utils import prune
 
 from secure_quant.errors import CalibrationError, NotFinite, UnsupportedModule
+from secure_quant.quantizer.refuse import first_line
 
 __all__ = ["accepted", "check_forward", "check_output", "own_copy"]
 
 _FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+_INDICES = "inputs are real numbers: feed one-hot rows into nn.Linear, or embed at the client"
 _WHOLE = "the float module, before it was quantized"
 
 
@@ -52,7 +54,7 @@ def own_copy(model: Any) -> nn.Module:
         return made
     except Exception as error:
         raise UnsupportedModule(
-            f"{type(module).__name__} cannot be copied", got=_reason(error),
+            f"{type(module).__name__} cannot be copied", got=first_line(error),
             hint="keep files, locks and generators out of the module's attributes",
         ) from error  # fmt: skip
 
@@ -70,12 +72,25 @@ def check_forward(module: nn.Module, example: Tensor) -> Tensor:
     except Exception as error:
         if isinstance(error, UnsupportedModule):
             raise
+        what, got = f"{kind} on inputs of shape {list(example.shape)}", first_line(error)
+        if isinstance(error, TypeError) and "argument" in got:
+            raise UnsupportedModule(
+                what, got=got, expected="a forward of one tensor",
+                hint="wrap the model in a module that takes the one tensor that varies",
+            ) from error  # fmt: skip
+        if isinstance(error, NotImplementedError) and "forward" in got:
+            raise UnsupportedModule(
+                what, got=got, hint="pass the module that calls these"
+            ) from error
+        embeds = "embedding" in got or "indices" in got
         raise CalibrationError(
-            f"{kind} on inputs of shape {list(example.shape)}", got=_reason(error),
+            what, got=got,
             expected="calibration like the inputs of the model: float32[batch, ...]",
-            hint="call the model on a batch of the calibration data to see it fail",
+            hint=_INDICES if embeds else "call the model on a batch of this data to see it fail",
         ) from error  # fmt: skip
     made = _lone_tensor(made, kind)
+    if not made.numel():
+        raise UnsupportedModule(f"output of {kind}", got=list(made.shape), expected="values")
     if not made.dtype.is_floating_point:
         raise UnsupportedModule(
             f"output of {kind}", got=made.dtype, expected="floats",
@@ -186,8 +201,3 @@ def _apply_hooks(part: nn.Module) -> None:
             nn.utils.remove_spectral_norm(part, hook.name)
         elif isinstance(hook, prune.BasePruningMethod):
             prune.remove(part, hook._tensor_name)  # type: ignore[no-untyped-call]
-
-
-def _reason(error: Exception) -> str:
-    lines = str(error).strip().splitlines()
-    return f"{type(error).__name__}: {lines[0][:300]}" if lines else type(error).__name__

@@ -7,7 +7,7 @@ from typing import Any, Literal, get_args
 import torch
 from torch import Tensor, nn
 
-from secure_quant.errors import ConfigError
+from secure_quant.errors import CalibrationError, ConfigError
 from secure_quant.ir import Graph
 from secure_quant.quantizer.floats import values_at
 from secure_quant.quantizer.gate import Bounds, Gate, check_accuracy, steps_off
@@ -24,7 +24,7 @@ from secure_quant.quantizer.pipeline import (
     split_batches,
 )
 from secure_quant.quantizer.qat import Training, trained_model
-from secure_quant.quantizer.refuse import failures_named
+from secure_quant.quantizer.refuse import failures_named, first_line
 from secure_quant.quantizer.schemes import KMeans, Log, Scheme, Uniform, make_scheme
 
 __all__ = ["Mode", "quantize"]
@@ -95,7 +95,7 @@ def quantize(
     told, gate = progress or silent, Gate(model, batches)
     with torch.random.fork_rng(devices=[]):  # torch.export draws from the caller's generator
         if mode == "qat":
-            inputs, goal = torch.cat(batches), torch.as_tensor(targets)
+            inputs, goal = torch.cat(batches), _tensor(targets)
             made = trained_model(model, gate, inputs, goal, settings, training or Training(), told)
         else:
             made = simulated(model, gate, batches, settings, told)
@@ -103,6 +103,15 @@ def quantize(
             recorded = lower_recorded(made.converted, made.example, fine=fine, dynamic=dynamic)
             _check(recorded, made, gate.samples, bounds, dynamic)
     return recorded.graph
+
+
+def _tensor(targets: Any) -> Tensor:
+    try:
+        return torch.as_tensor(targets)
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise CalibrationError(
+            "targets", got=first_line(error), expected="an array, one target for each input"
+        ) from error
 
 
 def _check(

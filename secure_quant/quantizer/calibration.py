@@ -14,6 +14,7 @@ from secure_quant.errors import CalibrationError
 
 __all__ = ["check_calibration", "split_batches"]
 
+_SMALLEST, _LARGEST = 1e-30, 1e18
 _ONLY_INPUTS = "pass inputs only: an array, or (x for x, *rest in batches)"
 
 
@@ -65,6 +66,12 @@ def check_calibration(x: object) -> Tensor:
         raise CalibrationError(
             "calibration batch", got="NaN or infinity", expected="finite numbers, as float32"
         )
+    largest = float(tensor.abs().max())
+    if largest > _LARGEST or 0 < largest < _SMALLEST:
+        raise CalibrationError(
+            "calibration batch", got=f"values up to {largest:.3g}",
+            expected=f"{_SMALLEST:.0e} to {_LARGEST:.0e}", hint="give the inputs another unit",
+        )  # fmt: skip
     return tensor
 
 

@@ -58,7 +58,6 @@ def capture(model: nn.Module, example: Tensor) -> GraphModule:
     trained = {name for name, p in model.named_parameters() if not p.requires_grad}
     wide = example[:1].expand(PROBE, *example.shape[1:]).contiguous()
     graph_module = functional_module(_export(make_explicit(module), wide))
-    check_output(own, module)
     drop_nothings(graph_module)
     if free_batch(graph_module, PROBE):
         _check_sizes(graph_module, module, example)
@@ -68,6 +67,7 @@ def capture(model: nn.Module, example: Tensor) -> GraphModule:
     lower_batch_norm(graph_module)
     graph_module.graph.eliminate_dead_code()
     graph_module.recompile()
+    check_output(own, module)
     for name, parameter in graph_module.named_parameters():
         parameter.requires_grad_(name not in trained)
     return graph_module

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch.export import ExportedProgram
 from torch.fx import Graph, GraphModule, Node
+from torch.utils._pytree import tree_leaves, tree_structure
 
 from secure_quant.errors import UnsupportedModule
 from secure_quant.quantizer.opset import ADDITIVE, ELEMENTWISE, PRODUCTS, SUMS
@@ -48,8 +49,21 @@ def functional_module(program: ExportedProgram) -> GraphModule:
     make_functional(module)
     _drop_checks(module.graph)
     _drop_write_backs(module.graph)
+    _return_a_tensor(module)
     module.recompile()
     return module
+
+
+def _return_a_tensor(module: GraphModule) -> None:
+    """The one tensor of the output without the tuple or dict around it."""
+    output = next(node for node in module.graph.nodes if node.op == "output")
+    found = [leaf for leaf in tree_leaves(output.args) if leaf is not None]
+    leaf = tree_structure(torch.zeros(()))
+    codegen: Any = module.graph._codegen
+    if len(found) == 1 and hasattr(codegen, "pytree_info"):
+        output.args = ((found[0],),)
+        codegen.pytree_info = codegen.pytree_info._replace(out_spec=leaf)
+        module._out_spec = leaf
 
 
 def free_batch(module: GraphModule, batch: int) -> bool:

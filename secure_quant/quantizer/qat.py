@@ -29,7 +29,7 @@ from secure_quant.quantizer.pipeline import (
     copied,
     silent,
 )
-from secure_quant.quantizer.refuse import failures_named
+from secure_quant.quantizer.refuse import failures_named, first_line
 
 __all__ = ["Training", "trained_model"]
 
@@ -48,8 +48,15 @@ class Training:
     seed: int = 0
 
 
+_FADING = 0.05
+"""Of the range of a batch of 64 or more, what it moves the range that is used."""
+
+
 class MovingRangeObserver(RangeObserver):
-    """Range of the recent batches: weights move, so old ranges must fade."""
+    """Range of the recent batches, once it is ``moving``: weights move, so old ranges must fade.
+    Before that, of all batches."""
+
+    moving = False
 
     def forward(self, x: Tensor) -> Tensor:
         values = x.detach()
@@ -60,9 +67,12 @@ class MovingRangeObserver(RangeObserver):
             )  # fmt: skip
         self.seen = True
         low, high = min(float(values.min()), 0.0), max(float(values.max()), 0.0)
-        share = 0.05 if self.counts[0] else 1.0
-        self.low += share * (low - self.low)
-        self.high += share * (high - self.high)
+        if self.moving:
+            share = _FADING * min(len(values) / 64, 1.0)  # few samples show little of the range
+            self.low += share * (low - self.low)
+            self.high += share * (high - self.high)
+        else:
+            self.low, self.high = min(low, self.low), max(high, self.high)
         self.counts[0] = 1.0
         return x
 
@@ -81,24 +91,43 @@ def trained_model(
     inputs float32[n, *input shape], targets [n, ...] as the loss takes them. Raises as
     ``quantize``.
     """
-    if len(inputs) != len(targets) or len(inputs) < 2:
-        raise CalibrationError(
-            "targets", got=f"{len(targets)} for {len(inputs)} inputs", expected="as many, >= 2"
-        )
-    if training.epochs < 1 or training.batch_size < 1:
-        got = f"{training.epochs} epochs, batches of {training.batch_size}"
-        raise ConfigError("training", got=got, expected=">= 1 of both")
-    example = inputs[:2]
+    if targets.ndim == 0 or len(inputs) != len(targets):
+        got = f"{len(targets) if targets.ndim else 'one number'} for {len(inputs)} inputs"
+        raise CalibrationError("targets", got=got, expected="as many as inputs")
+    _check_options(training)
+    example = torch.cat([inputs[:1]] * 2)
     progress("capture", 0, 1)
     with failures_named(f"capturing {type(model).__name__}"):
         prepared = prepare_qat_pt2e(capture(model, example), _quantizer(settings))
     gate.check(prepared)
+    if not any(parameter.requires_grad for parameter in prepared.parameters()):
+        raise ConfigError(
+            f"training of {type(model).__name__}", got="no parameter that may change",
+            expected="one with requires_grad", hint='mode="static" needs no training',
+        )  # fmt: skip
     _watch(prepared, inputs, training.batch_size)
     _train(prepared, inputs, targets, training, progress)
     progress("convert", 0, 1)
     floats = copied(prepared)
     with failures_named(f"converting {type(model).__name__}"):
         return Simulated(convert_pt2e(prepared), example, floats)
+
+
+def _check_options(training: object) -> None:
+    """Raise ConfigError for options that no training can be made with."""
+    if not isinstance(training, Training):
+        raise ConfigError("training", got=type(training).__name__, expected="Training(...)")
+    counts = {"epochs": training.epochs, "batch_size": training.batch_size}
+    for name, count in counts.items():
+        if not isinstance(count, int) or count < 1:
+            raise ConfigError(f"training.{name}", got=count, expected="a whole number >= 1")
+    if not 0 < training.learning_rate < float("inf"):
+        raise ConfigError("training.learning_rate", got=training.learning_rate, expected="> 0")
+    if not callable(training.loss):
+        raise ConfigError(
+            "training.loss", got=type(training.loss).__name__,
+            expected="a function of outputs and targets",
+        )  # fmt: skip
 
 
 def _quantizer(settings: Settings) -> IntegerQuantizer:
@@ -131,6 +160,11 @@ def _train(
             optimizer.step()
             schedule.step()
             step += 1
+    if not all(bool(torch.isfinite(p).all()) for p in prepared.parameters()):
+        raise NotFinite(
+            "parameters after training", got="NaN or infinity", expected="finite numbers",
+            hint="lower training.learning_rate",
+        )  # fmt: skip
 
 
 def _watch(prepared: GraphModule, inputs: Tensor, batch_size: int) -> None:
@@ -144,6 +178,7 @@ def _watch(prepared: GraphModule, inputs: Tensor, batch_size: int) -> None:
             prepared(batch)
     for module in rounding:
         module.enable_fake_quant()
+        module.activation_post_process.moving = True
 
 
 def _loss(function: Loss, made: Tensor, wanted: Tensor) -> Tensor:
@@ -152,9 +187,9 @@ def _loss(function: Loss, made: Tensor, wanted: Tensor) -> Tensor:
         value = function(made, wanted)
         if not isinstance(value, Tensor) or value.numel() != 1 or not value.requires_grad:
             raise TypeError("the loss is no number with a gradient")
-    except (RuntimeError, TypeError, ValueError, IndexError, AttributeError) as error:
+    except Exception as error:
         raise CalibrationError(
-            "the loss of a training step", got=str(error).splitlines()[0][:200],
+            "the loss of a training step", got=first_line(error),
             expected=f"a number from outputs {list(made.shape)} and targets {list(wanted.shape)} "
             f"of {wanted.dtype}",
             hint="give targets as training.loss takes them",

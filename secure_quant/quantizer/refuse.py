@@ -11,19 +11,47 @@ from secure_quant.errors import SecureQuantError, UnsupportedModule
 
 __all__ = ["failures_named", "first_line", "module_path", "unsupported"]
 
+_RECURRENT = "use 1-d convolutions or attention; recurrent cells are not lowered"
+_OWN_STATISTICS = "use BatchNorm2d, which folds into the convolution before it"
+_RESIZE = "resize at the client, or repeat rows and columns with repeat_interleave"
+_WHOLE_BATCH = "name the axes of the sample to reduce over: dim=..., without the batch"
+_ORDER = "return the scores, and sort or choose at the client"
+_COMPARISON = "use an activation function such as relu or clamp; compare results at the client"
+_CASTS = "leave integers out: what is chosen or counted belongs to the client"
+
 _HINTS = {
     "embedding": "feed one-hot rows into nn.Linear, or embed at the client",
-    "lstm": "use 1-d convolutions or attention; recurrent cells are not lowered",
-    "gru": "use 1-d convolutions or attention; recurrent cells are not lowered",
-    "batch_norm": "put it after a convolution or linear layer so that it folds, and call eval()",
-    "instance_norm": "use BatchNorm2d, which folds into the convolution before it",
-    "group_norm": "use BatchNorm2d, which folds into the convolution before it",
-    "upsample": "use a strided transposed layout at training time, or resize at the client",
-    "conv_transpose": "resize at the client, then use Conv2d",
+    **dict.fromkeys(("lstm", "gru", "rnn_tanh", "rnn_relu"), _RECURRENT),
+    **dict.fromkeys(("group_norm", "native_group_norm", "instance_norm"), _OWN_STATISTICS),
+    **dict.fromkeys(
+        ("upsample_nearest1d", "upsample_nearest2d", "upsample_bilinear2d", "upsample_bicubic2d",
+         "upsample_linear1d"), _RESIZE,
+    ),
+    **dict.fromkeys(
+        ("conv_transpose1d", "conv_transpose2d", "conv_transpose3d"),
+        "resize at the client, then use Conv2d",
+    ),
     "conv3d": "use Conv2d on reshaped frames",
-    "max": "use amax(dim=-1)",
-    "where": "use an activation function such as relu or clamp",
-}
+    **dict.fromkeys(("max", "min", "sum", "mean", "std", "var", "prod"), _WHOLE_BATCH),
+    "maximum": "write relu(a - b) + b",
+    "minimum": "write a - relu(a - b)",
+    "amin": "write -(-x).amax(dim)",
+    "adaptive_max_pool2d": "use MaxPool2d with a fixed kernel, or amax over whole axes",
+    "div": "multiply by the reciprocal: a * (1 / b)",
+    "einsum": "write it with matmul, transpose and sum",
+    "log_softmax": "return the scores, and take log_softmax at the client",
+    "glu": "split with chunk, then a * sigmoid(b)",
+    **dict.fromkeys(("sort", "topk", "argmax", "argmin", "argsort", "kthvalue", "median"), _ORDER),
+    **dict.fromkeys(("gt", "ge", "lt", "le", "eq", "ne", "sign", "round", "floor", "ceil"),
+                    _COMPARISON),
+    **dict.fromkeys(("to", "_to_copy", "type_as"), _CASTS),
+    **dict.fromkeys(("item", "_local_scalar_dense"), "keep values as tensors, never as numbers"),
+    **dict.fromkeys(("rand_like", "randn_like", "bernoulli", "rand", "randn"),
+                    "draw random numbers once, and keep them in a buffer"),
+    "wrap_with_autocast": "leave autocast out; the graph is of int8 anyhow",
+    "as_strided": "use slices, reshape and transpose",
+}  # fmt: skip
+"""What to use instead, by the op's own name."""
 
 
 def module_path(node: Node) -> str:
@@ -40,7 +68,7 @@ def unsupported(node: Node, why: str | None = None, hint: str | None = None) -> 
     """The error that names the op, where it stands, and what could be used instead."""
     name = str(node.target).removeprefix("aten.").split(".")[0]
     if hint is None:
-        hint = next((text for key, text in _HINTS.items() if key in name), None)
+        hint = _HINTS.get(name)
     where = module_path(node) or "the model's own forward"
     return UnsupportedModule(
         f"{name} in {where}",

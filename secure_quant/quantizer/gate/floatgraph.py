@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.fx import GraphModule, Interpreter, Node
+from torch.utils._pytree import tree_leaves
 from torchao.quantization.pt2e import FakeQuantizeBase, ObserverBase
 
 from secure_quant.quantizer.passes.edit import FREE
@@ -57,8 +58,7 @@ class FloatGraph(Interpreter):
     def _once(self, x: Tensor) -> Tensor:
         with torch.no_grad():
             made: Any = self.run(x.to(self._dtype, copy=True))
-        while isinstance(made, tuple | list):
-            (made,) = made
+        (made,) = (leaf for leaf in tree_leaves(made) if leaf is not None)
         return made.clone()  # type: ignore[no-any-return]
 
     def fetch_attr(self, target: str) -> Any:

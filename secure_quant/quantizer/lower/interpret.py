@@ -168,6 +168,7 @@ class Lowering:
     def _result(self, node: Node) -> Term:
         made = node.args[0]
         if isinstance(made, tuple | list):
+            made = [n for n in made if n is not None]
             if len(made) != 1:
                 raise UnsupportedModule("model", got=f"{len(made)} outputs", expected="one tensor")
             made = made[0]

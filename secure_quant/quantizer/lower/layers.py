@@ -40,8 +40,7 @@ def pair(value: Any) -> ops.Pair:
 
 def linear(walk: Any, node: Node) -> Term:
     """Linear over the last axis."""
-    x: Term = walk.layer_input(node)
-    weight, bias = _parameters(walk, node, x)
+    x, weight, bias = _operands(walk, node)
     name = walk.name(node)
     has_bias, bound, scale = _store(walk, name, x, weight, bias)
     out, features = weight.values.shape
@@ -56,8 +55,7 @@ def linear(walk: Any, node: Node) -> Term:
 
 def conv2d(walk: Any, node: Node) -> Term:
     """Conv2d on [C, H, W]."""
-    x: Term = walk.layer_input(node)
-    weight, bias = _parameters(walk, node, x)
+    x, weight, bias = _operands(walk, node)
     name = walk.name(node)
     has_bias, bound, scale = _store(walk, name, x, weight, bias)
     kernel = pair(weight.values.shape[2:])
@@ -75,8 +73,7 @@ def conv2d(walk: Any, node: Node) -> Term:
 
 def conv1d(walk: Any, node: Node) -> Term:
     """Conv1d on [C, L], as a Conv2d of height 1."""
-    x: Term = walk.layer_input(node)
-    weight, bias = _parameters(walk, node, x)
+    x, weight, bias = _operands(walk, node)
     flat = replace(weight, values=weight.values[:, :, None, :])
     view = ops.Reshape(
         name=walk.builder.name(f"{walk.label(node)}.in"), inputs=(x.name,),
@@ -116,7 +113,9 @@ def _padding(node: Node, padding: Any, kernel: ops.Pair, dilation: ops.Pair) -> 
     return (spans[0] // 2, spans[1] // 2)
 
 
-def _parameters(walk: Any, node: Node, x: Term) -> tuple[Weight, Any]:
+def _operands(walk: Any, node: Node) -> tuple[Term, Weight, Any]:
+    """What enters a layer, its weight and its real bias or None."""
+    x: Term = walk.layer_input(node)
     weight = walk.constant(node.args[1])
     if not isinstance(weight, Weight):
         raise unsupported(
@@ -126,9 +125,11 @@ def _parameters(walk: Any, node: Node, x: Term) -> tuple[Weight, Any]:
     if bias is not None and not isinstance(bias, Tensor):
         raise unsupported(node, "a bias that is not a parameter", "add it with +")
     if bias is None:
-        return weight, None
+        return x, weight, None
+    if not weight.values.any():
+        x = replace(x, dynamic=None)  # 0 at any scale; what comes out is the bias
     real = bias.numpy()
-    return weight if x.dynamic else _with_room(weight, real, x.scale), real
+    return x, weight if x.dynamic else _with_room(weight, real, x.scale), real
 
 
 _BIAS_BITS = 20

@@ -13,7 +13,7 @@ from secure_quant.errors import NotFinite
 from secure_quant.quantizer.passes.edit import Editor, constant_of
 from secure_quant.quantizer.refuse import module_path, unsupported
 
-__all__ = ["UNWRITTEN", "Mover", "is_whole", "length"]
+__all__ = ["UNWRITTEN", "Mover", "argument", "is_whole", "length", "rank_of"]
 
 aten = torch.ops.aten
 UNWRITTEN = "secure_quant_unwritten"
@@ -201,3 +201,13 @@ def _runs(indices: Sequence[int]) -> list[tuple[int, int, int]]:
         runs.append((indices[place], indices[end - 1] + 1, step if end - place > 1 else 1))
         place = end
     return runs
+
+
+def argument(node: Node, place: int, name: str, default: Any = None) -> Any:
+    """A positional or named argument of an fx call."""
+    return node.args[place] if len(node.args) > place else node.kwargs.get(name, default)
+
+
+def rank_of(node: Node) -> int:
+    """Number of axes, batch included."""
+    return len(node.meta["val"].shape)

@@ -12,10 +12,26 @@ import torch
 from torch.fx import GraphModule, Node
 
 from secure_quant.quantizer.passes.affine import affine
-from secure_quant.quantizer.passes.indexing import UNWRITTEN, Mover, is_whole, length
+from secure_quant.quantizer.passes.indexing import (
+    UNWRITTEN,
+    Mover,
+    argument,
+    is_whole,
+    length,
+    rank_of,
+)
+from secure_quant.quantizer.passes.rearrange import (
+    REARRANGE,
+    constant_places,
+    lone_index,
+    on_one_axis,
+)
 from secure_quant.quantizer.refuse import unsupported
 
 __all__ = ["lower_writes"]
+
+aten = torch.ops.aten
+
 
 aten = torch.ops.aten
 
@@ -66,29 +82,25 @@ def _fold(edit: Mover, node: Node) -> Node:
     return edit.constant(made)
 
 
-def _get(node: Node, place: int, name: str, default: Any = None) -> Any:
-    return node.args[place] if len(node.args) > place else node.kwargs.get(name, default)
-
-
-def _rank(node: Node) -> int:
-    return len(node.meta["val"].shape)
-
-
 def _slice_scatter(edit: Mover, node: Node) -> Node:
-    base, source = _get(node, 0, "self"), _get(node, 1, "src")
-    dim = _get(node, 2, "dim", 0) % _rank(node)
-    start, stop, step = _get(node, 3, "start"), _get(node, 4, "end"), _get(node, 5, "step", 1)
+    base, source = argument(node, 0, "self"), argument(node, 1, "src")
+    dim = argument(node, 2, "dim", 0) % rank_of(node)
+    start, stop, step = (
+        argument(node, 3, "start"),
+        argument(node, 4, "end"),
+        argument(node, 5, "step", 1),
+    )
     shape = node.meta["val"].shape
     if dim == 0 and is_whole(start, stop, shape[0]) and step == 1:
         return edit.expand(source, shape)
-    axis = edit.axis(dim, _rank(node))
+    axis = edit.axis(dim, rank_of(node))
     return _write(edit, base, source, axis, range(*slice(start, stop, step).indices(shape[axis])))
 
 
 def _select_scatter(edit: Mover, node: Node) -> Node:
-    base, source, dim, index = (_get(node, i, n) for i, n in enumerate(
+    base, source, dim, index = (argument(node, i, n) for i, n in enumerate(
         ("self", "src", "dim", "index")))  # fmt: skip
-    axis = edit.axis(dim, _rank(node))
+    axis = edit.axis(dim, rank_of(node))
     value = edit.value(source)
     if value is None:
         source = edit.call(aten.unsqueeze.default, source, axis)
@@ -138,11 +150,13 @@ def _fill(edit: Mover, node: Node) -> Node:
 
 
 def _masked_fill(edit: Mover, node: Node) -> Node:
-    return _choose(edit, node, _get(node, 1, "mask"), _get(node, 2, "value"), _get(node, 0, "self"))
+    return _choose(
+        edit, node, argument(node, 1, "mask"), argument(node, 2, "value"), argument(node, 0, "self")
+    )
 
 
 def _where(edit: Mover, node: Node) -> Node:
-    return _choose(edit, node, *(_get(node, i, n) for i, n in enumerate(_WHERE)))
+    return _choose(edit, node, *(argument(node, i, n) for i, n in enumerate(_WHERE)))
 
 
 _WHERE = ("condition", "self", "other")
@@ -180,6 +194,21 @@ def _choose(edit: Mover, node: Node, mask: Any, yes: Any, no: Any) -> Node:
     return edit.call(aten.add.Tensor, first, *others) if others else first
 
 
+def _prelu(edit: Mover, node: Node) -> Node:
+    """A slope below 0, one for all or one for each channel: relu(x) - slope · relu(-x)."""
+    x: Node = argument(node, 0, "self")
+    slope = edit.value(argument(node, 1, "weight"))
+    if slope is None:
+        raise unsupported(node, "a slope that depends on the input")
+    if slope.numel() == 1:
+        return edit.call(aten.leaky_relu.default, x, float(slope))
+    sample = [int(n) for n in x.meta["val"].shape[1:]]
+    scale = -torch.broadcast_to(slope.float().view(-1, *[1] * (len(sample) - 1)), sample)
+    below = edit.call(aten.relu.default, edit.call(aten.neg.default, x))
+    made = affine(edit.module, edit, below, scale, torch.zeros(sample))
+    return edit.call(aten.add.Tensor, edit.call(aten.relu.default, x), made)
+
+
 def _both_wide(edit: Mover, node: Node) -> Node:
     """Two data operands that broadcast each other: the first is expanded."""
     operands = node.args[:2]
@@ -197,200 +226,32 @@ def _as_data(edit: Mover, node: Node) -> Node:
     """Constants [1, ...] among data, in ops that have no form for them, become data."""
     for source in node.all_input_nodes:
         value = edit.value(source)
-        if value is not None and value.ndim == _rank(node) and len(value) == 1:
+        if value is not None and value.ndim == rank_of(node) and len(value) == 1:
             node.replace_input_with(source, edit.data(source))
     return node
 
 
-def _expand(edit: Mover, node: Node) -> Node:
-    return edit.expand(_get(node, 0, "self"), node.meta["val"].shape)
-
-
-def _repeat(edit: Mover, node: Node) -> Node:
-    x: Node = _get(node, 0, "self")
-    counts: Any = node.args[1]
-    if len(counts) != _rank(x) or counts[0] != 1:
-        raise unsupported(node, "a repeat of the batch", "repeat axes of the sample")
-    for axis, count in enumerate(counts):
-        if axis and count != 1:
-            x = edit.repeat(x, axis, count)
-    return x
-
-
-def _repeat_interleave(edit: Mover, node: Node) -> Node:
-    x: Node = _get(node, 0, "self")
-    count, dim = _get(node, 1, "repeats"), _get(node, 2, "dim")
-    if dim is None:
-        raise unsupported(node, "a repeat over all axes", "give it dim=")
-    axis = edit.axis(dim, _rank(x))
-    return edit.gather(x, axis, [i for i in range(length(x, axis)) for _ in range(count)])
-
-
-def _flip(edit: Mover, node: Node) -> Node:
-    x: Node = _get(node, 0, "self")
-    dims: Any = node.args[1]
-    for dim in dims:
-        axis = edit.axis(dim, _rank(x))
-        x = edit.gather(x, axis, list(range(length(x, axis)))[::-1])
-    return x
-
-
-def _roll(edit: Mover, node: Node) -> Node:
-    x: Node = _get(node, 0, "self")
-    shifts: Any = node.args[1]
-    dims: Any = _get(node, 2, "dims", [])
-    if len(dims) != len(shifts):
-        raise unsupported(node, "a roll over all axes", "give it dims=")
-    for shift, dim in zip(shifts, dims, strict=True):
-        axis = edit.axis(dim, _rank(x))
-        size = length(x, axis)
-        x = edit.gather(x, axis, [(i - shift) % size for i in range(size)])
-    return x
-
-
-def _indices(edit: Mover, node: Node, index: Any, size: int) -> list[int]:
-    """A constant vector of places, from integers or a mask."""
-    value = edit.value(index) if isinstance(index, Node) else None
-    if value is None or value.ndim != 1:
-        raise unsupported(
-            node, "places that depend on the input, or not one vector of them",
-            "index one axis with a constant vector",
-        )  # fmt: skip
-    places = value.nonzero().reshape(-1) if value.dtype is torch.bool else value
-    return [int(i) % size for i in places]
-
-
-def _index_select(edit: Mover, node: Node) -> Node:
-    x: Node = _get(node, 0, "self")
-    axis = edit.axis(_get(node, 1, "dim"), _rank(x))
-    return edit.gather(x, axis, _indices(edit, node, _get(node, 2, "index"), length(x, axis)))
-
-
-def _lone_index(edit: Mover, node: Node, rank: int) -> tuple[int, Any]:
-    """(axis, index) of an index with one tensor in it."""
-    given: Any = node.args[1]
-    found = [(dim, index) for dim, index in enumerate(given) if index is not None]
-    if len(found) != 1:
-        raise unsupported(node, "an index over several axes", "index one axis at a time")
-    return edit.axis(found[0][0], rank), found[0][1]
-
-
-def _index(edit: Mover, node: Node) -> Node:
-    x: Node = _get(node, 0, "self")
-    axis, index = _lone_index(edit, node, _rank(x))
-    return edit.gather(x, axis, _indices(edit, node, index, length(x, axis)))
-
-
 def _index_put(edit: Mover, node: Node) -> Node:
-    base, source = _get(node, 0, "self"), _get(node, 2, "values")
-    if _get(node, 3, "accumulate", False):
+    base, source = argument(node, 0, "self"), argument(node, 2, "values")
+    if argument(node, 3, "accumulate", False):
         raise unsupported(node, "accumulate=True", "add a tensor with zeros elsewhere")
-    axis, index = _lone_index(edit, node, _rank(node))
-    places = _indices(edit, node, index, length(base, axis))
+    axis, index = lone_index(edit, node, rank_of(node))
+    places = constant_places(edit, node, index, length(base, axis))
     if len(set(places)) != len(places):
         raise unsupported(node, "a place that is written twice", "write each place once")
     return _write(edit, base, source, axis, places)
 
 
-def _pad(edit: Mover, node: Node) -> Node:
-    """Padding of axes of the sample, with a constant or with what the mode says."""
-    x: Node = _get(node, 0, "self")
-    widths: Any = node.args[1]
-    named = node.target is aten.pad.default
-    mode = _get(node, 2, "mode", "constant") if named else "constant"
-    value = _get(node, 3 if named else 2, "value", 0.0) or 0.0
-    for number in range(len(widths) // 2):
-        low, high = widths[2 * number : 2 * number + 2]
-        if not (low or high):
-            continue
-        axis = edit.axis(-1 - number, _rank(x))
-        size = length(x, axis)
-        if mode == "constant":
-            sides = [edit.constant(_block(x, axis, n, float(value))) for n in (low, high) if n > 0]
-            kept = edit.cut(x, axis, max(-low, 0), size - max(-high, 0))
-            at = 1 if low > 0 else 0
-            x = edit.join([*sides[:at], kept, *sides[at:]], axis)
-        else:
-            x = edit.gather(x, axis, [_source(i, size, mode) for i in range(-low, size + high)])
-    return x
-
-
-def _block(x: Node, axis: int, size: int, value: float) -> torch.Tensor:
-    shape = [1, *map(int, x.meta["val"].shape[1:])]
-    shape[axis] = size
-    return torch.full(shape, value)
-
-
-def _source(place: int, size: int, mode: str) -> int:
-    """The index that a padded place repeats."""
-    if mode == "circular":
-        return place % size
-    if mode == "replicate":
-        return min(max(place, 0), size - 1)
-    return size - 1 - abs(size - 1 - abs(place))
-
-
-def _cat(edit: Mover, node: Node) -> Node:
-    """A join of data and constants, or of joins along the same axis; others stay."""
-    given: Any = node.args[0]
-    dim = _get(node, 1, "dim", 0)
-    kept = [n for n in given if edit.value(n) is None or edit.value(n).numel()]  # type: ignore[union-attr]
-    if len(kept) > 1 and all(edit.value(n) is None for n in kept):
-        return node
-    return edit.join(kept, edit.axis(dim, _rank(node)))
-
-
-def _stack(edit: Mover, node: Node) -> Node:
-    given: Any = node.args[0]
-    axis = edit.axis(_get(node, 1, "dim", 0), _rank(node))
-    parts = []
-    for part in given:
-        value = edit.value(part)
-        if value is None:
-            parts.append(edit.call(aten.unsqueeze.default, part, axis))
-        else:
-            parts.append(edit.constant(value.unsqueeze(axis)))
-    return edit.join(parts, axis)
-
-
-def _slice(edit: Mover, node: Node) -> Node:
-    """A slice of a join reads only the parts that it needs, each on its own grid."""
-    x: Node = _get(node, 0, "self")
-    dim = _get(node, 1, "dim", 0) % _rank(node)
-    start, stop, step = _get(node, 2, "start"), _get(node, 3, "end"), _get(node, 4, "step", 1)
-    if dim == 0 and step == 1 and is_whole(start, stop, node.meta["val"].shape[0]):
-        return x
-    if dim == 0 or step != 1 or x.target is not aten.cat.default:
-        return node
-    low, high, _ = slice(start, stop).indices(length(x, dim))
-    return edit.cut(x, dim, low, high) if low < high else node
-
-
-_DIAGONAL = ("offset", "dim1", "dim2")
-"""Their defaults are 0, 0, 1."""
-
-
-def _diagonal(edit: Mover, node: Node) -> Node:
-    x: Node = _get(node, 0, "self")
-    offset, one, two = (
-        _get(node, 1, "offset", 0),
-        _get(node, 2, "dim1", 0),
-        _get(node, 3, "dim2", 1),
-    )
-    flat, places, _ = _on_one_axis(edit, node, x, offset, one, two)
-    return edit.gather(flat, _rank(flat) - 1, places)
-
-
 def _diagonal_scatter(edit: Mover, node: Node) -> Node:
-    x: Node = _get(node, 0, "self")
+    x: Node = argument(node, 0, "self")
     source: Any = node.args[1]
     offset, one, two = (
-        _get(node, 2, "offset", 0),
-        _get(node, 3, "dim1", 0),
-        _get(node, 4, "dim2", 1),
+        argument(node, 2, "offset", 0),
+        argument(node, 3, "dim1", 0),
+        argument(node, 4, "dim2", 1),
     )
-    flat, places, order = _on_one_axis(edit, node, x, offset, one, two)
-    made = _write(edit, flat, source, _rank(flat) - 1, places)
+    flat, places, order = on_one_axis(edit, node, x, offset, one, two)
+    made = _write(edit, flat, source, rank_of(flat) - 1, places)
     batch = edit.call(aten.sym_size.int, made, 0)
     moved = [int(x.meta["val"].shape[i]) for i in order[1:]]
     wide = edit.call(aten.reshape.default, made, [batch, *moved])
@@ -398,30 +259,10 @@ def _diagonal_scatter(edit: Mover, node: Node) -> Node:
     return edit.call(aten.permute.default, wide, back)
 
 
-def _on_one_axis(
-    edit: Mover, node: Node, x: Node, offset: int, one: int, two: int
-) -> tuple[Node, list[int], list[int]]:
-    """x with the axes of a diagonal moved last and joined, the diagonal's places, the order."""
-    rank = _rank(x)
-    a, b = edit.axis(one, rank), edit.axis(two, rank)
-    order = [i for i in range(rank) if i not in (a, b)] + [a, b]
-    rows, columns = length(x, a), length(x, b)
-    places = [i * columns + i + offset for i in range(rows) if 0 <= i + offset < columns]
-    turned = x if order == list(range(rank)) else edit.call(aten.permute.default, x, order)
-    batch = edit.call(aten.sym_size.int, x, 0)
-    kept = [int(x.meta["val"].shape[i]) for i in order[1:-2]]
-    flat = edit.call(aten.reshape.default, turned, [batch, *kept, rows * columns])
-    return flat, places, order
-
-
-_RULES: dict[Any, Callable[[Mover, Node], Node]] = {
-    aten.cat.default: _cat,
-    aten.stack.default: _stack,
-    aten.slice.Tensor: _slice,
+_RULES: dict[Any, Callable[[Mover, Node], Node]] = REARRANGE | {
     aten.slice_scatter.default: _slice_scatter,
     aten.select_scatter.default: _select_scatter,
     aten.diagonal_scatter.default: _diagonal_scatter,
-    aten.diagonal.default: _diagonal,
     aten.copy.default: _copy,
     aten.fill.Scalar: _fill,
     aten.fill.Tensor: _fill,
@@ -431,22 +272,12 @@ _RULES: dict[Any, Callable[[Mover, Node], Node]] = {
     aten.where.self: _where,
     aten.where.ScalarSelf: _where,
     aten.where.ScalarOther: _where,
+    aten.prelu.default: _prelu,
     aten.add.Tensor: _both_wide,
     aten.sub.Tensor: _both_wide,
     aten.mul.Tensor: _both_wide,
     aten.matmul.default: _as_data,
     aten.bmm.default: _as_data,
     aten.scaled_dot_product_attention.default: _as_data,
-    aten.expand.default: _expand,
-    aten.expand_as.default: _expand,
-    aten.broadcast_to.default: _expand,
-    aten.repeat.default: _repeat,
-    aten.repeat_interleave.self_int: _repeat_interleave,
-    aten.flip.default: _flip,
-    aten.roll.default: _roll,
-    aten.index_select.default: _index_select,
-    aten.index.Tensor: _index,
     aten.index_put.default: _index_put,
-    aten.pad.default: _pad,
-    aten.constant_pad_nd.default: _pad,
 }

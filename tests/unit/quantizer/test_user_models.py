@@ -1,0 +1,223 @@
+"""Whatever is handed over as a model or as data works, or is refused by a named error with a way
+out."""
+
+import threading
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional
+from torch.utils.data import DataLoader, TensorDataset
+from unit.quantizer.nets import Net, relative_error
+
+from secure_quant import reference
+from secure_quant.errors import (
+    CalibrationError,
+    ConfigError,
+    ModelError,
+    NotFinite,
+    SecureQuantError,
+    UnsupportedModule,
+)
+from secure_quant.quantizer import Training, quantize
+from secure_quant.quantizer.pipeline import converted_model
+
+X = torch.randn(64, 8, generator=torch.Generator().manual_seed(0))
+Y = torch.arange(64) % 4
+
+
+def plain():
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Linear(8, 8), nn.ReLU(), nn.Linear(8, 4))
+
+
+def answers(x=X):
+    with torch.no_grad():
+        return plain()(x).numpy()
+
+
+@pytest.mark.parametrize(
+    "wrap",
+    [
+        lambda m: m.half(), lambda m: m.bfloat16(), lambda m: m.double(), nn.DataParallel,
+        torch.compile, torch.fx.symbolic_trace, lambda m: m.train(), lambda m: nn.Sequential(m),
+        lambda m: Net(lambda n, x: (n.m(x),), m=m), lambda m: Net(lambda n, x: {"y": n.m(x)}, m=m),
+        lambda m: Net(lambda n, x: (n.m(x), None), m=m),
+        lambda m: Net(torch.no_grad()(lambda n, x: n.m(x)), m=m),
+        lambda m: Net(lambda n, x: n.m(x.double().float()), m=m),
+        lambda m: m.requires_grad_(False),
+    ],
+)  # fmt: skip
+def test_models_in_many_forms_work(wrap):
+    graph = quantize(wrap(plain()), X)
+    assert relative_error(reference.run(graph, X.numpy()), answers()) < 0.03
+
+
+def quantized_dynamically():
+    return torch.ao.quantization.quantize_dynamic(plain(), {nn.Linear})
+
+
+def prepared():
+    model = nn.Sequential(nn.Linear(8, 4)).eval()
+    model.qconfig = torch.ao.quantization.default_qconfig
+    return torch.ao.quantization.prepare(model)
+
+
+class Locked(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.inner, self.lock = plain(), threading.Lock()
+
+    def forward(self, x):
+        return self.inner(x)
+
+
+@pytest.mark.parametrize(
+    ("make", "word"),
+    [
+        (lambda: torch.jit.trace(plain(), X), "TorchScript"),
+        (lambda: nn.Sequential(torch.jit.trace(plain(), X)), "TorchScript"),
+        (lambda: plain().state_dict(), "load_state_dict"),
+        (lambda: "model.pt", "load_state_dict"),
+        (lambda: Path("model.pt"), "load_state_dict"),
+        (lambda: nn.Linear, "the class Linear"),
+        (lambda: torch.relu, "nn.Module"),
+        (lambda: None, "NoneType"),
+        (lambda: [plain()], "list"),
+        (lambda: torch.export.export(plain(), (X,)), "exported"),
+        (lambda: torch.export.export(plain(), (X,)).module(), "exported"),
+        (quantized_dynamically, "before it was quantized"),
+        (prepared, "before it was quantized"),
+        (lambda: converted_model(plain(), [X])[0], "before it was quantized"),
+        (lambda: plain().to("meta"), "meta device"),
+        (lambda: nn.LazyLinear(4), "not initialized"),
+        (Locked, "cannot be copied"),
+        (lambda: nn.ModuleList([plain()]), "forward"),
+        (lambda: nn.Bilinear(8, 8, 4), "one tensor"),
+        (lambda: nn.Embedding(5, 4), "one-hot"),
+    ],
+)
+@pytest.mark.parametrize("mode", ["static", "qat"])
+def test_what_is_no_float_module_is_refused(make, word, mode):
+    options = {"mode": mode, "targets": Y} if mode == "qat" else {}
+    with pytest.raises((UnsupportedModule, CalibrationError)) as caught:
+        quantize(make(), X, **options)
+    assert word in str(caught.value)
+
+
+A = nn.Linear(8, 8)
+
+
+@pytest.mark.parametrize(
+    ("forward", "word"),
+    [
+        (lambda m, x: (m.a(x), m.a(x)), "2 values"),
+        (lambda *_: None, "NoneType"),
+        (lambda m, x: m.a(x).argmax(1), "int64"),
+        (lambda m, x: m.a(x) > 0, "bool"),
+        (lambda _, x: x.numpy(), "ndarray"),
+        (lambda m, x: m.a(x)[:, :0], "[2, 0]"),
+        (lambda m, x: m.a(x).sum(), "without the batch"),
+        (lambda m, x: m.a(x).long().float(), "integers"),
+        (lambda m, x: m.a(x).round(), "relu or clamp"),
+        (lambda m, x: torch.maximum(m.a(x), x), "relu(a - b) + b"),
+        (lambda m, x: m.a(x) / (x.abs() + 1), "1 / b"),
+        (lambda m, x: torch.einsum("nc,nd->nc", m.a(x), x), "matmul"),
+        (lambda m, x: m.a(x) if x.sum() > 0 else x, "torch.export"),
+        (lambda m, x: torch.log(m.a(x) - 1e6), "NaN or infinity"),
+        (lambda m, x: m.nothing(x), "nothing"),
+    ],
+)
+def test_forwards_that_have_no_integer_meaning_are_refused(forward, word):
+    with pytest.raises(SecureQuantError) as caught:
+        quantize(Net(forward, a=A), X)
+    assert word in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("formula", "hint"),
+    [(lambda a, b: torch.relu(a - b) + b, torch.maximum),
+     (lambda a, b: a - torch.relu(a - b), torch.minimum)],
+)  # fmt: skip
+def test_the_ways_out_that_hints_name_work(formula, hint):
+    model = Net(lambda m, x: formula(m.a(x), x), a=A)
+    want = hint(A(X), X).detach().numpy()
+    assert relative_error(reference.run(quantize(model, X), X.numpy()), want) < 0.05
+
+
+def test_a_slope_for_each_channel():
+    model = nn.Sequential(nn.Linear(8, 8), nn.PReLU(8), nn.PReLU())
+    model[1].weight.data = torch.linspace(-1, 1, 8)
+    with torch.no_grad():
+        want = model(X).numpy()
+    assert relative_error(reference.run(quantize(model, X), X.numpy()), want) < 0.05
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        X.numpy(), X.double(), X.half(), (X * 10).long(), (X * 10).numpy().astype(np.int16),
+        X.numpy()[::-1], X.numpy().astype(">f4"), X.clone().requires_grad_(), X.split(10),
+        iter(X.split(10)), [X[:3].numpy(), X[3:]], DataLoader(TensorDataset(X, Y), 16),
+        DataLoader(TensorDataset(X), 16), X.tolist() and X[:1],
+    ],
+)  # fmt: skip
+def test_calibration_in_many_forms_works(data):
+    quantize(plain(), data)
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        None, 3.0, "x.npy", b"x", {"x": X}, [{"x": X}], (X, Y), [(X, Y)], TensorDataset(X, Y), [],
+        X[0], X[:0], X + 1j, X.to_sparse(), X.to("meta"), X * float("nan"), X.double() * 1e300,
+        X * 1e30, X * 1e-40, np.array([["a"] * 8]), np.array([[None] * 8]), [[1.0, 2.0], [1.0]],
+        torch.randn(4, 9), torch.randn(4, 3, 9), [X, torch.randn(4, 9)],
+    ],
+    ids=lambda data: type(data).__name__,
+)  # fmt: skip
+def test_calibration_that_cannot_be_used_is_refused(data):
+    with pytest.raises(CalibrationError):
+        quantize(plain(), data)
+
+
+@pytest.mark.parametrize(
+    ("options", "kind"),
+    [
+        ({"targets": Y.float()}, CalibrationError),
+        ({"targets": ["a"] * 64}, CalibrationError),
+        ({"targets": 3}, CalibrationError),
+        ({"targets": Y + 10}, CalibrationError),
+        ({"targets": X * float("nan"), "training": Training(1, loss=functional.mse_loss)},
+         CalibrationError),
+        ({"targets": X[:, :4] * float("nan"), "training": Training(1, loss=functional.mse_loss)},
+         NotFinite),
+        ({"training": Training(2, learning_rate=1e30)}, ModelError),
+        ({"training": Training(1, learning_rate=-1)}, ConfigError),
+        ({"training": Training(0)}, ConfigError),
+        ({"training": Training(1, batch_size=0)}, ConfigError),
+        ({"training": Training(1, loss=lambda *_: None)}, CalibrationError),
+        ({"training": Training(1, loss=lambda *_: 1 / 0)}, CalibrationError),
+        ({"training": {"epochs": 1}}, ConfigError),
+    ],
+)  # fmt: skip
+def test_training_that_cannot_be_done_is_refused(options, kind):
+    with pytest.raises(kind):
+        quantize(plain(), X, mode="qat", **{"targets": Y, **options})
+
+
+def test_training_without_a_free_parameter_is_refused():
+    with pytest.raises(ConfigError, match="no parameter"):
+        quantize(plain().requires_grad_(False), X, mode="qat", targets=Y)
+
+
+@pytest.mark.parametrize("place", ["0.weight", "0.bias", "2.weight"])
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
+def test_parameters_that_are_no_numbers_are_refused(place, value):
+    model = plain()
+    model.get_parameter(place).data.view(-1)[0] = value
+    with pytest.raises(NotFinite) as caught:
+        quantize(model, X)
+    assert place in str(caught.value)
