@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from secure_quant.transport import Security
 
-__all__ = ["HELP", "configure", "is_serving", "run"]
+__all__ = ["HELP", "asked", "configure", "is_serving", "run"]
 
 HELP = "ask a role whether it serves"
 
@@ -46,15 +46,26 @@ def run(arguments: argparse.Namespace) -> int:
 
 def is_serving(address: str, role: str, security: Security, timeout: float = 1.0) -> bool:
     """True once the server of ``role`` at ``host:port`` answers SERVING."""
+    from secure_quant.errors import SecureQuantError
+
+    try:
+        return asked(address, role, security, timeout)
+    except SecureQuantError:
+        return False
+
+
+def asked(address: str, role: str, security: Security, timeout: float = 1.0) -> bool:
+    """As ``is_serving``. Raises PeerUnavailable and its kin where nobody answers."""
     import grpc
     from grpc_health.v1 import health_pb2, health_pb2_grpc
 
     from secure_quant.transport import sync_channel
+    from secure_quant.wire import raised
 
     with sync_channel(address, security, server_role=role) as channel:
         stub = health_pb2_grpc.HealthStub(channel)
         try:
             answer = stub.Check(health_pb2.HealthCheckRequest(), timeout=timeout)
-        except grpc.RpcError:
-            return False
+        except grpc.RpcError as error:
+            raise raised(error) from error
     return bool(answer.status == health_pb2.HealthCheckResponse.SERVING)

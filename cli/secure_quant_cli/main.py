@@ -19,8 +19,8 @@ from typing import NoReturn
 __all__ = ["COMMANDS", "build_parser", "main"]
 
 COMMANDS = (
-    "quantize", "inspect", "split", "certs", "serve", "health", "infer", "verify", "bench", "demo",
-    "add-crypten",
+    "quantize", "inspect", "split", "certs", "serve", "health", "doctor", "infer", "verify",
+    "bench", "demo", "add-crypten",
 )  # fmt: skip
 
 # torchao tells of accelerator libraries that this machine cannot load, torch of an internal change;

@@ -27,6 +27,8 @@ serve party --bundle b --listen a:1 --peer p:2 --dealer d:3 --tls c --link-proto
 serve dealer --bundle dealer.sqb --listen 0.0.0.0:1 --tls-ca a --tls-cert b --tls-key c
 serve he --bundle a.sqb --bundle b.sqb --listen 0.0.0.0:1 --workers 2 --tls certs/
 health --role party0 --target a:1 --tls certs/
+doctor all --config deployment.toml
+doctor party0 --config deployment.toml --target he=h.example:7300 --json
 infer --engine mpc --target a:1 --target b:2 --input X.npz --tls certs/ --json
 infer --engine he --target a:1 --input X.npz --out Y.npz --tls certs/ --model-hash 00
 verify model.sq --input X.npz
