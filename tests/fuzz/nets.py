@@ -147,7 +147,8 @@ class RandomNet:
     def _finish(self) -> None:
         """Return the last value, mostly; or several of them side by side; at times through a last
         layer."""
-        names = [n for n in self.values if n != "x"] or ["x"]
+        names = [n for n, v in self.values.items() if n != "x" and float(v.std(0).max()) > 0]
+        names = names or ["x"]
         name = names[-1] if self.chance(0.8) else self.pick(names)
         if self.chance(0.25) and len(names) > 1:
             some = [self.pick(names), name]

@@ -152,7 +152,7 @@ class Lowering:
         }
         if any(isinstance(c, Tensor) and c.numel() != 1 for c in constants.values()):
             return None
-        if self.shape(node) != first.shape:
+        if (self.shape(node) or (1,)) != first.shape:  # a scalar per sample has one axis here
             return None
 
         def function(v: Any) -> Any:
