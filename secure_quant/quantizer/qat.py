@@ -144,6 +144,10 @@ def _quantizer(settings: Settings) -> IntegerQuantizer:
 def _train(
     prepared: GraphModule, inputs: Tensor, targets: Tensor, training: Training, progress: Progress
 ) -> None:
+    if not any(True for _ in prepared.parameters()):
+        raise ConfigError(
+            "qat", got="a model without weights", expected="weights to train", hint="mode='static'"
+        )
     generator = torch.Generator().manual_seed(training.seed)
     steps = -(-len(inputs) // training.batch_size) * training.epochs
     optimizer = torch.optim.Adam(prepared.parameters(), lr=training.learning_rate)

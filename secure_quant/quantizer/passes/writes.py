@@ -131,8 +131,9 @@ def _write(edit: Mover, base: Node, source: Node, axis: int, places: range | lis
 
 
 def _copy(edit: Mover, node: Node) -> Node:
-    base, source = node.args[:2]
-    shape = base.meta["val"].shape  # type: ignore[union-attr]  of a write-back, which has none itself
+    base: Any = node.args[0]
+    source = node.args[1]
+    shape = base.meta["val"].shape  # a write-back has none itself
     if not isinstance(source, Node):
         return edit.constant(torch.full((1, *map(int, shape[1:])), float(source)))  # type: ignore[arg-type]
     return edit.expand(source, shape)

@@ -94,3 +94,9 @@ def test_training_needs_targets(flat):
         quantize(model, data.train_x, mode="qat", targets=data.train_y, scheme="log")
     with pytest.raises(CalibrationError):
         quantize(model, data.train_x, mode="qat", targets=data.train_y[:3])
+
+
+def test_there_must_be_weights_to_train():
+    x = torch.randn(16, 8)
+    with pytest.raises(ConfigError, match="without weights"):
+        quantize(nn.ReLU(), x, mode="qat", targets=torch.zeros(16, dtype=torch.long))
