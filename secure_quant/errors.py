@@ -38,6 +38,7 @@
         ├── BudgetExceeded         a client's query budget is spent
         ├── PeerUnavailable        the other party, the dealer or a server is away
         ├── MaterialExhausted      the dealer's stock ran out before the deadline
+        ├── PairingSpent           a pairing with one host made all it may; pair anew
         ├── DeadlineExceeded
         ├── Overloaded             too many calls at once; try again later or elsewhere
         └── InternalError          a worker died; the request may be sent again
@@ -77,6 +78,7 @@ __all__ = [
     "OpNotSupported",
     "OverflowRisk",
     "Overloaded",
+    "PairingSpent",
     "PeerUnavailable",
     "PermissionDenied",
     "PlanMismatch",
@@ -273,6 +275,11 @@ class PeerUnavailable(ServiceError):
 
 class MaterialExhausted(ServiceError):
     """The dealer's stock ran out before the deadline."""
+
+
+class PairingSpent(ServiceError):
+    """A pairing has made all the correlated OTs that its secrets allow, or left the process that
+    made it; pair anew."""
 
 
 class DeadlineExceeded(ServiceError):

@@ -67,6 +67,7 @@ CODES: dict[type[SecureQuantError], grpc.StatusCode] = {
     errors.OpNotSupported: Code.UNIMPLEMENTED,
     errors.OverflowRisk: Code.FAILED_PRECONDITION,
     errors.Overloaded: Code.RESOURCE_EXHAUSTED,
+    errors.PairingSpent: Code.UNAVAILABLE,
     errors.PeerUnavailable: Code.UNAVAILABLE,
     errors.PermissionDenied: Code.PERMISSION_DENIED,
     errors.PlanMismatch: Code.FAILED_PRECONDITION,

@@ -1,0 +1,246 @@
+"""Shared random bits of a pairing, and the pads that make products of them.
+
+A shared bit ⟨b⟩ = b_0 ⊕ b_1 comes from a correlated OT in each direction: b_i is party i's random
+choice bit, and K_0 = H(w), K_1 = H(w ⊕ Δ) are the other party's keys, of which party i holds
+K_(b_i) = H(v). Every key is stretched by counter, block j of its pad being π(K ⊕ j) ⊕ K ⊕ j. A COT
+serves many products, each with blocks of its own: a column counts the blocks that it gave away, and
+both parties' columns count alike since they run the same protocol.
+"""
+
+from __future__ import annotations
+
+import os
+import secrets
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import NoReturn
+
+import numpy as np
+
+from secure_quant.errors import MalformedMessage, PairingSpent
+from secure_quant.keystream import SEED_BYTES, Keystream
+from secure_quant.onehost.base_ot import POINT_BYTES, BaseReceiver, BaseSender
+from secure_quant.onehost.exchange import Joint, swap
+from secure_quant.onehost.permutation import KEYS, PADS, Words
+from secure_quant.onehost.softspoken import (
+    GRAIN,
+    SECURITY,
+    Chooser,
+    Field,
+    Sender,
+    extension_bytes,
+)
+
+__all__ = [
+    "BOTH",
+    "MOST_BLOCKS",
+    "MOST_COTS",
+    "PAIRING_BYTES",
+    "STEP_BYTES",
+    "Column",
+    "Pairing",
+    "stretch",
+]
+
+BOTH = 2
+"""In place of the chooser: a COT in each direction."""
+MOST_COTS = 2**36
+"""Of one direction of a pairing. Fixed permutations and one Δ lose log2(COTs · blocks) bits of
+security: at this cap some 85 of 128 are left."""
+MOST_BLOCKS = 2**7
+"""Pad blocks of one COT."""
+PAIRING_BYTES = 2 * SECURITY * POINT_BYTES + POINT_BYTES + Sender.MESSAGE_BYTES
+"""What each party sends to pair."""
+STEP_BYTES = 16
+"""Two counts at the head of every extension, by which the ends tell that they are in step."""
+
+
+def stretch(keys: Words, first: int, bits: int) -> Words:
+    """Pads of ``bits`` bits from block ``first`` on: uint64[n, 2] -> uint64[n, ceil(bits / 64)],
+    zero above ``bits``."""
+    blocks = np.arange(first, first + -(-bits // 128), dtype=np.uint64)
+    inputs = np.repeat(keys[:, None, :], len(blocks), axis=1)
+    inputs[..., 0] ^= blocks
+    return clipped(PADS.hash(inputs).reshape(len(keys), -1)[:, : -(-bits // 64)], bits)
+
+
+def clipped(words: Words, bits: int) -> Words:
+    """A copy of uint64[n, ceil(bits / 64)] with zeros above ``bits``."""
+    made = words.copy()
+    if bits % 64:
+        made[:, -1] &= np.uint64((1 << bits % 64) - 1)
+    return made
+
+
+@dataclass(eq=False, kw_only=True)
+class Column:
+    """One party's end of ⟨b⟩ for n elements.
+
+    own: uint64[n] of 0 and 1, this party's share. chosen: uint64[n, 2], K_own, where it chose; None
+    where it did not. keys: (K_0, K_1) where the other chose. delta_share: uint64[n, 2], its share
+    of b·Δ, Δ the XOR of both parties' own; of a column of BOTH.
+    """
+
+    own: Words
+    chosen: Words | None = field(default=None, repr=False)
+    keys: tuple[Words, Words] | None = field(default=None, repr=False)
+    delta_share: Words | None = field(default=None, repr=False)
+    _blocks: int = field(default=0, init=False)
+
+    def take(self, bits: int) -> Pads:
+        """Fresh blocks for one product of ``bits`` bits, each way. Raises PairingSpent."""
+        first = self._blocks
+        self._blocks += -(-bits // 128)
+        if self._blocks > MOST_BLOCKS:
+            raise PairingSpent("pad blocks of a COT", got=self._blocks, expected=MOST_BLOCKS)
+        return Pads(self, first, bits)
+
+    def halves(self) -> Words:
+        """``delta_share``, for a tree; once. Raises PairingSpent."""
+        made, self.delta_share = self.delta_share, None
+        if made is None:
+            raise PairingSpent("a share of Δ", got="a second use, or a COT of one direction")
+        return made
+
+
+@dataclass(frozen=True, eq=False)
+class Pads:
+    """The blocks of one product. uint64[n, ceil(bits / 64)] each."""
+
+    column: Column = field(repr=False)
+    first: int
+    bits: int
+
+    def sender(self) -> tuple[Words, Words]:
+        """Pads under K_0 and K_1."""
+        if self.column.keys is None:
+            raise ValueError("the other party is this column's sender")
+        zero, one = self.column.keys
+        return stretch(zero, self.first, self.bits), stretch(one, self.first, self.bits)
+
+    def chooser(self) -> Words:
+        """The pad under the chosen key."""
+        if self.column.chosen is None:
+            raise ValueError("the other party is this column's chooser")
+        return stretch(self.column.chosen, self.first, self.bits)
+
+
+class Pairing:
+    """One party's end of a pairing: 0, the client, or 1, the server. One thread at a time; it lives
+    in the process that made it and is never serialised."""
+
+    def __init__(
+        self, party: int, kappa: Field, delta: Words, chooser: Chooser, sender: Sender
+    ) -> None:
+        """``make`` makes it."""
+        self.party, self.delta = party, delta
+        self._kappa: Field = kappa
+        self._chooser, self._sender = chooser, sender
+        self._process, self._broken = os.getpid(), False
+        self._made, self._taken = [0, 0], [0, 0]  # by chooser
+        self._bits = np.empty(0, np.uint64)
+        self._stock = [np.empty((0, 2), np.uint64) for _ in range(2)]  # by chooser: v or w
+        self._random = Keystream(secrets.token_bytes(SEED_BYTES))
+
+    def __reduce__(self) -> NoReturn:
+        raise TypeError("a pairing never leaves its process")
+
+    @staticmethod
+    def make(party: int, kappa: Field = 4) -> Joint[Pairing]:
+        """Pair: PAIRING_BYTES each way, in two exchanges. Raises MalformedMessage."""
+        delta = np.frombuffer(secrets.token_bytes(16), np.uint64).copy()
+        # The lowest bit of both parties' Δ together is 1: half-trees tell by it where they are.
+        delta[0] = delta[0] & ~np.uint64(1) | np.uint64(party == 0)
+        own, other = (f"chooser {i}".encode() for i in (party, 1 - party))
+        receiver = BaseReceiver(other, Sender.choices(delta, kappa))
+        base = BaseSender(own)
+        message = receiver.message + base.message
+        peer = yield from swap(message, len(message))
+        points, ephemeral = peer[:-POINT_BYTES], peer[-POINT_BYTES:]
+        chooser = Chooser(base.keys(points), kappa)
+        keys = receiver.keys(ephemeral)
+        sums = yield from swap(chooser.message, Sender.MESSAGE_BYTES)
+        return Pairing(party, kappa, delta, chooser, Sender(delta, keys, sums, kappa))
+
+    def fill_bytes(self, first: int, second: int) -> tuple[int, int]:
+        """What party 0 and party 1 send in ``fill``."""
+        one, two = (extension_bytes(n, self._kappa) for n in self._missing((first, second)))
+        return STEP_BYTES + one, STEP_BYTES + two
+
+    def _missing(self, wanted: tuple[int, int]) -> list[int]:
+        lacking = [max(n - len(s), 0) for n, s in zip(wanted, self._stock, strict=True)]
+        return [-(-n // GRAIN) * GRAIN for n in lacking]
+
+    def fill(self, first: int, second: int) -> Joint[None]:
+        """Have ``first`` COTs in stock where party 0 chooses and ``second`` where party 1 does: one
+        exchange, whose message is the own extension after the COTs given away so far. Raises
+        PairingSpent, MalformedMessage.
+
+        A pairing whose exchange was not finished, or whose ends gave away different COTs, is out
+        of step and refuses everything after."""
+        self._check()
+        counts = self._missing((first, second))
+        most = max(made + n for made, n in zip(self._made, counts, strict=True))
+        if most > MOST_COTS:
+            raise PairingSpent("COTs of a pairing", got=most, expected=MOST_COTS, hint="pair anew")
+        self._broken = True
+        own, other = self.party, 1 - self.party
+        message, bits, v = self._chooser.extend(counts[own])
+        step = b"".join(taken.to_bytes(8, "little") for taken in self._taken)
+        expected = STEP_BYTES + extension_bytes(counts[other], self._kappa)
+        peer = yield from swap(step + message, expected)
+        if peer[:STEP_BYTES] != step:
+            raise MalformedMessage(
+                "the peer's COTs given away so far", expected=self._taken, hint="pair anew"
+            )
+        w = self._sender.extend(counts[other], peer[STEP_BYTES:])
+        self._bits = np.concatenate([self._bits, bits])
+        for chooser, blocks in ((own, v), (other, w)):
+            self._stock[chooser] = np.concatenate([self._stock[chooser], blocks])
+            self._made[chooser] += counts[chooser]
+        self._broken = False
+
+    def columns(self, choosers: Sequence[int], elements: int) -> list[Column]:
+        """A column for each of ``choosers`` (0, 1 or BOTH), from the stock, which ``fill`` made
+        large enough. Every COT is given away once. Raises PairingSpent where the stock is short."""
+        self._check()
+        own, other = self.party, 1 - self.party
+        wanted = [sum(c in (side, BOTH) for c in choosers) * elements for side in (0, 1)]
+        if any(len(s) < n for s, n in zip(self._stock, wanted, strict=True)):
+            raise PairingSpent("COTs in stock", got=[len(s) for s in self._stock], expected=wanted)
+        v, w = self._take(own, wanted[own]), self._take(other, wanted[other])
+        bits, self._bits = self._bits[: len(v)], self._bits[len(v) :].copy()
+        share = v ^ bits[:, None] * self.delta
+        chosen, zero, one = KEYS.hash(v), KEYS.hash(w), KEYS.hash(w ^ self.delta)
+        made, mine, theirs = [], 0, 0
+        for chooser in choosers:
+            i, j = slice(mine, mine + elements), slice(theirs, theirs + elements)
+            mine += elements if chooser in (own, BOTH) else 0
+            theirs += elements if chooser in (other, BOTH) else 0
+            if chooser == BOTH:
+                both = share[i] ^ w[j]
+                made.append(Column(own=bits[i], chosen=chosen[i], keys=(zero[j], one[j]),
+                                   delta_share=both))  # fmt: skip
+            elif chooser == own:
+                made.append(Column(own=bits[i], chosen=chosen[i]))
+            else:
+                free = self.random(elements) & np.uint64(1)
+                made.append(Column(own=free, keys=(zero[j], one[j])))
+        return made
+
+    def random(self, count: int) -> Words:
+        """Fresh private words, uint64[count]."""
+        self._check()
+        return self._random.words(count)
+
+    def _take(self, chooser: int, count: int) -> Words:
+        whole = self._stock[chooser]
+        self._stock[chooser] = whole[count:].copy()
+        self._taken[chooser] += count
+        return whole[:count]
+
+    def _check(self) -> None:
+        if self._process != os.getpid():
+            raise PairingSpent("a pairing in another process", hint="pair anew after a fork")
+        if self._broken:
+            raise PairingSpent("a pairing whose exchange was broken off", hint="pair anew")

@@ -1,0 +1,221 @@
+"""Pairings: shared bits against an ideal COT, bytes by formula, and a ledger of what is used."""
+
+from __future__ import annotations
+
+import copy
+import os
+import pickle
+from typing import Any
+
+import numpy as np
+import pytest
+
+from secure_quant.errors import MalformedMessage, PairingSpent
+from secure_quant.onehost import cot
+from secure_quant.onehost.cot import BOTH, PAIRING_BYTES, STEP_BYTES, Column, Pairing, stretch
+from secure_quant.onehost.permutation import CHILDREN, KEYS, LEAVES, PADS, TREES
+from secure_quant.onehost.products import column_times, gated, number
+from secure_quant.onehost.softspoken import extension_bytes
+from tests.unit.onehost.drive import both, columns, drive, pair, words
+
+
+def check_ideal(one: Column, two: Column, delta: Any) -> None:
+    """What an ideal COT in each direction gives."""
+    for chooser, sender in ((one, two), (two, one)):
+        assert (chooser.chosen is None) == (sender.keys is None)
+        if chooser.chosen is not None:
+            zero, key = sender.keys
+            expected = np.where(chooser.own[:, None] == 1, key, zero)
+            assert (chooser.chosen == expected).all()
+            assert (zero != key).any(axis=1).all()
+    if one.delta_share is not None:
+        product = one.delta_share ^ two.delta_share
+        assert (product == (one.own ^ two.own)[:, None] * delta).all()
+
+
+@pytest.mark.parametrize("kappa", [4, 8])
+def test_columns_are_an_ideal_cot(kappa: Any) -> None:
+    pairs = pair(kappa)
+    delta = pairs[0].delta ^ pairs[1].delta
+    assert delta[0] & np.uint64(1) == 1
+    choosers = [BOTH, 0, 1, BOTH, 1]
+    for elements in (1, 77, 1000):
+        one, two = columns(pairs, choosers, elements)
+        for a, b in zip(one, two, strict=True):
+            check_ideal(a, b, delta)
+        assert [c.delta_share is not None for c in one] == [c == BOTH for c in choosers]
+        for bits in (np.concatenate([c.own for c in end]) for end in (one, two)):
+            assert abs(bits.sum() - bits.size / 2) < 6.5 * np.sqrt(bits.size) / 2 + 3
+
+
+@pytest.mark.parametrize("kappa", [4, 8])
+def test_bytes_are_those_of_the_formulas(kappa: Any) -> None:
+    one, two, sent = drive(Pairing.make(0, kappa), Pairing.make(1, kappa))
+    assert [sum(side) for side in zip(*sent, strict=True)] == [PAIRING_BYTES] * 2
+    assert PAIRING_BYTES == 128 * 2 * 33 + 33 + 128 * 2 * 16
+    pairs = [one, two]
+    promised = one.fill_bytes(1000, 130)
+    assert promised == two.fill_bytes(1000, 130)
+    assert promised == (
+        STEP_BYTES + extension_bytes(1024, kappa), STEP_BYTES + extension_bytes(256, kappa)
+    )  # fmt: skip
+    _, _, sent = both(pairs, lambda p: p.fill(1000, 130))
+    assert sent == [promised]
+    _, _, sent = both(pairs, lambda p: p.fill(1000, 130))  # all there
+    assert sent == [(STEP_BYTES, STEP_BYTES)]
+
+
+class Ledger:
+    """Every input of a permutation in this process, by party."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.party, self.seen = 0, {(name, p): [] for name in ("pads", "keys") for p in (0, 1)}
+        for name, permutation in (("pads", PADS), ("keys", KEYS)):
+            plain = permutation.hash
+            monkeypatch.setattr(permutation, "hash", self._recording(name, plain))
+
+    def _recording(self, name: str, plain: Any) -> Any:
+        def record(blocks: Any) -> Any:
+            self.seen[name, self.party].append(blocks.reshape(-1, 2).copy())
+            return plain(blocks)
+
+        return record
+
+    def follow(self, party: int, run: Any) -> Any:
+        """``run``, noted under ``party``."""
+        message = None
+        while True:
+            self.party = party
+            try:
+                exchange = next(run) if message is None else run.send(message)
+            except StopIteration as end:
+                return end.value
+            message = yield exchange
+
+    def check(self) -> int:
+        for blocks in self.seen.values():
+            whole = np.concatenate(blocks)
+            assert len(np.unique(whole, axis=0)) == len(whole)
+        return len(np.concatenate(self.seen["pads", 0]))
+
+
+def test_no_choice_bit_and_no_pad_block_is_used_twice(monkeypatch: pytest.MonkeyPatch) -> None:
+    pairs, rng = pair(), np.random.default_rng(0)
+    ledger = Ledger(monkeypatch)
+
+    def protocol(p: Pairing) -> Any:
+        for elements in (50, 3):  # over several extensions
+            yield from p.fill(9 * elements, 9 * elements)
+            made = p.columns([BOTH] * 4 + [0, 1], elements)
+            for column in made[:4]:
+                yield from gated(column, words(rng, elements, 4), 256)
+                yield from gated(column, words(rng, elements, 1) & np.uint64(1), 1)
+                yield from column_times(column, words(rng, elements), 33, p.party)
+            yield from number(made, [BOTH] * 4 + [0, 1], 20, p.party)
+
+    drive(*(ledger.follow(i, protocol(p)) for i, p in enumerate(pairs)))
+    # A product of 256 bits, one of 1, and one of 33 each way: 3 pads of each block, and the ring's.
+    assert ledger.check() > 53 * 4 * 3 * 4
+
+
+def test_the_ledger_catches_a_block_used_twice(monkeypatch: pytest.MonkeyPatch) -> None:
+    one, _ = columns(pair(), [BOTH], 5)
+    ledger = Ledger(monkeypatch)
+    one[0].take(64).chooser()
+    one[0]._blocks = 0
+    one[0].take(64).chooser()
+    KEYS.hash(np.zeros((1, 2), np.uint64))
+    ledger.seen = {("pads", 0): ledger.seen["pads", 0]}
+    with pytest.raises(AssertionError):
+        ledger.check()
+
+
+def test_pads_are_blocks_under_a_counter() -> None:
+    keys = words(np.random.default_rng(1), 3, 2)
+    whole = stretch(keys, 0, 640)
+    assert (stretch(keys, 2, 256) == whole[:, 4:8]).all()
+    assert (stretch(keys, 1, 70)[:, 0] == whole[:, 2]).all()
+    assert (stretch(keys, 1, 70)[:, 1] == whole[:, 3] & np.uint64(63)).all()
+    block = keys.copy()
+    block[:, 0] ^= np.uint64(3)
+    assert (whole[:, 6:8] == PADS(block) ^ block).all()
+
+
+def test_permutations_differ() -> None:
+    every = [*CHILDREN, KEYS, PADS, *TREES.values(), *LEAVES.values()]
+    block = np.array([[1, 2]], np.uint64)
+    assert len({permutation(block).tobytes() for permutation in every}) == len(every)
+
+
+def test_caps(monkeypatch: pytest.MonkeyPatch) -> None:
+    pairs = pair()
+    one, _ = columns(pairs, [BOTH], 2)
+    for _ in range(cot.MOST_BLOCKS):
+        one[0].take(128)
+    with pytest.raises(PairingSpent, match="pad blocks"):
+        one[0].take(1)
+    monkeypatch.setattr(cot, "MOST_COTS", 256)
+    both(pairs, lambda p: p.fill(200, 0))
+    with pytest.raises(PairingSpent, match="pair anew"):
+        next(pairs[0].fill(400, 0))
+
+
+def test_a_stock_gives_every_cot_once() -> None:
+    pairs = pair()
+    both(pairs, lambda p: p.fill(128, 128))
+    pairs[0].columns([BOTH], 100)
+    with pytest.raises(PairingSpent, match="in stock"):
+        pairs[0].columns([BOTH], 100)
+    one, _ = columns(pair(), [BOTH, 0], 2)
+    one[0].halves()
+    for column in one:
+        with pytest.raises(PairingSpent):
+            column.halves()
+
+
+def test_ends_out_of_step_refuse() -> None:
+    pairs = pair()
+    both(pairs, lambda p: p.fill(128, 128))
+    pairs[0].columns([0], 10)  # an item that the peer never began
+    runs = [p.fill(118, 128) for p in pairs]
+    exchanges = [next(run) for run in runs]
+    with pytest.raises(MalformedMessage, match="given away"):
+        runs[0].send(exchanges[1].sent)
+    for broken in pairs:
+        with pytest.raises(PairingSpent, match="broken off"):
+            broken.columns([0], 1)
+
+
+def test_a_broken_exchange_ends_the_pairing() -> None:
+    for spoil in (lambda m: m[:-1], lambda m: m + b"x", lambda m: m + m):
+        one, two = pair()
+        run, other = one.fill(128, 128), two.fill(128, 128)
+        next(run)
+        with pytest.raises(MalformedMessage):
+            run.send(spoil(next(other).sent))
+        for use in (lambda p=one: next(p.fill(1, 1)), lambda p=one: p.random(1)):
+            with pytest.raises(PairingSpent):
+                use()
+
+
+def test_a_pairing_stays_in_its_process(monkeypatch: pytest.MonkeyPatch) -> None:
+    one, _ = pair()
+    for leave in (pickle.dumps, copy.copy, copy.deepcopy):
+        with pytest.raises(TypeError, match="never leaves"):
+            leave(one)
+    here = os.getpid()
+    monkeypatch.setattr(cot.os, "getpid", lambda: here + 1)
+    for use in (lambda: next(one.fill(1, 1)), lambda: one.columns([0], 1), lambda: one.random(1)):
+        with pytest.raises(PairingSpent, match="fork"):
+            use()
+
+
+def test_pairing_refuses_what_is_no_pairing() -> None:
+    run = Pairing.make(0)
+    exchange = next(run)
+    with pytest.raises(MalformedMessage):
+        run.send(exchange.sent[:-1])
+    run = Pairing.make(0)
+    exchange = next(run)
+    with pytest.raises(MalformedMessage):
+        run.send(bytes(exchange.expected))
