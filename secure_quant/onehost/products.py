@@ -68,8 +68,8 @@ def gated(column: Column, own: Words, bits: int) -> Joint[Words]:
     zero, one = pads.sender()
     size = packed_bytes(len(own), bits)
     peer = yield from swap(packed(zero ^ one ^ own, bits), size)
-    every = np.uint64(0) - column.own[:, None]
-    theirs = pads.chooser() ^ (unpacked(peer, len(own), bits) & every)
+    every: Words = np.uint64(0) - column.own[:, None]
+    theirs: Words = pads.chooser() ^ (unpacked(peer, len(own), bits) & every)
     return zero ^ theirs ^ (own & every)
 
 

@@ -87,7 +87,8 @@ class RequantizeGate(Gate):
         axes[self.axis] = len(self.look.multiplier)
         return to_ring(np.array(self.look.multiplier), 64).reshape(axes)
 
-    def _scaled(self, x: Ring, offset: int) -> Ring:
+    def scaled(self, x: Ring, offset: int) -> Ring:
+        """x·multiplier + offset mod 2^k: uint64[batch, *shape] -> uint64[batch, elements]."""
         made = x * self.multiplier
         if offset:
             made += to_ring(offset, 64)
@@ -95,7 +96,7 @@ class RequantizeGate(Gate):
 
     def deal(self, side: Dealing, masks: list[Ring]) -> Ring:
         n, look = self.elements, self.look
-        r = self._scaled(masks[0][None], 0)[0]
+        r = self.scaled(masks[0][None], 0)[0]
         free = side.free0 ^ side.free1
         if look.variant == "V3":
             lookups.deal_v3(r, free[:n], side.dealt, self.constants, self.places)
@@ -115,7 +116,9 @@ class RequantizeGate(Gate):
     ) -> Generator[bytes, bytes, Wire]:
         n = self.elements
         # The offset counts from x̂ = q - zero_point, the multiplier too.
-        c = self._scaled(inputs[0].public - to_ring(self.zero_point, 64), self.look.offset)
+        c = self.scaled(inputs[0].public - to_ring(self.zero_point, 64), self.look.offset)
+        if state is not None:  # made without a dealer: what leads from the input's mask to its own
+            c = reduce(c + state, self.look.ring)
         free = side.free[:, :n]
         masks = Wire(mask=mask).own.reshape(side.batch, n)
         if self.look.variant == "V3":
