@@ -55,6 +55,7 @@ class Limits:
 STREAMS = 100
 LOOKAHEAD = 2**18
 PING_MS = 5000
+HANDSHAKE_MS = 10_000
 
 
 def _common_options(limits: Limits) -> Options:
@@ -99,6 +100,7 @@ def server_options(limits: Limits, request_bytes: int | None = None) -> Options:
         ("grpc.http2.lookahead_bytes", LOOKAHEAD),
         # A client that asks more often whether we live is sent away; ours ask every keepalive_s.
         ("grpc.http2.min_ping_interval_without_data_ms", _least_between_pings(limits)),
+        ("grpc.server_handshake_timeout_ms", HANDSHAKE_MS),
         ("grpc.so_reuseport", 0),
     ]
 

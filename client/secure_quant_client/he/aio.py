@@ -49,12 +49,13 @@ class AsyncHeClient(AsyncIntegerClient[HeModel]):
         if self._model is not None:
             await asyncio.to_thread(self._model.stock.close)
 
-    async def prepare(self, batch: int = 1) -> None:
+    async def prepare(self, batch: int = 1, *, timeout: float | None = None) -> None:
         """Connect, and make the stock for ``batch`` full now rather than in the background."""
-        deadline = self._deadline()
-        model = await self._connect(deadline)
-        await asyncio.to_thread(model.check, batch, deadline)
-        await asyncio.to_thread(model.stock.fill, batch)
+        deadline = self._deadline(timeout)
+        async with deadline.bounding():
+            model = await self._connect(deadline)
+            await asyncio.to_thread(model.check, batch, deadline)
+            await asyncio.to_thread(model.stock.fill, batch, deadline)
 
     async def trace_int8(self, q: NDArray[Any], *, timeout: float | None = None) -> Values:
         """As ``infer_int8``, with every node's integers by name: this client sees them all."""

@@ -64,12 +64,12 @@ class HeClient(IntegerClient[HeModel]):
         if self._model is not None:
             self._model.stock.close()
 
-    def prepare(self, batch: int = 1) -> None:
+    def prepare(self, batch: int = 1, *, timeout: float | None = None) -> None:
         """Connect, and make the stock for ``batch`` full now rather than in the background."""
-        deadline = self._deadline()
+        deadline = self._deadline(timeout)
         model = self._connect(deadline)
         model.check(batch, deadline)
-        model.stock.fill(batch)
+        model.stock.fill(batch, deadline)
 
     def trace_int8(self, q: NDArray[Any], *, timeout: float | None = None) -> Values:
         """As ``infer_int8``, with every node's integers by name: this client sees them all."""

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 from secure_quant.errors import ConfigError
 from secure_quant.ir import Graph
+from secure_quant_client.base import Deadline
 from secure_quant_client.forks import forgotten_by_children
 
 if TYPE_CHECKING:
@@ -62,11 +63,13 @@ class KeyStock:
                 self._start()
                 self._changed.notify_all()
 
-    def fill(self, batch: int) -> None:
-        """Make the stock for ``batch`` full now. Raises ValueOutOfRange."""
+    def fill(self, batch: int, deadline: Deadline | None = None) -> None:
+        """Make the stock for ``batch`` full now. Raises ValueOutOfRange, DeadlineExceeded."""
         with self._changed:
             missing = self._size - len(self._shelf(batch))
         for _ in range(missing):
+            if deadline is not None:
+                deadline.remaining()
             self._put(batch, self._prepared(batch))
 
     def close(self) -> None:
