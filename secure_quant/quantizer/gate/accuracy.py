@@ -97,11 +97,13 @@ def check_accuracy(
     error = relative_error(got, want, largest)
     if error > min(bounds.refuse, bounds.warn):
         judge(error, bounds, _where(graph, made, values()) + (f"; {steps}" if steps else ""))
-    elif steps is not None:
-        warnings.warn(
-            f"{steps}, though the output is off the float model by {error:.2g} only ({_RESCALE})",
-            AccuracyWarning, stacklevel=4,
-        )  # fmt: skip
+        return error
+    seldom = f"though the output is off the float model by {error:.2g} only"
+    if steps is not None:
+        warnings.warn(f"{steps}, {seldom} ({_RESCALE})", AccuracyWarning, stacklevel=4)
+    lost = _lost(got, want, 1e-6 * largest)
+    if lost is not None:
+        warnings.warn(f"{lost}, {seldom} ({_APART})", AccuracyWarning, stacklevel=4)
     return error
 
 
@@ -127,6 +129,26 @@ def _best(got: Real, want: Real) -> NDArray[np.int64]:
     return np.argsort(errors, kind="stable")[: max(len(errors) * 9 // 10, 1)]
 
 
+def _lost(got: Real, want: Real, least: float) -> str | None:
+    """In words, how many places of the output are off by more than half of their own size; None
+    for one in sixteen or fewer, and for probabilities, of which the small ones are meant to be."""
+    if want.min() >= 0 and want.max() <= 1:
+        return None
+    off, size = (
+        np.sqrt((part.astype(np.float64).reshape(len(want), -1) ** 2).mean(0))
+        for part in (got - want, want)
+    )
+    seen = size > max(1e-6 * size.max(), least)
+    lost = seen & (off > size / 2)
+    if 16 * lost.sum() <= seen.sum():
+        return None
+    return (
+        f"{lost.sum()} of {seen.sum()} values of the output are off by more than half of their own "
+        f"size, which is up to {size[lost].max() / size.max():.2g} of the largest"
+    )
+
+
+_APART = "outputs of very different size share a scale: return them in like units"
 _RESCALE = "weights or a bias there are far from the size of what they meet: rescale that layer"
 _HINT = (
     "try calibrator='percentile' or 'mse', mode='weight-only' or 'qat', the uniform scheme; "

@@ -22,7 +22,8 @@ from secure_quant.quantizer.gate.places import (
     first_difference,
     shared_points_differ,
 )
-from secure_quant.quantizer.gate.probes import Probe, make_probes
+from secure_quant.quantizer.gate.probes import MOST_VALUES, Probe, make_probes
+from secure_quant.quantizer.passes.edit import has_free_batch
 from secure_quant.quantizer.refuse import first_line
 
 __all__ = ["Gate"]
@@ -32,6 +33,8 @@ NOISE = 32
 """Times the float32 error of the user's module; its own samples show about a third of the most."""
 NOISIEST = 1e-3
 """Of the largest output: the most that is allowed for noise."""
+_ALONE = "keep the batch axis first and alone in every step"
+_SIZES = (16, 65, 257)
 FLOOR = 1e-7
 """Of the largest output, at places that are small beside it."""
 
@@ -84,7 +87,10 @@ class Gate:
         forward changes, or with samples that depend on each other.
         """
         with torch.random.fork_rng(devices=[]):
-            _Comparison(Owner(self._model), self._probes).run(prepared)
+            comparison = _Comparison(Owner(self._model), self._probes)
+            if not has_free_batch(prepared):
+                comparison.refuse_sizes()
+            comparison.run(prepared)
 
     def check_function(self, made: Callable[[Tensor], Tensor]) -> None:
         """The same for a function float[n, *input shape] -> float64[n, ...]."""
@@ -133,6 +139,26 @@ class _Comparison:
                 place = where(truth.probe.x[worst : worst + 1])
                 got = f"{truth.relative(made):.2g} of the largest output off"
                 raise self._mismatch(truth, f"{got}; {place}" if place else got)
+
+    def refuse_sizes(self) -> None:
+        """Refuse a module that does otherwise with many samples, where torch.export could not show
+        that their number is of no matter."""
+        typical = self._truths[0]
+        for size in _SIZES:
+            if size * typical.probe.x[0].numel() > MOST_VALUES:
+                return
+            times = -(-size // len(typical.probe.x))
+            many = typical.probe.x.repeat(times, *[1] * (typical.probe.x.ndim - 1))[:size]
+            made = self.owner.run(many)
+            whole = typical.value.repeat(times, *[1] * (typical.value.ndim - 1))[:size]
+            truth = _Truth(typical.probe, whole, typical.noise)
+            fits = made.shape == whole.shape
+            if not fits or bool((truth.excess(made) > 1).any()):
+                raise UnsupportedModule(
+                    f"{self.owner.name} on {size} samples",
+                    got="a result that depends on how many samples there are",
+                    expected="each sample for itself", hint=_ALONE,
+                )  # fmt: skip
 
     def _mismatch(
         self, truth: _Truth, got: str, expected: str = "what the module gives"
@@ -193,7 +219,7 @@ class _Comparison:
                     f"{self.owner.name}{path}",
                     got="a sample whose result depends on the others with it",
                     expected="each sample for itself",
-                    hint="keep the batch axis first and alone in every step",
+                    hint=_ALONE,
                 )  # fmt: skip
 
 

@@ -8,9 +8,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-__all__ = ["Probe", "make_probes", "samples_of"]
+__all__ = ["MOST_VALUES", "Probe", "make_probes", "samples_of"]
 
-_VALUES = 2**20
+MOST_VALUES = 2**20
 """Input values of one probe, at most; large inputs get fewer samples, at least four."""
 _TYPICAL, _OTHERS = 33, 8
 _SEED = 10
@@ -38,7 +38,7 @@ def samples_of(batches: Sequence[Tensor], most: int) -> Tensor:
 def make_probes(batches: Sequence[Tensor]) -> tuple[Probe, ...]:
     """Calibration samples; random and extreme inputs inside the range that calibration has at each
     position; one sample alone. None has as many samples as the model is captured with, two."""
-    room = max(_VALUES // batches[0][0].numel(), 4)
+    room = max(MOST_VALUES // batches[0][0].numel(), 4)
     typical = samples_of(batches, min(_TYPICAL, room))
     while len(typical) < 3:
         typical = torch.cat([typical, typical[:1]])

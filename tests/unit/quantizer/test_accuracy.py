@@ -181,3 +181,17 @@ def test_leveled_layers_are_compared_with_the_module():
         quantize_leveled(Reversed(*layers), x)
     with pytest.raises(AccuracyLoss):
         quantize_leveled(nn.Sequential(*layers), x, max_error=1e-6)
+
+
+def test_small_outputs_beside_large_ones_are_not_lost_in_silence():
+    class Apart(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.a, self.b = nn.Linear(8, 4), nn.Linear(8, 4)
+
+        def forward(self, x):
+            return torch.cat([self.a(x) * 1000, self.b(x)], 1)
+
+    torch.manual_seed(0)
+    with pytest.warns(AccuracyWarning, match="4 of 8 values of the output"):
+        quantize(Apart(), torch.randn(64, 8))

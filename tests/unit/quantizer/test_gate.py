@@ -272,3 +272,10 @@ def test_modules_of_one_dtype_are_compared_in_that():
     gate.check_function(function)
     with pytest.raises(CaptureMismatch):
         gate.check_function(lambda x: function(x, 1.001))
+
+
+@pytest.mark.parametrize("size", [1, 10, 50, 200])
+def test_a_branch_on_the_number_of_samples_is_refused(size):
+    model = Call(lambda _, h: h * 2 if h.shape[0] >= size + 1 else h)
+    with pytest.raises(UnsupportedModule):
+        quantize(model, torch.randn(16, 6))
