@@ -50,7 +50,7 @@ KEYS = Permutation("key")
 """Of a correlated block."""
 PADS = Permutation("pad")
 """Block j of the pad under a key."""
-TREES = {name: Permutation(f"tree: {name}") for name in ("main", "saturation")}
+TREES = {name: Permutation(f"tree: {name}") for name in ("digit", "main", "saturation")}
 """Inner nodes of the half-trees, by the one-hot's purpose: two may start at the same bit."""
-LEAVES = {name: Permutation(f"leaves: {name}") for name in ("main", "saturation")}
+LEAVES = {name: Permutation(f"leaves: {name}") for name in ("digit", "main", "saturation")}
 """Their leaves."""

@@ -1,0 +1,308 @@
+"""MaxPool and ReduceMax without a dealer: tournaments of two, both halves of each comparison.
+
+For candidates y_i = D_i - r_i and w bits that hold a signed difference, ahead of time: ρ of w bits,
+tables of its low w - 1, the opened δ = ρ - (r_0 - r_1) mod 2^w, a bit ⟨n⟩, [n] and [n·(r_0 - r_1)]
+in the wire's ring. Online, c = D_0 - D_1 + δ mod 2^w is y_0 - y_1 + ρ, so with the borrow
+b = [low c < low ρ]
+
+    s = [y_0 >= y_1] = 1 ⊕ top(c) ⊕ top(ρ) ⊕ b,    y = y_1 + s·(y_0 - y_1);
+
+b ⊕ top(ρ) ⊕ n is opened, which makes s = P ⊕ n with a public P, and then y + r_y. b comes from one
+prefix table, or in one round more from digits, as in Requantize. top(ρ) is a private bit of either
+party: its weight 2^(w-1) takes no product.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Generator, Sequence
+from dataclasses import dataclass
+from functools import cached_property, lru_cache
+
+import numpy as np
+
+from secure_quant.errors import OpNotSupported
+from secure_quant.mpc.protocol.cost import packed_bytes
+from secure_quant.mpc.protocol.gates.base import Wire, opening
+from secure_quant.mpc.protocol.gates.maximum import MaximumGate
+from secure_quant.mpc.protocol.ring import Ring, reduce
+from secure_quant.mpc.protocol.tables import Borrow
+from secure_quant.onehost.cot import BOTH, Column, Pairing
+from secure_quant.onehost.exchange import Joint, together
+from secure_quant.onehost.hots import hot, hot_bits, hot_parts, prefixes
+from secure_quant.onehost.permutation import Words
+from secure_quant.onehost.products import (
+    column_times,
+    cut_bits,
+    gated,
+    joined_bits,
+    number,
+    open_sum,
+    weighed,
+)
+
+__all__ = ["JointMaximum", "MadeMaximum"]
+
+COT_BITS = 31
+"""What a COT is priced at when digits are chosen: κ = 4."""
+MOST_DIGITS = 5
+
+
+@lru_cache(maxsize=64)
+def borrow_of(low: int) -> Borrow:
+    """The cheapest digits of ``low`` bits by payload and COTs."""
+    found = []
+    for count in range(1, min(low, MOST_DIGITS) + 1):
+        short, long = divmod(low, count)
+        if short + bool(long) <= 14:
+            found.append(Borrow(tuple(short + (i < long) for i in range(count))))
+
+    def price(borrow: Borrow) -> int:
+        variables = borrow.variables if len(borrow.digits) > 1 else 0
+        bits = 2 * sum(hot_bits(width) for width in borrow.digits)
+        bits += 2 * (len(borrow.products) - borrow.variables)
+        return bits + COT_BITS * (2 * variables - len(borrow.digits))
+
+    return min(found, key=price)
+
+
+@dataclass(frozen=True, eq=False)
+class Comparison:
+    """One party's material for the comparisons of one level, n of them. masks: own shares of
+    (r_0, r_1). tables: by digit [c < ρ] and [c = ρ]. known: bit 1 + i the share of the product
+    products[i] of the variables' masks, bit 0 of 1. top, bit: shares of top(ρ) and n. share, times:
+    of [n] and [n·(r_0 - r_1)]. out: of r_y."""
+
+    masks: tuple[Words, Words]
+    offset: Words
+    tables: tuple[tuple[Words, Words], ...]
+    known: Words
+    top: Words
+    bit: Words
+    share: Words
+    times: Words
+    out: Words
+
+
+@dataclass(frozen=True, eq=False)
+class MadeMaximum:
+    """party's material of a gate. mask: own share of the output's."""
+
+    party: int
+    levels: tuple[Comparison, ...]
+    mask: Ring
+
+
+@dataclass(frozen=True)
+class JointMaximum:
+    """``gate`` by maxima of two. Raises OpNotSupported for another tournament."""
+
+    gate: MaximumGate
+
+    def __post_init__(self) -> None:
+        arities = {level.arity for level in self.gate.tournament}
+        if arities - {2}:
+            raise OpNotSupported(
+                f"maximum {self.gate.name!r} without a dealer", got=f"maxima of {max(arities)}",
+                expected="maxima of 2", hint="plan with objective traffic",
+            )  # fmt: skip
+
+    @cached_property
+    def borrow(self) -> Borrow:
+        """One digit: a prefix table, from which the borrow is read at once."""
+        return borrow_of(self.gate.width - 1)
+
+    @property
+    def variables(self) -> int:
+        """Opened ones."""
+        return self.borrow.variables if len(self.borrow.digits) > 1 else 0
+
+    @property
+    def _hots(self) -> list[tuple[int, int]]:
+        """(first bit, width) of every digit of ρ."""
+        made, first = [], 0
+        for width in self.borrow.digits:
+            made.append((first, width))
+            first += width
+        return made
+
+    @cached_property
+    def choosers(self) -> tuple[int, ...]:
+        """Of ρ's low bits, the variables' masks, n."""
+        begins = {first for first, _ in self._hots}
+        low = [i % 2 if i in begins else BOTH for i in range(self.gate.width - 1)]
+        return (*low, *[BOTH] * self.variables, BOTH)
+
+    def counts(self, batch: int) -> list[int]:
+        """Comparisons of every level."""
+        return [batch * self.gate.outputs * level.groups for level in self.gate.tournament]
+
+    def cots(self, batch: int) -> tuple[int, int]:
+        """COTs in which party 0 and party 1 choose."""
+        n = sum(self.counts(batch))
+        first, second = (sum(c in (side, BOTH) for c in self.choosers) for side in (0, 1))
+        return n * first, n * second
+
+    @cached_property
+    def _gated_bits(self) -> list[int]:
+        """Bits of every P1 among the variables' masks."""
+        products = self.borrow.products
+        return [
+            sum(u.bit_count() > 1 and u.bit_length() == i + 1 for u in products)
+            for i in range(self.variables)
+        ]
+
+    def parts(self) -> tuple[list[int], list[int]]:
+        """Bits per comparison of every message of party 0 and of party 1."""
+        gate = self.gate
+        both = [bits for _, width in self._hots for bits in hot_parts(width)]
+        both += [bits for bits in self._gated_bits if bits]
+        both += [gate.width, gate.bits]
+        sides: tuple[list[int], list[int]] = (list(both), list(both))
+        for i in range(gate.width - 1):
+            sides[1 - i % 2].append(gate.width - 1 - i)
+        if gate.bits > 1:
+            sides[1].append(gate.bits - 1)  # of [n], which party 0 chooses
+        return sides
+
+    def sent_bytes(self, batch: int) -> tuple[int, int]:
+        """What party 0 and party 1 send in ``make``, besides the COTs' extension."""
+        first, second = (
+            sum(packed_bytes(n, bits) for n in self.counts(batch) for bits in side)
+            for side in self.parts()
+        )
+        return first, second
+
+    def formula(self) -> tuple[int, int]:
+        """(COTs, payload bits of both directions) a comparison, as docs/spec/one-host.md states."""
+        w, k, digits = self.gate.width, self.gate.bits, self.borrow.digits
+        cots = 2 * (w - 1) - len(digits) + 2 * self.variables + 2
+        products = len(self.borrow.products) - self.borrow.variables if self.variables else 0
+        each = sum(hot_bits(width) for width in digits) + products + w + k
+        return cots, 2 * each + w * (w - 1) // 2 + k - 1
+
+    def payload_bits(self) -> tuple[tuple[int, ...], ...]:
+        """Bits of a comparison in every round online, level by level."""
+        opened = (self.variables,) if self.variables else ()
+        return tuple((*opened, 1, self.gate.bits) for _ in self.gate.tournament)
+
+    # ---- ahead of time
+
+    def make(self, pairing: Pairing, mask: Ring) -> Joint[MadeMaximum]:
+        """mask: own share of the input's, uint64[batch, *source]. The pairing has ``cots`` in
+        stock. All levels at once: every mask is drawn fresh. Raises MalformedMessage,
+        PairingSpent."""
+        gate, batch = self.gate, len(mask)
+        now, runs = gate.gather(mask), []
+        for level in gate.tournament:
+            pairs = now[..., : 2 * level.groups]
+            first, second = (np.ascontiguousarray(pairs[..., i::2]).reshape(-1) for i in (0, 1))
+            out = reduce(pairing.random(first.size), gate.bits)
+            runs.append(self._comparison(pairing, (first, second), out))
+            winners = out.reshape(batch, gate.outputs, level.groups)
+            now = np.concatenate([winners, now[..., 2 * level.groups :]], axis=-1)
+        made = yield from together(runs)
+        return MadeMaximum(pairing.party, tuple(made), now.reshape(batch, *gate.shape))
+
+    def _comparison(
+        self, pairing: Pairing, masks: tuple[Words, Words], out: Words
+    ) -> Joint[Comparison]:
+        gate, party, low = self.gate, pairing.party, self.gate.width - 1
+        columns = pairing.columns(self.choosers, out.size)
+        rho, variables, bit = columns[:low], columns[low:-1], columns[-1]
+        top = pairing.random(out.size) & np.uint64(1)
+        difference = masks[0] - masks[1]
+        hots, offset, known, (share,), times = yield from together(
+            [
+                together([
+                    hot(rho[first : first + width], party, pairing.delta, "main")
+                    for first, width in self._hots
+                ]),
+                self._offset(rho, top, difference, party),
+                self._products(variables, party, out.size),
+                number([bit], [0], gate.bits, party),
+                column_times(bit, reduce(difference, gate.bits), gate.bits, party),
+            ]
+        )  # fmt: skip
+        tables = tuple(
+            (prefixes(e, width), e) for e, width in zip(hots, self.borrow.digits, strict=True)
+        )
+        return Comparison(masks, offset, tables, known, top, bit.own, share, times, out)
+
+    def _offset(
+        self, rho: Sequence[Column], top: Words, difference: Words, party: int
+    ) -> Joint[Words]:
+        width = self.gate.width
+        turns = [i % 2 for i in range(width - 1)]
+        shares = yield from number(rho, turns, width, party)
+        return (yield from open_sum(weighed([*shares, top], width) - difference, width))
+
+    def _products(self, variables: list[Column], party: int, count: int) -> Joint[Words]:
+        alone = {1 << i: column.own[:, None] for i, column in enumerate(variables)}
+        for i, column in enumerate(variables):
+            mine = [u for u in self.borrow.products if u.bit_length() == i + 1 and u & (u - 1)]
+            if mine:
+                parts = [(alone[u ^ 1 << i], 1) for u in mine]
+                made = yield from gated(column, joined_bits(parts, count), len(mine))
+                alone |= {u: cut_bits(made, place, 1) for place, u in enumerate(mine)}
+        one = np.full(count, party == 0, np.uint64)
+        products = self.borrow.products if variables else ()
+        return joined_bits([(one, 1), *((alone[u], 1) for u in products)], count)[:, 0]
+
+    # ---- with the input there
+
+    def online(self, made: MadeMaximum, x: Wire) -> Generator[bytes, bytes, Wire]:
+        """Yields the payload of every round, as gates do. Raises MalformedMessage."""
+        gate, now = self.gate, self.gate.gather(x.public)
+        for level, comparison in zip(gate.tournament, made.levels, strict=True):
+            pairs = now[..., : 2 * level.groups]
+            first, second = (np.ascontiguousarray(pairs[..., i::2]).reshape(-1) for i in (0, 1))
+            winners = yield from self._larger(made.party, comparison, first, second)
+            shaped = winners.reshape(*now.shape[:2], level.groups)
+            now = np.concatenate([shaped, now[..., 2 * level.groups :]], axis=-1)
+        return Wire(now.reshape(len(now), *gate.shape), made.mask)
+
+    def _larger(
+        self, party: int, own: Comparison, first: Words, second: Words
+    ) -> Generator[bytes, bytes, Words]:
+        """Masked candidates -> the masked larger ones, uint64[n] each."""
+        gate, one, low = self.gate, np.uint64(1), np.uint64(self.gate.width - 1)
+        c = reduce(first - second + own.offset, gate.width)
+        borrow = yield from self._borrowed(own, c)
+        opened = yield from opening(borrow ^ own.top ^ own.bit, 1, xor=True)
+        won = opened ^ (c >> low) ^ one
+        minus = np.uint64(0) - won
+        difference, mine = first - second, own.masks[0] - own.masks[1]
+        zero = np.zeros_like(first)
+        # s·(y_0 - y_1) = P·(D - ρ) + (1 - 2P)·(n·D - n·ρ)
+        gain = won * ((difference if party == 0 else zero) - mine)
+        term = own.share * difference - own.times
+        made = (second if party == 0 else zero) - own.masks[1] + own.out
+        made += gain + ((term ^ minus) - minus)
+        return (yield from opening(reduce(made, gate.bits), gate.bits))
+
+    def _borrowed(self, own: Comparison, c: Words) -> Generator[bytes, bytes, Words]:
+        """Own share of [low c < low ρ]."""
+        read, place = [], 0
+        for (less, equal), width in zip(own.tables, self.borrow.digits, strict=True):
+            digit = reduce(c >> np.uint64(place), width)
+            read.append(_bit(less, digit))
+            if place:
+                read.append(_bit(equal, digit))
+            place += width
+        if not self.variables:
+            return read[0]
+        masked = sum((bit << np.uint64(i) for i, bit in enumerate(read)), np.zeros_like(c))
+        opened = yield from opening(masked ^ self._own_masks(own), self.variables, xor=True)
+        chosen = self.borrow.kappa[opened.astype(np.int64)]
+        ones: Words = np.bitwise_count(chosen & own.known).astype(np.uint64)
+        return ones & np.uint64(1)
+
+    def _own_masks(self, own: Comparison) -> Words:
+        """The variables' masks: products of one come first, in order."""
+        return own.known >> np.uint64(1) & np.uint64((1 << self.variables) - 1)
+
+
+def _bit(table: Words, place: Words) -> Words:
+    """Bit ``place`` of every row."""
+    words: Words = table[np.arange(len(table)), (place >> np.uint64(6)).astype(np.int64)]
+    return words >> (place & np.uint64(63)) & np.uint64(1)
