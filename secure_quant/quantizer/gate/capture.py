@@ -73,24 +73,27 @@ class Gate:
 
     def __init__(self, model: nn.Module, batches: Sequence[Tensor]) -> None:
         self._model, self._probes = model, make_probes(batches)
+        self._comparison: _Comparison | None = None
 
     @property
     def samples(self) -> Tensor:
         """Calibration samples for further checks: float32[n, *input shape]."""
         return self._probes[0].x
 
-    def check(self, prepared: GraphModule) -> None:
-        """Compare a graph whose weights are still float; observers see nothing of it.
+    def check(self, prepared: GraphModule, *, typical: bool = False) -> None:
+        """Compare a graph whose weights are still float; observers see nothing of it. ``typical``:
+        on calibration samples alone, for a graph that is made for their like.
 
         Raises CaptureMismatch, with the first place that differs, and UnsupportedModule for a
         module that does not give one input one result: random in eval mode, with a state that its
         forward changes, or with samples that depend on each other.
         """
         with torch.random.fork_rng(devices=[]):
-            comparison = _Comparison(Owner(self._model), self._probes)
-            if not has_free_batch(prepared):
-                comparison.refuse_sizes()
-            comparison.run(prepared)
+            if self._comparison is None:
+                self._comparison = _Comparison(Owner(self._model), self._probes)
+                if not has_free_batch(prepared):
+                    self._comparison.refuse_sizes()
+            self._comparison.run(prepared, typical)
 
     def check_function(self, made: Callable[[Tensor], Tensor]) -> None:
         """The same for a function float[n, *input shape] -> float64[n, ...]."""
@@ -107,12 +110,15 @@ class _Comparison:
         self._refuse_changes(before)
         self._refuse_other_results()
 
-    def run(self, prepared: GraphModule) -> None:
+    def run(self, prepared: GraphModule, typical: bool) -> None:
         """Outputs, and the submodules' outputs that the graph has."""
+        truths = [t for t in self._truths if t.probe.typical or not typical]
         self.outputs(
-            FloatGraph(prepared).evaluate, lambda x: first_difference(self.owner, prepared, x)
+            FloatGraph(prepared).evaluate,
+            lambda x: first_difference(self.owner, prepared, x),
+            truths,
         )
-        where = shared_points_differ(self.owner, prepared, [t.probe.x for t in self._truths])
+        where = shared_points_differ(self.owner, prepared, [t.probe.x for t in truths])
         if where is not None:
             raise self._mismatch(self._truths[0], where)
 
@@ -120,9 +126,10 @@ class _Comparison:
         self,
         function: Callable[[Tensor], Tensor],
         where: Callable[[Tensor], str | None] = lambda _: None,
+        truths: Sequence[_Truth] | None = None,
     ) -> None:
         """``where`` says for one sample in words where it begins to differ."""
-        for truth in self._truths:
+        for truth in self._truths if truths is None else truths:
             try:
                 made = function(truth.probe.x)
             except SecureQuantError:

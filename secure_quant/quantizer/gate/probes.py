@@ -18,10 +18,11 @@ _SEED = 10
 
 @dataclass(frozen=True)
 class Probe:
-    """``name`` for messages, ``x`` float32[n, *input shape]."""
+    """``name`` for messages, ``x`` float32[n, *input shape]; typical if calibration has it."""
 
     name: str
     x: Tensor
+    typical: bool = False
 
 
 def samples_of(batches: Sequence[Tensor], most: int) -> Tensor:
@@ -54,9 +55,9 @@ def make_probes(batches: Sequence[Tensor]) -> tuple[Probe, ...]:
     corners = inside(torch.randint(0, 2, shape, generator=generator).float())
     ends = torch.stack([low, high, torch.zeros_like(low).clamp(low, high)])
     return (
-        Probe("calibration samples", typical),
+        Probe("calibration samples", typical, typical=True),
         Probe("random inputs within the calibration's range",
               inside(torch.rand(shape, generator=generator))),
         Probe("extreme inputs within the calibration's range", torch.cat([ends, corners])),
-        Probe("a sample alone", typical[:1]),
+        Probe("a sample alone", typical[:1], typical=True),
     )  # fmt: skip
