@@ -9,6 +9,7 @@ from secure_quant_server.common.access import (
     current_caller,
     make_token,
 )
+from secure_quant_server.common.admission import Held
 from secure_quant_server.common.budgets import Budgets
 from secure_quant_server.common.memory import keep_freed_memory
 from secure_quant_server.common.metrics import Metrics
@@ -25,6 +26,7 @@ __all__ = [
     "Budgets",
     "Caller",
     "GrpcServer",
+    "Held",
     "Metrics",
     "ServerOptions",
     "Tokens",

@@ -15,7 +15,7 @@ from contextlib import asynccontextmanager, contextmanager
 from secure_quant.errors import DeadlineExceeded, Overloaded
 from secure_quant_server.common.memory import give_back_freed_memory
 
-__all__ = ["Admission"]
+__all__ = ["Admission", "Held"]
 
 BODIES_BYTES = 128 * 2**20
 BODY_S = 60.0
@@ -23,6 +23,29 @@ OPEN_PER_CLIENT = 16
 OPEN_CALLS = 1024
 LARGE = 2**20
 TRIM_S = 1.0
+
+
+class Held:
+    """Bytes kept for requests that wait: ``total`` of all callers, of which one has half. A caller
+    that holds nothing yet may have one request of any size."""
+
+    def __init__(self, total: int) -> None:
+        self._total = total
+        self._of: Counter[str] = Counter()
+
+    @contextmanager
+    def take(self, client: str, size: int) -> Iterator[None]:
+        """Raises Overloaded."""
+        mine, all_of_them = self._of[client] + size, self._of.total() + size
+        if self._of[client] and (mine > self._total // 2 or all_of_them > self._total):
+            raise Overloaded("bytes of requests that wait", expected=f"<= {self._total}")
+        self._of[client] += size
+        try:
+            yield
+        finally:
+            self._of[client] -= size
+            if not self._of[client]:
+                del self._of[client]
 
 
 class Admission:

@@ -37,6 +37,7 @@ from secure_quant_server.common import (
     Access,
     Budgets,
     GrpcServer,
+    Held,
     Metrics,
     Tokens,
     current_caller,
@@ -57,6 +58,8 @@ EARLY_BYTES = 2**18
 """A share up to that size goes to party 1's lane before it is asked for; a larger one is not even
 made from its seed until then."""
 CERTIFICATES_S = 1.0
+HELD_BYTES = 2**28
+"""Of input shares that wait."""
 SEEN_IDS = 200_000
 AROUND = 2**12
 """What a request holds besides the share, at most."""
@@ -181,6 +184,7 @@ class _ShareInference(share_inference_pb2_grpc.ShareInferenceServiceServicer):
         self._front = front
         self._seen: OrderedDict[bytes, None] = OrderedDict()
         options = front.options
+        self._held = Held(HELD_BYTES)
         self._budgets = Budgets(options.budget, options.budget_window_s)
 
     async def GetModel(  # noqa: N802
@@ -199,7 +203,10 @@ class _ShareInference(share_inference_pb2_grpc.ShareInferenceServiceServicer):
         self._check(request, program)
         self._budgets.charge(current_caller().name, program.model_hash, request.batch)
         self._remember(request.request_id)
-        outcome = await self._answer(request, self._wait_s(context))
+        # Party 0 makes the share at once, if it was sent a seed; party 1 keeps what it was sent.
+        size = self._elements(request) if self._front.party == 0 else request.ByteSize()
+        with self._held.take(current_caller().name, size):
+            outcome = await self._answer(request, self._wait_s(context))
         return self._response(request, outcome)
 
     async def _answer(self, request: InferRequest, wait_s: float) -> Outcome:

@@ -27,7 +27,7 @@ from secure_quant.transport import Limits
 from secure_quant.wire import raised
 from secure_quant.wire.gen.secure_inference_pb2 import GetModelRequest
 from secure_quant_server.common import GrpcServer
-from secure_quant_server.common.admission import OPEN_PER_CLIENT, Admission
+from secure_quant_server.common.admission import OPEN_PER_CLIENT, Admission, Held
 
 ASK = health_pb2.HealthCheckRequest()
 LINEAR = "/secure_quant.v1.SecureInferenceService/EvaluateLinear"
@@ -202,6 +202,23 @@ def test_bodies_take_turns_and_must_arrive() -> None:
             assert order.count("slow") == 3
 
     run(test)
+
+
+def test_what_waits_is_bounded_and_one_caller_has_half() -> None:
+    held = Held(100)
+    with held.take("a", 30):
+        with held.take("a", 20):
+            with pytest.raises(Overloaded), held.take("a", 1):
+                pass
+            with held.take("b", 45), pytest.raises(Overloaded), held.take("b", 6):
+                pass
+        with held.take("a", 20):
+            pass
+    # Large models have large requests: one at a time.
+    with held.take("c", 1000), pytest.raises(Overloaded), held.take("c", 1):
+        pass
+    with held.take("c", 1000):
+        pass
 
 
 def test_places_are_given_back() -> None:

@@ -1,7 +1,8 @@
-"""The allocator keeps what was freed: large blocks used again cost no page faults."""
+"""What was freed: kept where large blocks are used again, given back after a burst."""
 
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -29,3 +30,28 @@ def test_blocks_used_again_cost_no_page_faults() -> None:
         return int(run.stdout)
 
     assert 10 * faults("kept") < faults("default")
+
+
+BURST = """
+from pathlib import Path
+from secure_quant_server.common.memory import give_back_freed_memory
+def resident():
+    return int(Path("/proc/self/statm").read_text().split()[1]) * 4096
+blocks = [b"x" * (100_000 + n) for n in range(2000)]
+last = bytes(100_000)  # above all of them: the heap cannot shrink by itself
+full = resident()
+del blocks
+before = resident()
+given = give_back_freed_memory()
+print(full, before, resident(), given)
+"""
+
+
+@pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="Linux's /proc")
+def test_a_burst_is_given_back() -> None:
+    run = subprocess.run([sys.executable, "-c", BURST], capture_output=True, check=True, text=True)
+    full, before, after, given = run.stdout.split()
+    if given == "False":
+        pytest.skip("the C library has no malloc_trim, or had nothing to give")
+    assert int(full) - int(after) > 150_000_000
+    assert int(before) >= int(after)
