@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import json
 import sys
 import threading
@@ -14,6 +15,7 @@ __all__ = [
     "Progress",
     "human_bytes",
     "milliseconds",
+    "plain_where_needed",
     "print_json",
     "progress",
     "ratio",
@@ -22,6 +24,30 @@ __all__ = [
 ]
 
 _UNITS = ("B", "KB", "MB", "GB", "TB")
+
+
+_PLAIN = {
+    "─": "-", "–": "-", "—": "-", "−": "-", "·": "*", "×": "x", "…": ".", "≤": "<", "≥": ">",
+    "≈": "~", "±": "~", "→": ">", "█": "#", "│": "|", "µ": "u", "²": "2", "√": "v", "Σ": "S",
+}  # fmt: skip
+"""One character for one, so that columns still line up; others become a question mark."""
+
+
+def _replaced(error: UnicodeError) -> tuple[str, int]:
+    if not isinstance(error, UnicodeEncodeError):
+        raise error
+    wrong = error.object[error.start : error.end]
+    return "".join(_PLAIN.get(each, "?") for each in wrong), error.end
+
+
+def plain_where_needed() -> None:
+    """From now on stdout and stderr write what their encoding lacks (cp1252, ASCII) in plain
+    characters, rather than fail in the middle of a table."""
+    codecs.register_error("secure-quant-plain", _replaced)
+    for stream in (sys.stdout, sys.stderr):
+        reconfigure = getattr(stream, "reconfigure", None)
+        if reconfigure is not None:
+            reconfigure(errors="secure-quant-plain")
 
 
 def table(header: Sequence[str], rows: Sequence[Sequence[object]], *, left: int = 1) -> str:

@@ -12,6 +12,7 @@ import logging
 import os
 import signal
 import sys
+import warnings
 from collections.abc import Sequence
 from types import FrameType, ModuleType
 from typing import NoReturn
@@ -50,6 +51,9 @@ def build_parser() -> argparse.ArgumentParser:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command and return its exit code."""
+    from secure_quant_cli.console import plain_where_needed
+
+    plain_where_needed()
     try:
         return _run(argv)
     except KeyboardInterrupt:  # anywhere, also in an import
@@ -66,6 +70,9 @@ def _run(argv: Sequence[str] | None) -> int:
     signal.signal(signal.SIGTERM, _terminated)
     # What goes wrong below comes up as an error of ours, in one line.
     os.environ.setdefault("GRPC_VERBOSITY", "NONE")
+    # Of libraries that are compiled for the first time; with -W error they would end the command.
+    warnings.filterwarnings("ignore", category=SyntaxWarning)
+    warnings.filterwarnings("ignore", "invalid escape sequence", DeprecationWarning)
     for noisy in _NOISY:
         logging.getLogger(noisy).setLevel(logging.ERROR)
     try:

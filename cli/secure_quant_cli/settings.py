@@ -146,7 +146,7 @@ def read_config(path: Path) -> dict[str, dict[str, Any]]:
     try:
         if path.stat().st_size > MAX_CONFIG:
             raise ConfigError("--config", got=str(path), expected=f"<= {MAX_CONFIG} bytes")
-        tables = tomllib.loads(path.read_text())
+        tables = tomllib.loads(path.read_text("utf-8"))
     except (OSError, UnicodeDecodeError) as error:
         reason = getattr(error, "strerror", None) or "not UTF-8"
         raise ConfigError("--config", got=f"{path}: {reason}") from error

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from secure_quant.errors import CalibrationError, ConfigError
 from secure_quant.ir import Graph
+from secure_quant.quantizer._torchao import quiet
 from secure_quant.quantizer.floats import values_at
 from secure_quant.quantizer.gate import Bounds, Gate, check_accuracy, steps_off
 from secure_quant.quantizer.gate.floatgraph import FloatGraph
@@ -93,7 +94,8 @@ def quantize(
     if mode == "qat" and (targets is None or not isinstance(settings.scheme, Uniform)):
         raise ConfigError("qat", expected="targets, and the uniform scheme")
     told, gate = progress or silent, Gate(model, batches)
-    with torch.random.fork_rng(devices=[]):  # torch.export draws from the caller's generator
+    # torch.export draws from the caller's generator
+    with torch.random.fork_rng(devices=[]), quiet():
         if mode == "qat":
             inputs, goal = torch.cat(batches), _tensor(targets)
             made = trained_model(model, gate, inputs, goal, settings, training or Training(), told)

@@ -16,6 +16,7 @@ from torchao.quantization.pt2e.quantize_pt2e import convert_pt2e, prepare_pt2e
 
 from secure_quant.errors import CaptureMismatch, UnsupportedModule
 from secure_quant.ir import Graph
+from secure_quant.quantizer._torchao import quiet
 from secure_quant.quantizer.capture import capture
 from secure_quant.quantizer.gate import Gate
 from secure_quant.quantizer.gate.floatgraph import FloatGraph, captured_batch, in_batches
@@ -66,10 +67,10 @@ def _captured(
     """The float graph, and which of its values the nodes of ``graph`` stand for."""
     gate = Gate(model, batches)
     example = torch.cat([batches[0][:1]] * 2)
-    with failures_named(f"capturing {type(model).__name__}"):
+    with quiet(), failures_named(f"capturing {type(model).__name__}"):
         prepared = prepare_pt2e(capture(model, example), make_quantizer(Settings()))
     gate.check(prepared)
-    with torch.no_grad(), failures_named(f"lowering {type(model).__name__}"):
+    with quiet(), torch.no_grad(), failures_named(f"lowering {type(model).__name__}"):
         for batch in batches:  # observers watch; nothing is rounded
             in_batches(prepared, batch.clone(), captured_batch(prepared))
         recorded = lower_recorded(convert_pt2e(copied(prepared)), example)

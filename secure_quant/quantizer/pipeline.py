@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.fx import GraphModule, Node
 from torchao.quantization.pt2e.quantize_pt2e import convert_pt2e, prepare_pt2e
 
+from secure_quant.quantizer._torchao import quiet
 from secure_quant.quantizer.annotate import IntegerQuantizer
 from secure_quant.quantizer.bias import mean_shifts
 from secure_quant.quantizer.calibration import split_batches
@@ -76,7 +77,8 @@ def converted_model(
 
     Raises as ``quantize``.
     """
-    made = simulated(model, Gate(model, batches), batches, settings or Settings(), progress)
+    with quiet():
+        made = simulated(model, Gate(model, batches), batches, settings or Settings(), progress)
     return made.converted, made.example
 
 

@@ -83,7 +83,7 @@ def failures_named(what: str) -> Iterator[None]:
     under way: their ways with a module are many, and none may end in an unnamed crash."""
     try:
         yield
-    except SecureQuantError:
+    except (SecureQuantError, Warning):  # a warning where the caller made it an error
         raise
     except Exception as error:
         raise UnsupportedModule(

@@ -6,7 +6,9 @@ imports this module. Offsets count bits from the start of a word array, lowest b
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable
+from functools import cache as once
 from typing import Any, TypeVar, cast
 
 import numba
@@ -17,6 +19,8 @@ from numpy.typing import NDArray
 from secure_quant.mpc.kernels.simd import LANES, blocks, parities, popcount
 
 __all__ = ["add_opened", "compared", "kernel", "lookup", "pack", "plane_table", "xor_opened"]
+
+_LOG = logging.getLogger("secure_quant.mpc")
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -35,11 +39,25 @@ def kernel(signature: Any) -> Callable[[F], F]:
     """numba.njit with a fixed signature, typed as the function itself."""
 
     def wrap(function: F) -> F:
-        return cast(
-            "F", numba.njit(signature, cache=True, nogil=True, error_model="numpy")(function)
-        )
+        try:
+            return cast("F", _compiled(signature, function, cache=True))
+        except (RuntimeError, OSError):  # no folder to keep it in, or a full one
+            _tell_once()
+            return cast("F", _compiled(signature, function, cache=False))
 
     return wrap
+
+
+def _compiled(signature: Any, function: Any, *, cache: bool) -> Any:
+    return numba.njit(signature, cache=cache, nogil=True, error_model="numpy")(function)
+
+
+@once
+def _tell_once() -> None:
+    _LOG.warning(
+        "compiled loops cannot be kept on disk, so each start takes longer; set NUMBA_CACHE_DIR to "
+        "a folder that can be written"
+    )
 
 
 @kernel(U(IN, I, I))

@@ -101,7 +101,7 @@ def _file_stamp(path: Path) -> object:
 
 def _read_tokens(path: Path) -> dict[str, str]:
     try:
-        lines = path.read_text().splitlines()
+        lines = path.read_text("utf-8").splitlines()
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError("token file", got=path, expected="a text file") from error
     found: dict[str, str] = {}
