@@ -100,13 +100,18 @@ def _party(arguments: argparse.Namespace) -> Coroutine[Any, Any, None]:
     if arguments.border != "none" and find_spec("crypten") is None:
         raise ModuleNotFoundError("CrypTen is not installed", name="crypten")
     from secure_quant_cli.tls_options import tls_from
+    from secure_quant_server.common.workers import Template
+    from secure_quant_server.mpc.kinds import lane_kind
+
+    template = Template(lane_kind(arguments.border, arguments.worker_memory))
+    template.launch()  # loads what lanes need while this process loads what a front needs
     from secure_quant_server.mpc import serve_party
 
     # Party 0 calls the link of party 1; the bundle must be of the party that the options imply.
     party, link = (0, arguments.peer) if arguments.peer else (1, arguments.link_listen)
     return serve_party(
         arguments.bundle, link=link, party=party, tls=tls_from(arguments, f"party{party}"),
-        **_options(arguments),
+        template=template, **_options(arguments),
     )  # fmt: skip
 
 

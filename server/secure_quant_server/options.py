@@ -17,7 +17,7 @@ from secure_quant.errors import ConfigError
 if TYPE_CHECKING:
     from secure_quant.mpc.runtime.carriers import LinkProtocol
     from secure_quant.transport import Limits, Security
-    from secure_quant_server.mpc.config import Border
+    from secure_quant_server.mpc.kinds import Border
 
 __all__ = ["CHOICES", "DealerOptions", "HeOptions", "PartyOptions", "ServerOptions"]
 
@@ -79,6 +79,7 @@ class PartyOptions(ServerOptions):
                     are the same, and the parties need not agree.
     dealer          ``host:port``.
     lanes           inferences that run side by side, one worker process each.
+    worker_memory   address space of each worker process in bytes; None for no limit.
     batch           most samples of one request.
     material_bytes  memory for each model's stock of material, per lane.
     staged          inferences of one sample whose material is kept expanded, per model and lane;
@@ -96,6 +97,7 @@ class PartyOptions(ServerOptions):
     border: Border = "crypten"
     dealer: str
     lanes: int = 1
+    worker_memory: int | None = None
     batch: int = 64
     material_bytes: int = 64 * 2**20
     staged: int = 3
@@ -142,12 +144,15 @@ class DealerOptions(ServerOptions):
 class HeOptions(ServerOptions):
     """bundles: one server bundle per model, paths or bytes.
 
-    workers     evaluation processes; None for one per core. 0 evaluates in the server's process:
-                a malformed request that crashes the engine then ends the server. Leveled models
-                always have a process of their own at least.
-    evaluate_s  longest evaluation of one layer, or of one sample by a leveled model.
+    workers        evaluation processes; None for one per core. 0 evaluates in the server's process:
+                   a malformed request that crashes the engine then ends the server. Leveled models
+                   always have a process of their own at least.
+    worker_memory  address space of each evaluation process in bytes; None for no limit but that of
+                   leveled models' processes, 6 GiB.
+    evaluate_s     longest evaluation of one layer, or of one sample by a leveled model.
     """
 
     bundles: Sequence[str | os.PathLike[str] | bytes]
     workers: int | None = None
+    worker_memory: int | None = None
     evaluate_s: float = 30.0

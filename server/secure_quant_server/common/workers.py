@@ -167,10 +167,29 @@ class Template:
     def __init__(self, kind: WorkerKind) -> None:
         self.kind = kind
         self._process: subprocess.Popen[bytes] | None = None
+        self._launched: socket.socket | None = None  # nobody reads it yet
         self._control: socket.socket | None = None
         self._turn = asyncio.Lock()
         self._replies: deque[asyncio.Future[_Started | None]] = deque()
         self._ends: dict[int, asyncio.Future[int | None]] = {}
+
+    def launch(self) -> None:
+        """Start the process ahead of need; also outside an event loop. Raises OSError."""
+        ours, theirs = socket.socketpair(type=socket.SOCK_SEQPACKET)
+        # -P: modules come from the installation, never from the directory one happens to be in.
+        command = [sys.executable, "-P", "-m", "secure_quant_server.common.template"]
+        command += [str(theirs.fileno()), self.kind.entry, *self.kind.modules]
+        try:
+            with theirs:
+                self._process = subprocess.Popen(  # noqa: S603  our own module
+                    command, pass_fds=[theirs.fileno()], stdin=subprocess.DEVNULL,
+                    env={**ONE_THREAD, **self.kind.environment, **os.environ},
+                )  # fmt: skip
+        except BaseException:
+            ours.close()
+            raise
+        ours.setblocking(False)
+        self._launched = ours
 
     async def start(self, number: int) -> Worker:
         """A new worker. Raises InternalError, OSError."""
@@ -192,6 +211,9 @@ class Template:
     async def stop(self) -> None:
         """End the template. Its workers end with their pipes."""
         process = self._process
+        if self._launched is not None:
+            self._launched.close()
+            self._launched = None
         self._lost()
         if process is not None:
             for _ in range(int(STOP_S / 0.01)):
@@ -213,23 +235,13 @@ class Template:
         raise InternalError("the template of workers ended at its start")
 
     async def _open(self) -> None:
-        ours, theirs = socket.socketpair(type=socket.SOCK_SEQPACKET)
-        # -P: modules come from the installation, never from the directory one happens to be in.
-        command = [sys.executable, "-P", "-m", "secure_quant_server.common.template"]
-        command += [str(theirs.fileno()), self.kind.entry, *self.kind.modules]
-        try:
-            with theirs:
-                self._process = subprocess.Popen(  # noqa: S603  our own module
-                    command, pass_fds=[theirs.fileno()], stdin=subprocess.DEVNULL,
-                    env={**ONE_THREAD, **self.kind.environment, **os.environ},
-                )  # fmt: skip
-        except BaseException:
-            ours.close()
-            raise
-        ours.setblocking(False)
-        self._control = ours
-        asyncio.get_running_loop().add_reader(ours, self._read, ours)
-        await self._reply(START_S)
+        if self._launched is None:
+            self.launch()
+        control, self._launched = self._launched, None
+        if control is not None:
+            self._control = control
+            asyncio.get_running_loop().add_reader(control, self._read, control)
+            await self._reply(START_S)
 
     async def _reply(self, limit_s: float) -> _Started | None:
         wait: asyncio.Future[_Started | None] = asyncio.get_running_loop().create_future()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+from dataclasses import replace
 
 from secure_quant.errors import ConfigError
 from secure_quant.he.leveled.bundle import is_server as is_leveled
@@ -45,7 +46,12 @@ class HeServer:
         cores = len(os.sched_getaffinity(0))
         workers = cores if options.workers is None else options.workers
         self.evaluators: Evaluators = (
-            Pool(bundles, workers, KIND, limit_s=options.evaluate_s)
+            Pool(
+                bundles,
+                workers,
+                replace(KIND, memory=options.worker_memory),
+                limit_s=options.evaluate_s,
+            )
             if workers and bundles
             else InProcess(bundles)
         )

@@ -3,19 +3,16 @@
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass
-from typing import Literal, get_args
+from typing import get_args
 
 from secure_quant.errors import ConfigError, MalformedMessage
 from secure_quant.mpc.runtime.carriers import LinkProtocol
 from secure_quant.mpc.runtime.session import LaneOptions
 from secure_quant.transport import Credentials, InsecurePlaintext, Security, SwappedTls, Tls
+from secure_quant_server.mpc.kinds import Border
 from secure_quant_server.mpc.messages import Certificates, Setup
 
-__all__ = ["Border", "LaneConfig", "swap", "to_certificates"]
-
-Border = Literal["crypten", "none"]
-"""What shares pass as where they enter and leave a lane: CrypTen's types, or plain arrays."""
-
+__all__ = ["LaneConfig", "swap", "to_certificates"]
 
 PEM = ("ca", "cert", "key")
 

@@ -11,10 +11,9 @@ from typing import Any, Protocol
 from secure_quant.errors import InternalError, PeerUnavailable, SecureQuantError
 from secure_quant.transport import Credentials
 from secure_quant_server.common.messages import error_from_bytes, error_to_bytes
-from secure_quant_server.common.workers import Keeper, Template, Worker, WorkerKind
-from secure_quant_server.mpc.config import Border, LaneConfig, to_certificates
+from secure_quant_server.common.workers import Keeper, Template, Worker
+from secure_quant_server.mpc.config import LaneConfig, to_certificates
 from secure_quant_server.mpc.messages import (
-    TO_FRONT,
     Answered,
     Certificates,
     Claimed,
@@ -28,26 +27,7 @@ from secure_quant_server.mpc.messages import (
     Want,
 )
 
-__all__ = ["LaneHandle", "Lanes", "Outcome", "Request", "lane_kind"]
-
-ALLOCATOR = {
-    # Material and activations are megabytes that come and go with every inference: keep the pages
-    # instead of asking the kernel for zeroed ones each time.
-    "MALLOC_ARENA_MAX": "2",
-    "MALLOC_MMAP_THRESHOLD_": str(32 * 2**20),
-    "MALLOC_TRIM_THRESHOLD_": str(512 * 2**20),
-}
-
-
-def lane_kind(border: Border) -> WorkerKind:
-    """The workers of lanes: what they import, a template does for them."""
-    modules = ["secure_quant_server.mpc.worker"]
-    if border == "crypten":
-        modules.append("secure_quant_server.mpc.crypten_border")
-    return WorkerKind(
-        name="lane", entry="secure_quant_server.mpc.worker:serve", modules=modules,
-        answers=TO_FRONT, environment=ALLOCATOR,
-    )  # fmt: skip
+__all__ = ["LaneHandle", "Lanes", "Outcome", "Request"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -264,10 +244,11 @@ class Lanes:
         *,
         board: Shares,
         changed: Callable[[bool], None],
+        template: Template,
     ) -> None:
-        """``board``: of party 1."""
+        """``board``: of party 1. ``template``: of the workers."""
         self._changed = changed
-        self._template = Template(lane_kind(config.border))
+        self._template = template
         self._handles = [
             LaneHandle(self._template, _of_lane(config, lane), board, self._look)
             for lane in range(count)

@@ -44,9 +44,11 @@ from secure_quant_server.common import (
     on_stop_signal,
     read_bundle,
 )
+from secure_quant_server.common.workers import Template
 from secure_quant_server.mpc.batching import Batcher
 from secure_quant_server.mpc.board import Board
 from secure_quant_server.mpc.config import LaneConfig
+from secure_quant_server.mpc.kinds import lane_kind
 from secure_quant_server.mpc.lanes import Lanes, Outcome, Request
 from secure_quant_server.options import PartyOptions
 
@@ -72,16 +74,18 @@ async def serve_party(
     link: str,
     dealer: str,
     tls: Security,
+    template: Template | None = None,
     **options: Any,
 ) -> None:
     """Serve a party until SIGTERM or SIGINT; which one, its bundles say.
 
     bundles  paths, or bytes. ``options`` are those of PartyOptions.
+    template  of ``lane_kind(border, worker_memory)``, where the caller has launched it ahead.
     Raises ConfigError, ModelError, InsecureRefused and the errors of ``Tls.load``.
     """
     chosen = PartyOptions(listen=listen, security=tls, link=link, dealer=dealer, **options)
     stop = on_stop_signal()
-    front = _Front([read_bundle(bundle) for bundle in bundles], chosen)
+    front = _Front([read_bundle(bundle) for bundle in bundles], chosen, template)
     await front.start()
     try:
         await stop.wait()
@@ -90,7 +94,9 @@ async def serve_party(
 
 
 class _Front:
-    def __init__(self, bundles: Sequence[bytes], options: PartyOptions) -> None:
+    def __init__(
+        self, bundles: Sequence[bytes], options: PartyOptions, template: Template | None
+    ) -> None:
         programs = [load_party(bundle) for bundle in bundles]
         parties = {program.party for program in programs}
         if len(parties) != 1:
@@ -124,6 +130,7 @@ class _Front:
         self.lanes = Lanes(
             config, options.lanes,
             board=self.board, changed=self._lanes_changed,
+            template=template or Template(lane_kind(options.border, options.worker_memory)),
         )  # fmt: skip
         self.batcher = Batcher(self.lanes, samples=options.batch, wait_s=options.batch_wait_s)
         servicer = _ShareInference(self)

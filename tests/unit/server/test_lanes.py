@@ -20,7 +20,8 @@ from secure_quant_server.common.workers import Template
 from secure_quant_server.mpc.board import Board
 from secure_quant_server.mpc.config import LaneConfig
 from secure_quant_server.mpc.desk import FrontDesk
-from secure_quant_server.mpc.lanes import LaneHandle, Outcome, lane_kind
+from secure_quant_server.mpc.kinds import lane_kind
+from secure_quant_server.mpc.lanes import LaneHandle, Outcome
 from secure_quant_server.mpc.messages import Early, Missing, Retract, Share
 from secure_quant_server.mpc.party import _ShareInference
 
