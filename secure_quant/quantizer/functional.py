@@ -29,6 +29,10 @@ _FRESH = PRODUCTS | SUMS | ADDITIVE | ELEMENTWISE | {
 }  # fmt: skip
 """Ops whose result shares memory with nothing."""
 
+_DROPOUT = {
+    aten.dropout.default, aten.feature_dropout.default, aten.alpha_dropout.default,
+    aten.feature_alpha_dropout.default,
+}  # fmt: skip
 _SILENT = {aten.detach_.default, aten.dropout_.default, aten.alpha_dropout_.default}
 """Written like in-place ops; nothing happens in them at inference."""
 
@@ -36,6 +40,7 @@ _SILENT = {aten.detach_.default, aten.dropout_.default, aten.alpha_dropout_.defa
 def functional_module(program: ExportedProgram) -> GraphModule:
     """The program as a graph without writes. Raises UnsupportedModule for state that outlives a
     call, and for writes that cannot be followed."""
+    _drop_dropout(program.graph)
     writes = [n for n in program.graph.nodes if _writes(n)]
     if not all(_is_simple(node) for node in writes):
         try:
@@ -64,6 +69,15 @@ def _return_a_tensor(module: GraphModule) -> None:
         output.args = ((found[0],),)
         codegen.pytree_info = codegen.pytree_info._replace(out_spec=leaf)
         module._out_spec = leaf
+
+
+def _drop_dropout(graph: Graph) -> None:
+    """At inference a dropout is its input itself, aliases and all; decomposed it is a copy."""
+    for node in list(graph.nodes):
+        wanted = node.target in _DROPOUT and not node.args[2]
+        if wanted and not any(user.op == "output" for user in node.users):
+            node.replace_all_uses_with(node.args[0])
+            graph.erase_node(node)
 
 
 def free_batch(module: GraphModule, batch: int) -> bool:

@@ -125,7 +125,8 @@ class RandomNet:
         for name, value in values.items():
             whole = value.ndim >= 1 and len(value) == SAMPLES
             sane = whole and bool(torch.isfinite(value).all()) and value[0].numel() <= LARGEST
-            if not sane or (name != "x" and not 1e-4 < float(value.abs().max()) < 1e4):
+            varies = sane and float(value.std(0).max()) > 0
+            if not varies or (name != "x" and not 1e-4 < float(value.abs().max()) < 1e4):
                 return False
         self.lines += lines
         self.values = values
@@ -147,8 +148,7 @@ class RandomNet:
     def _finish(self) -> None:
         """Return the last value, mostly; or several of them side by side; at times through a last
         layer."""
-        names = [n for n, v in self.values.items() if n != "x" and float(v.std(0).max()) > 0]
-        names = names or ["x"]
+        names = [n for n in self.values if n != "x"] or ["x"]
         name = names[-1] if self.chance(0.8) else self.pick(names)
         if self.chance(0.25) and len(names) > 1:
             some = [self.pick(names), name]
@@ -395,7 +395,7 @@ def _views(net: RandomNet, a: str) -> str | None:
         f"{a}[:, :{max(shape[0] // 2, 1)}]", f"{a}[..., {half % last}:]",
         f"{a}[..., ::2]", f"{a}[..., -1:]", f"{a}[:, 0]", f"{a}.select(-1, {last - 1})",
         f"{a}.permute({order})", f"{a}.transpose({dims[0]}, {dims[-1]})", f"{a}.unsqueeze(1)",
-        f"{a}.unsqueeze(-1)", f"{a}.squeeze(1)", f"{a}.squeeze()", f"{a}.flatten(1)",
+        f"{a}.unsqueeze(-1)", f"{a}.squeeze(1)", f"{a}.squeeze(-1)", f"{a}.flatten(1)",
         f"{a}.view({batch}, -1)", f"{a}.reshape({batch}, {last}, -1)", f"{a}.reshape(-1, {last})",
         f"{a}.chunk(2, -1)[{int(net.rng.integers(2))}]", f"{a}.split({half}, -1)[0]",
         f"{a}.unbind(1)[-1]", f"{a}.unflatten(1, {first})", f"{a}.mT", f"{a}.narrow(-1, 0, {half})",

@@ -22,6 +22,8 @@ from secure_quant.reference.kernels import along
 
 __all__ = ["largest_steps", "steps_off"]
 
+_QUANTIZE = torch.ops.quantized_decomposed.quantize_per_tensor.default
+_DEQUANTIZE = torch.ops.quantized_decomposed.dequantize_per_tensor.default
 ROUNDING = 2
 """Steps allowed beside the jump of a table from one bucket to the next: one of its own, and one of
 the sum before it, whose factors and bias are rounded to integers."""
@@ -66,7 +68,8 @@ def largest_steps(
 
 
 class _Forced(Interpreter):
-    """Runs the converted graph; every quantize node passes on the reference's integers."""
+    """Runs the converted graph; every dequantize node gives the reference's own value, which may
+    stand on another grid than torch's."""
 
     def __init__(
         self, graph: Graph, module: GraphModule, places: Mapping[str, str],
@@ -74,6 +77,7 @@ class _Forced(Interpreter):
     ) -> None:  # fmt: skip
         super().__init__(module)
         self._graph, self._places, self._values = graph, places, values
+        self._exact: dict[str, Tensor] = {}
         self.steps: dict[str, float] = {}
 
     def evaluate(self, x: Tensor) -> Tensor:
@@ -85,21 +89,25 @@ class _Forced(Interpreter):
 
     def run_node(self, n: Node) -> Any:
         made = super().run_node(n)
+        if n.target is _DEQUANTIZE and isinstance(n.args[0], Node):
+            return self._exact.get(n.args[0].name, made)
         name = self._places.get(n.name)
-        if "quantize_per_tensor.default" not in str(n.target) or "dequantize" in str(n.target):
-            return made
-        if name not in self._values:  # not in the graph any more: nothing reads it
-            return made
-        count = made.numel() // len(made)
-        exact = self._values[name]
-        if exact.size % count:
-            return made
-        filled = np.resize(exact, (len(made), *exact.shape[1:]))  # a last part is filled up
-        off = np.abs(made.numpy().reshape(filled.shape).astype(np.int64) - filled)
-        rows = len(exact)
-        excess = float((off[:rows] - _jumps(self._graph, name, self._values)).max())
-        self.steps[name] = max(self.steps.get(name, 0.0), excess)
-        return torch.from_numpy(filled).to(made.dtype).reshape(made.shape)
+        if n.target is _QUANTIZE and name in self._values:  # else nothing reads it any more
+            scale, zero_point = (float(v) for v in self.fetch_args_kwargs_from_env(n)[0][1:3])
+            self._compare(n.name, name, made, scale, zero_point)
+        return made
+
+    def _compare(self, node: str, name: str, made: Tensor, scale: float, zero_point: float) -> None:
+        value, exact = self._graph.values[name], self._values[name]
+        if exact.size % (made.numel() // len(made)):
+            return
+        real = (exact - value.zero_point) * float(value.scale)
+        filled = np.resize(real, (len(made), *exact.shape[1:]))  # a last part is filled up
+        simulated = (made.numpy().reshape(filled.shape).astype(np.float64) - zero_point) * scale
+        jumps = _jumps(self._graph, name, self._values) * float(value.scale)
+        off = np.abs(simulated - filled)[: len(exact)] - jumps
+        self.steps[name] = max(self.steps.get(name, 0.0), float(off.max()) / scale)
+        self._exact[node] = torch.from_numpy(filled.astype(np.float32)).reshape(made.shape)
 
 
 def _jumps(graph: Graph, name: str, values: dict[str, NDArray[Any]]) -> NDArray[np.int64]:

@@ -132,7 +132,9 @@ def test_each_op_is_within_its_step_of_torch_s_simulation_and_a_wrong_one_is_not
     name = next(n.name for n in graph.nodes if n.name.endswith("a.q"))
     source = next(node for node, made in places.items() if made == name and "quantize" in node)
     node = next(n for n in converted.graph.nodes if n.name == source)
-    node.args = (node.args[0], node.args[1], node.args[2] + 3, *node.args[3:])
+    with converted.graph.inserting_before(node):
+        more = converted.graph.call_function(torch.ops.aten.mul.Tensor, (node.args[0], 1.1))
+    node.update_arg(0, more)
     assert largest_steps(graph, converted, places, x.numpy())[name] >= 2
 
 

@@ -30,7 +30,18 @@ def function_of_one_element(m, x):
     return m.head(x)
 
 
+def writes_through_a_dropout(m, x):
+    x.clamp_(-1.0, 1.0)
+    h = m.drop(x)
+    h.relu_()
+    x *= 2.0
+    return h.sigmoid_() + m.a(x)
+
+
 CASES = {
+    "a dropout in eval mode is its input itself": (
+        lambda: Call(writes_through_a_dropout, drop=nn.Dropout(), a=nn.Linear(12, 12)), (12,),
+    ),
     "an in-place function of the input is the output": (
         lambda: Call(written_input_is_the_output, act=nn.SiLU(inplace=True)), (2, 8, 8),
     ),
