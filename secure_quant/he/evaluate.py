@@ -76,6 +76,7 @@ class Evaluator:
     weight_memory: bytes of transformed weights to keep; the least recently used layouts go first.
     stock_limit: blinds kept ready per step and batch. stock_memory: bytes of all of them; those
     of the least recently used step and batch go first.
+    skip_zeros: leave out weight polynomials that are all zero, of which time then tells.
     """
 
     def __init__(
@@ -86,6 +87,7 @@ class Evaluator:
         weight_memory: int = 4 * 2**30,
         stock_limit: int = 4,
         stock_memory: int = STOCK_MEMORY,
+        skip_zeros: bool = True,
     ) -> None:
         self.graph, self.plan = graph.public(), plan
         self.model_hash = graph.hash
@@ -93,13 +95,19 @@ class Evaluator:
         self._graph = graph
         self._weight_memory, self._stock_limit = weight_memory, stock_limit
         self._stock_memory, self._stocked = stock_memory, 0
+        self._skip_zeros = skip_zeros
         self._weights: OrderedDict[tuple[int, Layout], _Weights] = OrderedDict()
         self._stock: OrderedDict[tuple[int, int], deque[list[_Blind]]] = OrderedDict()
         self._process = os.getpid()
         self._lock = Lock()
 
-    def evaluate(self, step: int, batch: int, ciphertexts: bytes | memoryview) -> bytes:
+    def evaluate(
+        self, step: int, batch: int, ciphertexts: bytes | memoryview, hidden: U64 | None = None
+    ) -> bytes:
         """Request of one step for ``batch`` samples -> response, both as the plan lays them out.
+
+        hidden: residues uint64[answers, primes, *wanted shape] that are subtracted before errors
+        and flood go in, in place of the bias, which is then not added.
 
         Raises MalformedMessage for an unknown step or batch, a wrong length or a value out of
         range; nothing is allocated for a request whose length is wrong.
@@ -115,12 +123,17 @@ class Evaluator:
         wanted: list[U64] = []
         for cells in _blocks(call):
             blind = next(blinds, None) or _blind(call, field, len(cells) * packing.n_out)
+            if hidden is not None:
+                first = cells.start * packing.n_out
+                blind = _shifted(call, field, blind, hidden[first : first + len(blind.u)])
             products = _products(call, field, weights, request, cells, blind)
             masks, results = answer(call, field, products, blind)
             c1.append(call.response_c1(masks))
             wanted.append(results)
-        c0 = packing.output(np.concatenate(wanted)) + weights.bias[:, :, None, None]
-        c0 = np.minimum(c0, c0 - np.uint64(prime))  # a difference below zero wraps to huge
+        c0 = packing.output(np.concatenate(wanted))
+        if hidden is None:
+            c0 = c0 + weights.bias[:, :, None, None]
+            c0 = np.minimum(c0, c0 - np.uint64(prime))  # a difference below zero wraps to huge
         return b"".join([*c1, call.response_c0(c0)])
 
     def prepare(self, step: int, batch: int) -> bool:
@@ -189,7 +202,7 @@ class Evaluator:
         for group in range(packing.grid[1]):
             table: list[list[tuple[int, U64]]] = [[] for _ in range(packing.n_out)]
             for i, row in enumerate(packing.weight(arranged, group)):
-                present = np.flatnonzero(row.any(-1))
+                present = np.flatnonzero(row.any(-1) | (not self._skip_zeros))
                 values = field.residues(row[present])
                 field.forward(values)
                 for o, value in zip(present.tolist(), values, strict=True):
@@ -296,6 +309,18 @@ def _blind(call: Call, field: Ring, count: int) -> _Blind:
         errors = field.residues(stream.errors((count, degree)))
         c0 = field.add(errors, _wide_flood(stream, (count, degree), flood, call.ring))
     return _Blind(u, c0, c1)
+
+
+def _shifted(call: Call, field: Ring, blind: _Blind, hidden: U64) -> _Blind:
+    """With ``hidden`` subtracted from the wanted coefficients of c0."""
+    moduli = field.moduli.reshape(-1, 1, 1, 1, 1)
+    change = np.where(hidden == 0, hidden, moduli - hidden)
+    if len(field.primes) == 1:
+        return _Blind(blind.u, field.add(blind.c0, change[:, 0]), blind.c1)
+    whole = np.zeros_like(blind.c0)
+    for i in range(len(field.primes)):
+        call.packing.wanted(whole[:, i])[...] = change[:, i]
+    return _Blind(blind.u, field.add(blind.c0, whole), blind.c1)
 
 
 def _blind_size(call: Call) -> int:

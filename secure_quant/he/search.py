@@ -50,13 +50,18 @@ def layer_of(geometry: Geometry, tile: Tile) -> Layer:
 
 
 def search(
-    name: str, geometry: Geometry, batch: int, tier: Tier, objective: Objective
+    name: str,
+    geometry: Geometry,
+    batch: int,
+    tier: Tier,
+    objective: Objective,
+    rings: tuple[Parameters, ...] | None = None,
 ) -> tuple[Parameters, Tile, Scaling]:
-    """The cheapest sound packing of a layer for ``batch`` samples.
+    """The cheapest sound packing of a layer for ``batch`` samples. rings: the tier's, unless given.
 
-    Raises OpNotSupported if no ring of the tier holds the layer exactly.
+    Raises OpNotSupported if none of the rings holds the layer exactly.
     """
-    best = _best(geometry, batch, tier, objective)
+    best = _best(geometry, batch, tier, objective, rings or TIERS[tier])
     if best is None:
         raise OpNotSupported(
             f"{name!r} under {tier}",
@@ -68,10 +73,14 @@ def search(
 
 @lru_cache(maxsize=4096)
 def _best(
-    geometry: Geometry, batch: int, tier: Tier, objective: Objective
+    geometry: Geometry,
+    batch: int,
+    tier: Tier,
+    objective: Objective,
+    rings: tuple[Parameters, ...],
 ) -> tuple[Parameters, Tile, Scaling] | None:
     best: tuple[int, Parameters, Tile, Scaling] | None = None
-    for ring in TIERS[tier]:
+    for ring in rings:
         for tile in _finalists(geometry, batch, ring, objective):
             packing = Packing(geometry, tile, ring.degree, batch)
             sent = (
