@@ -24,6 +24,8 @@ __all__ = ["Deployment", "Finding", "examine"]
 WARN_DAYS = 30
 CPU_FEATURES = ("aes", "avx2")
 PROXIES = ("grpc_proxy", "https_proxy", "HTTPS_PROXY", "http_proxy", "HTTP_PROXY")
+OF_CRYPTEN = {"torch", "onnx", "omegaconf", "pyyaml"}
+"""What a host without CrypTen does not need."""
 UNSYNCHRONISED = 5
 """TIME_ERROR of adjtimex(2)."""
 
@@ -88,34 +90,39 @@ def _settings(deployment: Deployment) -> tuple[dict[str, _Role], list[Finding]]:
 
 
 def _versions(told: Mapping[str, _Role]) -> Iterator[Finding]:
+    from secure_quant_cli.extras import ADD_CRYPTEN
+
     wanted = {"server"}
     for role in told.values():
         wanted |= {"he"} if role.name == "he" else {"mpc"}
+    lean = all(getattr(role.told, "border", "none") == "none" for role in told.values())
     for line in metadata.requires("secure-quant") or ():
         name, extra = re.match(r"[\w.-]+", line), re.search(r"extra == ['\"](\w+)['\"]", line)
         if name is None or (extra and extra[1] not in wanted) or "platform" in line:
             continue
+        if lean and name[0].lower() in OF_CRYPTEN:
+            continue
         yield from _version(name[0], line, extra[1] if extra else None)
-    lean = all(getattr(role.told, "border", "none") == "none" for role in told.values())
     if "mpc" in wanted and not lean and _installed("crypten") is None:
-        mend = 'secure-quant add-crypten, or border = "none" for the parties'
+        mend = f'{ADD_CRYPTEN}, or border = "none" for the parties'
         yield Finding("fail", "crypten", "not installed", mend)
     yield Finding("ok", "secure-quant", _installed("secure-quant") or "from a checkout")
 
 
 def _version(name: str, requirement: str, extra: str | None) -> Iterator[Finding]:
     """A finding only where something is wrong."""
+    from secure_quant_cli.extras import how_to_install
+
     found = _installed(name)
-    package = f"'secure-quant[{extra}]'" if extra else "secure-quant"
+    mend = how_to_install(extra) if extra else "install secure-quant again"
     if found is None:
-        yield Finding("fail", name, "not installed", f"pip install {package}")
+        yield Finding("fail", name, "not installed", mend)
         return
     with suppress(ImportError):  # without packaging, being there must do
         from packaging.requirements import Requirement
 
         needed = Requirement(requirement).specifier
         if not needed.contains(found, prereleases=True):
-            mend = f"pip install --upgrade {package}"
             yield Finding("fail", name, f"{found}, needed {needed}", mend)
 
 

@@ -13,11 +13,12 @@ import os
 import signal
 import sys
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from types import FrameType, ModuleType
 from typing import NoReturn
 
-__all__ = ["COMMANDS", "build_parser", "main"]
+__all__ = ["COMMANDS", "build_parser", "main", "quit_at_once"]
 
 COMMANDS = (
     "quantize", "inspect", "split", "certs", "serve", "health", "doctor", "infer", "verify",
@@ -64,8 +65,9 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _run(argv: Sequence[str] | None) -> int:
-    from secure_quant.errors import ConfigError, InputError, ModelError, SecureQuantError
-    from secure_quant_cli.extras import how_to_get
+    with _ending_at_once():  # numpy's import would tell of an interrupt as its own failure
+        from secure_quant.errors import ConfigError, InputError, ModelError, SecureQuantError
+        from secure_quant_cli.extras import how_to_get
 
     signal.signal(signal.SIGTERM, _terminated)
     # What goes wrong below comes up as an error of ours, in one line.
@@ -76,7 +78,8 @@ def _run(argv: Sequence[str] | None) -> int:
     for noisy in _NOISY:
         logging.getLogger(noisy).setLevel(logging.ERROR)
     try:
-        arguments = build_parser().parse_args(argv)
+        with _ending_at_once():
+            arguments = build_parser().parse_args(argv)
         code: int = _module(arguments.command).run(arguments)
     except (ConfigError, InputError, ModelError) as error:
         return _fail(str(error), 2)
@@ -102,6 +105,22 @@ def _module(name: str) -> ModuleType:
 def _fail(message: str, code: int) -> int:
     print(f"secure-quant: {' '.join(message.split())}", file=sys.stderr)
     return code
+
+
+@contextmanager
+def _ending_at_once() -> Iterator[None]:
+    """While there is nothing to clean up."""
+    before = signal.signal(signal.SIGINT, quit_at_once)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before or signal.default_int_handler)
+
+
+def quit_at_once(number: int, frame: FrameType | None) -> NoReturn:
+    """A handler of signals for a process that holds nothing yet."""
+    os.write(sys.stderr.fileno(), b"secure-quant: interrupted\n")
+    os._exit(128 + number)
 
 
 def _terminated(number: int, frame: FrameType | None) -> NoReturn:

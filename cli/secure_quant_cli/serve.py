@@ -17,8 +17,7 @@ import sys
 import threading
 from collections.abc import Coroutine
 from contextlib import suppress
-from types import FrameType
-from typing import Any, NoReturn
+from typing import Any
 
 from secure_quant.errors import ConfigError
 
@@ -50,6 +49,7 @@ def run(arguments: argparse.Namespace) -> int:
     """Serve; returns once told to stop."""
     import uvloop
 
+    from secure_quant_cli.main import quit_at_once
     from secure_quant_cli.settings import resolve
     from secure_quant_server.common import logs
 
@@ -58,7 +58,7 @@ def run(arguments: argparse.Namespace) -> int:
     # Until the role waits for these itself there is nothing to clean up, and an exception may be
     # lost in a callback of a library that is being loaded.
     for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, _quit)
+        signal.signal(number, quit_at_once)
     if arguments.until_stdin_closes:
         threading.Thread(target=_watch_stdin, daemon=True).start()
     logs.setup(arguments.log_level)
@@ -142,11 +142,6 @@ def _options(arguments: argparse.Namespace) -> dict[str, Any]:
         name: value for name in LIMITS if (value := getattr(arguments, spelled(name))) is not None
     }
     return found | {"limits": Limits(**limits)}
-
-
-def _quit(number: int, frame: FrameType | None) -> NoReturn:
-    os.write(sys.stderr.fileno(), b"secure-quant: interrupted\n")
-    os._exit(128 + number)
 
 
 def _watch_stdin() -> None:
