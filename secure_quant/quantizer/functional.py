@@ -150,7 +150,14 @@ def _overload(node: Node) -> Any:
     if not name.endswith("_") or name.endswith("__"):
         return None
     packet = getattr(aten, name[:-1], None)
-    return getattr(packet, target._overloadname, None) if packet else None
+    found = getattr(packet, target._overloadname, None) if packet else None
+    # pow.Scalar is another function than pow_.Scalar: its number comes first.
+    same = found is not None and _arguments(found) == _arguments(target)
+    return found if same else None
+
+
+def _arguments(target: Any) -> list[tuple[str, str]]:
+    return [(each.name, str(each.type)) for each in target._schema.arguments]
 
 
 def _is_simple(node: Node) -> bool:

@@ -150,6 +150,24 @@ def _fill(edit: Mover, node: Node) -> Node:
     return edit.constant(torch.full((1, *sample), float(value)))  # type: ignore[arg-type]
 
 
+def _index_write(edit: Mover, node: Node) -> Node:
+    """index_copy, or index_fill with one value."""
+    base: Node = argument(node, 0, "self")
+    axis = edit.axis(argument(node, 1, "dim"), rank_of(node))
+    places = constant_places(edit, node, argument(node, 2, "index"), length(base, axis))
+    source = argument(node, 3, "source")
+    if node.target is aten.index_copy.default:
+        if len(set(places)) != len(places):
+            raise unsupported(node, "a place that is written twice", "write each place once")
+    else:
+        value = edit.value(source) if isinstance(source, Node) else torch.tensor(float(source))
+        if value is None:
+            raise unsupported(node, "a fill with a value that depends on the input")
+        places = sorted(set(places))
+        source = edit.constant(value.reshape([1] * rank_of(node)))
+    return _write(edit, base, source, axis, places)
+
+
 def _masked_fill(edit: Mover, node: Node) -> Node:
     return _choose(
         edit, node, argument(node, 1, "mask"), argument(node, 2, "value"), argument(node, 0, "self")
@@ -280,5 +298,8 @@ _RULES: dict[Any, Callable[[Mover, Node], Node]] = REARRANGE | {
     aten.matmul.default: _as_data,
     aten.bmm.default: _as_data,
     aten.scaled_dot_product_attention.default: _as_data,
+    aten.index_copy.default: _index_write,
+    aten.index_fill.int_Scalar: _index_write,
+    aten.index_fill.int_Tensor: _index_write,
     aten.index_put.default: _index_put,
 }

@@ -176,7 +176,37 @@ def clone(h, x):
     return h * v
 
 
+def index_filled(h, x):
+    h.index_fill_(1, torch.tensor([3, 1, 3]), 2.0)
+
+
+def index_copied(h, x):
+    h.index_copy_(1, torch.tensor([3, 1]), x[:, :2])
+
+
+def view_of_a_view(h, x):
+    v = h[:, 2:6]
+    v[:, 1:3].mul_(0)
+    v.add_(1)
+
+
+def powers(h, x):
+    h.sub_(h.mean(1, keepdim=True))
+    h.pow_(2)
+    h[:, :4].neg_()
+
+
+def exchanged(h, x):
+    h[:, [1, 2]], h[:, [3, 4]] = h[:, [3, 4]], h[:, [1, 2]]
+
+
+def in_a_loop(h, x):
+    for i in range(3):
+        h[:, i] = h[:, i + 1] * 2
+
+
 WRITES = [
+    index_filled, index_copied, view_of_a_view, powers, exchanged, in_a_loop,
     halves, halves_added, uneven, transposed, matrix, rows, unbound, number, column, negative,
     seen_later, both_ways, not_seen, steps, steps_added, masked, placed, filled, into_the_input,
     input_added, diagonal, diagonal_filled, onto_zeros, onto_sized_zeros, onto_memory, narrowed,
