@@ -5,9 +5,10 @@ right.
     python bench/chaos.py --kills 3 --border none --clients 4
 
 A role that is killed is started again at once, as a supervisor would; lanes and evaluation
-processes are their fronts' business. Healing is counted from the signal to the first right answer
-after which no call fails for a while. Prints one JSON object: for each target the seconds of every
-kill, their median and most; answers right and wrong; failed calls by the name of their error.
+processes are their fronts' business. A stuck one gets SIGSTOP in place of SIGKILL. Healing is
+counted from the signal to the first right answer after which no call fails for a while. Prints one
+JSON object: for each target the seconds of every kill, their median and most; answers right and
+wrong; failed calls by the name of their error.
 """
 
 from __future__ import annotations
@@ -43,8 +44,16 @@ CALL_S = 2.0
 PATIENCE_S = 90.0
 QUIET_S = 1.5
 TARGETS = {
-    "mpc": ("lane of party0", "lane of party1", "dealer", "party0", "party1"),
-    "he": ("worker of he", "he"),
+    "mpc": (
+        "lane of party0",
+        "lane of party1",
+        "stuck lane of party0",
+        "stuck lane of party1",
+        "dealer",
+        "party0",
+        "party1",
+    ),
+    "he": ("worker of he", "stuck worker of he", "he"),
 }
 
 
@@ -117,7 +126,7 @@ def kill(cluster: Cluster, target: str) -> float:
     front = cluster.processes[role]
     if place:
         victim = next(worker for template in children(front.pid) for worker in children(template))
-        os.kill(victim, signal.SIGKILL)
+        os.kill(victim, signal.SIGSTOP if place.startswith("stuck") else signal.SIGKILL)
         return time.monotonic()
     front.kill()
     at = time.monotonic()

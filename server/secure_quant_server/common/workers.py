@@ -39,7 +39,7 @@ SILENCE_S = STUCK_S - 2 * BEAT_S
 BUSY_S = 120.0
 """Longest silence of a worker that computes; its caller's own limit is usually shorter."""
 BUSY_SHARE = 0.05
-"""Of the silence, in CPU time: less is a worker that hangs."""
+"""Of the silence, in CPU time: with less, a worker hangs, unless it waits for a core or a disk."""
 START_S = 120.0
 FORK_S = 5.0
 STOP_S = 3.0
@@ -129,7 +129,8 @@ class Worker:
                 # This process was the one that did not run: what it was told is yet to be read.
                 self._heard, self._busy = now, cpu_seconds(self.pid)
             silence, computed = now - self._heard, cpu_seconds(self.pid) - self._busy
-            hangs = self._spoke and computed < BUSY_SHARE * silence
+            idle = computed < BUSY_SHARE * silence and _stat(self.pid)[0] not in ("R", "D")
+            hangs = self._spoke and idle
             if silence > (SILENCE_S if hangs else BUSY_S):
                 raise InternalError("the worker hangs", got=f"{silence:.1f} s of silence")
 
@@ -152,13 +153,18 @@ class Worker:
 
 
 def cpu_seconds(pid: int) -> float:
-    """User and system time of a process so far; 0 if it has gone. See proc(5), ``stat``."""
+    """User and system time of a process so far; 0 if it has gone."""
+    user, system = _stat(pid)[11:13]
+    return (int(user) + int(system)) / os.sysconf("SC_CLK_TCK")
+
+
+def _stat(pid: int) -> list[str]:
+    """State, and what follows it in proc(5), ``stat``; X for a process that has gone."""
     try:
         stat = Path(f"/proc/{pid}/stat").read_text()
     except OSError:
-        return 0.0
-    user, system = stat.rpartition(")")[2].split()[11:13]  # a name may hold spaces
-    return (int(user) + int(system)) / os.sysconf("SC_CLK_TCK")
+        return ["X", *["0"] * 12]
+    return stat.rpartition(")")[2].split()  # a name may hold spaces
 
 
 class Template:

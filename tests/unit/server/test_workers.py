@@ -112,6 +112,22 @@ def test_a_template_with_threads_starts_workers_cold(tmp_path, monkeypatch) -> N
     run(work())
 
 
+def test_a_template_may_start_before_there_is_a_loop() -> None:
+    used, unused = Template(kind()), Template(kind())
+    for made in (used, unused):
+        made.launch()
+
+    async def work() -> None:
+        worker = await used.start(0)
+        assert await ask(worker, "process")
+        assert await worker.end(5.0) == 0
+        processes = [made._process for made in (used, unused)]
+        await asyncio.gather(used.stop(), unused.stop())
+        assert [process.returncode for process in processes] == [0, 0]
+
+    run(work())
+
+
 def test_signals_to_the_group_are_the_fronts_to_act_on() -> None:
     async def work() -> None:
         async with template() as made:
