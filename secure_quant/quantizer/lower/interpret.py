@@ -158,7 +158,7 @@ class Lowering:
         def function(v: Any) -> Any:
             x = torch.from_numpy(v)
             values = {n: torch.from_numpy(t.apply(v)) for n, t in zip(terms, found, strict=True)}
-            values |= {n: c.double() for n, c in constants.items()}
+            values |= {n: c.double().reshape(()) for n, c in constants.items()}
             args = torch.fx.map_arg(node.args, values.__getitem__)
             kwargs = torch.fx.map_arg(node.kwargs, values.__getitem__)
             return node.target(*args, **kwargs).to(x.dtype).numpy()  # type: ignore[operator]

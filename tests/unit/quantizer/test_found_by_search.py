@@ -38,7 +38,14 @@ def writes_through_a_dropout(m, x):
     return h.sigmoid_() + m.a(x)
 
 
+def constant_of_one_value_with_axes(m, x):
+    return torch.relu(torch.full((1, 1, 1), 0.3) - m.a(x))
+
+
 CASES = {
+    "a constant of one value that has axes": (
+        lambda: Call(constant_of_one_value_with_axes, a=nn.Linear(8, 5)), (1, 9, 8),
+    ),
     "a dropout in eval mode is its input itself": (
         lambda: Call(writes_through_a_dropout, drop=nn.Dropout(), a=nn.Linear(12, 12)), (12,),
     ),
