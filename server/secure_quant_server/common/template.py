@@ -138,11 +138,19 @@ def _start(
             each.close()
         become(entry, descriptor, options)
     os.close(descriptor)
-    handles = [os.pidfd_open(pid)] if hasattr(os, "pidfd_open") else []
+    handles = _handles(pid)
     told = json.dumps({"started": pid, "warm": warm}).encode()
     socket.send_fds(ours[0], [told], handles)
     for handle in handles:
         os.close(handle)
+
+
+def _handles(pid: int) -> list[int]:
+    """A descriptor that stands for the process, where there are such: not in every sandbox."""
+    try:
+        return [os.pidfd_open(pid)]
+    except (AttributeError, OSError):
+        return []
 
 
 def _cold(entry: str, options: dict[str, Any], descriptor: int) -> int:
@@ -171,7 +179,8 @@ def _noticed(number: int, frame: FrameType | None) -> None:
 
 def _name(name: str) -> None:
     """As ps and top show it."""
-    Path("/proc/self/comm").write_text(name[:NAME_LENGTH])
+    with suppress(OSError):
+        Path("/proc/self/comm").write_text(name[:NAME_LENGTH])
 
 
 if __name__ == "__main__":

@@ -156,6 +156,31 @@ def test_a_dead_worker_is_known_at_once() -> None:
     run(work())
 
 
+def test_where_processes_have_no_handles_their_ends_are_told_all_the_same(
+    tmp_path, monkeypatch
+) -> None:
+    (tmp_path / "sandbox.py").write_text(
+        "import errno, os\n"
+        "def refuse(pid):\n    raise OSError(errno.ENOSYS, 'no such call')\n"
+        "os.pidfd_open = refuse\n"
+    )
+    path = os.pathsep.join([str(Path(__file__).parents[2]), str(tmp_path)])
+    monkeypatch.setenv("PYTHONPATH", path)
+
+    async def work() -> None:
+        async with template(kind((MODULE, "sandbox"))) as made:
+            first, second = await made.start(0), await made.start(1)
+            await ask(first, "process")
+            assert first.alive
+            os.kill(first.pid, signal.SIGKILL)
+            assert await asyncio.wait_for(first.ended, 10) == -signal.SIGKILL
+            assert not first.alive
+            await first.end()
+            assert await second.end() == -signal.SIGKILL
+
+    run(work())
+
+
 def test_what_a_worker_raises_is_logged_by_its_type(capfd) -> None:
     async def work() -> int | None:
         async with template() as made:
