@@ -42,7 +42,14 @@ def constant_of_one_value_with_axes(m, x):
     return torch.relu(torch.full((1, 1, 1), 0.3) - m.a(x))
 
 
+def squeezed(m, x):
+    return m.a(x).squeeze()
+
+
 CASES = {
+    "squeeze takes the batch axis of a single sample too": (
+        lambda: Call(squeezed, a=nn.Linear(8, 5)), (1, 8),
+    ),
     "a constant of one value that has axes": (
         lambda: Call(constant_of_one_value_with_axes, a=nn.Linear(8, 5)), (1, 9, 8),
     ),
