@@ -93,7 +93,7 @@ def quantized(model: Any, data: zoo.Split, options: dict[str, Any], seed: int) -
     if options.get("mode") == "qat":
         training = Training(epochs=2, seed=seed)
         return quantize(model, data.train_x, targets=data.train_y, training=training, **options)
-    return quantize(model, data.train_x[:CALIBRATION], **options)
+    return quantize(model, data.train_x[:CALIBRATION], max_error=float("inf"), **options)
 
 
 def shares(model: Any, graph: Graph) -> tuple[float, float]:

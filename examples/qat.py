@@ -35,8 +35,8 @@ def main() -> None:
         floats = model(torch.from_numpy(data.test_x)).numpy()
 
     # After training, with one scale for all weights of a layer (grid=1) and for all its
-    # activations: the small channels are rounded away.
-    static = sq.quantize(model, data.train_x[:256], grid=1)
+    # activations: the small channels are rounded away. Without max_error this would be refused.
+    static = sq.quantize(model, data.train_x[:256], grid=1, max_error=float("inf"))
 
     # In training: each step rounds as the integers will, gradients pass straight through, and the
     # weights learn to live with it.
