@@ -185,10 +185,21 @@ class JointMaximum:
         opened = (self.variables,) if self.variables else ()
         return tuple((*opened, 1, self.gate.bits) for _ in self.gate.tournament)
 
+    def payload_bytes(self, batch: int) -> tuple[int, ...]:
+        """Of every round online, as each party sends."""
+        levels = zip(self.counts(batch), self.payload_bits(), strict=True)
+        return tuple(packed_bytes(n, bits) for n, parts in levels for bits in parts)
+
     # ---- ahead of time
 
-    def make(self, pairing: Pairing, mask: Ring) -> Joint[MadeMaximum]:
-        """mask: own share of the input's, uint64[batch, *source]. The pairing has ``cots`` in
+    def fresh(self, pairing: Pairing, batch: int) -> Ring:
+        """An own share of the output's mask, uint64[batch, *shape]."""
+        words = pairing.random(batch * self.gate.outputs)
+        return reduce(words, self.gate.bits).reshape(batch, *self.gate.shape)
+
+    def make(self, pairing: Pairing, mask: Ring, fresh: Ring) -> Joint[MadeMaximum]:
+        """mask: own share of the input's, uint64[batch, *source]. fresh: of the output's, unless
+        there is but one candidate, which then passes with its own. The pairing has ``cots`` in
         stock. All levels at once: every mask is drawn fresh. Raises MalformedMessage,
         PairingSpent."""
         gate, batch = self.gate, len(mask)
@@ -196,7 +207,10 @@ class JointMaximum:
         for level in gate.tournament:
             pairs = now[..., : 2 * level.groups]
             first, second = (np.ascontiguousarray(pairs[..., i::2]).reshape(-1) for i in (0, 1))
-            out = reduce(pairing.random(first.size), gate.bits)
+            if level is gate.tournament[-1]:
+                out = fresh.reshape(-1)
+            else:
+                out = reduce(pairing.random(first.size), gate.bits)
             runs.append(self._comparison(pairing, (first, second), out))
             winners = out.reshape(batch, gate.outputs, level.groups)
             now = np.concatenate([winners, now[..., 2 * level.groups :]], axis=-1)

@@ -136,9 +136,14 @@ class JointRequantize:
 
     # ---- the protocol
 
-    def make(self, pairing: Pairing, mask: Ring) -> Joint[Made]:
-        """mask: own share of the accumulator's, uint64[batch, *shape], mod 2^k or more. The pairing
-        has ``cots`` in stock. Raises MalformedMessage, PairingSpent."""
+    def fresh(self, pairing: Pairing, batch: int) -> Ring:
+        """An own share of the output's mask, uint64[batch, *shape]."""
+        words = pairing.random(batch * self.gate.elements)
+        return reduce(words, self.gate.bits).reshape(batch, *self.gate.shape)
+
+    def make(self, pairing: Pairing, mask: Ring, out: Ring) -> Joint[Made]:
+        """mask: own share of the accumulator's, uint64[batch, *shape], mod 2^k or more. out: of the
+        output's. The pairing has ``cots`` in stock. Raises MalformedMessage, PairingSpent."""
         gate, look, party = self.gate, self.gate.look, pairing.party
         batch = len(mask)
         columns = pairing.columns(self.choosers, batch * gate.elements)
@@ -160,7 +165,7 @@ class JointRequantize:
         )  # fmt: skip
         hots[0] = prefixes(hots[0], look.borrow.digits[0]) if look.shift else hots[0]
         free = self._free(masks, lifts, self._mu(lifts, drawn), delta)
-        return self._laid(pairing, batch, hots, offset, lift, record, free)
+        return self._laid(pairing.party, out, hots, offset, lift, record, free)
 
     def _offset(self, rho: Sequence[Column], scaled: Words, party: int) -> Joint[Words]:
         ring = self.gate.look.ring
@@ -237,11 +242,11 @@ class JointRequantize:
         return found
 
     def _laid(
-        self, pairing: Pairing, batch: int, hots: list[Words], offset: Words, lift: list[Words],
+        self, party: int, out: Ring, hots: list[Words], offset: Words, lift: list[Words],
         record: Words, free: Words,
     ) -> Made:  # fmt: skip
         """Everything where the dealer would have put it."""
-        gate, look, n = self.gate, self.gate.look, self.gate.elements
+        gate, look, n, batch = self.gate, self.gate.look, self.gate.elements, len(out)
         count = len(look.borrow.digits)
         sizes = [gate.bits - j for j in range(look.out_bits) if gate.bits > j]
         lifted = joined_bits(list(zip(lift, sizes, strict=False)), batch * n)
@@ -253,11 +258,5 @@ class JointRequantize:
                 for row in range(batch):
                     words = dealt[row, place // 64 :]
                     kernels.join(values[row * n : (row + 1) * n], bits, words)
-        masks = pairing.random(batch * n).reshape(batch, n)
-        side = Side(
-            pairing.party, batch, np.concatenate([free.reshape(batch, n), masks], axis=1),
-            list(dealt),
-        )  # fmt: skip
-        return Made(
-            side, offset.reshape(batch, n), reduce(masks, gate.bits).reshape(batch, *gate.shape)
-        )
+        words = np.concatenate([free.reshape(batch, n), out.reshape(batch, n)], axis=1)
+        return Made(Side(party, batch, words, list(dealt)), offset.reshape(batch, n), out)

@@ -159,6 +159,74 @@ class _He:
         return values
 
 
+class OneHost:
+    """A client and one host, without a dealer, in one process: one pairing for all cases."""
+
+    may_refuse = frozenset({*(op.__name__ for op in ops.DYNAMIC), "MatMul", "Mul"})
+
+    def __init__(self) -> None:
+        self._pairs: list = []
+
+    def __repr__(self) -> str:
+        return "onehost"
+
+    def prepare(self, graph: Graph) -> Prepared:
+        from secure_quant.onehost.cot import Pairing
+
+        if not self._pairs:
+            self._pairs = _exchanged([Pairing.make(i) for i in range(2)])[0]
+        return _OneHost(graph, self._pairs)
+
+
+class _OneHost:
+    def __init__(self, graph: Graph, pairs: list) -> None:
+        from secure_quant.onehost.plan import plan
+        from secure_quant.onehost.program import ClientProgram, Host, HostProgram
+        from secure_quant_client.onehost.masks import MaskKeys
+
+        self.plan = plan(graph.public())
+        masked = self.plan.masked
+        self.client = ClientProgram(
+            self.plan, pairs[0], lambda name, r: MaskKeys(masked).share(name, r)
+        )
+        self.server = HostProgram(self.plan, pairs[1], Host(graph, self.plan))
+
+    def run(self, q: np.ndarray) -> Integers:
+        cost = self.plan.cost(len(q))
+        ends = (self.client, self.server)
+        filled = self.client.pairing.fill_bytes(*cost.cots)
+        items, sent = _exchanged([end.prepare(len(q)) for end in ends])
+        assert [a - b for a, b in zip(sent, filled, strict=True)] == [
+            cost.material_up, cost.material_down
+        ]  # fmt: skip
+        made, sent = _exchanged(
+            [self.client.run(items[0], q.astype(np.int8)), self.server.run(items[1])]
+        )
+        assert sent == [cost.online_up, cost.online_down]
+        return {self.plan.graph.output.name: made[0]}
+
+
+def _exchanged(runs) -> tuple[list, list[int]]:
+    """Both ends of a joint protocol to their end: (results, bytes that each sent)."""
+    messages: list[bytes | None] = [None, None]
+    results: list = [None, None]
+    sent = [0, 0]
+    while True:
+        made = []
+        for i, run in enumerate(runs):
+            try:
+                made.append(run.send(messages[i]))
+            except StopIteration as stop:
+                results[i] = stop.value
+        if not made:
+            return results, sent
+        assert len(made) == 2, "one end stopped before the other"
+        assert len(made[0].sent) == made[1].expected
+        assert len(made[1].sent) == made[0].expected
+        messages = [made[1].sent, made[0].sent]
+        sent = [total + len(each.sent) for total, each in zip(sent, made, strict=True)]
+
+
 EXECUTORS = (
     Reference(),
     Mpc("latency"),
@@ -167,4 +235,5 @@ EXECUTORS = (
     He("latency"),
     He("traffic"),
     He("latency", "T1-strict"),
+    OneHost(),
 )

@@ -27,7 +27,7 @@ from secure_quant.mpc.protocol.gates.product import ProductGate
 from secure_quant.mpc.protocol.gates.requantize import RequantizeGate
 from secure_quant.mpc.protocol.tables import Lookup, choose
 
-__all__ = ["STREAM_BYTES", "MpcPlan", "Objective", "Uses", "plan"]
+__all__ = ["STREAM_BYTES", "MpcPlan", "Objective", "Planner", "Uses", "plan"]
 
 Objective = Literal["latency", "balanced", "traffic"]
 """What the planner spares: rounds; material, at a few more rounds; every byte."""
@@ -174,13 +174,15 @@ def plan(
                 hint="quantize with mode='static' or 'weight-only', or serve it under homomorphic"
                 " encryption",
             )
-    made = _Planner(graph.public(), objective).plan()
+    made = Planner(graph.public(), objective).plan()
     if streamed is None:
         streamed = 8 * made.dealt_words > STREAM_BYTES
     return replace(made, streamed=streamed)
 
 
-class _Planner:
+class Planner:
+    """The gates of a graph, rings chosen from its end."""
+
     def __init__(self, graph: Graph, objective: Objective) -> None:
         self.graph, self.objective = graph, objective
         self.rings: dict[str, int] = {node.name: 1 for node in graph.nodes}
@@ -196,7 +198,7 @@ class _Planner:
         """Raise the rings of the node's inputs to what the node needs."""
         need = self.rings[node.name]
         if isinstance(node, ops.Output):
-            need = SHARE_BITS
+            need = self.answered(node)
         elif isinstance(node, ops.Requantize):
             look = choose(node, self.graph.values[node.inputs[0]].centred, self.objective, need)
             self.looks[node.name] = look
@@ -205,6 +207,10 @@ class _Planner:
             need = self.rings[node.name] = max(need, self._compared(node))
         for name in node.inputs:
             self.rings[name] = max(self.rings[name], need)
+
+    def answered(self, node: ops.Output) -> int:
+        """Ring of what the Output reads."""
+        return SHARE_BITS
 
     def _compared(self, node: ops.Node) -> int:
         x = self.graph.values[node.inputs[0]].range
@@ -283,21 +289,21 @@ class _Planner:
         )  # fmt: skip
 
 
-_MAKERS: dict[type[ops.Node], Callable[[_Planner, Any], Gate]] = {
-    ops.Input: _Planner.input,
-    ops.Linear: _Planner.linear,
-    ops.Conv2d: _Planner.linear,
-    ops.MatMul: _Planner.product,
-    ops.Mul: _Planner.product,
-    ops.Add: _Planner.local,
-    ops.SumPool: _Planner.local,
-    ops.ReduceSum: _Planner.local,
-    ops.Requantize: _Planner.requantize,
-    ops.MaxPool: _Planner.maximum,
-    ops.ReduceMax: _Planner.maximum,
-    ops.Reshape: _Planner.local,
-    ops.Transpose: _Planner.local,
-    ops.Slice: _Planner.local,
-    ops.Concat: _Planner.local,
-    ops.Output: _Planner.output,
+_MAKERS: dict[type[ops.Node], Callable[[Planner, Any], Gate]] = {
+    ops.Input: Planner.input,
+    ops.Linear: Planner.linear,
+    ops.Conv2d: Planner.linear,
+    ops.MatMul: Planner.product,
+    ops.Mul: Planner.product,
+    ops.Add: Planner.local,
+    ops.SumPool: Planner.local,
+    ops.ReduceSum: Planner.local,
+    ops.Requantize: Planner.requantize,
+    ops.MaxPool: Planner.maximum,
+    ops.ReduceMax: Planner.maximum,
+    ops.Reshape: Planner.local,
+    ops.Transpose: Planner.local,
+    ops.Slice: Planner.local,
+    ops.Concat: Planner.local,
+    ops.Output: Planner.output,
 }

@@ -19,7 +19,8 @@ def prepared(joint: Any, pairs: list[Pairing], masks: Any) -> tuple[list[Any], l
     batch = len(masks[0])
     wanted = joint.cots(batch)
     _, _, filled = both(pairs, lambda p: p.fill(*wanted))
-    one, two, sent = drive(*(joint.make(p, r) for p, r in zip(pairs, masks, strict=True)))
+    runs = [joint.make(p, r, joint.fresh(p, batch)) for p, r in zip(pairs, masks, strict=True)]
+    one, two, sent = drive(*runs)
     assert len(filled) == 1
     return [one, two], [sum(side) for side in zip(*sent, strict=True)]
 

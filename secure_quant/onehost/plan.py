@@ -1,0 +1,132 @@
+"""The public plan of a graph: its gates, the layouts of its linear layers, and what it costs."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+from math import prod
+
+from secure_quant.errors import OpNotSupported
+from secure_quant.ir import Graph, ops
+from secure_quant.mpc.protocol.cost import packed_bytes
+from secure_quant.mpc.protocol.gates.base import Gate
+from secure_quant.mpc.protocol.gates.edge import InputGate
+from secure_quant.mpc.protocol.gates.linear import LinearGate
+from secure_quant.mpc.protocol.gates.maximum import MaximumGate
+from secure_quant.mpc.protocol.gates.requantize import RequantizeGate
+from secure_quant.mpc.protocol.plan import Planner
+from secure_quant.onehost import masked
+from secure_quant.onehost.edge import JointInput
+from secure_quant.onehost.masked import MaskedPlan
+from secure_quant.onehost.maximum import JointMaximum
+from secure_quant.onehost.requantize import JointRequantize
+
+__all__ = ["NUMBER_BYTES", "Half", "OneHostCost", "OneHostPlan", "plan"]
+
+NUMBER_BYTES = 8
+"""By which both ends name the item they use."""
+Half = JointInput | JointRequantize | JointMaximum
+"""The joint half of a gate that is made of COTs."""
+
+
+@dataclass(frozen=True)
+class OneHostCost:
+    """Bytes from client to server (up) and back of one call. material: ahead of time, by products
+    and homomorphic encryption; the COTs' extension comes to it. cots: by chooser."""
+
+    cots: tuple[int, int]
+    material_up: int
+    material_down: int
+    online_up: int
+    online_down: int
+
+
+@dataclass(frozen=True, eq=False)
+class OneHostPlan:
+    """graph: public. gates: one per node, in the nodes' order. masked: of the linear layers."""
+
+    graph: Graph
+    gates: tuple[Gate, ...]
+    masked: MaskedPlan
+
+    @cached_property
+    def by_name(self) -> dict[str, Gate]:
+        return {gate.name: gate for gate in self.gates}
+
+    @cached_property
+    def halves(self) -> dict[str, Half]:
+        """Of every gate that takes COTs, by name, in the nodes' order."""
+        made: dict[str, Half] = {}
+        for gate in self.gates:
+            if isinstance(gate, InputGate):
+                made[gate.name] = JointInput(gate)
+            elif isinstance(gate, RequantizeGate):
+                made[gate.name] = JointRequantize(gate)
+            elif isinstance(gate, MaximumGate):
+                made[gate.name] = JointMaximum(gate)
+        return made
+
+    @property
+    def answer(self) -> Gate:
+        """What the Output reads."""
+        return self.by_name[self.graph.output.inputs[0]]
+
+    @property
+    def bare(self) -> str | None:
+        """The layer whose accumulators are the answer: masked by the client's share alone."""
+        return self.answer.name if isinstance(self.answer, LinearGate) else None
+
+    def cots(self, batch: int) -> tuple[int, int]:
+        """COTs of one call in which party 0 and party 1 choose."""
+        first, second = zip(*(half.cots(batch) for half in self.halves.values()), strict=True)
+        return sum(first), sum(second)
+
+    def cost(self, batch: int = 1) -> OneHostCost:
+        """Exact bytes of one call with ``batch`` samples."""
+        joint = [half.sent_bytes(batch) for half in self.halves.values()]
+        linear = self.masked.he.cost(batch)
+        up = down = NUMBER_BYTES
+        for gate in self.gates:
+            if isinstance(gate, LinearGate):
+                down += packed_bytes(batch * prod(gate.shape), gate.bits)
+                continue
+            half = self.halves.get(gate.name)
+            sizes = gate.payload_bytes(batch)
+            if isinstance(half, JointMaximum):
+                sizes = half.payload_bytes(batch)
+            up, down = up + sum(sizes), down + sum(sizes)
+        if not self.bare:
+            down += packed_bytes(batch * prod(self.answer.shape), self.answer.bits)
+        return OneHostCost(
+            self.cots(batch),
+            sum(one for one, _ in joint) + linear.bytes_up,
+            sum(two for _, two in joint) + linear.bytes_down,
+            up, down,
+        )  # fmt: skip
+
+
+def plan(graph: Graph, calls: int = 1000) -> OneHostPlan:
+    """calls: samples that one client may be served. Raises OpNotSupported."""
+    for node in graph.nodes:
+        if isinstance(node, (*ops.DYNAMIC, ops.MatMul, ops.Mul)):
+            at_run_time = isinstance(node, ops.DYNAMIC)
+            raise OpNotSupported(
+                f"{type(node).__name__} {node.name!r} with one host",
+                got="a scale chosen at run time" if at_run_time else "no gate for it yet",
+                hint="serve it under secret sharing or homomorphic encryption",
+            )  # fmt: skip
+    planner = _Planner(graph.public(), "traffic")
+    gates = planner.plan().gates
+    bits = {gate.name: gate.bits for gate in gates if isinstance(gate, LinearGate)}
+    return OneHostPlan(graph.public(), gates, masked.plan(graph, bits, calls))
+
+
+class _Planner(Planner):
+    """The answer's ring is that of its range, and every linear layer is opened."""
+
+    def answered(self, node: ops.Output) -> int:
+        reach = self.graph.values[node.inputs[0]].range
+        return max(reach.hi.bit_length(), (-reach.lo - 1).bit_length()) + 1
+
+    def opened(self, node: ops.Node) -> bool:
+        return True

@@ -1,0 +1,262 @@
+"""One end of the engine: material for a call ahead of time, and the call itself.
+
+Ahead of time every mask but those of linear layers is drawn fresh, so all layers' ciphertexts go up
+in one message, and then all gates run side by side: the number of exchanges does not depend on the
+depth of the model. Online a gate starts when its inputs are there.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Generator
+from dataclasses import dataclass, field
+from math import prod
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from secure_quant.errors import DtypeMismatch, MalformedMessage, MaterialReused, ShapeMismatch
+from secure_quant.he.evaluate import Evaluator
+from secure_quant.ir import Graph
+from secure_quant.mpc.protocol.cost import packed_bytes
+from secure_quant.mpc.protocol.gates.base import Gate, Side, Wire
+from secure_quant.mpc.protocol.gates.edge import OutputGate
+from secure_quant.mpc.protocol.gates.linear import LinearGate
+from secure_quant.mpc.protocol.gates.local import LocalGate
+from secure_quant.mpc.protocol.plan import Uses
+from secure_quant.mpc.protocol.ring import Ring, centred, reduce
+from secure_quant.onehost.cot import Pairing
+from secure_quant.onehost.edge import JointInput
+from secure_quant.onehost.exchange import Exchange, Joint, swap, together
+from secure_quant.onehost.linear import HostLinear, receive, serve_mask, words
+from secure_quant.onehost.maximum import JointMaximum
+from secure_quant.onehost.plan import NUMBER_BYTES, OneHostPlan
+from secure_quant.onehost.products import packed, unpacked
+from secure_quant.onehost.requantize import Made
+
+__all__ = ["ClientProgram", "Host", "HostProgram", "Item"]
+
+Int = NDArray[np.int64]
+Share = Callable[[str, Ring], Joint[Ring]]
+"""(layer, own share r of its input's mask) -> s = W·r - u: the client's keys do that."""
+
+
+@dataclass(eq=False)
+class Item:
+    """One party's material of one call. Used once. number: counted by the pairing's programs, alike
+    at both ends. masks, made: by gate."""
+
+    number: int
+    batch: int
+    masks: dict[str, Ring] = field(repr=False)
+    made: dict[str, Any] = field(repr=False)
+    used: bool = False
+
+
+class Host:
+    """The server's weights: of every linear layer in the clear."""
+
+    def __init__(self, graph: Graph, plan: OneHostPlan) -> None:
+        """graph: with parameters."""
+        self.evaluator = Evaluator(graph, plan.masked.he, skip_zeros=False)
+        self.layers = {
+            gate.name: HostLinear.of(
+                gate, graph.parameters[f"{gate.name}.weight"], graph.bias(gate.node)
+            )
+            for gate in plan.gates
+            if isinstance(gate, LinearGate)
+        }
+
+
+class _Program(ABC):
+    """What both ends do alike. One thread at a time."""
+
+    def __init__(self, plan: OneHostPlan, pairing: Pairing) -> None:
+        self.plan, self.pairing, self._items = plan, pairing, 0
+
+    def prepare(self, batch: int) -> Joint[Item]:
+        """Material for one call of ``batch`` samples. Raises MalformedMessage, PairingSpent."""
+        if batch < 1:
+            raise MalformedMessage("samples of a call", got=batch, expected=">= 1")
+        pairing = self.pairing
+        yield from pairing.fill(*self.plan.cots(batch))
+        masks: dict[str, Ring] = {}
+        for name, half in self.plan.halves.items():
+            if not isinstance(half, JointMaximum) or half.gate.tournament:
+                masks[name] = half.fresh(pairing, batch)
+        made = yield from self._linear(masks, batch)
+        runs: dict[str, Joint[Any]] = {}
+        for name, half in self.plan.halves.items():
+            if isinstance(half, JointInput):
+                runs[name] = half.make(pairing, masks[name])
+            else:
+                inner = masks[half.gate.inputs[0]]
+                runs[name] = half.make(pairing, inner, masks.get(name, inner))
+        results = yield from together(list(runs.values()))
+        self._items += 1
+        return Item(self._items, batch, masks, made | dict(zip(runs, results, strict=True)))
+
+    def _linear(self, masks: dict[str, Ring], batch: int) -> Joint[dict[str, Any]]:
+        """All linear layers, and with them every mask; those whose inputs are known at once."""
+        made: dict[str, Any] = {}
+        side = Side(self.pairing.party, batch, np.empty((batch, 0), np.uint64), [])
+        while True:
+            runs: dict[str, Joint[tuple[Ring, Any]]] = {}
+            for gate in self.plan.gates:
+                known = [masks[name] for name in gate.inputs if name in masks]
+                if gate.name in masks or len(known) < len(gate.inputs):
+                    continue
+                if isinstance(gate, LinearGate):
+                    runs[gate.name] = self._layer(gate, known[0])
+                elif isinstance(gate, LocalGate):
+                    own: list[Ring | None] = list(known)
+                    masks[gate.name] = Wire(mask=gate.offline(side, own)[1]).own
+                elif not isinstance(gate, OutputGate):  # a maximum of one candidate
+                    half = self.plan.halves[gate.name]
+                    if isinstance(half, JointMaximum):
+                        masks[gate.name] = half.gate.gather(known[0]).reshape(batch, *gate.shape)
+            if not runs:
+                return made
+            results = yield from together(list(runs.values()))
+            for name, (mask, state) in zip(runs, results, strict=True):
+                masks[name], made[name] = mask, state
+
+    @abstractmethod
+    def _layer(self, gate: LinearGate, r: Ring) -> Joint[tuple[Ring, Any]]:
+        """(own share of the mask, state) of a linear layer."""
+
+    @abstractmethod
+    def _opened(self, gate: LinearGate, state: Any, masked: Ring) -> Joint[Ring]:
+        """D of a linear layer."""
+
+    def _answer(self, item: Item, octets: NDArray[np.uint8]) -> Joint[Wire]:
+        """The wire that the Output reads; all gates that are ready share their messages."""
+        if item.used:
+            raise MaterialReused("an item of one-time material", got="a second use")
+        item.used = True
+        uses, values = Uses(self.plan.gates), dict[str, Wire]()
+        waiting = [gate for gate in self.plan.gates if not isinstance(gate, OutputGate)]
+        running: list[tuple[Gate | None, Joint[Any], Exchange]] = []
+
+        def step(gate: Gate | None, run: Joint[Any], message: bytes | None) -> None:
+            try:
+                exchange = next(run) if message is None else run.send(message)
+            except StopIteration as end:
+                if gate is not None:
+                    values[gate.name] = end.value
+            else:
+                running.append((gate, run, exchange))
+
+        step(None, _same_item(item.number), None)
+        while True:
+            for gate in list(waiting):  # in node order, so that whatever is local runs through
+                if all(name in values for name in gate.inputs):
+                    waiting.remove(gate)
+                    inputs = [values[name] for name in gate.inputs] or [Wire(octets=octets)]
+                    uses.release(gate, values)
+                    step(gate, self._run(gate, item, inputs), None)
+            if not running:
+                return values[self.plan.answer.name]
+            now, running = running, []
+            whole = b"".join(exchange.sent for _, _, exchange in now)
+            peer = yield from swap(whole, sum(exchange.expected for _, _, exchange in now))
+            place = 0
+            for gate_, run, exchange in now:
+                step(gate_, run, peer[place : place + exchange.expected])
+                place += exchange.expected
+
+    def _run(self, gate: Gate, item: Item, inputs: list[Wire]) -> Joint[Wire]:
+        mask = item.masks[gate.name]
+        made: Any = item.made.get(gate.name)
+        if isinstance(gate, LinearGate):
+            return self._linear_online(gate, made, inputs[0], mask)
+        half = self.plan.halves.get(gate.name)
+        if isinstance(half, JointMaximum):
+            return _even(half.online(made, inputs[0]))
+        if isinstance(made, Made):
+            return _even(gate.online(made.side, made.offset, mask, inputs))
+        return _even(gate.online(made, None, mask, inputs))
+
+    def _linear_online(self, gate: LinearGate, state: Any, x: Wire, mask: Ring) -> Joint[Wire]:
+        return Wire((yield from self._opened(gate, state, x.public)), mask)
+
+
+class ClientProgram(_Program):
+    """Party 0: it has the input and gets the answer."""
+
+    def __init__(self, plan: OneHostPlan, pairing: Pairing, share: Share) -> None:
+        super().__init__(plan, pairing)
+        self._share = share
+
+    def run(self, item: Item, q: NDArray[np.int8]) -> Joint[Int]:
+        """int8[batch, *input shape] -> the integers at the Output, int64[batch, *output shape].
+
+        Raises ShapeMismatch, DtypeMismatch, MaterialReused, MalformedMessage.
+        """
+        expected = (item.batch, *self.plan.graph.input.shape)
+        if q.dtype != np.int8:
+            raise DtypeMismatch("input", got=q.dtype, expected="int8")
+        if q.shape != expected:
+            raise ShapeMismatch("input", got=q.shape, expected=expected)
+        wire = yield from self._answer(item, np.ascontiguousarray(q).view(np.uint8))
+        gate, made = self.plan.answer, wire.public - wire.own
+        if not self.plan.bare:
+            size = packed_bytes(made.size, gate.bits)
+            theirs = unpacked((yield from swap(b"", size)), made.size, gate.bits)
+            made = made - theirs.reshape(made.shape)
+        return centred(reduce(made, gate.bits), gate.bits)
+
+    def _layer(self, gate: LinearGate, r: Ring) -> Joint[tuple[Ring, Any]]:
+        s = yield from self._share(gate.name, reduce(r, gate.bits))
+        return s, None
+
+    def _opened(self, gate: LinearGate, state: Any, masked: Ring) -> Joint[Ring]:
+        return (yield from receive(gate, len(masked)))
+
+
+class HostProgram(_Program):
+    """Party 1: it has the weights and learns nothing."""
+
+    def __init__(self, plan: OneHostPlan, pairing: Pairing, host: Host) -> None:
+        super().__init__(plan, pairing)
+        self._host = host
+
+    def run(self, item: Item) -> Joint[None]:
+        """Raises MaterialReused, MalformedMessage."""
+        shape = (item.batch, *self.plan.graph.input.shape)
+        wire = yield from self._answer(item, np.zeros(shape, np.uint8))
+        if not self.plan.bare:
+            gate = self.plan.answer
+            yield from swap(packed(reduce(wire.own, gate.bits).reshape(-1, 1), gate.bits), 0)
+
+    def _layer(self, gate: LinearGate, r: Ring) -> Joint[tuple[Ring, Any]]:
+        masked, batch, layer = self.plan.masked, len(r), self._host.layers[gate.name]
+        random = self.pairing.random(words(masked, gate.name, batch))
+        u = yield from serve_mask(masked, self._host.evaluator, gate.name, batch, random)
+        if gate.name == self.plan.bare:
+            return np.zeros((batch, *gate.shape), np.uint64), layer.state(r, u, None)
+        fresh = self.pairing.random(batch * prod(gate.shape)).reshape(batch, *gate.shape)
+        z = reduce(fresh, gate.bits)
+        return z, layer.state(r, u, z)
+
+    def _opened(self, gate: LinearGate, state: Any, masked: Ring) -> Joint[Ring]:
+        return (yield from self._host.layers[gate.name].send(state, masked))
+
+
+def _even(run: Generator[bytes, bytes, Wire]) -> Joint[Wire]:
+    """A gate's rounds, in which both parties send alike."""
+    try:
+        sent = next(run)
+        while True:
+            sent = run.send((yield from swap(sent, len(sent))))
+    except StopIteration as end:
+        made: Wire = end.value
+        return made
+
+
+def _same_item(number: int) -> Joint[None]:
+    """Both ends name the item they use. Raises MalformedMessage where they differ."""
+    own = number.to_bytes(NUMBER_BYTES, "little")
+    if (yield from swap(own, NUMBER_BYTES)) != own:
+        raise MalformedMessage("the peer's item of material", expected=number, hint="burn both")

@@ -1,0 +1,156 @@
+"""Whole graphs between two ends in one process, against the reference."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+
+from secure_quant import reference
+from secure_quant.errors import (
+    DtypeMismatch,
+    MalformedMessage,
+    MaterialReused,
+    OpNotSupported,
+    ShapeMismatch,
+)
+from secure_quant.ir import Graph
+from secure_quant.onehost.cot import Pairing
+from secure_quant.onehost.plan import OneHostPlan, plan
+from secure_quant.onehost.program import ClientProgram, Host, HostProgram
+from secure_quant_client.onehost.masks import MaskKeys
+from tests.unit.mpc.protocol import graphs
+from tests.unit.onehost.drive import drive, pair
+
+GRAPHS = ("lenet", "mlp", "single", "identity", "activation_out", "average")
+
+
+class Ends:
+    """A client and a server of one graph."""
+
+    def __init__(self, graph: Graph, pairs: list[Pairing], calls: int = 1000) -> None:
+        self.graph, self.plan = graph, plan(graph.public(), calls)
+        self.pairs = pairs
+        self.host = Host(graph, self.plan)
+        self.server = HostProgram(self.plan, pairs[1], self.host)
+        self.client = ClientProgram(self.plan, pairs[0], self._share)
+
+    def _share(self, name: str, r: Any) -> Any:
+        return MaskKeys(self.plan.masked).share(name, r)
+
+    def prepare(self, batch: int) -> Any:
+        """(client's item, server's item, bytes of the extension, of the rest)."""
+        wanted = self.plan.cots(batch)
+        filled = self.pairs[0].fill_bytes(*wanted)
+        one, two, sent = drive(self.client.prepare(batch), self.server.prepare(batch))
+        assert sent[0] == filled
+        return one, two, [sum(side) for side in zip(*sent[1:], strict=True)]
+
+    def infer(self, q: Any) -> Any:
+        one, two, offline = self.prepare(len(q))
+        got, nothing, sent = drive(self.client.run(one, q), self.server.run(two))
+        assert nothing is None
+        cost = self.plan.cost(len(q))
+        assert offline == [cost.material_up, cost.material_down]
+        assert [sum(side) for side in zip(*sent, strict=True)] == [cost.online_up, cost.online_down]
+        return got
+
+
+@pytest.fixture(scope="module")
+def pairs() -> list[Pairing]:
+    return pair()
+
+
+def inputs(graph: Graph, batch: int, seed: int = 0) -> Any:
+    rng = np.random.default_rng(seed)
+    q = rng.integers(-128, 128, (batch, *graph.input.shape))
+    q[0] = 127
+    return q.astype(np.int8)
+
+
+@pytest.mark.parametrize("name", GRAPHS)
+@pytest.mark.parametrize("batch", [1, 3])
+def test_graphs_are_exact(name: str, batch: int, pairs: list[Pairing]) -> None:
+    graph = graphs.ALL[name]()
+    q = inputs(graph, batch)
+    got = Ends(graph, pairs).infer(q)
+    assert np.array_equal(got, reference.run_int(graph, q))
+
+
+def test_a_model_with_every_kind_of_reader(pairs: list[Pairing]) -> None:
+    """Several inferences over one pairing, each with an item of its own."""
+    ends = Ends(graphs.activation_out(), pairs)
+    for seed in range(4):
+        q = inputs(ends.graph, 2, seed)
+        assert np.array_equal(ends.infer(q), reference.run_int(ends.graph, q))
+
+
+def test_exchanges_ahead_of_time_do_not_grow_with_depth(pairs: list[Pairing]) -> None:
+    counts = []
+    for make in (graphs.mlp, graphs.lenet):
+        ends = Ends(make(), pairs)
+        _, _, sent = drive(ends.client.prepare(1), ends.server.prepare(1))
+        counts.append(len(sent))
+    assert max(counts) <= 13
+
+
+def test_an_item_serves_once_and_both_ends_name_it(pairs: list[Pairing]) -> None:
+    ends = Ends(graphs.single(), pairs)
+    q = inputs(ends.graph, 1)
+    first, second = ends.prepare(1), ends.prepare(1)
+    with pytest.raises(MalformedMessage, match="item of material"):
+        drive(ends.client.run(first[0], q), ends.server.run(second[1]))
+    for used in (ends.client.run(first[0], q), ends.server.run(second[1])):
+        with pytest.raises(MaterialReused):
+            next(used)
+
+
+def test_inputs_are_checked(pairs: list[Pairing]) -> None:
+    ends = Ends(graphs.single(), pairs)
+    item, _, _ = ends.prepare(1)
+    with pytest.raises(DtypeMismatch):
+        next(ends.client.run(item, np.zeros((1, 32), np.int64)))
+    with pytest.raises(ShapeMismatch):
+        next(ends.client.run(item, np.zeros((2, 32), np.int8)))
+    with pytest.raises(MalformedMessage):
+        next(ends.client.prepare(0))
+
+
+@pytest.mark.parametrize("name", ["attention", "square"])
+def test_what_has_no_gate_yet_is_refused(name: str) -> None:
+    with pytest.raises(OpNotSupported, match="one host"):
+        plan(graphs.ALL[name]().public())
+
+
+def test_only_the_answer_itself_goes_unmasked() -> None:
+    def of(name: str) -> OneHostPlan:
+        return plan(graphs.ALL[name]().public())
+
+    assert of("lenet").bare == "f3"
+    assert of("activation_out").bare is None
+    assert of("average").bare is None
+
+
+def test_views_do_not_depend_on_the_input(pairs: list[Pairing]) -> None:
+    """All that the server receives online, over many runs of two inputs: every byte as often."""
+    ends = Ends(graphs.identity(), pairs)
+    n, seen = 300, []
+    for value in (-128, 127):
+        q = np.full((n, *ends.graph.input.shape), value, np.int8)
+        one, two, _ = ends.prepare(n)
+        runs, messages = (ends.client.run(one, q), ends.server.run(two)), [None, None]
+        heard = []
+        while True:
+            try:
+                sent = [
+                    next(run) if m is None else run.send(m)
+                    for run, m in zip(runs, messages, strict=True)
+                ]
+            except StopIteration:
+                break
+            heard.append(np.frombuffer(sent[0].sent, np.uint8))
+            messages = [sent[1].sent, sent[0].sent]
+        bits = np.unpackbits(np.concatenate(heard[:2])[8:])  # the item's number aside
+        seen.append(abs(int(bits.sum()) - bits.size / 2) / (np.sqrt(bits.size) / 2))
+    assert max(seen) < 6.5
