@@ -159,7 +159,7 @@ def he_engine(graph: Graph) -> Engine:
     """
     from secure_quant.he.bundle import load_client, load_server, split
     from secure_quant_client.he.ckks import CkksKeys
-    from secure_quant_client.he.walk import walk
+    from secure_quant_client.he.model import walk
 
     bundles = split(graph)
     server, (public, plan) = load_server(bundles["server"]), load_client(bundles["client"])

@@ -16,8 +16,7 @@ from secure_quant.transport import InsecurePlaintext, Limits, Tls
 from secure_quant_client.stats import Inference, InferenceStats
 
 if TYPE_CHECKING:
-    from secure_quant_client.he.aio import AsyncHeClient
-    from secure_quant_client.he.client import HeClient
+    from secure_quant_client.he.client import AsyncHeClient, HeClient
     from secure_quant_client.leveled.client import AsyncLeveledClient, LeveledClient
     from secure_quant_client.mpc.client import AsyncMpcClient, MpcClient
 
@@ -37,7 +36,7 @@ __all__ = [
 ]
 
 _LAZY = {
-    "AsyncHeClient": "secure_quant_client.he.aio",
+    "AsyncHeClient": "secure_quant_client.he.client",
     "AsyncLeveledClient": "secure_quant_client.leveled.client",
     "AsyncMpcClient": "secure_quant_client.mpc.client",
     "HeClient": "secure_quant_client.he.client",

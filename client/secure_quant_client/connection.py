@@ -1,8 +1,7 @@
-"""What every client is: channels to its servers, credentials, one deadline for a whole inference,
-named errors, and the public model, fetched once.
+"""What every client is: channels to its servers, credentials, and the public model, fetched once.
 
-Two faces of the same, for threads and for asyncio. A client adds its protocol: what it makes of the
-servers' answers, and how it infers.
+Two faces of the same, for threads and for asyncio, each on its driver. A client adds what it makes
+of the servers' answers to GetModel, and the programs of its engine.
 """
 
 from __future__ import annotations
@@ -11,37 +10,39 @@ import asyncio
 import os
 import threading
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Any, Generic, Protocol, Self, TypeVar
 
-import grpc
-import grpc.aio
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from secure_quant import reference
-from secure_quant.errors import PeerUnavailable, SecureQuantError, ServiceError
+from secure_quant.errors import ConfigError, InsecureRefused, ServiceError
 from secure_quant.ir import Graph
-from secure_quant.transport import Limits, Security, aio_channel, sync_channel
-from secure_quant.wire import raised
-from secure_quant_client.base import Deadline, call_metadata
+from secure_quant.transport import (
+    InsecurePlaintext,
+    Limits,
+    Security,
+    aio_channel,
+    check_security,
+    sync_channel,
+)
+from secure_quant_client.driver import CLOSED, AsyncDriver, Deadline, Driver, Metadata, SyncDriver
 from secure_quant_client.forks import require_own
+from secure_quant_client.program import Call, Program
 from secure_quant_client.stats import Inference
 
 __all__ = [
     "AsyncClient",
     "AsyncIntegerClient",
-    "Call",
+    "Client",
     "IntegerClient",
     "Service",
     "SyncClient",
+    "call_metadata",
 ]
-
-Call = tuple[Any, Any]
-"""A method of a stub and its request."""
 
 
 @dataclass(frozen=True)
@@ -54,47 +55,44 @@ class Service:
     request: Callable[..., Any]
 
 
-PROXIES = ("grpc_proxy", "https_proxy", "HTTPS_PROXY", "http_proxy", "HTTP_PROXY")
-CLOSED = "the client is closed"
-OTHER_ROLE = (
-    "the server there has another role: is the address right, and party 0's before party 1's?"
-)
-HINTS = {
-    "Hostname Verification": OTHER_ROLE,
-    "is not in peer certificate": OTHER_ROLE,  # gRPC 1.76 says it so
-    "CERTIFICATE_VERIFY_FAILED": "the server's certificate is not signed by the ca given here",
-}
-"""What gRPC says of a certificate -> what that means here."""
+def call_metadata(security: Security, token: str | None) -> Metadata:
+    """The metadata of every call: the client's token, if it has one.
+
+    Raises InsecureRefused for a token on a plaintext connection.
+    """
+    if token is None:
+        return ()
+    if isinstance(check_security(security), InsecurePlaintext):
+        raise InsecureRefused("token", got="a plaintext connection", expected="Tls(...)")
+    if not token.isascii() or not token.isprintable():
+        raise ConfigError("token", expected="printable ASCII")
+    return (("authorization", f"Bearer {token}"),)
 
 
-def _named(error: grpc.RpcError) -> SecureQuantError:
-    found = raised(error)
-    for said, hint in HINTS.items():
-        if isinstance(found, PeerUnavailable) and said in found.what:
-            return PeerUnavailable(found.what, hint=hint)
-    proxy = next((name for name in PROXIES if os.environ.get(name)), None)
-    if isinstance(found, PeerUnavailable) and found.hint is None and proxy is not None:
-        return PeerUnavailable(found.what, hint=f"{proxy} is set, and is not used")
-    return found
+class IntegerModel(Protocol):
+    """Of an exact engine, as its client knows it."""
 
-
-class _HasGraph(Protocol):
     @property
     def graph(self) -> Graph: ...
 
+    def infer(self, q: NDArray[Any], deadline: Deadline) -> Program[Inference[np.int64]]:
+        """int8[batch, *input shape] -> int64[batch, *output shape]."""
+
 
 Model = TypeVar("Model")
-IntegerModel = TypeVar("IntegerModel", bound=_HasGraph)
+Exact = TypeVar("Exact", bound=IntegerModel)
 
 
-class _Client(ABC, Generic[Model]):
-    """What both faces share."""
+class Client(Driver, ABC, Generic[Model]):
+    """What both faces share. The arguments are those of HeClient and MpcClient."""
+
+    _channel: Callable[..., Any]
+    _lock: Callable[[], Any]
 
     def __init__(
         self,
         targets: Sequence[str],
         service: Service,
-        channel: Callable[..., Any],
         *,
         tls: Security,
         expected_hash: str | None,
@@ -104,12 +102,13 @@ class _Client(ABC, Generic[Model]):
         self._limits, self._expected_hash = limits or Limits(), expected_hash
         self._metadata = call_metadata(tls, token)
         self._channels = [
-            channel(target, tls, server_role=role, limits=self._limits)
+            self._channel(target, tls, server_role=role, limits=self._limits)
             for role, target in zip(service.roles, targets, strict=True)
         ]
         self._stubs = [service.stub(channel) for channel in self._channels]
         self._request = service.request
         self._model: Model | None = None
+        self._connecting = self._lock()
         self._closed = False
         self._process = os.getpid()
 
@@ -118,36 +117,26 @@ class _Client(ABC, Generic[Model]):
         require_own("client", self._process)
         return Deadline(self._limits.deadline_s if timeout is None else timeout)
 
-    def _fetching(self) -> list[Call] | None:
-        """The calls that fetch the model; None if it is there. Raises ServiceError once closed."""
+    def _known(self) -> Model | None:
+        """The model, if it is there. Raises ServiceError once closed."""
         if self._closed:
             raise ServiceError(CLOSED)
-        if self._model is not None:
-            return None
-        request = self._request(model_hash=self._expected_hash or "")
-        return [(stub.GetModel, request) for stub in self._stubs]
+        return self._model
 
-    @contextmanager
-    def _open(self) -> Iterator[None]:
-        """Around the start of a call: gRPC has no name of its own for a channel that was closed."""
-        try:
-            yield
-        except (ValueError, grpc.aio.UsageError) as error:
-            if self._closed:
-                raise ServiceError(CLOSED) from error
-            raise
+    def _fetching(self) -> list[Call]:
+        request = self._request(model_hash=self._expected_hash or "")
+        return [Call("GetModel", request, server) for server in range(len(self._stubs))]
 
     @abstractmethod
     def _receive(self, answers: Sequence[Any]) -> Model:
         """What the client keeps of the servers' answers to GetModel, checked."""
 
 
-class SyncClient(_Client[Model]):
+class SyncClient(Client[Model], SyncDriver):
     """For threads."""
 
-    def __init__(self, targets: Sequence[str], service: Service, **options: Any) -> None:
-        super().__init__(targets, service, sync_channel, **options)
-        self._connecting = threading.Lock()
+    _channel = staticmethod(sync_channel)
+    _lock = staticmethod(threading.Lock)
 
     def __enter__(self) -> Self:
         return self
@@ -169,54 +158,15 @@ class SyncClient(_Client[Model]):
             channel.close()
 
     def _connect(self, deadline: Deadline) -> Model:
+        if (model := self._known()) is not None:
+            return model
         with deadline.holding(self._connecting):
-            calls = self._fetching()
-            if calls is not None:
-                self._model = self._receive(self._ask(calls, deadline))
-            model: Model = self._model  # type: ignore[assignment]  # fetched by now
+            if (model := self._known()) is None:
+                model = self._model = self._receive(self._ask(self._fetching(), deadline))
             return model
 
-    def _ask(self, calls: Sequence[Call], deadline: Deadline) -> list[Any]:
-        """All calls at once; their answers in the same order. The first that fails ends all."""
-        if len(calls) > 1:
-            return self._finish(self._start(calls, deadline))
-        ((method, request),) = calls  # the usual case: no second thread
-        try:
-            with self._open():
-                return [method(request, timeout=deadline.remaining(), metadata=self._metadata)]
-        except grpc.RpcError as error:
-            raise _named(error) from error
 
-    def _start(self, calls: Sequence[Call], deadline: Deadline) -> list[grpc.Future[Any]]:
-        left = deadline.remaining()
-        with self._open():
-            return [
-                method.future(request, timeout=left, metadata=self._metadata)
-                for method, request in calls
-            ]
-
-    @staticmethod
-    def _finish(under_way: Sequence[grpc.Future[Any]]) -> list[Any]:
-        def stop(ended: Any) -> None:
-            if ended.code() is not grpc.StatusCode.OK:
-                _cancel(under_way)
-
-        for call in under_way:
-            call.add_done_callback(stop)
-        try:
-            return [call.result() for call in under_way]
-        except (grpc.RpcError, grpc.FutureCancelledError) as ended:
-            _cancel(under_way)
-            for call in under_way:  # those that were cancelled say nothing; one that failed does
-                error = None if call.cancelled() else call.exception()
-                if isinstance(error, grpc.RpcError):
-                    raise _named(error) from error
-            raise ServiceError("the call was cancelled") from ended
-        finally:
-            _cancel(under_way)
-
-
-class IntegerClient(SyncClient[IntegerModel]):
+class IntegerClient(SyncClient[Exact]):
     """Of an exact engine, for threads."""
 
     @property
@@ -238,9 +188,10 @@ class IntegerClient(SyncClient[IntegerModel]):
     ) -> Inference[np.float32]:
         """As ``infer``, with what it cost."""
         deadline = self._deadline(timeout)
-        graph = self._connect(deadline).graph
-        y, stats = self._infer(reference.quantize_input(graph, x), deadline)
-        return Inference(reference.dequantize(graph, y), stats)
+        model = self._connect(deadline)
+        q = reference.quantize_input(model.graph, x)
+        y, stats = self._run(model.infer(q, deadline), deadline)
+        return Inference(reference.dequantize(model.graph, y), stats)
 
     def infer_int8(self, q: NDArray[Any], *, timeout: float | None = None) -> NDArray[np.int64]:
         """int8[batch, *input shape] -> the integers at the Output, int64[batch, *output shape]."""
@@ -250,19 +201,15 @@ class IntegerClient(SyncClient[IntegerModel]):
         self, q: NDArray[Any], *, timeout: float | None = None
     ) -> Inference[np.int64]:
         """As ``infer_int8``, with what it cost."""
-        return self._infer(q, self._deadline(timeout))
-
-    @abstractmethod
-    def _infer(self, q: NDArray[Any], deadline: Deadline) -> Inference[np.int64]:
-        """int8[batch, *input shape] -> int64[batch, *output shape]."""
+        deadline = self._deadline(timeout)
+        return self._run(self._connect(deadline).infer(q, deadline), deadline)
 
 
-class AsyncClient(_Client[Model]):
+class AsyncClient(Client[Model], AsyncDriver):
     """For asyncio. To be made inside the event loop that uses it."""
 
-    def __init__(self, targets: Sequence[str], service: Service, **options: Any) -> None:
-        super().__init__(targets, service, aio_channel, **options)
-        self._connecting = asyncio.Lock()
+    _channel = staticmethod(aio_channel)
+    _lock = staticmethod(asyncio.Lock)
 
     async def __aenter__(self) -> Self:
         return self
@@ -284,35 +231,16 @@ class AsyncClient(_Client[Model]):
             await channel.close()
 
     async def _connect(self, deadline: Deadline) -> Model:
+        if (model := self._known()) is not None:
+            return model
         async with self._connecting:
-            calls = self._fetching()
-            if calls is not None:
-                self._model = self._receive(await self._ask(calls, deadline))
-            model: Model = self._model  # type: ignore[assignment]  # fetched by now
+            if (model := self._known()) is None:
+                model = self._model = self._receive(await self._ask(self._fetching(), deadline))
             return model
 
-    async def _ask(self, calls: Sequence[Call], deadline: Deadline) -> list[Any]:
-        """All calls at once; their answers in the same order. The first that fails ends all."""
-        left = deadline.remaining()
-        with self._open():
-            under_way = [
-                method(request, timeout=left, metadata=self._metadata) for method, request in calls
-            ]
-        try:
-            return list(await asyncio.gather(*under_way))
-        except grpc.RpcError as error:
-            raise _named(error) from error
-        except asyncio.CancelledError:
-            task = asyncio.current_task()
-            if task is not None and task.cancelling():
-                raise
-            raise ServiceError(CLOSED) from None  # its channels ended the calls
-        finally:
-            _cancel(under_way)
 
-
-class AsyncIntegerClient(AsyncClient[IntegerModel]):
-    """Of an exact engine, for asyncio."""
+class AsyncIntegerClient(AsyncClient[Exact]):
+    """Of an exact engine, for asyncio: as IntegerClient."""
 
     async def graph(self) -> Graph:
         """The public graph, fetched at first use. Raises HashMismatch and the like."""
@@ -335,9 +263,10 @@ class AsyncIntegerClient(AsyncClient[IntegerModel]):
         """As ``infer``, with what it cost."""
         deadline = self._deadline(timeout)
         async with deadline.bounding():
-            graph = (await self._connect(deadline)).graph
-            y, stats = await self._infer(reference.quantize_input(graph, x), deadline)
-            return Inference(reference.dequantize(graph, y), stats)
+            model = await self._connect(deadline)
+            q = reference.quantize_input(model.graph, x)
+            y, stats = await self._run(model.infer(q, deadline), deadline)
+            return Inference(reference.dequantize(model.graph, y), stats)
 
     async def infer_int8(
         self, q: NDArray[Any], *, timeout: float | None = None
@@ -351,14 +280,5 @@ class AsyncIntegerClient(AsyncClient[IntegerModel]):
         """As ``infer_int8``, with what it cost."""
         deadline = self._deadline(timeout)
         async with deadline.bounding():
-            return await self._infer(q, deadline)
-
-    @abstractmethod
-    async def _infer(self, q: NDArray[Any], deadline: Deadline) -> Inference[np.int64]:
-        """int8[batch, *input shape] -> int64[batch, *output shape]."""
-
-
-def _cancel(under_way: Sequence[Any]) -> None:
-    """Those calls that are not done."""
-    for call in under_way:
-        call.cancel()
+            model = await self._connect(deadline)
+            return await self._run(model.infer(q, deadline), deadline)

@@ -61,7 +61,7 @@ def test_a_prepared_he_client(server: Server) -> None:
 def test_a_leveled_client(server: Server) -> None:
     x = extremes(MODEL)[3:4]
     with LeveledClient(server.target, tls=server.tls(), expected_hash=MODEL.hash) as client:
-        y, keys = client.infer(x), client._session.keys
+        y, keys = client.infer(x), client._sessions.current.keys
         held, free = threading.Event(), threading.Event()
 
         def hold() -> None:
@@ -70,7 +70,7 @@ def test_a_leveled_client(server: Server) -> None:
                 free.wait(60)
 
         def child() -> bool:
-            gone = client._session is None and not keys._secret and not keys._ternary.size
+            gone = client._sessions.current is None and not keys._secret and not keys._ternary.size
             done = refused(
                 lambda: client.infer(x), client.prepare, lambda: client.plan,
                 lambda: keys.encrypt(x), lambda: keys.decrypt(b""),
@@ -87,7 +87,7 @@ def test_a_leveled_client(server: Server) -> None:
             free.set()
             holder.join(60)
         assert np.abs(client.infer(x) - y).max() <= 2 * client.error_bound
-        assert client._session.keys is keys
+        assert client._sessions.current.keys is keys
 
 
 def test_an_asyncio_client(server: Server) -> None:

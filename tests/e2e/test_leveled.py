@@ -74,7 +74,7 @@ def test_answers_are_within_the_bound_and_cost_what_was_promised(server: Server)
         client.renew()
         assert np.abs(client.infer(x[3:4]) - y[3]).max() <= 2 * client.error_bound
         assert client.key_bytes_up == 2 * key_bytes(PLAN)
-        client._session.id = UNKNOWN
+        client._sessions.current.id = UNKNOWN
         assert np.abs(client.infer(x[3:4]) - y[3]).max() <= 2 * client.error_bound
         assert client.key_bytes_up == 3 * key_bytes(PLAN)
 
@@ -96,7 +96,7 @@ def test_the_asyncio_client_gives_the_same(server: Server) -> None:
             await client.renew()
             assert (await client.infer(x[:1])).shape == (1, 3)
             assert client.key_bytes_up == 2 * key_bytes(PLAN)
-            client._session.id = UNKNOWN
+            client._sessions.current.id = UNKNOWN
             assert (await client.infer(x[:1])).shape == (1, 3)
             assert client.key_bytes_up == 3 * key_bytes(PLAN)
 

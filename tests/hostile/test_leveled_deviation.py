@@ -30,6 +30,7 @@ from secure_quant.wire.gen.secure_inference_pb2 import (
 from secure_quant_client import AsyncLeveledClient, LeveledClient
 from secure_quant_client.leveled.keys import LeveledKeys
 from secure_quant_client.leveled.model import RemoteLeveled
+from secure_quant_client.program import Call
 
 MODEL = random_model((6, 5, 3), seed=4)
 PLAN = plan(MODEL)
@@ -100,8 +101,9 @@ class Server:
     def __init__(self, made: LeveledPlan = PLAN) -> None:
         self.plan, self.make, self.samples = made, honest, []
 
-    def ask(self, calls: Sequence[tuple[Any, Any]], deadline: Any) -> list[Any]:
-        ((_, request),) = calls
+    def ask(self, calls: Sequence[Call], deadline: Any) -> list[Any]:
+        (call,) = calls
+        request = call.request
         if isinstance(request, GetModelRequest):
             info = LeveledInfo(public_model=MODEL.public().to_json(), plan=self.plan.to_json())
             return [GetModelResponse(leveled=info)]

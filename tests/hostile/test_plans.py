@@ -26,7 +26,7 @@ from secure_quant.he.search import layer_of
 from secure_quant.wire import info_to_proto
 from secure_quant.wire.gen.secure_inference_pb2 import GetModelResponse, LeveledInfo
 from secure_quant_client import AsyncHeClient, HeClient, trust
-from secure_quant_client.base import Deadline
+from secure_quant_client.driver import Deadline
 from secure_quant_client.he.model import HeModel
 from secure_quant_client.leveled.model import RemoteLeveled
 

@@ -10,11 +10,11 @@ from typing import TYPE_CHECKING
 
 from secure_quant.errors import ConfigError
 from secure_quant.ir import Graph
-from secure_quant_client.base import Deadline
 from secure_quant_client.forks import forgotten_by_children
 
 if TYPE_CHECKING:
     from secure_quant.he.plan import HePlan
+    from secure_quant_client.driver import Deadline
     from secure_quant_client.he.ckks import CkksKeys
 
 __all__ = ["KeyStock"]

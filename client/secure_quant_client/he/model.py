@@ -1,31 +1,52 @@
-"""A model as a homomorphic-encryption client knows it, and the sums of one inference."""
+"""A model as a homomorphic-encryption client knows it, and the program of an inference.
+
+A linear layer is a request to the server; every other node is the reference's own integer step.
+Linear layers that do not wait for each other are requested together.
+"""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Generator, Iterator
+from dataclasses import dataclass, field
 from math import prod
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
+from secure_quant import reference
 from secure_quant.ir import Graph
+from secure_quant.ir.ops import Conv2d, Linear, Node
 from secure_quant.reference.executor import check_int8
 from secure_quant.wire import info_from_proto
 from secure_quant.wire.gen.model_pb2 import ModelInfo
 from secure_quant.wire.gen.secure_inference_pb2 import EvaluateLinearRequest
-from secure_quant_client.base import Deadline
+from secure_quant_client.driver import Deadline
 from secure_quant_client.he.key_stock import KeyStock
-from secure_quant_client.he.walk import Request, Values, largest_batch
-from secure_quant_client.stats import InferenceStats
+from secure_quant_client.program import Call, Program
+from secure_quant_client.stats import Inference, InferenceStats
 from secure_quant_client.trust import bound_unpinned, require_plausible
 
 if TYPE_CHECKING:
     from secure_quant.he.plan import HePlan
+    from secure_quant_client.he.ckks import CkksKeys
 
-__all__ = ["HeModel", "Meter"]
+__all__ = ["HeModel", "Request", "Values", "Walk", "largest_batch", "walk"]
+
+Values = dict[str, NDArray[np.int64]]
+
+
+class Request(NamedTuple):
+    """One EvaluateLinear call."""
+
+    step: int
+    batch: int
+    ciphertexts: bytes
+
+
+Walk = Generator[list[Request], list[bytes], Values]
+"""Yields the requests that may go out now, is sent their answers in order, returns every value."""
 
 
 @dataclass(frozen=True)
@@ -38,6 +59,8 @@ class HeModel:
     stock: KeyStock
     batch: int
     """Samples that go into one walk."""
+    _own: set[int] = field(default_factory=set, repr=False, compare=False)
+    """Batches for which the plan is the one made here."""
 
     @classmethod
     def receive(
@@ -58,7 +81,45 @@ class HeModel:
     def check(self, batch: int, deadline: Deadline) -> None:
         """That the server's plan for ``batch`` samples is the one that is made here; a second for a
         large model, once. Raises PlanMismatch, ValueOutOfRange, DeadlineExceeded."""
-        self.plan.require_own(batch, deadline.remaining)
+        if batch not in self._own:
+            self.plan.require_own(batch, deadline.remaining)
+            self._own.add(batch)
+
+    def prepare(self, batch: int, deadline: Deadline) -> None:
+        """Make the stock for ``batch`` full. Raises as ``check``."""
+        self.check(batch, deadline)
+        self.stock.fill(batch, deadline)
+
+    def infer(self, q: NDArray[Any], deadline: Deadline) -> Program[Inference[np.int64]]:
+        """int8[batch, *input shape] -> int64[batch, *output shape]. Raises as ``trace``."""
+        values, stats = yield from self.trace(q, deadline)
+        return Inference(values[self.graph.output.name], stats)
+
+    def trace(self, q: NDArray[Any], deadline: Deadline) -> Program[tuple[Values, InferenceStats]]:
+        """int8[batch, *input shape] -> every node's value, and what it cost. Raises as ``parts``,
+        ``check``, ``walk`` and ``joined``."""
+        meter, walked = Meter(), []
+        for part in self.parts(q):
+            self.check(len(part), deadline)
+            with self.stock.session(len(part)) as session:
+                walking = walk(self.graph, session, part)
+                walked.append((yield from self._called(walking, meter)))
+            meter.samples += len(part)
+        return self.joined(walked), meter.stats()
+
+    def _called(self, walking: Walk, meter: Meter) -> Program[Values]:
+        """The walk, its requests as calls."""
+        answers = None
+        while True:
+            try:
+                requests = next(walking) if answers is None else walking.send(answers)
+            except StopIteration as done:
+                values: Values = done.value
+                return values
+            start = time.perf_counter()
+            made = yield [Call("EvaluateLinear", self.message(request)) for request in requests]
+            answers = [answer.ciphertexts for answer in made]
+            meter.round(requests, answers, time.perf_counter() - start)
 
     def parts(self, q: NDArray[Any]) -> Iterator[NDArray[np.int64]]:
         """``q`` as int64 in pieces that fit the message limit. Raises InputError's leaves."""
@@ -88,8 +149,8 @@ class HeModel:
 class Meter:
     """Adds up what one inference costs."""
 
-    def __init__(self, samples: int) -> None:
-        self._samples, self._start = samples, time.perf_counter()
+    def __init__(self) -> None:
+        self._start, self.samples = time.perf_counter(), 0
         self._rounds = self._up = self._down = 0
         self._waited = 0.0
 
@@ -105,9 +166,74 @@ class Meter:
         latency = time.perf_counter() - self._start
         return InferenceStats(
             latency=latency,
-            samples=self._samples,
+            samples=self.samples,
             rounds=self._rounds,
             bytes_up=self._up,
             bytes_down=self._down,
             engine_seconds=latency - self._waited,
         )
+
+
+def walk(graph: Graph, session: CkksKeys, q: NDArray[np.int64]) -> Walk:
+    """int64[batch, *input shape] holding int8 -> every node's value, int64[batch, *shape].
+
+    ``session`` holds a secret key that no other inference has used; nothing that depends on it is
+    sent but fresh encryptions of rounded integers, and nothing is sent twice.
+    Raises MalformedMessage if the server's answer is not what the plan promises.
+    """
+    plan, batch = session.plan, len(q)
+    values: Values = {graph.input.name: q}
+    left = list(graph.nodes[1:])
+    while left:
+        left, linear = _advance(graph, left, values)
+        if not linear:
+            break
+        steps = [plan.step_of[node.name] for node in linear]
+        requests = [
+            Request(step, batch, session.encrypt(step, _centred(graph, node, values)))
+            for step, node in zip(steps, linear, strict=True)
+        ]
+        answers = yield requests
+        for step, node, answer in zip(steps, linear, answers, strict=True):
+            values[node.name] = session.decrypt(step, batch, answer)
+    return values
+
+
+def largest_batch(plan: HePlan, message_bytes: int) -> int:
+    """Samples in one walk such that every message stays below the limit: a power of two, or 1."""
+    from secure_quant.he.plan import MAX_BATCH
+
+    batch = 1
+    while 2 * batch <= MAX_BATCH and _largest_message(plan, 2 * batch) <= message_bytes:
+        batch *= 2
+    return batch
+
+
+def _largest_message(plan: HePlan, batch: int) -> int:
+    costs = [step.call(batch).cost for step in plan.steps]
+    # What protobuf adds around the ciphertexts is well below a kilobyte.
+    return 1024 + max((max(cost.bytes_up, cost.bytes_down) for cost in costs), default=0)
+
+
+def _advance(
+    graph: Graph, nodes: list[Node], values: Values
+) -> tuple[list[Node], list[Linear | Conv2d]]:
+    """Compute every node that needs no server; (nodes that wait, linear nodes ready to go)."""
+    waiting: list[Node] = []
+    ready: list[Linear | Conv2d] = []
+    for node in nodes:
+        if not all(name in values for name in node.inputs):
+            waiting.append(node)
+        elif isinstance(node, Linear | Conv2d):
+            ready.append(node)
+        else:
+            inputs = [values[name] for name in node.inputs]
+            values[node.name] = reference.evaluate(graph, node, inputs)
+    return waiting, ready
+
+
+def _centred(graph: Graph, node: Linear | Conv2d, values: Values) -> NDArray[np.int64]:
+    """x̂ = q - zero point of the node's input."""
+    (name,) = node.inputs
+    zero_point = graph.values[name].zero_point
+    return values[name] - zero_point if zero_point else values[name]

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from secure_quant.errors import InsecureRefused, MalformedMessage, ShapeMismatch
+from secure_quant.errors import ConfigError, InsecureRefused, MalformedMessage, ShapeMismatch
 from secure_quant.he.leveled.model import PublicLeveled, check_input
 from secure_quant.he.leveled.plan import LeveledPlan
 from secure_quant.he.leveled.wire import key_bytes, request_bytes, response_bytes
@@ -25,13 +25,21 @@ from secure_quant_client.trust import bound_unpinned
 if TYPE_CHECKING:
     from secure_quant_client.leveled.keys import LeveledKeys
 
-__all__ = ["LeveledSession", "RemoteLeveled"]
+__all__ = ["LeveledSession", "RemoteLeveled", "check_bounds"]
 
 CHUNK = 2**20
 MAX_SAMPLES = 16
 """In one call."""
 
 Floats = NDArray[np.float64]
+
+
+def check_bounds(answers_per_key: int, tolerance: float) -> None:
+    """Raises ConfigError for what bounds nothing."""
+    if type(answers_per_key) is not int or answers_per_key < 1:
+        raise ConfigError("answers per key", got=answers_per_key, expected="an integer >= 1")
+    if not 0 < tolerance < float("inf"):
+        raise ConfigError("tolerance", got=tolerance, expected="> 0, in units of the output")
 
 
 @dataclass(frozen=True)

@@ -1,9 +1,11 @@
-"""A model as a secret-sharing client knows it: splits inputs for two parties, adds up answers."""
+"""A model as a secret-sharing client knows it, and the program of an inference: splits inputs for
+two parties, adds up answers."""
 
 from __future__ import annotations
 
 import secrets
 import time
+from collections import deque
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from math import prod
@@ -21,8 +23,10 @@ from secure_quant.wire.gen.share_inference_pb2 import (
     InferResponse,
     ShareInferenceServiceGetModelResponse,
 )
+from secure_quant_client.driver import Deadline
 from secure_quant_client.mpc.sharing import join, share_seeded
-from secure_quant_client.stats import InferenceStats
+from secure_quant_client.program import OLDEST, Ahead, Call, Program
+from secure_quant_client.stats import Inference, InferenceStats
 from secure_quant_client.trust import bound_unpinned, require_plausible
 
 __all__ = ["Meter", "MpcModel", "Part"]
@@ -30,6 +34,8 @@ __all__ = ["Meter", "MpcModel", "Part"]
 PART = 32
 """Most samples in one call. Larger inputs travel as several calls, a few at a time."""
 
+IN_FLIGHT = 4
+"""Parts of one large input that are under way at once."""
 
 AROUND = 1024
 """What protobuf and the rest of a request add to a share, at most."""
@@ -41,6 +47,10 @@ class Part:
 
     requests: tuple[InferRequest, InferRequest]
     samples: int
+
+    def calls(self) -> Ahead:
+        """Party 1's goes first: it is small, and there by the time party 0 offers the inference."""
+        return Ahead(Call("Infer", self.requests[party], party) for party in (1, 0))
 
 
 @dataclass(frozen=True)
@@ -79,6 +89,28 @@ class MpcModel:
         up, down = prod(graph.input.shape), 8 * prod(graph.values[graph.output.name].shape)
         bound_unpinned("model", 2 * (8 * up + down), expected_hash)
         return cls(graph, max(1, min(PART, (message_bytes - AROUND) // max(up, down))))
+
+    def infer(self, q: NDArray[Any], deadline: Deadline) -> Program[Inference[np.int64]]:
+        """int8[batch, *input shape] -> int64[batch, *output shape]: a part is made when there is
+        room to send it. Raises as ``parts``, ``open`` and ``joined``."""
+        meter = Meter()
+        sent: deque[Part] = deque()
+        found: list[NDArray[np.int64]] = []
+        for part in self.parts(q):
+            sent.append(part)
+            yield part.calls()
+            if len(sent) == IN_FLIGHT:
+                found.append(self._opened(sent.popleft(), (yield OLDEST), meter))
+        while sent:
+            found.append(self._opened(sent.popleft(), (yield OLDEST), meter))
+        return Inference(self.joined(found), meter.stats())
+
+    def _opened(
+        self, part: Part, answers: Sequence[InferResponse], meter: Meter
+    ) -> NDArray[np.int64]:
+        in_order = answers[::-1]
+        meter.part(part, in_order)
+        return self.open(part, in_order)
 
     def parts(self, q: NDArray[Any]) -> Iterator[Part]:
         """int8[batch, *input shape] -> calls. Raises ShapeMismatch, DtypeMismatch,
@@ -123,13 +155,14 @@ class MpcModel:
 class Meter:
     """Adds up one inference."""
 
-    def __init__(self, samples: int) -> None:
-        self._samples, self._start = samples, time.perf_counter()
+    def __init__(self) -> None:
+        self._start, self._samples = time.perf_counter(), 0
         self._up = self._down = self._rounds = self._online = self._microseconds = 0
         self._offline = [0, 0]
 
     def part(self, part: Part, answers: Sequence[InferResponse]) -> None:
         """Count one finished part."""
+        self._samples += part.samples
         self._up += sum(len(request.share) + len(request.seed) for request in part.requests)
         self._down += sum(len(answer.share) for answer in answers)
         stats = [answer.stats for answer in answers]

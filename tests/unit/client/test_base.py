@@ -29,7 +29,8 @@ from secure_quant_client import (
     MpcClient,
     Tls,
 )
-from secure_quant_client.base import Deadline, call_metadata
+from secure_quant_client.connection import call_metadata
+from secure_quant_client.driver import Deadline
 
 SYNC = (HeClient, LeveledClient, MpcClient)
 ASYNC = (AsyncHeClient, AsyncLeveledClient, AsyncMpcClient)

@@ -20,8 +20,7 @@ from secure_quant.wire.gen.share_inference_pb2_grpc import (
     add_ShareInferenceServiceServicer_to_server,
 )
 from secure_quant_client import AsyncMpcClient, MpcClient
-from secure_quant_client.mpc.client import IN_FLIGHT
-from secure_quant_client.mpc.model import MpcModel
+from secure_quant_client.mpc.model import IN_FLIGHT, MpcModel
 
 
 def graph():

@@ -10,7 +10,7 @@ from secure_quant import Graph, reference
 from secure_quant.errors import ConfigError
 from secure_quant.he.bundle import load_client, load_server, split
 from secure_quant_client.he.key_stock import KeyStock
-from secure_quant_client.he.walk import Values, largest_batch, walk
+from secure_quant_client.he.model import Values, largest_batch, walk
 
 
 def net() -> Graph:

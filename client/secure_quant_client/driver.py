@@ -1,0 +1,328 @@
+"""Runs a client's programs: calls over channels, one deadline for everything, named errors.
+
+Two faces of the same, for threads and for asyncio.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import math
+import os
+import threading
+import time
+from collections import deque
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Sequence
+from contextlib import asynccontextmanager, contextmanager
+from dataclasses import dataclass
+from numbers import Real
+from typing import Any, Protocol, TypeVar
+
+import grpc
+import grpc.aio
+
+from secure_quant.errors import (
+    ConfigError,
+    DeadlineExceeded,
+    PeerUnavailable,
+    SecureQuantError,
+    ServiceError,
+)
+from secure_quant.wire import raised
+from secure_quant_client.program import Ahead, Call, Program
+
+__all__ = ["CLOSED", "AsyncDriver", "Deadline", "Driver", "SyncDriver"]
+
+CLOSED = "the client is closed"
+PROXIES = ("grpc_proxy", "https_proxy", "HTTPS_PROXY", "http_proxy", "HTTP_PROXY")
+OTHER_ROLE = (
+    "the server there has another role: is the address right, and party 0's before party 1's?"
+)
+HINTS = {
+    "Hostname Verification": OTHER_ROLE,
+    "is not in peer certificate": OTHER_ROLE,  # gRPC 1.76 says it so
+    "CERTIFICATE_VERIFY_FAILED": "the server's certificate is not signed by the ca given here",
+}
+"""What gRPC says of a certificate -> what that means here."""
+
+Metadata = tuple[tuple[str, str], ...]
+Result = TypeVar("Result")
+
+
+class Lock(Protocol):
+    """Of ``threading``."""
+
+    def acquire(self, blocking: bool = ..., timeout: float = ...) -> bool: ...
+
+    def release(self) -> None: ...
+
+
+class Deadline:
+    """``seconds`` from now: one for everything that a call of a client does."""
+
+    def __init__(self, seconds: float) -> None:
+        """Raises ConfigError for anything but a finite number above 0."""
+        number = isinstance(seconds, Real) and not isinstance(seconds, bool)
+        if not number or not 0 < seconds < math.inf:
+            raise ConfigError(
+                "timeout", got=ascii(seconds)[:80], expected="seconds, finite and > 0"
+            )
+        self._seconds, self._end = float(seconds), time.monotonic() + float(seconds)
+
+    def remaining(self) -> float:
+        """Seconds left. Raises DeadlineExceeded when there are none."""
+        left = self._end - time.monotonic()
+        if left <= 0:
+            raise self._exceeded()
+        return left
+
+    @contextmanager
+    def holding(self, lock: Lock) -> Iterator[None]:
+        """The lock, for threads. Raises DeadlineExceeded if it is not free in time."""
+        if not lock.acquire(timeout=self.remaining()):
+            raise self._exceeded()
+        try:
+            yield
+        finally:
+            lock.release()
+
+    @asynccontextmanager
+    async def bounding(self) -> AsyncIterator[None]:
+        """All that a task does inside. Raises DeadlineExceeded where it takes longer."""
+        try:
+            async with asyncio.timeout(self.remaining()) as limit:
+                yield
+        except TimeoutError:
+            if not limit.expired():
+                raise
+            raise self._exceeded() from None
+
+    def _exceeded(self) -> DeadlineExceeded:
+        return DeadlineExceeded("inference", expected=f"<= {self._seconds:g} s")
+
+
+class Driver:
+    """What both faces share. stubs: of the servers, in their order. metadata: of every call."""
+
+    _stubs: Sequence[Any]
+    _metadata: Metadata
+    _closed: bool
+
+    def _method(self, call: Call) -> Any:
+        return getattr(self._stubs[call.server], call.method)
+
+    @contextmanager
+    def _open(self) -> Iterator[None]:
+        """Around the start of a call: gRPC has no name of its own for a channel that was closed."""
+        try:
+            yield
+        except (ValueError, grpc.aio.UsageError) as error:
+            if self._closed:
+                raise ServiceError(CLOSED) from error
+            raise
+
+
+class SyncDriver(Driver):
+    """For threads."""
+
+    def _run(self, program: Program[Result], deadline: Deadline) -> Result:
+        """What the program returns. It is closed, and its calls are cancelled, if it fails."""
+        ahead: deque[Sequence[grpc.Future[Any]]] = deque()
+        try:
+            calls = next(program)
+            while True:
+                try:
+                    answers = self._answers(calls, ahead, deadline)
+                except SecureQuantError as error:
+                    calls = program.throw(error)
+                else:
+                    calls = program.send(answers)
+        except StopIteration as done:
+            result: Result = done.value
+            return result
+        finally:
+            program.close()
+            for under_way in ahead:
+                _cancel(under_way)
+
+    def _answers(
+        self,
+        calls: Sequence[Call],
+        ahead: deque[Sequence[grpc.Future[Any]]],
+        deadline: Deadline,
+    ) -> list[Any]:
+        if isinstance(calls, Ahead):
+            ahead.append(self._start(calls, deadline))
+            return []
+        return self._ask(calls, deadline) if calls else self._finish(ahead.popleft())
+
+    def _ask(self, calls: Sequence[Call], deadline: Deadline) -> list[Any]:
+        """All calls at once; their answers in the same order. The first that fails ends all."""
+        if len(calls) > 1:
+            return self._finish(self._start(calls, deadline))
+        (call,) = calls  # the usual case: no second thread
+        left = deadline.remaining()
+        try:
+            with self._open():
+                return [self._method(call)(call.request, timeout=left, metadata=self._metadata)]
+        except grpc.RpcError as error:
+            raise _named(error) from error
+
+    def _start(self, calls: Sequence[Call], deadline: Deadline) -> Sequence[grpc.Future[Any]]:
+        left = deadline.remaining()
+        with self._open():
+            return [
+                self._method(call).future(call.request, timeout=left, metadata=self._metadata)
+                for call in calls
+            ]
+
+    @staticmethod
+    def _finish(under_way: Sequence[grpc.Future[Any]]) -> list[Any]:
+        def stop(ended: Any) -> None:
+            if ended.code() is not grpc.StatusCode.OK:
+                _cancel(under_way)
+
+        for call in under_way:
+            call.add_done_callback(stop)
+        try:
+            return [call.result() for call in under_way]
+        except (grpc.RpcError, grpc.FutureCancelledError) as ended:
+            _cancel(under_way)
+            for call in under_way:  # those that were cancelled say nothing; one that failed does
+                error = None if call.cancelled() else call.exception()
+                if isinstance(error, grpc.RpcError):
+                    raise _named(error) from error
+            raise ServiceError("the call was cancelled") from ended
+        finally:
+            _cancel(under_way)
+
+
+class AsyncDriver(Driver):
+    """For asyncio."""
+
+    _heavy = False
+    """Whether a program computes so long that it does so in a thread, and the loop stays free."""
+
+    async def _run(self, program: Program[Result], deadline: Deadline) -> Result:
+        """What the program returns. It is closed, and its calls are cancelled, if it fails."""
+        ahead: deque[asyncio.Future[list[Any]]] = deque()
+        running = _Running(program)
+        try:
+            step = await self._advance(running.send, None)
+            while not isinstance(step, _Done):
+                try:
+                    answers = await self._answers(step, ahead, deadline)
+                except SecureQuantError as error:
+                    step = await self._advance(running.throw, error)
+                else:
+                    step = await self._advance(running.send, answers)
+            result: Result = step.result
+            return result
+        finally:
+            running.end()
+            _cancel(ahead)
+            await asyncio.gather(*ahead, return_exceptions=True)
+
+    async def _advance(self, go_on: Callable[[Any], Step], sent: Any) -> Step:
+        return await asyncio.to_thread(go_on, sent) if self._heavy else go_on(sent)
+
+    async def _answers(
+        self, calls: Sequence[Call], ahead: deque[asyncio.Future[list[Any]]], deadline: Deadline
+    ) -> list[Any]:
+        if isinstance(calls, Ahead):
+            ahead.append(asyncio.ensure_future(self._ask(calls, deadline)))
+            await asyncio.sleep(0)  # they go out before the program goes on
+            return []
+        return await (self._ask(calls, deadline) if calls else _oldest(ahead))
+
+    async def _ask(self, calls: Sequence[Call], deadline: Deadline) -> list[Any]:
+        """All calls at once; their answers in the same order. The first that fails ends all."""
+        left = deadline.remaining()
+        with self._open():
+            under_way = [
+                self._method(call)(call.request, timeout=left, metadata=self._metadata)
+                for call in calls
+            ]
+        try:
+            return list(await asyncio.gather(*under_way))
+        except grpc.RpcError as error:
+            raise _named(error) from error
+        except asyncio.CancelledError:
+            task = asyncio.current_task()
+            if task is not None and task.cancelling():
+                raise
+            raise ServiceError(CLOSED) from None  # its channels ended the calls
+        finally:
+            _cancel(under_way)
+
+
+@dataclass(frozen=True)
+class _Done:
+    """What a program returned: StopIteration cannot cross a thread's future."""
+
+    result: Any
+
+
+Step = Sequence[Call] | _Done
+
+
+class _Running:
+    """A program whose steps may run in threads. ``end`` closes it at once, or, where a thread is
+    still in a step that nobody waits for, as soon as that is over."""
+
+    def __init__(self, program: Program[Any]) -> None:
+        self._program, self._in_step, self._ended = program, threading.Lock(), False
+
+    def send(self, answers: Any) -> Step:
+        """The next calls, or the result."""
+        return self._step(self._program.send, answers)
+
+    def throw(self, error: SecureQuantError) -> Step:
+        """As ``send``, where the calls failed."""
+        return self._step(self._program.throw, error)
+
+    def _step(self, go_on: Callable[[Any], Sequence[Call]], sent: Any) -> Step:
+        try:
+            with self._in_step:
+                return go_on(sent)
+        except StopIteration as done:
+            return _Done(done.value)
+        finally:
+            if self._ended:
+                self.end()
+
+    def end(self) -> None:
+        self._ended = True
+        if self._in_step.acquire(blocking=False):
+            try:
+                self._program.close()
+            finally:
+                self._in_step.release()
+
+
+async def _oldest(ahead: deque[asyncio.Future[list[Any]]]) -> list[Any]:
+    """The answers to those that wait longest; the first failure of any ends the wait."""
+    while True:
+        for under_way in ahead:
+            if under_way.done():
+                under_way.result()
+        if ahead[0].done():
+            return ahead.popleft().result()
+        waiting = [under_way for under_way in ahead if not under_way.done()]
+        await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
+
+
+def _named(error: grpc.RpcError) -> SecureQuantError:
+    found = raised(error)
+    for said, hint in HINTS.items():
+        if isinstance(found, PeerUnavailable) and said in found.what:
+            return PeerUnavailable(found.what, hint=hint)
+    proxy = next((name for name in PROXIES if os.environ.get(name)), None)
+    if isinstance(found, PeerUnavailable) and found.hint is None and proxy is not None:
+        return PeerUnavailable(found.what, hint=f"{proxy} is set, and is not used")
+    return found
+
+
+def _cancel(under_way: Iterable[Any]) -> None:
+    """Those calls that are not done."""
+    for call in under_way:
+        call.cancel()
