@@ -22,7 +22,6 @@ from secure_quant.reference.executor import check_int8
 from secure_quant.wire import info_from_proto
 from secure_quant.wire.gen.model_pb2 import ModelInfo
 from secure_quant.wire.gen.secure_inference_pb2 import EvaluateLinearRequest
-from secure_quant_client.driver import Deadline
 from secure_quant_client.he.key_stock import KeyStock
 from secure_quant_client.program import Call, Program
 from secure_quant_client.stats import Inference, InferenceStats
@@ -30,6 +29,7 @@ from secure_quant_client.trust import bound_unpinned, require_plausible
 
 if TYPE_CHECKING:
     from secure_quant.he.plan import HePlan
+    from secure_quant_client.driver import Deadline
     from secure_quant_client.he.ckks import CkksKeys
 
 __all__ = ["HeModel", "Request", "Values", "Walk", "largest_batch", "walk"]

@@ -9,7 +9,7 @@ from collections import deque
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from math import prod
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -23,13 +23,15 @@ from secure_quant.wire.gen.share_inference_pb2 import (
     InferResponse,
     ShareInferenceServiceGetModelResponse,
 )
-from secure_quant_client.driver import Deadline
 from secure_quant_client.mpc.sharing import join, share_seeded
 from secure_quant_client.program import OLDEST, Ahead, Call, Program
 from secure_quant_client.stats import Inference, InferenceStats
 from secure_quant_client.trust import bound_unpinned, require_plausible
 
-__all__ = ["Meter", "MpcModel", "Part"]
+if TYPE_CHECKING:
+    from secure_quant_client.driver import Deadline
+
+__all__ = ["IN_FLIGHT", "Meter", "MpcModel", "Part"]
 
 PART = 32
 """Most samples in one call. Larger inputs travel as several calls, a few at a time."""
