@@ -224,8 +224,13 @@ def test_nothing_is_asked_after_the_deadline(make: Any) -> None:
 
 @DRIVERS
 def test_a_channel_that_was_closed_is_named(make: Any) -> None:
+    ended = []
+
     def program() -> Program[None]:
-        yield echo(1)
+        try:
+            yield echo(1)
+        finally:
+            ended.append(True)
 
     driver = make()
 
@@ -233,8 +238,10 @@ def test_a_channel_that_was_closed_is_named(make: Any) -> None:
         raise ValueError("Cannot invoke RPC on closed channel!")
 
     driver._stubs[0].Echo = closed
-    with pytest.raises(ValueError, match="closed channel"):
+    with pytest.raises(ValueError, match="closed channel") as kept:
         driver.run(program())
+    assert kept.value.__traceback__ is not None  # it holds the driver's frame, and that the program
+    assert ended == [True]
     driver._closed = True
     with pytest.raises(ServiceError, match="the client is closed"):
         driver.run(program())
