@@ -49,21 +49,27 @@ class Sessions:
                 (answer,) = yield [Call("EvaluateModel", session.request(x))]
                 break
             except SessionNotFound:
-                self.renew()  # the server restarted or needed the room
+                self._give_up(session)  # the server restarted or needed the room
                 if attempt == ATTEMPTS:
                     raise
         try:
             return session.open(answer.ciphertexts, len(x))
         except ImplausibleAnswer:
-            self.renew()  # whatever it tells of this key is of no use
+            self._give_up(session)  # whatever it tells of this key is of no use
             raise
 
     def opened(self, model: RemoteLeveled, samples: int = 1) -> Program[LeveledSession]:
         """A session that may still be asked ``samples``, its keys uploaded."""
-        if self.current is None or self.current.left < samples:
+        session = self.current
+        if session is None or session.left < samples:
             self.renew()
             session = model.new_session()
             (answer,) = yield [Call("OpenSession", session.upload())]
             self.key_bytes_up += session.opened(answer.session_id)
             self.current = session
-        return self.current
+        return session
+
+    def _give_up(self, session: LeveledSession) -> None:
+        """Unless another has taken its place: a step that nobody waits for may end late."""
+        if self.current is session:
+            self.renew()

@@ -251,17 +251,32 @@ def test_leveled_opens_a_session_again_only_once() -> None:
     assert sessions.current is None
 
 
+def implausible() -> EvaluateModelResponse:
+    """Residues, all of them, that no evaluation gives."""
+    octets = np.frombuffer(np.random.default_rng(1).bytes(response_bytes(PLAN)), np.uint8) & 0x1F
+    return EvaluateModelResponse(ciphertexts=octets.tobytes())
+
+
 def test_leveled_gives_a_key_up_when_an_answer_cannot_be() -> None:
-    sessions, model, server = Sessions(), shallow(), Lender()
+    sessions, server = Sessions(), Lender()
 
     def deviating(calls: Sequence[Call]) -> list[Any]:
         (answer,) = server(calls)
-        if isinstance(answer, EvaluateModelResponse):
-            answer.ciphertexts = np.random.default_rng(1).bytes(len(answer.ciphertexts))
-            words = np.frombuffer(answer.ciphertexts, np.uint8) & 0x1F  # residues, all of them
-            answer.ciphertexts = words.tobytes()
-        return [answer]
+        return [implausible() if isinstance(answer, EvaluateModelResponse) else answer]
 
     with pytest.raises(ImplausibleAnswer):
-        played(sessions.infer(model, np.zeros((1, 9)), 0.0), deviating)
+        played(sessions.infer(shallow(), np.zeros((1, 9)), 0.0), deviating)
     assert sessions.current is None
+
+
+def test_leveled_a_step_that_ends_late_takes_no_key_from_the_program_after_it() -> None:
+    sessions, model, server = Sessions(), shallow(), Lender()
+    sessions.current, _, _ = played(sessions.opened(model), server)
+    late = sessions.infer(model, np.zeros((1, 9)), 0.0)
+    next(late)
+    sessions.renew()
+    played(sessions.infer(model, np.zeros((1, 9)), 0.0), server)
+    successor = sessions.current
+    with pytest.raises(ImplausibleAnswer):
+        late.send([implausible()])
+    assert sessions.current is successor is not None
