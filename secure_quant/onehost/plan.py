@@ -13,19 +13,21 @@ from secure_quant.mpc.protocol.gates.base import Gate
 from secure_quant.mpc.protocol.gates.edge import InputGate
 from secure_quant.mpc.protocol.gates.linear import LinearGate
 from secure_quant.mpc.protocol.gates.maximum import MaximumGate
+from secure_quant.mpc.protocol.gates.product import ProductGate
 from secure_quant.mpc.protocol.gates.requantize import RequantizeGate
 from secure_quant.mpc.protocol.plan import Planner
 from secure_quant.onehost import masked
 from secure_quant.onehost.edge import JointInput
 from secure_quant.onehost.masked import MaskedPlan
 from secure_quant.onehost.maximum import JointMaximum
+from secure_quant.onehost.product import JointProduct
 from secure_quant.onehost.requantize import JointRequantize
 
 __all__ = ["NUMBER_BYTES", "Half", "OneHostCost", "OneHostPlan", "plan"]
 
 NUMBER_BYTES = 8
 """By which both ends name the item they use."""
-Half = JointInput | JointRequantize | JointMaximum
+Half = JointInput | JointRequantize | JointMaximum | JointProduct
 """The joint half of a gate that is made of COTs."""
 
 
@@ -64,6 +66,9 @@ class OneHostPlan:
                 made[gate.name] = JointRequantize(gate)
             elif isinstance(gate, MaximumGate):
                 made[gate.name] = JointMaximum(gate)
+            elif isinstance(gate, ProductGate):
+                left, right = (self.graph.values[name].shape for name in gate.inputs)
+                made[gate.name] = JointProduct(gate, left, right)
         return made
 
     @property
@@ -108,17 +113,18 @@ class OneHostPlan:
 def plan(graph: Graph, calls: int = 1000) -> OneHostPlan:
     """calls: samples that one client may be served. Raises OpNotSupported."""
     for node in graph.nodes:
-        if isinstance(node, (*ops.DYNAMIC, ops.MatMul, ops.Mul)):
-            at_run_time = isinstance(node, ops.DYNAMIC)
+        if isinstance(node, ops.DYNAMIC):
             raise OpNotSupported(
                 f"{type(node).__name__} {node.name!r} with one host",
-                got="a scale chosen at run time" if at_run_time else "no gate for it yet",
-                hint="serve it under secret sharing or homomorphic encryption",
+                got="a scale chosen at run time, which depends on the secret input",
+                hint="quantize with mode='static' or 'weight-only'",
             )  # fmt: skip
     planner = _Planner(graph.public(), "traffic")
     gates = planner.plan().gates
     bits = {gate.name: gate.bits for gate in gates if isinstance(gate, LinearGate)}
-    return OneHostPlan(graph.public(), gates, masked.plan(graph, bits, calls))
+    made = OneHostPlan(graph.public(), gates, masked.plan(graph, bits, calls))
+    made.cots(1)  # refuses here what no joint half can do
+    return made
 
 
 class _Planner(Planner):

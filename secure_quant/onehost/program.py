@@ -24,6 +24,7 @@ from secure_quant.mpc.protocol.gates.base import Gate, Side, Wire
 from secure_quant.mpc.protocol.gates.edge import OutputGate
 from secure_quant.mpc.protocol.gates.linear import LinearGate
 from secure_quant.mpc.protocol.gates.local import LocalGate
+from secure_quant.mpc.protocol.gates.product import ProductGate
 from secure_quant.mpc.protocol.plan import Uses
 from secure_quant.mpc.protocol.ring import Ring, centred, reduce
 from secure_quant.onehost.cot import Pairing
@@ -32,6 +33,7 @@ from secure_quant.onehost.exchange import Exchange, Joint, swap, together
 from secure_quant.onehost.linear import HostLinear, receive, serve_mask, words
 from secure_quant.onehost.maximum import JointMaximum
 from secure_quant.onehost.plan import NUMBER_BYTES, OneHostPlan
+from secure_quant.onehost.product import JointProduct, MadeProduct
 from secure_quant.onehost.products import packed, unpacked
 from secure_quant.onehost.requantize import Made
 
@@ -90,6 +92,9 @@ class _Program(ABC):
         for name, half in self.plan.halves.items():
             if isinstance(half, JointInput):
                 runs[name] = half.make(pairing, masks[name])
+            elif isinstance(half, JointProduct):
+                left, right = (masks[inner] for inner in half.gate.inputs)
+                runs[name] = half.make(pairing, left, right, masks[name])
             else:
                 inner = masks[half.gate.inputs[0]]
                 runs[name] = half.make(pairing, inner, masks.get(name, inner))
@@ -174,9 +179,18 @@ class _Program(ABC):
         half = self.plan.halves.get(gate.name)
         if isinstance(half, JointMaximum):
             return _even(half.online(made, inputs[0]))
+        if isinstance(gate, ProductGate):
+            return self._product(gate, made, inputs, mask)
         if isinstance(made, Made):
             return _even(gate.online(made.side, made.offset, mask, inputs))
         return _even(gate.online(made, None, mask, inputs))
+
+    def _product(
+        self, gate: ProductGate, state: MadeProduct, inputs: list[Wire], mask: Ring
+    ) -> Joint[Wire]:
+        side = Side(self.pairing.party, len(mask), np.empty((len(mask), 0), np.uint64), [])
+        made = yield from _even(gate.online(side, state, None, inputs))
+        return Wire(made.public, mask)
 
     def _linear_online(self, gate: LinearGate, state: Any, x: Wire, mask: Ring) -> Joint[Wire]:
         return Wire((yield from self._opened(gate, state, x.public)), mask)

@@ -162,7 +162,7 @@ class _He:
 class OneHost:
     """A client and one host, without a dealer, in one process: one pairing for all cases."""
 
-    may_refuse = frozenset({*(op.__name__ for op in ops.DYNAMIC), "MatMul", "Mul"})
+    may_refuse = frozenset(op.__name__ for op in ops.DYNAMIC)
 
     def __init__(self) -> None:
         self._pairs: list = []

@@ -15,15 +15,17 @@ from secure_quant.errors import (
     OpNotSupported,
     ShapeMismatch,
 )
-from secure_quant.ir import Graph
-from secure_quant.onehost.cot import Pairing
+from secure_quant.ir import Graph, ops
+from secure_quant.mpc.protocol.gates.product import ProductGate
+from secure_quant.onehost.cot import MOST_BLOCKS, Pairing
 from secure_quant.onehost.plan import OneHostPlan, plan
+from secure_quant.onehost.product import JointProduct
 from secure_quant.onehost.program import ClientProgram, Host, HostProgram
 from secure_quant_client.onehost.masks import MaskKeys
 from tests.unit.mpc.protocol import graphs
 from tests.unit.onehost.drive import drive, pair
 
-GRAPHS = ("lenet", "mlp", "single", "identity", "activation_out", "average")
+GRAPHS = tuple(graphs.ALL)
 
 
 class Ends:
@@ -117,10 +119,27 @@ def test_inputs_are_checked(pairs: list[Pairing]) -> None:
         next(ends.client.prepare(0))
 
 
-@pytest.mark.parametrize("name", ["attention", "square"])
-def test_what_has_no_gate_yet_is_refused(name: str) -> None:
-    with pytest.raises(OpNotSupported, match="one host"):
-        plan(graphs.ALL[name]().public())
+def test_rows_too_long_for_the_pads_are_refused() -> None:
+    node = ops.MatMul(name="m", inputs=("a", "b"), transpose_b=False, bound=1, scale=1.0)
+    common = {"name": "m", "inputs": ("a", "b"), "bits": 20, "node": node, "opened": True}
+    for columns in (819, 820):
+        gate = ProductGate(**common, shape=(2, columns), zero_points=(0, 0))
+        if columns * 20 <= 128 * MOST_BLOCKS:
+            JointProduct(gate, (2, 3), (3, columns))
+        else:
+            with pytest.raises(OpNotSupported, match="rows of 820"):
+                JointProduct(gate, (2, 3), (3, columns))
+
+
+def test_products_by_formula() -> None:
+    """Per MatMul [m, j]·[j, n] mod 2^k: 2·m·j·k COTs, m·j·(k + n·k(k+1)/2) bits each way."""
+    made = plan(graphs.attention().public())
+    half = made.halves["s"]
+    assert isinstance(half, JointProduct)
+    k, (heads, m, n), j = half.gate.bits, half.gate.shape, half.left[-1]
+    assert half.cots(1) == (heads * m * j * k,) * 2
+    bits = heads * m * j * (k + n * k * (k + 1) // 2)
+    assert half.sent_bytes(1) == (bits // 8,) * 2
 
 
 def test_only_the_answer_itself_goes_unmasked() -> None:
