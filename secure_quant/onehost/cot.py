@@ -86,6 +86,7 @@ class Column:
     keys: tuple[Words, Words] | None = field(default=None, repr=False)
     delta_share: Words | None = field(default=None, repr=False)
     _blocks: int = field(default=0, init=False)
+    _trees: set[str] = field(default_factory=set, init=False)
 
     def take(self, bits: int) -> Pads:
         """Fresh blocks for one product of ``bits`` bits, each way. Raises PairingSpent."""
@@ -95,12 +96,13 @@ class Column:
             raise PairingSpent("pad blocks of a COT", got=self._blocks, expected=MOST_BLOCKS)
         return Pads(self, first, bits)
 
-    def halves(self) -> Words:
-        """``delta_share``, for a tree; once. Raises PairingSpent."""
-        made, self.delta_share = self.delta_share, None
-        if made is None:
+    def halves(self, purpose: str) -> Words:
+        """``delta_share``, for a tree; once for each purpose, whose permutations are its own.
+        Raises PairingSpent."""
+        if self.delta_share is None or purpose in self._trees:
             raise PairingSpent("a share of Δ", got="a second use, or a COT of one direction")
-        return made
+        self._trees.add(purpose)
+        return self.delta_share
 
 
 @dataclass(frozen=True, eq=False)

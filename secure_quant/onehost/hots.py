@@ -78,11 +78,11 @@ def _tree(columns: Sequence[Column], low: Words, delta: Words, purpose: str) -> 
     side and by nothing on the other. A leaf is a block of 2^7 places.
     """
     node, leaf = TREES[purpose], LEAVES[purpose]
-    right = columns[0].halves()
+    right = columns[0].halves(purpose)
     seeds = np.stack([right ^ delta, right], axis=1)  # [n, nodes, 2]
     for column in columns[1:]:
         hashed = node.circular(seeds)
-        own = np.bitwise_xor.reduce(hashed, axis=1) ^ column.halves() ^ delta
+        own = np.bitwise_xor.reduce(hashed, axis=1) ^ column.halves(purpose) ^ delta
         left = yield from _corrected(seeds, hashed, own)
         seeds = np.concatenate([left, left ^ seeds], axis=1)
     hashed = leaf.circular(seeds)

@@ -17,6 +17,7 @@ from secure_quant.onehost.permutation import CHILDREN, KEYS, LEAVES, PADS, TREES
 from secure_quant.onehost.products import column_times, gated, number
 from secure_quant.onehost.softspoken import extension_bytes
 from tests.unit.onehost.drive import both, columns, drive, pair, words
+from tests.unit.onehost.ledger import Ledger
 
 
 def check_ideal(one: Column, two: Column, delta: Any) -> None:
@@ -65,40 +66,6 @@ def test_bytes_are_those_of_the_formulas(kappa: Any) -> None:
     assert sent == [(STEP_BYTES, STEP_BYTES)]
 
 
-class Ledger:
-    """Every input of a permutation in this process, by party."""
-
-    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        self.party, self.seen = 0, {(name, p): [] for name in ("pads", "keys") for p in (0, 1)}
-        for name, permutation in (("pads", PADS), ("keys", KEYS)):
-            plain = permutation.hash
-            monkeypatch.setattr(permutation, "hash", self._recording(name, plain))
-
-    def _recording(self, name: str, plain: Any) -> Any:
-        def record(blocks: Any) -> Any:
-            self.seen[name, self.party].append(blocks.reshape(-1, 2).copy())
-            return plain(blocks)
-
-        return record
-
-    def follow(self, party: int, run: Any) -> Any:
-        """``run``, noted under ``party``."""
-        message = None
-        while True:
-            self.party = party
-            try:
-                exchange = next(run) if message is None else run.send(message)
-            except StopIteration as end:
-                return end.value
-            message = yield exchange
-
-    def check(self) -> int:
-        for blocks in self.seen.values():
-            whole = np.concatenate(blocks)
-            assert len(np.unique(whole, axis=0)) == len(whole)
-        return len(np.concatenate(self.seen["pads", 0]))
-
-
 def test_no_choice_bit_and_no_pad_block_is_used_twice(monkeypatch: pytest.MonkeyPatch) -> None:
     pairs, rng = pair(), np.random.default_rng(0)
     ledger = Ledger(monkeypatch)
@@ -115,7 +82,7 @@ def test_no_choice_bit_and_no_pad_block_is_used_twice(monkeypatch: pytest.Monkey
 
     drive(*(ledger.follow(i, protocol(p)) for i, p in enumerate(pairs)))
     # A product of 256 bits, one of 1, and one of 33 each way: 3 pads of each block, and the ring's.
-    assert ledger.check() > 53 * 4 * 3 * 4
+    assert ledger.check()["pads"] > 53 * 4 * 3 * 4
 
 
 def test_the_ledger_catches_a_block_used_twice(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -167,10 +134,11 @@ def test_a_stock_gives_every_cot_once() -> None:
     with pytest.raises(PairingSpent, match="in stock"):
         pairs[0].columns([BOTH], 100)
     one, _ = columns(pair(), [BOTH, 0], 2)
-    one[0].halves()
+    one[0].halves("main")
+    one[0].halves("saturation")
     for column in one:
         with pytest.raises(PairingSpent):
-            column.halves()
+            column.halves("main")
 
 
 def test_ends_out_of_step_refuse() -> None:

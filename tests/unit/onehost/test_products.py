@@ -131,12 +131,8 @@ def test_bits_of_one_hots_by_formula() -> None:
 def test_trees_of_two_purposes_differ(pairs: list[Pairing]) -> None:
     """Two one-hots may begin at the same bit: their trees never evaluate the same permutation."""
     ends = columns(pairs, [BOTH] * 9, 5)
-    halves = [[c.delta_share for c in end] for end in ends]
     made = []
     for purpose in ("main", "saturation"):
-        for end, half in zip(ends, halves, strict=True):
-            for column, share in zip(end, half, strict=True):
-                column.delta_share = share.copy()
         runs = [hot(ends[i], i, pairs[i].delta, purpose) for i in (0, 1)]
         one, two, _ = drive(*runs)
         made.append((one, one ^ two))

@@ -24,6 +24,7 @@ from secure_quant.onehost.program import ClientProgram, Host, HostProgram
 from secure_quant_client.onehost.masks import MaskKeys
 from tests.unit.mpc.protocol import graphs
 from tests.unit.onehost.drive import drive, pair
+from tests.unit.onehost.ledger import Ledger
 
 GRAPHS = tuple(graphs.ALL)
 
@@ -149,6 +150,25 @@ def test_only_the_answer_itself_goes_unmasked() -> None:
     assert of("lenet").bare == "f3"
     assert of("activation_out").bare is None
     assert of("average").bare is None
+
+
+@pytest.mark.parametrize("name", ["mlp", "activation_out", "attention"])
+def test_nothing_secret_is_used_twice(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two items and their calls over one pairing: no key, pad block, node or leaf comes twice."""
+    graph = graphs.ALL[name]()
+    ends, ledger = Ends(graph, pair()), Ledger(monkeypatch)
+    for seed in range(2):
+        q = inputs(graph, 1, seed)
+        runs = [ledger.follow(0, ends.client.prepare(1)), ledger.follow(1, ends.server.prepare(1))]
+        one, two, _ = drive(*runs)
+        runs = [ledger.follow(0, ends.client.run(one, q)), ledger.follow(1, ends.server.run(two))]
+        got, _, _ = drive(*runs)
+        assert np.array_equal(got, reference.run_int(graph, q))
+    asked = ledger.check()
+    assert asked["keys"] >= 2 * sum(ends.plan.cots(1))
+    assert asked["pads"] > asked["keys"]
+    widths = [half.gate.look.width for half in ends.plan.halves.values() if hasattr(half, "hots")]
+    assert (asked["leaves main"] > 0) == any(width > 8 for width in widths)
 
 
 def test_views_do_not_depend_on_the_input(pairs: list[Pairing]) -> None:

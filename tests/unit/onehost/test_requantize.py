@@ -156,6 +156,20 @@ def test_a_wide_digit_is_a_tree(digits: Any, pairs: list[Pairing]) -> None:
     run(look, op, xs, shares(np.random.default_rng(3), *xs.shape), 22, pairs)
 
 
+@pytest.mark.parametrize("granule", [0, 3])
+def test_two_trees_over_the_same_bits(granule: int, pairs: list[Pairing]) -> None:
+    """Main and saturation both wide, so that both are trees, over bits that overlap."""
+    op = node((1,), 40, 2, tuple(int(37 * i * i) % 256 - 128 for i in range(200)))
+    look = next(
+        each for each in looks(op, Interval(-5000, 5000))
+        if each.variant == "V4" and each.saturates and each.granule == granule
+        and each.width >= 9 and each.reach >= 9
+    )  # fmt: skip
+    xs = np.random.default_rng(2).integers(-5000, 5001, (1, 500, 1))
+    xs[0, :5, 0] = [-5000, 5000, 0, -1, 1]
+    run(look, op, xs, shares(np.random.default_rng(3), *xs.shape), 22, pairs)
+
+
 def test_v3_is_refused() -> None:
     op = node((3,), -7, 3, tuple(range(-8, 6)))
     look = next(each for each in looks(op, Interval(-20, 41)) if each.variant == "V3")
