@@ -15,11 +15,11 @@ from secure_quant.mpc.protocol.gates.linear import LinearGate
 from secure_quant.mpc.protocol.gates.maximum import MaximumGate
 from secure_quant.mpc.protocol.gates.product import ProductGate
 from secure_quant.mpc.protocol.gates.requantize import RequantizeGate
-from secure_quant.mpc.protocol.plan import Planner
 from secure_quant.onehost import masked
 from secure_quant.onehost.edge import JointInput
 from secure_quant.onehost.masked import MaskedPlan
 from secure_quant.onehost.maximum import JointMaximum
+from secure_quant.onehost.order import ordered
 from secure_quant.onehost.product import JointProduct
 from secure_quant.onehost.requantize import JointRequantize
 
@@ -119,20 +119,8 @@ def plan(graph: Graph, calls: int = 1000) -> OneHostPlan:
                 got="a scale chosen at run time, which depends on the secret input",
                 hint="quantize with mode='static' or 'weight-only'",
             )  # fmt: skip
-    planner = _Planner(graph.public(), "traffic")
-    gates = planner.plan().gates
+    gates = ordered(graph.public())
     bits = {gate.name: gate.bits for gate in gates if isinstance(gate, LinearGate)}
     made = OneHostPlan(graph.public(), gates, masked.plan(graph, bits, calls))
     made.cots(1)  # refuses here what no joint half can do
     return made
-
-
-class _Planner(Planner):
-    """The answer's ring is that of its range, and every linear layer is opened."""
-
-    def answered(self, node: ops.Output) -> int:
-        reach = self.graph.values[node.inputs[0]].range
-        return max(reach.hi.bit_length(), (-reach.lo - 1).bit_length()) + 1
-
-    def opened(self, node: ops.Node) -> bool:
-        return True

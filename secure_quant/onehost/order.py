@@ -1,0 +1,140 @@
+"""Gates and rings of a graph, and the cheaper order of Requantize and MaxPool.
+
+Where a table does not decrease and all multipliers are positive, x -> T[(x·m + o) >> s] is
+monotone on a channel, so the largest of the requantized is the requantized of the largest: the same
+integers, and one requantize for each window instead of one for each place. The maximum then
+compares accumulators, of more bits. Nothing else may read what stands between.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from math import prod
+
+from secure_quant.ir import Graph, ops
+from secure_quant.mpc.protocol.gates.base import Gate
+from secure_quant.mpc.protocol.gates.maximum import MaximumGate, levels
+from secure_quant.mpc.protocol.gates.requantize import RequantizeGate
+from secure_quant.mpc.protocol.plan import Planner
+from secure_quant.mpc.protocol.tables import choose
+from secure_quant.onehost.maximum import COT_BITS, JointMaximum
+from secure_quant.onehost.requantize import JointRequantize
+
+__all__ = ["ordered", "swappable"]
+
+Pairs = Mapping[str, str]
+"""Requantize -> the MaxPool that alone reads it."""
+
+
+def ordered(graph: Graph) -> tuple[Gate, ...]:
+    """One gate per node of the public ``graph``, in its order. A pair that changes places keeps its
+    two names: the first is then the largest accumulator's, the second the pooled activation's."""
+    pairs = swappable(graph)
+    plain = OneHostPlanner(graph, {}).gates()
+    if not pairs:
+        return plain
+    whole = OneHostPlanner(graph, pairs).gates()
+    prices = [{gate.name: _price(gate) for gate in gates} for gates in (plain, whole)]
+    cheaper = {
+        first: second
+        for first, second in pairs.items()
+        if prices[1][first] + prices[1][second] < prices[0][first] + prices[0][second]
+    }
+    return OneHostPlanner(graph, cheaper).gates()
+
+
+def swappable(graph: Graph) -> Pairs:
+    """Where either order gives the same integers."""
+    found = {}
+    for node in graph.nodes:
+        if not isinstance(node, ops.MaxPool):
+            continue
+        before = graph.by_name[node.inputs[0]]
+        if (
+            isinstance(before, ops.Requantize)
+            and len(graph.consumers[before.name]) == 1
+            and len(graph.consumers[before.inputs[0]]) == 1
+            and min(before.multiplier) > 0
+            and (len(before.multiplier) == 1 or before.axis in (0, -3))
+            and all(a <= b for a, b in zip(before.table, before.table[1:], strict=False))
+        ):
+            found[before.name] = node.name
+    return found
+
+
+def _price(gate: Gate) -> int:
+    """Bits of material of a sample, COTs with them."""
+    if isinstance(gate, RequantizeGate):
+        cots, bits = JointRequantize(gate).formula()
+        return gate.elements * (bits + COT_BITS * cots)
+    if isinstance(gate, MaximumGate):
+        half = JointMaximum(gate)
+        cots, bits = half.formula()
+        return sum(half.counts(1)) * (bits + COT_BITS * cots)
+    return 0
+
+
+class OneHostPlanner(Planner):
+    """The answer's ring is that of its range, every linear layer is opened, and ``pairs`` change
+    places."""
+
+    def __init__(self, graph: Graph, pairs: Pairs) -> None:
+        super().__init__(graph, "traffic")
+        self._pairs = pairs
+        self._pools = {second: first for first, second in pairs.items()}
+
+    def gates(self) -> tuple[Gate, ...]:
+        """One per node, in the nodes' order."""
+        return tuple(self._placed(gate) for gate in self.plan().gates)
+
+    def answered(self, node: ops.Output) -> int:
+        reach = self.graph.values[node.inputs[0]].range
+        return max(reach.hi.bit_length(), (-reach.lo - 1).bit_length()) + 1
+
+    def opened(self, node: ops.Node) -> bool:
+        return True
+
+    def _demand(self, node: ops.Node) -> None:
+        if node.name in self._pools:
+            first = self.graph.by_name[self._pools[node.name]]
+            if isinstance(first, ops.Requantize):
+                sums = first.inputs[0]
+                look = choose(
+                    first, self.graph.values[sums].centred, self.objective, self.rings[node.name]
+                )
+                self.looks[first.name] = look
+                need = max(look.ring, self._compared(first))
+                self.rings[first.name] = need
+                self.rings[sums] = max(self.rings[sums], need)
+        elif node.name not in self._pairs:
+            super()._demand(node)
+
+    def _placed(self, gate: Gate) -> Gate:
+        """Of a pair, the gate that takes the other's place."""
+        if gate.name in self._pairs:
+            pool = self.graph.by_name[self._pairs[gate.name]]
+            if isinstance(pool, ops.MaxPool):
+                return self._largest(gate, pool)
+        if gate.name in self._pools:
+            return self._activation(gate)
+        return gate
+
+    def _largest(self, gate: Gate, pool: ops.MaxPool) -> Gate:
+        return MaximumGate(
+            name=gate.name, inputs=gate.inputs, shape=self.graph.values[pool.name].shape,
+            bits=gate.bits, node=pool, width=self._compared(self.graph.by_name[gate.name]),
+            source=self.graph.values[gate.inputs[0]].shape,
+            tournament=levels(prod(pool.kernel), 2),
+        )  # fmt: skip
+
+    def _activation(self, gate: Gate) -> Gate:
+        first = self.graph.by_name[self._pools[gate.name]]
+        look, count = self.looks[first.name], prod(gate.shape)
+        free, dealt = RequantizeGate.material(look, count, gate.bits)
+        return RequantizeGate(
+            name=gate.name, inputs=gate.inputs, shape=gate.shape, bits=gate.bits, look=look,
+            zero_point=self.zero(first.inputs[0]),
+            axis=first.axis if isinstance(first, ops.Requantize) else 0,
+            free_words=free, dealt_words=dealt,
+            payloads=tuple(((count, bits),) for bits in look.payloads(gate.bits)),
+        )  # fmt: skip
