@@ -12,12 +12,15 @@ by an error without a name.
 from __future__ import annotations
 
 import argparse
+import os
 import secrets
 import sys
+import threading
 import warnings
 from collections import Counter
+from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
-from multiprocessing import get_context
+from multiprocessing import get_context, parent_process
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -32,6 +35,20 @@ def _quiet() -> None:
 
     torch.set_num_threads(1)
     warnings.simplefilter("ignore")
+
+
+def _prepare() -> None:
+    """In a process of the pool. Should the search be killed, nothing else ends these: each of them
+    holds both ends of the queue that it waits at."""
+    parent = parent_process()
+    if parent is not None:
+        threading.Thread(target=_follow, args=(parent.join,), daemon=True).start()
+    _quiet()
+
+
+def _follow(wait: Callable[[], None]) -> None:
+    wait()
+    os._exit(1)
 
 
 def _one(seed: int) -> Verdict:
@@ -61,7 +78,7 @@ def search(first: int, count: int, jobs: int, refused: bool = False) -> int:
     reasons: Counter[str] = Counter()
     worst, errors = 0.0, []
     with ProcessPoolExecutor(
-        jobs, mp_context=get_context("spawn"), initializer=_quiet, max_tasks_per_child=250
+        jobs, mp_context=get_context("spawn"), initializer=_prepare, max_tasks_per_child=250
     ) as pool:
         seeds = range(first, first + count)
         for done, verdict in enumerate(pool.map(_one, seeds, chunksize=5), 1):

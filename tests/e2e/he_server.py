@@ -22,7 +22,11 @@ from secure_quant.transport import Tls
 from secure_quant.transport.certs import make_all
 
 _MAIN = """
-import asyncio, json, sys
+import asyncio, json, os, signal, sys, threading
+def follow():
+    os.read(0, 1)  # the tests' process is gone, killed perhaps
+    os.kill(os.getpid(), signal.SIGKILL)
+threading.Thread(target=follow, daemon=True).start()
 from secure_quant.transport import Tls
 from secure_quant_server.common import logs
 from secure_quant_server.he import HeOptions, serve_he
@@ -72,12 +76,16 @@ class HeServerProcess:
     def __enter__(self) -> HeServerProcess:
         self.process = subprocess.Popen(
             [sys.executable, "-c", _MAIN, json.dumps(self._options)],
-            stderr=subprocess.PIPE, text=True,
+            stdin=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
         )  # fmt: skip
         self._reader = threading.Thread(target=self._read)
         self._reader.start()
-        self.target = self.event("listening")["address"]
-        self.event("serving")
+        try:
+            self.target = self.event("listening")["address"]
+            self.event("serving")
+        except BaseException:
+            self.__exit__()
+            raise
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -85,6 +93,7 @@ class HeServerProcess:
             _signal(pid, signal.SIGCONT)
         self.process.kill()
         self.process.wait(10)
+        self.process.stdin.close()
         self._reader.join(10)
 
     def tls(self, role: str = "client") -> Tls:

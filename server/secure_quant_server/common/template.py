@@ -8,12 +8,17 @@ with its end of a socket pair, which the front sent along and the template close
 Before a worker runs anything it takes fresh seeds: what a generator of random, numpy, torch or
 CrypTen held in the template, it would hold in every worker.
 
+A front may be killed at any moment. The template then ends its workers, those that hang or are
+stopped too, and itself. It does not rely on the end of FD alone: a fork of the front may hold the
+other end.
+
 Where a library has started a thread after all (an operator who gives BLAS several), forking is not
 safe, and workers are started cold: another interpreter, the same entry.
 """
 
 from __future__ import annotations
 
+import ctypes
 import gc
 import importlib
 import json
@@ -24,7 +29,8 @@ import select
 import signal
 import socket
 import sys
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from pathlib import Path
 from types import FrameType
@@ -36,13 +42,18 @@ __all__ = ["become", "harden", "main", "reseed", "threads"]
 
 NAME_LENGTH = 15
 """Of a process, as Linux shows it."""
+PATIENCE_S = 1.0
+"""For workers to see by themselves that their front is gone."""
+PR_SET_PDEATHSIG = 1
 
 
 def main(arguments: list[str]) -> None:
-    """Serve the front until it hangs up; or, cold, be one worker."""
+    """Serve the front until it is gone or hangs up; or, cold, be one worker."""
     harden()
     if arguments[0] == "cold":
         become(arguments[2], int(arguments[1]), json.loads(arguments[3]))
+    front = os.getppid()
+    _when_the_front_dies(signal.SIGKILL)  # an import cannot be asked to end
     control = socket.socket(fileno=int(arguments[0]))
     control.set_inheritable(False)
     for module in arguments[2:]:
@@ -50,9 +61,11 @@ def main(arguments: list[str]) -> None:
     _name("sq-template")
     gc.collect()
     gc.freeze()  # a collection in a worker need not touch, and so copy, what is shared
-    with suppress(ConnectionError):  # the front is gone; so are its workers' other ends
+    workers: set[int] = set()
+    with suppress(ConnectionError):  # the front is gone
         control.send(json.dumps({"ready": True}).encode())
-        _serve(control, arguments[1])
+        _serve(control, arguments[1], front, workers)
+    _end(workers)
 
 
 def harden() -> None:
@@ -106,43 +119,70 @@ def become(entry: str, descriptor: int, options: dict[str, Any]) -> NoReturn:
         os._exit(status)  # nothing that the template registered for its own exit runs here
 
 
-def _serve(control: socket.socket, entry: str) -> None:
+def _serve(control: socket.socket, entry: str, front: int, workers: set[int]) -> None:
+    """workers: process ids of those that live, kept up to date."""
     heard, wake = socket.socketpair()
     for end in (heard, wake):
         end.setblocking(False)
-    signal.signal(signal.SIGCHLD, _noticed)
     signal.set_wakeup_fd(wake.fileno(), warn_on_full_buffer=False)
+    for number in (signal.SIGCHLD, signal.SIGCONT):
+        signal.signal(number, _noticed)
+    _when_the_front_dies(signal.SIGCONT)  # which a template that was stopped gets, too
     ours = (control, heard, wake)
-    while True:
+    while os.getppid() == front:
         ready, _, _ = select.select([control, heard], [], [])
         if heard in ready:
             heard.recv(4096)
-            _bury(control)
+            for pid, status in _buried(workers):
+                control.send(json.dumps({"ended": pid, "status": status}).encode())
         if control in ready:
             found = socket.recv_fds(control, 2**16, 1, socket.MSG_CMSG_CLOEXEC)
             data, descriptors = found[:2]
             if not data:
                 return
-            _start(ours, entry, json.loads(data), descriptors[0])
+            _start(ours, entry, json.loads(data), descriptors[0], workers)
 
 
 def _start(
-    ours: tuple[socket.socket, ...], entry: str, options: dict[str, Any], descriptor: int
+    ours: tuple[socket.socket, ...],
+    entry: str,
+    options: dict[str, Any],
+    descriptor: int,
+    workers: set[int],
 ) -> None:
     warm = threads() == 1
     pid = os.fork() if warm else _cold(entry, options, descriptor)
     if pid == 0:
         signal.set_wakeup_fd(-1)
-        signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+        for number in (signal.SIGCHLD, signal.SIGCONT):
+            signal.signal(number, signal.SIG_DFL)
         for each in ours:
             each.close()
         become(entry, descriptor, options)
+    workers.add(pid)
     os.close(descriptor)
     handles = _handles(pid)
     told = json.dumps({"started": pid, "warm": warm}).encode()
     socket.send_fds(ours[0], [told], handles)
     for handle in handles:
         os.close(handle)
+
+
+def _when_the_front_dies(number: signal.Signals) -> None:
+    """Have that signal sent to this process, where the system can. See prctl(2)."""
+    with suppress(AttributeError, OSError):
+        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, int(number))
+
+
+def _end(workers: set[int]) -> None:
+    """Of a front that is gone: first by themselves."""
+    end = time.monotonic() + PATIENCE_S
+    while workers and time.monotonic() < end:
+        for _ in _buried(workers):
+            pass
+        time.sleep(0.01)
+    for pid in workers:  # not waited for yet, so nobody else's
+        os.kill(pid, signal.SIGKILL)
 
 
 def _handles(pid: int) -> list[int]:
@@ -160,8 +200,8 @@ def _cold(entry: str, options: dict[str, Any], descriptor: int) -> int:
     return os.posix_spawn(sys.executable, command, os.environ)
 
 
-def _bury(control: socket.socket) -> None:
-    """Tell the front of every worker that ended."""
+def _buried(workers: set[int]) -> Iterator[tuple[int, int]]:
+    """Process id and exit status of every worker that ended since."""
     while True:
         try:
             pid, status = os.waitpid(-1, os.WNOHANG)
@@ -169,12 +209,12 @@ def _bury(control: socket.socket) -> None:
             return
         if pid == 0:
             return
-        told = {"ended": pid, "status": os.waitstatus_to_exitcode(status)}
-        control.send(json.dumps(told).encode())
+        workers.discard(pid)
+        yield pid, os.waitstatus_to_exitcode(status)
 
 
 def _noticed(number: int, frame: FrameType | None) -> None:
-    """A child ended: the wake-up descriptor tells the loop."""
+    """A child or the front ended: the wake-up descriptor tells the loop."""
 
 
 def _name(name: str) -> None:
@@ -184,4 +224,5 @@ def _name(name: str) -> None:
 
 
 if __name__ == "__main__":
+    logs.setup()
     main(sys.argv[1:])
