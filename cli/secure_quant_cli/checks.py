@@ -14,6 +14,8 @@ from secure_quant.errors import ConfigError, ValueOutOfRange
 
 __all__ = ["address", "can_write", "counts", "durations", "free_ports_at", "host", "model_hash"]
 
+MOST = 2**63 - 1
+MOST_S = 1e9
 _ADDRESS = re.compile(r"(?P<host>\[[0-9A-Fa-f:.]+\]|[^\s:/\[\]]+):(?P<port>[0-9]{1,5})")
 _LABEL = r"[A-Za-z0-9_](?:[A-Za-z0-9_-]{0,61}[A-Za-z0-9_])?"
 _NAME = re.compile(rf"(?:\*\.)?{_LABEL}(?:\.{_LABEL})*\.?")
@@ -23,16 +25,18 @@ def counts(arguments: argparse.Namespace, *names: str) -> None:
     """Whole numbers of at least 1, where they are given."""
     for name in names:
         got = getattr(arguments, name, None)
-        if got is not None and got < 1:
-            raise ValueOutOfRange(_option(name), got=got, expected=">= 1")
+        if got is not None and not 1 <= got <= MOST:
+            shown = got if abs(got) <= MOST else "more than 64 bits"
+            raise ValueOutOfRange(_option(name), got=shown, expected=">= 1")
 
 
 def durations(arguments: argparse.Namespace, *names: str) -> None:
-    """Seconds above 0, where they are given; neither infinite nor NaN."""
+    """Seconds above 0, where they are given; neither NaN nor longer than any timer runs."""
     for name in names:
         got = getattr(arguments, name, None)
-        if got is not None and not 0 < got < float("inf"):
-            raise ValueOutOfRange(_option(name), got=got, expected="> 0 seconds")
+        if got is not None and not 0 < got <= MOST_S:
+            expected = f"> 0 and <= {MOST_S:g} seconds"
+            raise ValueOutOfRange(_option(name), got=got, expected=expected)
 
 
 def address(option: str, text: str, *, run: int = 1, listen: bool = False) -> tuple[str, int]:
@@ -57,8 +61,8 @@ def free_ports_at(option: str, text: str, run: int) -> None:
                 probe = stack.enter_context(socket.socket(kind, socket.SOCK_STREAM))
                 probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
                 probe.bind(place)
-            except OSError as error:
-                got = f"{name}:{number}: {error.strerror}"
+            except (OSError, UnicodeError) as error:
+                got = f"{name}:{number}: {getattr(error, 'strerror', None) or 'no name of a host'}"
                 raise ConfigError(option, got=got, expected="a free address") from error
 
 

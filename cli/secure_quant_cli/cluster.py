@@ -143,11 +143,11 @@ class Cluster:
             bundle = self._bundle(self.mpc, "dealer")
             serve["dealer"] = dealer, ("dealer", *bundle, "--listen", dealer)
             serve["party1"] = party1, (
-                "party", *self._bundle(self.mpc, "party1"), "--listen", party1,
+                "party1", *self._bundle(self.mpc, "party1"), "--listen", party1,
                 "--link-listen", link, *common,
             )  # fmt: skip
             serve["party0"] = party0, (
-                "party", *self._bundle(self.mpc, "party0"), "--listen", party0,
+                "party0", *self._bundle(self.mpc, "party0"), "--listen", party0,
                 "--peer", self.dial(link), *common,
             )  # fmt: skip
             self.parties = [self.dial(party0), self.dial(party1)]

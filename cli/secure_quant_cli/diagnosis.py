@@ -70,6 +70,7 @@ def examine(deployment: Deployment) -> Iterator[Finding]:
 
 
 def _settings(deployment: Deployment) -> tuple[dict[str, _Role], list[Finding]]:
+    from secure_quant_cli.serve import check
     from secure_quant_cli.settings import resolve, settings_of
 
     told: dict[str, _Role] = {}
@@ -80,6 +81,7 @@ def _settings(deployment: Deployment) -> tuple[dict[str, _Role], list[Finding]]:
             setattr(arguments, each.name, None)
         try:
             resolve(arguments)
+            check(arguments)
         except SecureQuantError as error:
             mend = f"correct [{name}] in {deployment.config.name}; see docs/operating.md"
             findings.append(Finding("fail", f"{name}: settings", str(error), mend))

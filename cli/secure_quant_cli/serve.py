@@ -21,7 +21,7 @@ from typing import Any
 
 from secure_quant.errors import ConfigError
 
-__all__ = ["HELP", "configure", "run"]
+__all__ = ["HELP", "check", "configure", "run"]
 
 PARTIES = ("party", "party0", "party1")
 
@@ -49,12 +49,15 @@ def run(arguments: argparse.Namespace) -> int:
     """Serve; returns once told to stop."""
     import uvloop
 
+    from secure_quant_cli.checks import free_ports_at
     from secure_quant_cli.main import quit_at_once
     from secure_quant_cli.settings import resolve
     from secure_quant_server.common import logs
 
     resolve(arguments)
-    _check(arguments)
+    check(arguments)
+    if arguments.role in PARTIES and arguments.link_listen is not None:
+        free_ports_at("--link-listen", arguments.link_listen, arguments.lanes)
     # Until the role waits for these itself there is nothing to clean up, and an exception may be
     # lost in a callback of a library that is being loaded.
     for number in (signal.SIGINT, signal.SIGTERM):
@@ -68,9 +71,9 @@ def run(arguments: argparse.Namespace) -> int:
     return 0
 
 
-def _check(arguments: argparse.Namespace) -> None:
-    """Raises ConfigError, ValueOutOfRange."""
-    from secure_quant_cli.checks import address, counts, durations, free_ports_at
+def check(arguments: argparse.Namespace) -> None:
+    """What ``resolve`` found, before anything is started. Raises ConfigError, ValueOutOfRange."""
+    from secure_quant_cli.checks import address, counts, durations
     from secure_quant_cli.settings import names, settings_of
 
     settings = settings_of(arguments.role)
@@ -90,7 +93,7 @@ def _check(arguments: argparse.Namespace) -> None:
         if arguments.peer is not None:
             address("--peer", arguments.peer, run=arguments.lanes)
         else:
-            free_ports_at("--link-listen", arguments.link_listen, arguments.lanes)
+            address("--link-listen", arguments.link_listen, run=arguments.lanes, listen=True)
 
 
 def _party(arguments: argparse.Namespace) -> Coroutine[Any, Any, None]:

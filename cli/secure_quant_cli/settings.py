@@ -150,7 +150,7 @@ def read_config(path: Path) -> dict[str, dict[str, Any]]:
     except (OSError, UnicodeDecodeError) as error:
         reason = getattr(error, "strerror", None) or "not UTF-8"
         raise ConfigError("--config", got=f"{path}: {reason}") from error
-    except tomllib.TOMLDecodeError as error:
+    except (ValueError, RecursionError) as error:
         raise ConfigError("--config", got=f"{path}: {error}", expected="TOML") from error
     known = {"common", *ROLES}
     for name, table in tables.items():
@@ -169,6 +169,10 @@ def resolve(arguments: argparse.Namespace, environ: Mapping[str, str] = os.envir
         for name, value in place.items():
             if name not in taken and name not in closed:
                 setattr(arguments, name, value)
+    if arguments.role in ("party0", "party1"):  # of these two, each has its own alone
+        arguments.peer, arguments.link_listen = (
+            getattr(arguments, each.name, None) for each in (_PEER, _LISTEN)
+        )
     for name, each in settings.items():
         if getattr(arguments, name) is None:
             setattr(arguments, name, each.default)
@@ -222,13 +226,14 @@ def _from_toml(setting: Setting, value: Any, where: str, folder: Path) -> Any:
     several = [value] if setting.kind == "paths" and isinstance(value, str) else value
     fits = {
         "int": lambda: type(value) is int,
-        "float": lambda: type(value) in (int, float),
+        "float": lambda: type(value) is float or (type(value) is int and abs(value) < 2**63),
         "bool": lambda: type(value) is bool,
         "text": lambda: isinstance(value, str),
         "path": lambda: isinstance(value, str),
         "paths": lambda: isinstance(several, list) and all(isinstance(p, str) for p in several),
     }
-    if not fits[setting.kind]():
+    texts = [each for each in (several if isinstance(several, list) else [value]) if each]
+    if not fits[setting.kind]() or any(isinstance(each, str) and "\0" in each for each in texts):
         raise ConfigError(where, got=ascii(value)[:80], expected=_shown(setting))
     if setting.kind == "paths":
         return [folder / each for each in several]

@@ -25,6 +25,7 @@ __all__ = [
 ]
 
 Options = list[tuple[str, int | str]]
+LONGEST = 2**31 - 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,6 +51,9 @@ class Limits:
             kind = int if name == "message_bytes" else (int, float)
             if not isinstance(got, kind) or isinstance(got, bool) or not 0 < got < math.inf:
                 raise ConfigError(name, got=ascii(got)[:80], expected="a finite number > 0")
+            most = LONGEST if name == "message_bytes" else LONGEST // 1000
+            if got > most:  # gRPC counts bytes and milliseconds in 32 bits
+                raise ConfigError(name, got=f"{got:g}", expected=f"<= {most}")
 
 
 STREAMS = 100

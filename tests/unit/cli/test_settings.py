@@ -9,10 +9,11 @@ from typing import get_args
 
 import pytest
 
-from secure_quant.errors import ConfigError
+from secure_quant.errors import ConfigError, ValueOutOfRange
 from secure_quant.mpc.runtime.carriers import LinkProtocol
 from secure_quant.transport import Limits
 from secure_quant_cli.main import build_parser
+from secure_quant_cli.serve import check
 from secure_quant_cli.settings import LIMITS, ROLES, resolve, settings_of
 from secure_quant_server.mpc.config import Border
 from secure_quant_server.options import CHOICES, DealerOptions, HeOptions, PartyOptions
@@ -80,12 +81,37 @@ def test_one_place_decides_among_alternatives(config: Path) -> None:
         ("[hee]\nworkers = 2", "deployment.toml: got hee, expected tables"),
         ("he = 3", "deployment.toml: got he"),
         ("[he", "expected TOML"),
+        ("[he]\nworkers = " + "9" * 5000, "expected TOML"),
+        ("[he]\nx = " + "[" * 3000 + "]" * 3000, "expected TOML"),
+        ("[he]\nwatch_seconds = 1" + "0" * 400, r"\[he\] \w+: got 10+, expected S"),
+        ('[he]\ntokens = "a\\u0000b"', r"\[he\] tokens: got 'a\\x00b', expected PATH"),
+        ('[he]\nbundle = ["a\\u0000b"]', r"\[he\] bundle"),
     ],
 )
 def test_what_is_wrong_in_a_file_is_named(config: Path, text: str, says: str) -> None:
     config.write_text(text)
     with pytest.raises(ConfigError, match=says):
         resolved(f"he --config {config} --bundle b --listen a:1")
+
+
+@pytest.mark.parametrize("value", ["nan", "inf", "-1.0", "1e300", "1" + "0" * 18])
+def test_durations_are_what_a_timer_takes(config: Path, value: str) -> None:
+    config.write_text(f"[he]\nevaluate_seconds = {value}")
+    with pytest.raises(ValueOutOfRange, match="--evaluate-seconds"):
+        check(resolved(f"he --config {config} --bundle b --listen a:1"))
+
+
+@pytest.mark.parametrize("value", ["0", "-1", "1" + "0" * 400])
+def test_counts_are_counts(config: Path, value: str) -> None:
+    config.write_text(f"[he]\nmax_calls = {value}")
+    with pytest.raises(ValueOutOfRange, match="--max-calls"):
+        check(resolved(f"he --config {config} --bundle b --listen a:1"))
+
+
+@pytest.mark.parametrize("value", [{"message_bytes": 2**31}, {"keepalive_s": 1e7}])
+def test_limits_are_what_grpc_can_count(value: dict[str, float]) -> None:
+    with pytest.raises(ConfigError, match="<="):
+        Limits(**value)
 
 
 def test_what_is_wrong_elsewhere_is_named(tmp_path: Path) -> None:
@@ -127,5 +153,6 @@ def test_the_documented_file_describes_every_role(tmp_path: Path) -> None:
         made = resolved(f"{role} --config {path}")
         assert made.tls == tmp_path / "certs"
         assert made.metrics == "9100"
+        check(made)
     assert resolved(f"party0 --config {path}").peer == "b.example:7200"
     assert resolved(f"party1 --config {path}").link_listen == "0.0.0.0:7200"
