@@ -171,25 +171,48 @@ def test_nothing_secret_is_used_twice(name: str, monkeypatch: pytest.MonkeyPatch
     assert (asked["leaves main"] > 0) == any(width > 8 for width in widths)
 
 
-def test_views_do_not_depend_on_the_input(pairs: list[Pairing]) -> None:
-    """All that the server receives online, over many runs of two inputs: every byte as often."""
+def heard(ends: Ends, value: int, planted: str = "") -> dict[str, Any]:
+    """What each end receives online for a constant input, 250 samples, as bits; the item's number
+    aside. planted: the end whose first masks are left out."""
+    n = 250
+    q = np.full((n, *ends.graph.input.shape), value, np.int8)
+    items = dict(zip(("client", "server"), ends.prepare(n)[:2], strict=True))
+    if planted:
+        items[planted].made["x"].free[:, : ends.plan.gates[0].elements] = 0
+    runs = (ends.client.run(items["client"], q), ends.server.run(items["server"]))
+    messages: list[Any] = [None, None]
+    seen: dict[str, list[Any]] = {"server": [], "client": []}
+    while True:
+        try:
+            sent = [
+                next(run) if m is None else run.send(m)
+                for run, m in zip(runs, messages, strict=True)
+            ]
+        except StopIteration:
+            return {end: np.unpackbits(np.concatenate(parts)[8:]) for end, parts in seen.items()}
+        messages = [sent[1].sent, sent[0].sent]
+        for end, message in zip(("client", "server"), messages, strict=True):
+            seen[end].append(np.frombuffer(message, np.uint8))
+
+
+def unevenness(bits: Any) -> float:
+    """Largest deviation of the ones at any place of a byte, in standard deviations."""
+    places = bits[: len(bits) // 8 * 8].reshape(-1, 8)
+    counts = np.abs(places.sum(axis=0, dtype=np.int64) - len(places) / 2)
+    return float(counts.max() / (np.sqrt(len(places)) / 2))
+
+
+def test_views_are_even_whatever_the_input(pairs: list[Pairing]) -> None:
+    """All that the server receives online, and the client up to its answer, is coins; a mask left
+    out shows."""
     ends = Ends(graphs.identity(), pairs)
-    n, seen = 300, []
     for value in (-128, 127):
-        q = np.full((n, *ends.graph.input.shape), value, np.int8)
-        one, two, _ = ends.prepare(n)
-        runs, messages = (ends.client.run(one, q), ends.server.run(two)), [None, None]
-        heard = []
-        while True:
-            try:
-                sent = [
-                    next(run) if m is None else run.send(m)
-                    for run, m in zip(runs, messages, strict=True)
-                ]
-            except StopIteration:
-                break
-            heard.append(np.frombuffer(sent[0].sent, np.uint8))
-            messages = [sent[1].sent, sent[0].sent]
-        bits = np.unpackbits(np.concatenate(heard[:2])[8:])  # the item's number aside
-        seen.append(abs(int(bits.sum()) - bits.size / 2) / (np.sqrt(bits.size) / 2))
-    assert max(seen) < 6.5
+        seen = heard(ends, value)
+        assert unevenness(seen["server"]) < 6.5
+        assert unevenness(seen["client"]) < 6.5
+        assert unevenness(heard(ends, value, planted="client")["server"]) > 20
+    ends = Ends(graphs.mlp(), pairs)
+    for value in (-128, 0, 127):
+        seen = heard(ends, value)
+        assert unevenness(seen["server"]) < 6.5
+        assert unevenness(seen["client"]) < 6.5
