@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 
 from cryptography import x509
-from cryptography.exceptions import InvalidSignature
+from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
 from cryptography.hazmat.primitives import serialization
 
 from secure_quant.errors import (
@@ -16,6 +18,7 @@ from secure_quant.errors import (
     CertificateMismatch,
     CertificateMissing,
     InsecureRefused,
+    SecureQuantError,
     Unauthenticated,
 )
 from secure_quant.transport.roles import Role, role_of
@@ -68,9 +71,12 @@ class Tls:
         """Read and check. Raises CertificateMissing, CertificateExpired, CertificateMismatch."""
         pem = {name: _read(name, getattr(self, name)) for name in ("ca", "cert", "key")}
         authorities, chain = _parse("ca", pem["ca"]), _parse("cert", pem["cert"])
-        _check_key(chain[0], pem["key"])
-        _check_period("certificate", chain[0])
-        _check_issuer(chain[-1], authorities)
+        with _readable():
+            _check_key(chain[0], pem["key"])
+            _check_period("certificate", chain[0])
+            _check_issuer(chain[-1], authorities)
+            for each in (*chain, *authorities):  # which the warnings ahead of it look at
+                _ = each.not_valid_after_utc
         return Credentials(pem["ca"], pem["cert"], pem["key"])
 
     def stamp(self) -> object:
@@ -82,8 +88,9 @@ def own_role(credentials: Credentials) -> Role:
     """The role that one's own certificate names. Raises CertificateMismatch for none or several."""
     (leaf, *_) = _parse("cert", credentials.cert)
     try:
-        names = leaf.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
-        return role_of(names.get_values_for_type(x509.UniformResourceIdentifier))
+        with _readable():
+            names = leaf.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
+            return role_of(names.get_values_for_type(x509.UniformResourceIdentifier))
     except (x509.ExtensionNotFound, Unauthenticated) as error:
         expected = "a certificate with one role"
         raise CertificateMismatch("certificate", got="another", expected=expected) from error
@@ -145,8 +152,19 @@ def _stamp(source: Source) -> object:
 def _parse(name: str, pem: bytes) -> list[x509.Certificate]:
     try:
         return x509.load_pem_x509_certificates(pem)
-    except ValueError as error:
+    except (ValueError, x509.InvalidVersion) as error:
         raise CertificateMissing(name, expected="PEM certificates") from error
+
+
+@contextmanager
+def _readable() -> Iterator[None]:
+    """The parts of a certificate are parsed when they are looked at."""
+    try:
+        yield
+    except SecureQuantError:
+        raise
+    except (ValueError, UnsupportedAlgorithm, x509.DuplicateExtension) as error:
+        raise CertificateMissing("cert", expected="a certificate that can be read") from error
 
 
 def _check_key(leaf: x509.Certificate, pem: bytes) -> None:

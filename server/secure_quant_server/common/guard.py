@@ -104,20 +104,23 @@ class Guard(grpc.aio.ServerInterceptor):
                 yield who
         except SecureQuantError as error:
             code, text, details = to_status(error)
-            await context.abort(code, text, details)
+            await _abort(context, code, text, details)
         except grpc.aio.AbortError:
             code = grpc.StatusCode.UNKNOWN  # the servicer chose a status itself
             raise
         except asyncio.CancelledError:
             code = grpc.StatusCode.CANCELLED
             raise
+        except grpc.aio.InternalError as error:  # the servicer's last word to who has gone
+            code = grpc.StatusCode.CANCELLED
+            raise asyncio.CancelledError from error
         except Exception as error:  # noqa: BLE001  the border: nothing unforeseen may leak out
             incident = secrets.token_hex(8)
             if self._quiet.more((who, method, type(error))) is not None:
                 logs.failure("call failed", error, method=method, caller=who, incident=incident)
             hint = f"incident {incident} in the server's log"
             code, text, details = to_status(InternalError("the server failed", hint=hint))
-            await context.abort(code, text, details)
+            await _abort(context, code, text, details)
         finally:
             seconds = time.perf_counter() - started
             self._metrics.seconds.labels(method).observe(seconds)
@@ -151,6 +154,14 @@ class Guard(grpc.aio.ServerInterceptor):
                 raise ServiceError(ended, hint="open another") from None
             finally:
                 running.set(self._admission.running - (not is_open))
+
+
+async def _abort(context: Context, code: grpc.StatusCode, text: str, details: Any) -> None:
+    """A caller that cancels at this moment is no failure, and nothing for the log."""
+    try:
+        await context.abort(code, text, details)
+    except grpc.aio.InternalError as error:
+        raise asyncio.CancelledError from error
 
 
 def _parser(method: str, deserializer: Callable[[bytes], Any] | None) -> Callable[[bytes], Any]:

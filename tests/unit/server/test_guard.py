@@ -7,6 +7,7 @@ import logging
 from collections.abc import Awaitable, Callable
 
 import grpc
+import grpc.aio
 import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
@@ -29,7 +30,10 @@ from secure_quant.transport import InsecurePlaintext, Limits, Tls
 from secure_quant.transport.certs import Authority
 from secure_quant.wire import raised
 from secure_quant.wire.gen.secure_inference_pb2 import EvaluateLinearRequest, GetModelRequest
-from secure_quant_server.common import Budgets, Tokens, make_token
+from secure_quant_server.common import Access, Budgets, Tokens, make_token
+from secure_quant_server.common.admission import Admission
+from secure_quant_server.common.guard import Guard
+from secure_quant_server.common.metrics import Metrics
 
 
 def request(data: bytes = b"abc", **fields: int) -> EvaluateLinearRequest:
@@ -137,6 +141,41 @@ def test_an_unforeseen_exception_says_nothing(caplog: pytest.LogCaptureFixture) 
 
     with caplog.at_level(logging.DEBUG, "secure_quant"):
         run(test)
+
+
+def test_a_caller_that_leaves_while_it_is_answered_is_no_failure(
+    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It cancels just when its status is on the way: gRPC then raises where that is sent."""
+
+    async def gone(*_: object) -> None:
+        raise grpc.aio.InternalError("Failed grpc_call_start_batch")
+
+    class Gone:
+        abort = gone
+
+    async def test() -> None:
+        async with serving(gone) as server, calling(server) as (stub, _):
+            with pytest.raises(grpc.aio.AioRpcError):  # the servicer's own abort
+                await stub.EvaluateLinear(request(), timeout=5)
+            for raised in (MalformedMessage("x"), RuntimeError("x")):
+                guard = Guard(Access({}), Metrics(), Admission(
+                    max_calls=1, per_client=1, message_bytes=1
+                ), watch_s=1)  # fmt: skip
+                monkeypatch.setattr(Access, "admit", lambda *_, raised=raised: _raise(raised))
+                with pytest.raises(asyncio.CancelledError):  # which gRPC keeps quiet about
+                    async with guard._admitted("/a/b", Gone()):
+                        pass
+                monkeypatch.undo()
+
+    with caplog.at_level(logging.DEBUG):
+        run(test)
+    failed = [r for r in caplog.records if r.getMessage() == "call failed"]
+    assert [r.fields["error"] for r in failed] == ["RuntimeError"]
+
+
+def _raise(error: Exception) -> None:
+    raise error
 
 
 def test_tokens() -> None:

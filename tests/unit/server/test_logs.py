@@ -69,6 +69,20 @@ def test_the_same_is_said_so_often_and_counted() -> None:
     assert limiter.more("a") == 0
 
 
+def test_a_library_that_speaks_of_every_call_does_not_fill_the_log() -> None:
+    script = (
+        "import logging\nfrom secure_quant_server.common import logs\nlogs.setup()\n"
+        "for i in range(500):\n"
+        "    logging.getLogger('grpc').error(f'raised by servicer method [/a/{i}]')\n"
+        "logging.getLogger('grpc').error('something else')\n"
+    )
+    ran = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
+    said = [json.loads(line)["says"] for line in ran.stderr.splitlines()]
+    assert said[:2] == ["raised by servicer method [/a/0]", "raised by servicer method [/a/1]"]
+    assert said[-1] == "something else"
+    assert len(said) == 11
+
+
 def test_what_a_caller_chose_cannot_forge_a_line_or_move_a_cursor() -> None:
     error = ModelNotFound("model", got="\x1b[2J\n{}\r\x00\u202e", expected="ä b")
     assert str(error) == r"model: got \x1b[2J\n{}\r\x00\u202e, expected ä b"

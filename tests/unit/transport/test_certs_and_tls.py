@@ -1,8 +1,11 @@
 """Certificates, their checks, and who is who."""
 
+import ssl
 import stat
+from contextlib import suppress
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from random import Random
 
 import pytest
 from cryptography import x509
@@ -17,7 +20,15 @@ from secure_quant.errors import (
     Unauthenticated,
     ValueOutOfRange,
 )
-from secure_quant.transport import InsecurePlaintext, Role, Tls, check_security, peer_role
+from secure_quant.transport import (
+    InsecurePlaintext,
+    Role,
+    Tls,
+    check_security,
+    expiry,
+    own_role,
+    peer_role,
+)
 from secure_quant.transport.certs import ROLES, Authority, make_all
 
 
@@ -81,6 +92,23 @@ def test_garbage_is_no_certificate(made: Path, part: str) -> None:
     files = {"ca": made / "ca.pem", "cert": made / "he.pem", "key": made / "he.key"}
     with pytest.raises(CertificateMissing, match=part):
         Tls(**(files | {part: b"-----BEGIN nothing-----"})).load()
+
+
+@pytest.mark.filterwarnings("ignore::cryptography.utils.CryptographyDeprecationWarning")
+@pytest.mark.parametrize("part", ["ca", "cert"])
+def test_a_certificate_with_wrong_bits_is_taken_whole_or_refused_by_name(part: str) -> None:
+    authority, random = Authority(), Random(11)  # noqa: S311
+    cert, key = authority.issue("he")
+    files = {"ca": authority.pem, "cert": cert, "key": key}
+    der = ssl.PEM_cert_to_DER_cert(files[part].decode())
+    for _ in range(400):
+        damaged = bytearray(der)
+        damaged[random.randrange(len(der))] ^= 1 << random.randrange(8)
+        tls = Tls(**(files | {part: ssl.DER_cert_to_PEM_cert(bytes(damaged)).encode()}))
+        with suppress(CertificateMissing, CertificateMismatch, CertificateExpired):
+            loaded = tls.load()
+            expiry(loaded)
+            own_role(loaded)
 
 
 def test_an_expired_certificate_is_refused() -> None:
