@@ -24,6 +24,7 @@ from secure_quant.errors import (
     ServiceError,
 )
 from secure_quant.transport import Limits
+from secure_quant.transport.channels import STREAMS
 from secure_quant.wire import raised
 from secure_quant.wire.gen.secure_inference_pb2 import GetModelRequest
 from secure_quant_server.common import GrpcServer
@@ -124,6 +125,31 @@ def test_one_client_does_not_take_every_place() -> None:
             assert found == {"answered": 3, "Overloaded": 2}
 
     run(test)
+
+
+def test_one_connection_has_a_bound_on_its_streams() -> None:
+    """Whatever is free besides: what lies above it waits in the caller's own memory."""
+
+    async def test() -> None:
+        async with (
+            serving(max_calls=1000, per_client=1000) as server,
+            calling(server) as (_, channel),
+        ):
+            linear = channel.stream_unary(LINEAR)
+            calls = [linear(timeout=30) for _ in range(STREAMS + 50)]  # no body ever comes
+            await eventually(lambda: _value(server) == STREAMS)
+            await asyncio.sleep(0.3)
+            assert _value(server) == STREAMS
+            for call in calls:
+                call.cancel()
+            await eventually(lambda: _value(server) == 0)
+
+    run(test)
+
+
+def _value(server: GrpcServer) -> float:
+    (metric,) = server.metrics.running.collect()
+    return metric.samples[0].value
 
 
 def test_a_caller_without_the_right_is_refused_before_it_sends_its_body() -> None:
