@@ -10,6 +10,9 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+_shapes = logging.getLogger("torch.fx.experimental.symbolic_shapes")
+"""Logs the code of a module that branches on values; the error that is raised says it shorter."""
+
 
 @contextmanager
 def quiet() -> Iterator[None]:
@@ -24,7 +27,14 @@ def quiet() -> Iterator[None]:
         ):
             warnings.simplefilter("ignore", kind)
         warnings.filterwarnings("ignore", category=UserWarning, module="torch")
-        yield
+        # torch.export's, in the name of contextlib: the copy it is about goes.
+        warnings.filterwarnings("ignore", "The tensor attribute", category=UserWarning)
+        level = _shapes.level
+        _shapes.setLevel(logging.ERROR)
+        try:
+            yield
+        finally:
+            _shapes.setLevel(level)
 
 
 _LOUD = [logging.getLogger(name) for name in ("torchao", "torch.utils._pytree")]

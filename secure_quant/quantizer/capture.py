@@ -2,7 +2,13 @@
 
 from __future__ import annotations
 
+import builtins
+import inspect
+import io
 import operator
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager, redirect_stderr
 from typing import Any
 
 import torch
@@ -14,7 +20,9 @@ from secure_quant.errors import UnsupportedModule
 from secure_quant.quantizer.accept import accepted, check_forward, check_output
 from secure_quant.quantizer.explicit import make_explicit
 from secure_quant.quantizer.functional import free_batch, functional_module
+from secure_quant.quantizer.passes.batch_first import keep_batch_first
 from secure_quant.quantizer.passes.batch_norm import lower_batch_norm
+from secure_quant.quantizer.passes.composite import lower_composites
 from secure_quant.quantizer.passes.fold import fold_constants
 from secure_quant.quantizer.passes.products import lower_products
 from secure_quant.quantizer.refuse import unsupported
@@ -57,10 +65,15 @@ def capture(model: nn.Module, example: Tensor) -> GraphModule:
     own = check_forward(module, example)
     trained = {name for name, p in model.named_parameters() if not p.requires_grad}
     wide = example[:1].expand(PROBE, *example.shape[1:]).contiguous()
-    graph_module = functional_module(_export(make_explicit(module), wide))
+    explicit = make_explicit(module)
+    _named_anew(explicit)
+    graph_module = functional_module(_export(explicit, wide))
+    _own_tensors(graph_module)
     drop_nothings(graph_module)
     if free_batch(graph_module, PROBE):
         _check_sizes(graph_module, module, example)
+    keep_batch_first(graph_module)
+    lower_composites(graph_module)
     fold_constants(graph_module, PROBE)
     _check_depends(graph_module)
     lower_products(graph_module)
@@ -71,6 +84,33 @@ def capture(model: nn.Module, example: Tensor) -> GraphModule:
     for name, parameter in graph_module.named_parameters():
         parameter.requires_grad_(name not in trained)
     return graph_module
+
+
+def _own_tensors(graph: GraphModule) -> None:
+    """Give the graph copies of all its tensors. Some may be the user's: those of a module that a
+    forward reaches otherwise than through ``self``, as a lambda in an attribute does, are not in
+    the copy that was exported."""
+    made: dict[int, Tensor] = {}
+    for part in graph.modules():
+        held: Any
+        for held in (part._parameters, part._buffers, vars(part)):
+            for name, value in held.items():
+                if isinstance(value, Tensor):
+                    held[name] = made.setdefault(id(value), _copied(value))
+
+
+def _copied(value: Tensor) -> Tensor:
+    own = value.detach().clone()
+    return nn.Parameter(own, value.requires_grad) if isinstance(value, nn.Parameter) else own
+
+
+def _named_anew(module: nn.Module) -> None:
+    """Rename the argument of the forward of ``module``, a copy, where Python has a function of that
+    name: torch.export loses a write into an input that is called ``input``, as Sequential's is."""
+    own = module.forward
+    names = list(inspect.signature(own).parameters)
+    if names and hasattr(builtins, names[0]):
+        module.forward = lambda x: own(x)
 
 
 def _check_depends(module: GraphModule) -> None:
@@ -94,16 +134,35 @@ def _check_sizes(graph: GraphModule, module: nn.Module, example: Tensor) -> None
     except Exception:  # noqa: BLE001  whatever it is, the graph holds for the one size only
         same = False
     if not same:
+        _check_recurrent(graph)
         raise UnsupportedModule(
             type(module).__name__, got="a forward for one size of the batch only",
             expected="any size", hint="write -1 or x.shape[0] where the batch size stands",
         )  # fmt: skip
 
 
+def _check_recurrent(graph: GraphModule) -> None:
+    """Raise UnsupportedModule for a recurrent layer: its first state has the size of the batch."""
+    for node in graph.graph.nodes:
+        if node.target in (aten.gru.input, aten.lstm.input, aten.rnn_tanh.input):
+            raise unsupported(node)
+
+
+@contextmanager
+def _without_torch_s_code() -> Iterator[None]:
+    """torch.export prints half a graph on stderr when it fails: the error that follows says more.
+    What a forward says there while it succeeds stays."""
+    said = io.StringIO()
+    with redirect_stderr(said):
+        yield
+    sys.stderr.write(said.getvalue())
+
+
 def _export(module: nn.Module, example: Tensor) -> torch.export.ExportedProgram:
     batch = torch.export.Dim("batch", min=1)
     try:
-        with torch.no_grad():  # so that no_grad inside a forward makes no graph of its own
+        # no_grad, so that no_grad inside a forward makes no graph of its own
+        with torch.no_grad(), _without_torch_s_code():
             return torch.export.export(module, (example,), dynamic_shapes=({0: batch},))
     except UnsupportedModule:
         raise
@@ -113,7 +172,7 @@ def _export(module: nn.Module, example: Tensor) -> torch.export.ExportedProgram:
 
 def _export_fixed(module: nn.Module, example: Tensor) -> torch.export.ExportedProgram:
     try:
-        with torch.no_grad():
+        with torch.no_grad(), _without_torch_s_code():
             return torch.export.export(module, (example,))
     except UnsupportedModule:
         raise

@@ -13,7 +13,7 @@ __all__ = ["failures_named", "first_line", "module_path", "unsupported"]
 
 _RECURRENT = "use 1-d convolutions or attention; recurrent cells are not lowered"
 _OWN_STATISTICS = "use BatchNorm2d, which folds into the convolution before it"
-_RESIZE = "resize at the client, or repeat rows and columns with repeat_interleave"
+_RESIZE = "resize at the client, or to the nearest by whole factors"
 _WHOLE_BATCH = "name the axes of the sample to reduce over: dim=..., without the batch"
 _ORDER = "return the scores, and sort or choose at the client"
 _COMPARISON = "use an activation function such as relu or clamp; compare results at the client"
@@ -21,7 +21,10 @@ _CASTS = "leave integers out: what is chosen or counted belongs to the client"
 
 _HINTS = {
     "embedding": "feed one-hot rows into nn.Linear, or embed at the client",
-    **dict.fromkeys(("lstm", "gru", "rnn_tanh", "rnn_relu"), _RECURRENT),
+    **dict.fromkeys(
+        ("lstm", "gru", "rnn_tanh", "rnn_relu", "lstm_cell", "gru_cell", "rnn_tanh_cell",
+         "rnn_relu_cell"), _RECURRENT,
+    ),
     **dict.fromkeys(("group_norm", "native_group_norm", "instance_norm"), _OWN_STATISTICS),
     **dict.fromkeys(
         ("upsample_nearest1d", "upsample_nearest2d", "upsample_bilinear2d", "upsample_bicubic2d",
@@ -37,10 +40,8 @@ _HINTS = {
     "minimum": "write a - relu(a - b)",
     "amin": "write -(-x).amax(dim)",
     "adaptive_max_pool2d": "use MaxPool2d with a fixed kernel, or amax over whole axes",
-    "div": "multiply by the reciprocal: a * (1 / b)",
-    "einsum": "write it with matmul, transpose and sum",
+    "einsum": "two operands at a time, the batch first; sum before what only one of them has",
     "log_softmax": "return the scores, and take log_softmax at the client",
-    "glu": "split with chunk, then a * sigmoid(b)",
     **dict.fromkeys(("sort", "topk", "argmax", "argmin", "argsort", "kthvalue", "median"), _ORDER),
     **dict.fromkeys(("gt", "ge", "lt", "le", "eq", "ne", "sign", "round", "floor", "ceil"),
                     _COMPARISON),
