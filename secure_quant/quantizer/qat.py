@@ -100,7 +100,12 @@ def trained_model(
     with failures_named(f"capturing {type(model).__name__}"):
         prepared = prepare_qat_pt2e(capture(model, example), _quantizer(settings))
     gate.check(prepared)
-    if not any(parameter.requires_grad for parameter in prepared.parameters()):
+    parameters = list(prepared.parameters())
+    if not parameters:
+        raise ConfigError(
+            "qat", got="a model without weights", expected="weights to train", hint="mode='static'"
+        )
+    if not any(parameter.requires_grad for parameter in parameters):
         raise ConfigError(
             f"training of {type(model).__name__}", got="no parameter that may change",
             expected="one with requires_grad", hint='mode="static" needs no training',
@@ -144,10 +149,6 @@ def _quantizer(settings: Settings) -> IntegerQuantizer:
 def _train(
     prepared: GraphModule, inputs: Tensor, targets: Tensor, training: Training, progress: Progress
 ) -> None:
-    if not any(True for _ in prepared.parameters()):
-        raise ConfigError(
-            "qat", got="a model without weights", expected="weights to train", hint="mode='static'"
-        )
     generator = torch.Generator().manual_seed(training.seed)
     steps = -(-len(inputs) // training.batch_size) * training.epochs
     optimizer = torch.optim.Adam(prepared.parameters(), lr=training.learning_rate)
