@@ -69,7 +69,6 @@ ELEMENTWISE = {
     aten.exp.default,
     aten.expm1.default,
     aten.gelu.default,
-    aten.hardshrink.default,
     aten.hardsigmoid.default,
     aten.hardswish.default,
     aten.hardtanh.default,

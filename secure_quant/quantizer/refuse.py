@@ -20,6 +20,7 @@ _COMPARISON = "use an activation function such as relu or clamp; compare results
 _CASTS = "leave integers out: what is chosen or counted belongs to the client"
 
 _HINTS = {
+    "hardshrink": "it jumps, which rounding before it makes large: use Softshrink",
     "embedding": "feed one-hot rows into nn.Linear, or embed at the client",
     **dict.fromkeys(
         ("lstm", "gru", "rnn_tanh", "rnn_relu", "lstm_cell", "gru_cell", "rnn_tanh_cell",
