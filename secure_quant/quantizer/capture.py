@@ -134,18 +134,29 @@ def _check_sizes(graph: GraphModule, module: nn.Module, example: Tensor) -> None
     except Exception:  # noqa: BLE001  whatever it is, the graph holds for the one size only
         same = False
     if not same:
-        _check_recurrent(graph)
+        _check_causes(graph)
         raise UnsupportedModule(
             type(module).__name__, got="a forward for one size of the batch only",
             expected="any size", hint="write -1 or x.shape[0] where the batch size stands",
         )  # fmt: skip
 
 
-def _check_recurrent(graph: GraphModule) -> None:
-    """Raise UnsupportedModule for a recurrent layer: its first state has the size of the batch."""
+def _check_causes(graph: GraphModule) -> None:
+    """Raise UnsupportedModule for a step that makes a forward differ by itself, or by the batch."""
     for node in graph.graph.nodes:
         if node.target in (aten.gru.input, aten.lstm.input, aten.rnn_tanh.input):
             raise unsupported(node)
+        if node.target is aten.batch_norm.default and node.args[5]:
+            raise unsupported(
+                node, "normalization by the statistics of the batch",
+                "call it with training=False and the statistics of training",
+            )  # fmt: skip
+        if torch.Tag.nondeterministic_seeded in getattr(node.target, "tags", ()):
+            dropout = "dropout" in str(node.target)
+            if not dropout or (node.args[1] and node.args[2]):
+                raise unsupported(
+                    node, "random numbers", "draw them once, and keep them in a buffer"
+                )
 
 
 @contextmanager

@@ -39,7 +39,7 @@ _HINTS = {
     **dict.fromkeys(("max", "min", "sum", "mean", "std", "var", "prod"), _WHOLE_BATCH),
     "maximum": "write relu(a - b) + b",
     "minimum": "write a - relu(a - b)",
-    "amin": "write -(-x).amax(dim)",
+    **dict.fromkeys(("amin", "min.dim"), "write -(-x).amax(dim)"),
     "adaptive_max_pool2d": "use MaxPool2d with a fixed kernel, or amax over whole axes",
     "einsum": "two operands at a time, the batch first; sum before what only one of them has",
     "log_softmax": "return the scores, and take log_softmax at the client",
@@ -53,7 +53,7 @@ _HINTS = {
     "wrap_with_autocast": "leave autocast out; the graph is of int8 anyhow",
     "as_strided": "use slices, reshape and transpose",
 }  # fmt: skip
-"""What to use instead, by the op's own name."""
+"""What to use instead, by the op's own name, or that of its overload."""
 
 
 def module_path(node: Node) -> str:
@@ -68,9 +68,10 @@ def module_path(node: Node) -> str:
 
 def unsupported(node: Node, why: str | None = None, hint: str | None = None) -> UnsupportedModule:
     """The error that names the op, where it stands, and what could be used instead."""
-    name = str(node.target).removeprefix("aten.").split(".")[0]
+    overload = str(node.target).removeprefix("aten.")
+    name = overload.split(".")[0]
     if hint is None:
-        hint = _HINTS.get(name)
+        hint = _HINTS.get(overload) or _HINTS.get(name)
     where = module_path(node) or "the model's own forward"
     return UnsupportedModule(
         f"{name} in {where}",

@@ -21,10 +21,14 @@ __all__ = ["keep_batch_first"]
 aten = torch.ops.aten
 
 _REDUCTIONS = {aten.mean.dim, aten.sum.dim_IntList, aten.amax.default}
+_NAMES = {aten.swapaxes.default, aten.swapdims.default, aten.movedim.int}
 
 
 def keep_batch_first(module: GraphModule) -> None:
     """Pass permutations on that do not leave the batch first. Changes no value of the output."""
+    for node in list(module.graph.nodes):
+        if node.target in _NAMES:
+            _as_permute(module, node)
     node = next(iter(module.graph.nodes))
     while node.op != "root":
         if node.target is aten.stack.default and _dim(node, 1, 0, node) == 0:
@@ -36,6 +40,19 @@ def keep_batch_first(module: GraphModule) -> None:
         node = node.next
     module.graph.eliminate_dead_code()
     module.recompile()
+
+
+def _as_permute(module: GraphModule, node: Node) -> None:
+    """swapaxes and movedim, which no later pass knows."""
+    edit, rank, args = Editor(module, node), int(node.meta["val"].ndim), node.args
+    order = list(range(rank))
+    a, b = (int(d) % rank for d in args[1:3])  # type: ignore[arg-type]
+    if node.target is aten.movedim.int:
+        order.insert(b, order.pop(a))
+    else:
+        order[a], order[b] = order[b], order[a]
+    x: Any = args[0]
+    edit.replace(edit.call(aten.permute.default, x, order))
 
 
 def _stacked(module: GraphModule, node: Node) -> Node:

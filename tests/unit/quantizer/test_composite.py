@@ -88,6 +88,11 @@ def by_heads(m, x):
     return torch.einsum("bnhd,hdc->bnc", torch.einsum("bnc,chd->bnhd", x, m.i), m.j)
 
 
+def by_other_names(m, x):
+    q, k, v = m.qkv(x).view(-1, 6, 3, 2, 8).movedim(2, 0).swapaxes(2, 3)
+    return ((q @ k.swapdims(-1, -2) / 3).softmax(-1) @ v).swapaxes(1, 2).flatten(2)
+
+
 def length_first(m, x):
     return m.o(functional.gelu(m.o(x.transpose(0, 1)))).mean(0)
 
@@ -99,7 +104,8 @@ def there_and_back(m, x):
 
 
 @pytest.mark.parametrize(
-    "forward", [by_moving, by_index, by_einsum, by_heads, length_first, there_and_back]
+    "forward",
+    [by_moving, by_index, by_einsum, by_heads, by_other_names, length_first, there_and_back],
 )
 def test_forms_of_sequences(forward):
     torch.manual_seed(0)
@@ -141,6 +147,9 @@ def test_moves_of_pixels(layer):
         (lambda m, x: torch.stack([m.a(x), x]) + 0, "batch axis"),
         (lambda m, x: functional.interpolate(m.a(x)[:, None, None], scale_factor=(1, 1.5)),
          "whole factors"),
+        (lambda m, x: m.a(x) + torch.randn_like(x), "random numbers"),
+        (lambda m, x: functional.batch_norm(m.a(x), None, None, training=True), "of the batch"),
+        (lambda m, x: m.a(x).min(1)[0][:, None], "amax"),
     ],
 )  # fmt: skip
 def test_the_rest_is_refused_by_name(forward, word):
