@@ -40,6 +40,8 @@ BUSY_S = 120.0
 """Longest silence of a worker that computes; its caller's own limit is usually shorter."""
 BUSY_SHARE = 0.05
 """Of the silence, in CPU time: with less, a worker hangs, unless it waits for a core or a disk."""
+BORN = 19
+"""Where ``_stat`` has the time of a process's start: a process id may be used again."""
 START_S = 120.0
 FORK_S = 5.0
 STOP_S = 3.0
@@ -90,14 +92,16 @@ class Worker:
     def __init__(self, started: _Started, pipe: MessagePipe) -> None:
         self.pid, self.warm, self.ended = started.pid, started.warm, started.ended
         self._handle, self._pipe = started.handle, pipe
+        self._born = _stat(started.pid)[BORN]
         self._heard, self._busy = asyncio.get_running_loop().time(), 0.0
         self._spoke = False
 
     @property
     def alive(self) -> bool:
         """False as soon as the process has ended, whether or not anybody has seen to it."""
-        if self._handle is None:
-            return not self.ended.done()
+        if self._handle is None:  # ``ended`` is also done once nobody would tell
+            now = _stat(self.pid)
+            return now[0] not in ("Z", "X") and now[BORN] == self._born
         poll = select.poll()
         poll.register(self._handle, select.POLLIN)
         return not poll.poll(0)
@@ -138,18 +142,26 @@ class Worker:
         """Let it end by itself for ``patience_s``, then kill it; its exit status if it is known."""
         self._pipe.close()
         if patience_s:
-            await asyncio.wait([self.ended], timeout=patience_s)
-        if not self.ended.done():
+            await self._gone(patience_s)
+        if self.alive:
             with suppress(ProcessLookupError):
                 if self._handle is not None:
                     signal.pidfd_send_signal(self._handle, signal.SIGKILL)
                 else:
                     os.kill(self.pid, signal.SIGKILL)
-            await asyncio.wait([self.ended], timeout=STOP_S)
+        await self._gone(STOP_S)
         if self._handle is not None:
             os.close(self._handle)
             self._handle = None
         return self.ended.result() if self.ended.done() else None
+
+    async def _gone(self, limit_s: float) -> None:
+        """Until it has ended, and its status is known if anybody tells it; at most so long."""
+        loop = asyncio.get_running_loop()
+        end = loop.time() + limit_s
+        await asyncio.wait([self.ended], timeout=limit_s)
+        while self.alive and loop.time() < end:  # its template has gone before
+            await asyncio.sleep(0.01)
 
 
 def cpu_seconds(pid: int) -> float:
@@ -163,7 +175,7 @@ def _stat(pid: int) -> list[str]:
     try:
         stat = Path(f"/proc/{pid}/stat").read_text()
     except OSError:
-        return ["X", *["0"] * 12]
+        return ["X", *["0"] * BORN]
     return stat.rpartition(")")[2].split()  # a name may hold spaces
 
 

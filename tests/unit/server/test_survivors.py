@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import os
 import signal
@@ -12,6 +13,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from unit.server.test_workers import MODULE, ask, kind, template
+from unit.server.worker_entries import Ask
 
 TESTS = Path(__file__).parents[2]
 
@@ -108,6 +111,37 @@ def json_line(front: subprocess.Popen[str]) -> tuple[list[int], int]:
     assert front.stdout is not None
     pids, holder = json.loads(front.stdout.readline())
     return pids, holder
+
+
+@pytest.mark.parametrize("handles", [True, False])
+def test_a_worker_that_hangs_is_ended_though_its_template_has_gone(
+    handles: bool, ended: list[int], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And one that does not is still of use."""
+    (tmp_path / "sandbox.py").write_text("import os\n" + ("" if handles else "del os.pidfd_open\n"))
+    path = os.pathsep.join([str(TESTS), str(tmp_path)])
+    monkeypatch.setenv("PYTHONPATH", path)
+
+    async def work() -> None:
+        async with template(kind((MODULE, "sandbox"))) as made:
+            idle, hangs = await made.start(0), await made.start(1)
+            for worker in (idle, hangs):
+                ended.append(worker.pid)
+                await ask(worker, "process")
+            hangs.send(Ask("sleep", 600.0))
+            made._process.kill()
+            while not (idle.ended.done() and hangs.ended.done()):  # nobody tells any more
+                await asyncio.sleep(0.01)
+            assert idle.alive
+            assert await ask(idle, "process")
+            assert hangs.alive
+            await hangs.end()
+            assert not hangs.alive
+            assert not runs(hangs.pid)
+            await idle.end(10.0)
+            assert not runs(idle.pid)
+
+    asyncio.run(asyncio.wait_for(work(), 60))
 
 
 def test_a_template_that_still_imports_goes_too(tmp_path: Path, ended: list[int]) -> None:
