@@ -145,6 +145,8 @@ class LaneSession:
         finally:
             self.ready.clear()
             self._broken.cancel()
+            if not self._broken.cancelled():
+                self._broken.exception()  # one reason is raised; of two, nobody need look at this
             everything = list(self._tasks)
             for each in everything:
                 each.cancel()

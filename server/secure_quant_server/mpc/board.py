@@ -70,6 +70,8 @@ class Board:
         posted = self._posted.pop(key, None)
         if posted is not None:
             self._bytes -= posted.held
+            if posted.answer.done() and not posted.answer.cancelled():
+                posted.answer.exception()  # a client that left just now need not look at it
 
     async def fetch(
         self,

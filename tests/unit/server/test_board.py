@@ -1,12 +1,13 @@
 """Shares that wait for the other party: a seed stays one, and what is held is bounded."""
 
 import asyncio
+import gc
 from collections.abc import Callable
 
 import pytest
 from unit.server.support import run
 
-from secure_quant.errors import MalformedMessage, Overloaded
+from secure_quant.errors import InternalError, MalformedMessage, Overloaded
 from secure_quant_server.mpc.board import Board
 
 
@@ -51,5 +52,20 @@ def test_what_is_held_counts_and_is_given_back() -> None:
         await asyncio.sleep(0)
         board.post("d", "model", 1, "eve", lambda: b"late", 40)
         assert await waiting == b"late"
+
+    run(test)
+
+
+def test_an_error_for_a_client_that_left_just_now_is_nobodys() -> None:
+    async def test() -> None:
+        said = []
+        asyncio.get_running_loop().set_exception_handler(lambda _, context: said.append(context))
+        board = Board(2, 100)
+        board.post("a", "model", 1, "eve", lambda: b"", 1)
+        board.settle("a", InternalError("the lane's process ended"))
+        board.remove("a")
+        gc.collect()
+        await asyncio.sleep(0)
+        assert said == []
 
     run(test)
