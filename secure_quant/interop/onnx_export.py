@@ -190,10 +190,12 @@ def _mul(w: _Writer, node: Any) -> str:
 
 
 def _add(w: _Writer, node: Any) -> str:
+    factors = np.array(node.factors, np.int64).reshape(2, -1)
     terms = [
-        w.op("Mul", w.wide(name), w.integer(factor)) if factor != 1 else w.wide(name)
-        for name, factor in zip(node.inputs, node.factors, strict=True)
-    ]
+        w.wide(name) if (own == 1).all()
+        else w.op("Mul", w.wide(name), w.constant(own) if len(own) > 1 else w.integer(int(own[0])))
+        for name, own in zip(node.inputs, factors, strict=True)
+    ]  # fmt: skip
     return w.op("Add", *terms)
 
 

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from secure_quant.ir import ops
 from secure_quant.ir.values import INT8, INT32, Interval
 
-__all__ = ["conv_output", "dynamic_levels", "linear_bound", "public_bound"]
+__all__ = ["conv_output", "dynamic_levels", "linear_bound", "public_bound", "sum_bound"]
 
 
 def conv_output(shape: tuple[int, ...], node: ops.Conv2d | ops.MaxPool | ops.SumPool) -> ops.Pair:
@@ -34,6 +34,13 @@ def linear_bound(weight: NDArray[Any], bias: NDArray[Any], x: Interval) -> int:
     high = positive * hi + negative * lo + bias
     low = positive * lo + negative * hi + bias
     return int(max(np.abs(high).max(), np.abs(low).max()))
+
+
+def sum_bound(factors: tuple[int, ...], a: Interval, b: Interval) -> int:
+    """Largest |f·â + g·b̂| for â in ``a``, b̂ in ``b`` and every pair of an Add's ``factors``."""
+    half = len(factors) // 2
+    pairs = set(zip(factors[:half], factors[half:], strict=True))
+    return max((a.times(f) + b.times(g)).magnitude for f, g in pairs)
 
 
 def public_bound(bound: int) -> int:

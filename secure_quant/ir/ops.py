@@ -116,11 +116,13 @@ class Mul(Node):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Add(Node):
-    """``acc = factors[0] · â + factors[1] · b̂`` with public integer factors; b's shape
-    broadcasts to a's. ``|acc| <= bound``. â or b̂ may also be the accumulator of a ReduceSum or
-    SumPool."""
+    """``acc = f · â + g · b̂`` with public integer factors; b's shape broadcasts to a's.
+    ``|acc| <= bound``. â or b̂ may also be the accumulator of an Add, ReduceSum or SumPool.
 
-    factors: Pair
+    factors: (f, g), or f for each channel c of a's last axis and then g for each:
+    ``acc[..., c] = f[c] · â[..., c] + g[c] · b̂[..., c]``."""
+
+    factors: tuple[int, ...]
     bound: int
     scale: float
 
@@ -141,7 +143,8 @@ class SumPool(Node):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ReduceSum(Node):
-    """Sum of x̂ over the last axis, which stays with length 1. ``|acc| <= bound``."""
+    """Sum of x̂ over the last axis, which stays with length 1. ``|acc| <= bound``. x̂ may also be
+    the accumulator of an Add."""
 
     bound: int
     scale: float

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from secure_quant.errors import OverflowRisk
 from secure_quant.ir import ops
-from secure_quant.ir.bounds import dynamic_levels, linear_bound
+from secure_quant.ir.bounds import dynamic_levels, linear_bound, sum_bound
 from secure_quant.ir.checks import (
     MAX_TABLE,
     accumulator,
@@ -114,11 +114,13 @@ def _mul(given: Given, node: Any, xs: list[Value]) -> Value:
 def _add(given: Given, node: Any, xs: list[Value]) -> Value:
     a, b = xs
     for name, x in zip(node.inputs, xs, strict=True):
-        if not isinstance(given.by_name[name], ops.ReduceSum | ops.SumPool):
+        if not isinstance(given.by_name[name], ops.Add | ops.ReduceSum | ops.SumPool):
             activation(node, x)
     _broadcasts(node, a, b)
-    f, g = node.factors
-    return accumulator(node, a.shape, (a.centred.times(f) + b.centred.times(g)).magnitude)
+    channels = a.shape[-1]
+    require(node, len(node.factors) in (2, 2 * channels), "factors", len(node.factors),
+            f"2, or {2 * channels}: two for each channel")  # fmt: skip
+    return accumulator(node, a.shape, sum_bound(node.factors, a.centred, b.centred))
 
 
 def _sum_pool(given: Given, node: Any, xs: list[Value]) -> Value:
@@ -131,7 +133,8 @@ def _sum_pool(given: Given, node: Any, xs: list[Value]) -> Value:
 
 def _reduce_sum(given: Given, node: Any, xs: list[Value]) -> Value:
     (x,) = xs
-    activation(node, x)
+    if not isinstance(given.by_name[node.inputs[0]], ops.Add):
+        activation(node, x)
     return accumulator(node, (*x.shape[:-1], 1), x.centred.magnitude * x.shape[-1])
 
 

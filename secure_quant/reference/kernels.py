@@ -164,7 +164,8 @@ def _mul(graph: Graph, node: Any, inputs: list[Int]) -> Int:
 
 def _add(graph: Graph, node: Any, inputs: list[Int]) -> Int:
     a, b = _centred(graph, node, inputs)
-    made: Int = node.factors[0] * a + node.factors[1] * b
+    f, g = np.array(node.factors, np.int64).reshape(2, -1)
+    made: Int = f * a + g * b
     return made
 
 

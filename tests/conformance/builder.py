@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from secure_quant.ir import Graph, Interval, ops
-from secure_quant.ir.verify import conv_output, linear_bound, public_bound
+from secure_quant.ir.bounds import conv_output, linear_bound, public_bound, sum_bound
 
 
 class Net:
@@ -87,9 +87,8 @@ class Net:
         bound = (self.centred[a] * self.centred[b]).magnitude
         return self._accumulator(ops.Mul, self._common("mul", a, b), self.shapes[a], bound)
 
-    def add(self, a: str, b: str, factors: tuple[int, int] = (1, 1)) -> str:
-        f, g = factors
-        bound = (self.centred[a].times(f) + self.centred[b].times(g)).magnitude
+    def add(self, a: str, b: str, factors: tuple[int, ...] = (1, 1)) -> str:
+        bound = sum_bound(factors, self.centred[a], self.centred[b])
         common = self._common("add", a, b)
         return self._accumulator(ops.Add, common, self.shapes[a], bound, factors=factors)
 

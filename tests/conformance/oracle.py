@@ -37,7 +37,7 @@ def run(graph: Graph, q: np.ndarray) -> dict[str, np.ndarray]:
             case ops.Mul():
                 made = np.multiply(*hats)
             case ops.Add():
-                made = hats[0] * node.factors[0] + hats[1] * node.factors[1]
+                made = _add(node, *hats)
             case ops.SumPool():
                 made = _pool(node, hats[0], lambda cells: np.sum(cells, axis=0))
             case ops.ReduceSum():
@@ -72,6 +72,15 @@ def run(graph: Graph, q: np.ndarray) -> dict[str, np.ndarray]:
             zero[node.name] = 0
         values[node.name] = made
     return values
+
+
+def _add(node: ops.Add, a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    made = np.empty_like(a)
+    apart = len(node.factors) // 2 if len(node.factors) > 2 else 0
+    for c in range(a.shape[-1]):
+        f, g = (node.factors[c], node.factors[apart + c]) if apart else node.factors
+        made[..., c] = f * a[..., c] + g * b[..., c if b.shape[-1] > 1 else 0]
+    return made
 
 
 def _parameters(graph: Graph, node: ops.Linear | ops.Conv2d) -> tuple[np.ndarray, np.ndarray]:

@@ -116,6 +116,10 @@ RULES = {
         [PICTURE, pool(kernel=(1, 6)), end("p")],
     ],
     "channels": [[PICTURE, conv(in_channels=3), end("c")]],
+    "factors": [
+        [src(), binary(ops.Add, factors=factors), end("b")]
+        for factors in ((), (1,), (1, 2, 3), (1,) * 6, (1,) * 7)
+    ],
     "out_channels": [[PICTURE, conv(out_channels=0), end("c")]],
     "groups": [[PICTURE, conv(groups=g), end("c")] for g in (0, -1, 3, 4)]
     + [[PICTURE, conv(groups=2, out_channels=3), end("c")]],
@@ -217,10 +221,14 @@ OVERFLOWS = [
     [src(), binary(ops.Mul, bound=128 * 128 - 1), end("b")],
     [src(), binary(ops.Add, factors=(3, -2), bound=128 * 3 + 127 * 2 - 1), end("b")],
     [src(), binary(ops.Add, factors=(2**30, 0)), end("b")],
+    [src(), binary(ops.Add, factors=(3, 1, 1, 1, -2, 0, 2, 2), bound=128 * 3 + 127 * 2 - 1),
+     end("b")],
     [PICTURE, pool(ops.SumPool, bound=4 * 128 - 1), end("p")],
     [src(), ops.ReduceSum(name="s", inputs=("x",), bound=4 * 128 - 1, scale=1.0), end("s")],
     [src(), requantize(offset=2**46), end("q")],
     [src(), requantize(offset=-(2**46)), end("q")],
+    [src(), binary(ops.Add, bound=256), ops.ReduceSum(name="s", inputs=("b",), bound=1023,
+     scale=1.0), end("s")],
 ]
 
 
@@ -229,7 +237,7 @@ def test_overflows_are_refused(nodes):
     refused("bound|offset", *nodes, error=OverflowRisk)
 
 
-@pytest.mark.parametrize("place", [3, 4, 5, 7, 8])
+@pytest.mark.parametrize("place", [3, 4, 5, 7, 8, 9])
 def test_one_less_is_the_least_bound(place):
     """The graphs above with a bound one larger are taken."""
     nodes = list(OVERFLOWS[place])

@@ -47,7 +47,8 @@ def _moved(node: ops.Node, xs: list[Ring]) -> Ring:
     x, batch = xs[0], len(xs[0])
     match node:
         case ops.Add():
-            made: Ring = to_ring(node.factors[0], 64) * x + to_ring(node.factors[1], 64) * xs[1]
+            f, g = to_ring(np.array(node.factors, np.int64).reshape(2, -1), 64)
+            made: Ring = f * x + g * xs[1]
             return made
         case ops.SumPool():
             return _sum_pool(x, node)
