@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -9,20 +10,22 @@ from numpy.typing import NDArray
 
 from secure_quant.errors import OverflowRisk
 from secure_quant.ir import ops
+from secure_quant.ir.fit import fit, refined
 from secure_quant.ir.graph import Graph
 from secure_quant.ir.run_time import rescaled
-from secure_quant.ir.tables import Grid, make_table
+from secure_quant.ir.tables import Grid, Table, make_pieces, make_table
 from secure_quant.ir.terms import Term
 from secure_quant.ir.values import INT32, Interval
-from secure_quant.ir.verify import public_bound
+from secure_quant.ir.verify import MAX_TABLE, public_bound
 
 __all__ = ["INT16_TABLE", "Builder", "int_bias", "short"]
 
 INT8_TABLE = 272
 """Entries of a table to int8: buckets at most two steps of the output wide, on average one and a
 third. Finer tables gain little accuracy and make small model files larger."""
-INT16_TABLE = 1700
-"""Entries of a table to int16: used for one value a row (means, inverse norms)."""
+INT16_TABLE = 2040
+"""Entries of a table to int16. Secret sharing looks up in 2^11 entries, which hold them and both
+ends; a value a row (an inverse norm) may have as many as there can be."""
 
 
 class Builder:
@@ -73,23 +76,56 @@ class Builder:
         span = Interval(-node.bound, node.bound)
         return Term(node.name, shape, span, node.scale, 0, True, multiplier, axis)
 
-    def requantize(self, term: Term, grid: Grid, name: str) -> Term:
-        """The integer activation on ``grid`` of a term; the same term if it is that already."""
+    def requantize(self, term: Term, grid: Grid, name: str, *, fixed: bool = True) -> Term:
+        """The integer activation on ``grid`` of a term; the same term if it is that already.
+
+        Unless ``fixed``, the scale may become a little larger, so that the buckets of the table are
+        the steps of the grid and a value is rounded once.
+        """
         same = term.plain and (term.scale, term.zero_point) == (grid.scale, grid.zero_point)
         if same and grid.low <= term.range.lo and term.range.hi <= grid.high:
             return term
         term = rescaled(self, term)
         wide = grid.low < -128 or grid.high > 127
-        limit = self._int16_table if wide else INT8_TABLE
-        table = make_table(term.span, term.scale, term.apply, grid, limit)
+        row = wide and term.shape[-1:] == (1,)
+        if not (fixed or wide):
+            fitted = fit(term, grid)
+            if fitted is not None:
+                term, grid, table = fitted
+                return self.viewed(self._looked_up(term, table, grid, name), term, name)
+        limit = MAX_TABLE if row else self._int16_table if wide else INT8_TABLE
+        if wide and not row:
+            term = refined(term, grid, limit)
+        tables: tuple[Table, ...] = (make_table(term.span, term.scale, term.apply, grid, limit),)
+        if row:
+            jump = (grid.high - grid.low) >> 6
+            tables = make_pieces(term.span, term.scale, term.apply, grid, limit, jump)
+        first = self._looked_up(term, tables[0], grid, name)
+        q = first
+        for table in tables[1:]:
+            more = self._looked_up(term, table, replace(grid, zero_point=0), name)
+            q = self._joined(q, more, grid, f"{name}.sum")
+        if q is not first:
+            q = self._looked_up(q, _unchanged(grid), grid, name)
+        return self.viewed(replace(q, shape=term.shape), term, name)
+
+    def _looked_up(self, term: Term, table: Table, grid: Grid, name: str) -> Term:
         node = ops.Requantize(
             name=self.name(name), inputs=(term.name,), multiplier=term.multiplier,
             axis=term.axis, offset=table.offset, shift=table.shift, table=table.entries,
             scale=grid.scale, zero_point=grid.zero_point,
         )  # fmt: skip
         made = Interval(min(table.entries), max(table.entries))
-        q = Term(self.add(node), term.shape, made, grid.scale, grid.zero_point)
-        return self.viewed(q, term, name)
+        return Term(self.add(node), term.shape, made, grid.scale, grid.zero_point)
+
+    def _joined(self, a: Term, b: Term, grid: Grid, name: str) -> Term:
+        """The accumulator a + b of two values on one scale."""
+        made = self.name(name)
+        bound = self.bound(made, (a.centred + b.centred).magnitude)
+        node = ops.Add(
+            name=made, inputs=(a.name, b.name), factors=(1, 1), bound=bound, scale=grid.scale
+        )
+        return self.accumulator(node, a.shape)
 
     def viewed(self, q: Term, term: Term, name: str) -> Term:
         """``q``, made from ``term``, under the shape that the model sees."""
@@ -131,6 +167,12 @@ def _live(nodes: list[ops.Node]) -> tuple[ops.Node, ...]:
         if node.name in needed:
             needed.update(node.inputs)
     return tuple(node for node in nodes if node.name in needed)
+
+
+def _unchanged(grid: Grid) -> Table:
+    """The table that makes q of x̂."""
+    entries = tuple(range(grid.low, grid.high + 1))
+    return Table(grid.zero_point - grid.low, 0, entries)
 
 
 def short(scale: float) -> float:

@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from secure_quant.ir.values import Interval
 
-__all__ = ["Grid", "Table", "make_table"]
+__all__ = ["Grid", "Table", "aligned_table", "make_pieces", "make_table"]
 
 Real = NDArray[np.float64]
 _FINE_BITS = 17
+_MOST_PIECES = 6
 
 
 @dataclass(frozen=True)
@@ -51,23 +51,114 @@ def make_table(
     right. Each entry is the value at the middle of its bucket of ``2**shift`` integers; where the
     shift is 0 it is exact.
     """
+    return _Curve(span, scale, function, out).table(limit)
 
-    def q_at(start: int, count: int, shift: int) -> NDArray[Any]:
+
+def aligned_table(
+    span: Interval,
+    scale: float,
+    function: Callable[[Real], Real],
+    out: Grid,
+    shift: int,
+    limit: int,
+) -> Table | None:
+    """The table with buckets of 2**shift around the multiples of 2**shift, which are the steps of
+    ``out``; None if it has more than ``limit`` entries."""
+    return _Curve(span, scale, function, out).aligned(shift, limit)
+
+
+def make_pieces(
+    span: Interval, scale: float, function: Callable[[Real], Real], out: Grid, limit: int, jump: int
+) -> tuple[Table, ...]:
+    """Tables whose values add up to q, each as ``make_table`` makes it, of one stretch of v: 0
+    below its stretch and constant above. As few as keep neighbouring entries within ``jump``; a
+    function as steep at one end as 1 / sqrt(v) needs some, where v runs over decades."""
+    curve = _Curve(span, scale, function, out)
+    return tuple(curve.pieces(limit, jump))
+
+
+class _Curve:
+    """q over v. It changes from ``first`` on, and no more from ``stop`` on."""
+
+    def __init__(
+        self, span: Interval, scale: float, function: Callable[[Real], Real], out: Grid
+    ) -> None:
+        self._scale, self._function, self._out = scale, function, out
+        self.ends = self._one(span.lo), self._one(span.hi)
+        first = self._search(span, self.ends[0], 0)
+        stop = self._search(span, self.ends[1], -1)
+        self.constant = first is None or stop is None
+        self.first, self.stop = first or 0, (stop or 0) + 1
+
+    def _at(self, start: int, count: int, shift: int) -> NDArray[np.int64]:
         middle = start + np.arange(count, dtype=np.float64) * 2**shift + (2**shift - 1) / 2
-        return out.round(function(middle * scale))
+        return self._out.round(self._function(middle * self._scale))
 
-    fine = max((span.hi - span.lo).bit_length() - _FINE_BITS, 0)
-    q = q_at(span.lo, ((span.hi - span.lo) >> fine) + 1, fine)
-    changes = np.flatnonzero(np.diff(q))
-    if not len(changes):
-        return Table(0, 0, (int(q[0]), int(q[0])))
-    first = span.lo + ((int(changes[0]) + 1) << fine)  # the lowest v past the low constant
-    stop = span.lo + ((int(changes[-1]) + 1) << fine)  # from here on the high constant
-    shift = 0
-    while -(-(stop - first) >> shift) + 2 > limit:
-        shift += 1
-    count = -(-(stop - first) >> shift) + 2
-    start = first - (1 << shift)
-    entries = q_at(start, count, shift)
-    entries[0], entries[-1] = q[0], q[-1]
-    return Table(-start, shift, tuple(entries.tolist()))
+    def _one(self, v: int) -> int:
+        return int(self._at(v, 1, 0)[0])
+
+    def _search(self, span: Interval, end: int, place: int) -> int | None:
+        """First (``place`` 0) or last (-1) v whose q is not ``end``; in steps, the last of 1."""
+        shift = max((span.hi - span.lo).bit_length() - _FINE_BITS, 0)
+        q = self._at(span.lo, ((span.hi - span.lo) >> shift) + 1, shift)
+        found = np.flatnonzero(q != end)
+        if not len(found):
+            return None
+        v = span.lo + (int(found[place]) << shift)
+        if not shift:
+            return v
+        near = Interval(max(v - 2**shift, span.lo), min(v + 2 ** (shift + 1), span.hi))
+        finer = self._search(near, end, place)
+        return v if finer is None else finer
+
+    def table(self, limit: int) -> Table:
+        if self.constant:
+            return Table(0, 0, (self.ends[0], self.ends[0]))
+        shift = self._reaching(self.first, limit)
+        return self._stretch(self.first, self.stop, shift, self.ends)
+
+    def aligned(self, shift: int, limit: int) -> Table | None:
+        if self.constant:
+            return self.table(limit)
+        half = 1 << (shift - 1)
+        first = ((self.first + half) >> shift << shift) - half
+        if -(-(self.stop - first) >> shift) + 2 > limit:
+            return None
+        return self._stretch(first, self.stop, shift, self.ends)
+
+    def pieces(self, limit: int, jump: int) -> Iterator[Table]:
+        if self.constant:
+            yield self.table(limit)
+            return
+        first, low, base = self.first, self.ends[0], 0
+        for left in reversed(range(_MOST_PIECES)):
+            shift, stop = self._reaching(first, limit), self.stop
+            piece = self._stretch(first, stop, shift, (low, self.ends[1]))
+            while left and shift and _jump(piece) > jump:
+                shift -= 1
+                stop = min(first + ((limit - 2) << shift), self.stop)
+                piece = self._stretch(first, stop, shift, (low, self._one(stop)))
+            entries = np.array(piece.entries) - base
+            yield Table(piece.offset, piece.shift, tuple(entries.tolist()))
+            if stop >= self.stop:
+                return
+            first, low, base = stop, piece.entries[-1], piece.entries[-1]
+
+    def _reaching(self, first: int, limit: int) -> int:
+        """Least shift at which ``limit`` entries reach from ``first`` to the end."""
+        shift = 0
+        while -(-(self.stop - first) >> shift) + 2 > limit:
+            shift += 1
+        return shift
+
+    def _stretch(self, first: int, stop: int, shift: int, ends: tuple[int, int]) -> Table:
+        """Entries from ``first`` to ``stop``, and ``ends`` before and behind them."""
+        count = -(-(stop - first) >> shift) + 2
+        start = first - (1 << shift)
+        entries = self._at(start, count, shift)
+        entries[0], entries[-1] = ends
+        return Table(-start, shift, tuple(entries.tolist()))
+
+
+def _jump(table: Table) -> int:
+    return int(np.abs(np.diff(table.entries)).max())

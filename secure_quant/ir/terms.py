@@ -37,7 +37,8 @@ class Term:
 
     shape: per sample, as the model sees it; an accumulator that cannot be reshaped yet has
     ``own_shape`` in the ir. range: of the integers q or acc. The functions apply in order;
-    ``limits`` says what they are where they only clamp, None otherwise.
+    ``limits`` says what they are where they only clamp, None otherwise. ``channels``: the factor of
+    each channel of the last axis, of an activation that only sums may read.
     """
 
     name: str
@@ -52,11 +53,12 @@ class Term:
     own_shape: tuple[int, ...] | None = None
     limits: tuple[float, float] | None = (-math.inf, math.inf)
     dynamic: Dynamic | None = None
+    channels: tuple[float, ...] = ()
 
     @property
     def plain(self) -> bool:
         """True for an integer activation as it stands, ready to enter any op."""
-        return not self.accumulator and not self.functions
+        return not self.accumulator and not self.functions and not self.channels
 
     @property
     def centred(self) -> Interval:

@@ -28,8 +28,7 @@ from secure_quant.quantizer.opset import (
     WEIGHTED,
     find_roots,
 )
-from secure_quant.quantizer.passes import rewrite
-from secure_quant.quantizer.passes.edit import BITS, EXACT
+from secure_quant.quantizer.passes.edit import BITS, EXACT, LARGEST, POSITIVE
 from secure_quant.quantizer.refuse import unsupported
 
 __all__ = ["IntegerQuantizer"]
@@ -54,10 +53,6 @@ class IntegerQuantizer(Quantizer):  # type: ignore[misc]
     output_weight: Callable[..., Any] = field(default=WeightObserver)
     bits: int = 8
 
-    def transform_for_annotation(self, model: GraphModule) -> GraphModule:
-        """Rewrites composite ops; torchao calls this before annotation."""
-        return rewrite(model)
-
     def annotate(self, model: GraphModule) -> GraphModule:
         nodes = list(model.graph.nodes)
         roots = find_roots(nodes)
@@ -68,8 +63,7 @@ class IntegerQuantizer(Quantizer):  # type: ignore[misc]
                 self._annotate_concat(node)
                 continue
             specs = {node.args[1]: self._weight_spec(node)} if node.target in WEIGHTED else {}
-            bits = 8 if node.op == "placeholder" else max(node.meta.get(BITS, 8), self.bits)
-            spec = self._activation_spec(bits) if _is_observed(node, roots) else None
+            spec = self._own_spec(node) if _is_observed(node, roots) else None
             node.meta["quantization_annotation"] = QuantizationAnnotation(
                 input_qspec_map=specs, output_qspec=spec, _annotated=True
             )
@@ -99,16 +93,21 @@ class IntegerQuantizer(Quantizer):  # type: ignore[misc]
             _annotated=True,
         )  # fmt: skip
 
-    def _activation_spec(self, bits: int = 8) -> QuantizationSpec:
-        if bits != 8:
-            half = 2 ** (bits - 1)
-            return QuantizationSpec(
-                torch.int16, self.activation, quant_min=-half, quant_max=half - 1,
-                qscheme=torch.per_tensor_affine,
-            )  # fmt: skip
+    def _own_spec(self, node: Node) -> QuantizationSpec:
+        if node.op == "placeholder":
+            return self._activation_spec()
+        options = {
+            name: node.meta[key]
+            for name, key in (("largest", LARGEST), ("positive", POSITIVE))
+            if key in node.meta
+        }
+        return self._activation_spec(max(node.meta.get(BITS, 8), self.bits), **options)
+
+    def _activation_spec(self, bits: int = 8, **options: Any) -> QuantizationSpec:
+        half = 2 ** (bits - 1)
         return QuantizationSpec(
-            torch.int8, self.activation, quant_min=-128, quant_max=127,
-            qscheme=torch.per_tensor_affine,
+            torch.int8 if bits == 8 else torch.int16, _with_args(self.activation, options),
+            quant_min=-half, quant_max=half - 1, qscheme=torch.per_tensor_affine,
         )  # fmt: skip
 
     def _weight_spec(self, node: Node) -> QuantizationSpec:
@@ -118,6 +117,14 @@ class IntegerQuantizer(Quantizer):  # type: ignore[misc]
             torch.int8, self.output_weight if last else self.weight, quant_min=-127, quant_max=127,
             qscheme=torch.per_channel_symmetric, ch_axis=0,
         )  # fmt: skip
+
+
+def _with_args(observer: Any, options: dict[str, Any]) -> Any:
+    """The observer's constructor with more options; torchao does not look into nested ones."""
+    partial = getattr(observer, "p", None)
+    if not options or partial is None:
+        return observer.with_args(**options) if options else observer
+    return partial.func.with_args(**partial.keywords, **options)
 
 
 def _is_observed(node: Node, roots: dict[Node, Node]) -> bool:

@@ -22,6 +22,7 @@ from secure_quant.quantizer.gate import Gate
 from secure_quant.quantizer.gate.floatgraph import FloatGraph, captured_batch, in_batches
 from secure_quant.quantizer.gate.owner import Owner
 from secure_quant.quantizer.lower.record import Recorded, lower_recorded
+from secure_quant.quantizer.passes import rewrite, specialize
 from secure_quant.quantizer.pipeline import Settings, copied, make_quantizer, split_batches
 from secure_quant.quantizer.refuse import failures_named
 
@@ -68,8 +69,10 @@ def _captured(
     gate = Gate(model, batches)
     example = torch.cat([batches[0][:1]] * 2)
     with quiet(), failures_named(f"capturing {type(model).__name__}"):
-        prepared = prepare_pt2e(capture(model, example), make_quantizer(Settings()))
-    gate.check(prepared)
+        module = rewrite(capture(model, example))
+    gate.check(module)
+    with quiet(), failures_named(f"rewriting {type(model).__name__}"):
+        prepared = prepare_pt2e(specialize(module, batches), make_quantizer(Settings()))
     with quiet(), torch.no_grad(), failures_named(f"lowering {type(model).__name__}"):
         for batch in batches:  # observers watch; nothing is rounded
             in_batches(prepared, batch.clone(), captured_batch(prepared))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any, Literal, get_args
 
 import torch
@@ -27,7 +28,11 @@ class RangeObserver(ObserverBase):  # type: ignore[misc]
     percentile  cuts ``tail`` of the values off at each end.
     mse         the two thresholds with the least expected squared error of rounding and clipping.
 
-    The range always holds 0, so that padding and ReLU's zero are exact.
+    The range always holds 0, so that padding and ReLU's zero are exact. ``positive`` is for values
+    that are never near 0, such as 1/sqrt: from half the least value seen to a quarter more than the
+    largest, so that the grid and the table are spent on what occurs.
+
+    largest: |q - zero point| that must not be exceeded, 0 for any; the range then gets fewer steps.
     """
 
     def __init__(
@@ -38,6 +43,8 @@ class RangeObserver(ObserverBase):  # type: ignore[misc]
         tail: float = 1e-4,
         quant_min: int = -128,
         quant_max: int = 127,
+        largest: int = 0,
+        positive: bool = False,
         is_dynamic: bool = False,
         **_: Any,
     ) -> None:
@@ -48,21 +55,24 @@ class RangeObserver(ObserverBase):  # type: ignore[misc]
             raise ConfigError("tail", got=tail, expected="a fraction below 0.5")
         self.calibrator, self.tail = calibrator, tail
         self.quant_min, self.quant_max = quant_min, quant_max
+        self.largest, self.positive = largest, positive
         self.qscheme = torch.per_tensor_affine
-        self.low, self.high, self.seen = 0.0, 0.0, False
+        self.low, self.high, self.least, self.seen = 0.0, 0.0, math.inf, False
         self.counts = torch.zeros(BINS, dtype=torch.float64)
 
     def forward(self, x: Tensor) -> Tensor:
-        values = x.detach().reshape(-1).double()
+        values = x.detach().reshape(-1)
         if not values.numel():
             return x
-        low, high = float(values.min()), float(values.max())
-        if not torch.isfinite(values).all():
+        least, most = torch.aminmax(values)
+        low, high = float(least), float(most)
+        if not (math.isfinite(low) and math.isfinite(high)):
             raise CalibrationError("activations", got="NaN or infinity", expected="finite numbers")
         self.seen = True
+        self.least = min(self.least, low)
         self._widen(min(low, 0.0), max(high, 0.0))
-        if self.high > self.low:
-            self.counts += torch.histc(values, BINS, self.low, self.high)
+        if self.calibrator != "minmax" and self.high > self.low:
+            self.counts += torch.histc(values.double(), BINS, self.low, self.high)
         return x
 
     def _widen(self, low: float, high: float) -> None:
@@ -78,12 +88,15 @@ class RangeObserver(ObserverBase):  # type: ignore[misc]
         self.low, self.high = low, high
 
     def thresholds(self) -> tuple[float, float]:
-        """(low, high) with low <= 0 <= high. Raises CalibrationError if nothing was seen."""
+        """(low, high), with low <= 0 <= high unless the values are positive. Raises
+        CalibrationError if nothing was seen."""
         if not self.seen:
             raise CalibrationError(
                 "range of an activation", got="no value: no calibration sample came here",
                 expected="at least one", hint="calibrate, or train, on more samples",
             )  # fmt: skip
+        if self.positive and 0 < self.least < math.inf:
+            return self.least / 2, 1.25 * self.high
         if self.counts.sum() == 0 and self.high == self.low:
             return 0.0, 0.0
         if self.calibrator == "percentile":
@@ -123,8 +136,14 @@ class RangeObserver(ObserverBase):  # type: ignore[misc]
         """float32[1] scale and int64[1] zero point."""
         low, high = self.thresholds()
         scale = (high - low) / (self.quant_max - self.quant_min) or _OF_ZERO
+        if self.largest:
+            scale = max(scale, max(-low, high) / self.largest)
         zero_point = round(self.quant_min - low / scale)
-        zero_point = min(max(zero_point, self.quant_min), self.quant_max)
+        if low <= 0:
+            zero_point = min(max(zero_point, self.quant_min), self.quant_max)
+        if self.largest:
+            self.quant_min = max(self.quant_min, zero_point - self.largest)
+            self.quant_max = min(self.quant_max, zero_point + self.largest)
         return torch.tensor([scale]), torch.tensor([zero_point])
 
 

@@ -9,6 +9,7 @@ from torch.fx import Node
 
 __all__ = [
     "ADDITIVE",
+    "CHANNELS",
     "CONCAT",
     "ELEMENTWISE",
     "MONOTONE",
@@ -126,6 +127,11 @@ MONOTONE = {aten.max_pool2d.default, aten.amax.default}
 CONCAT = {aten.cat.default, aten.stack.default}
 
 
+CHANNELS = "secure_quant_channels"
+"""Key in ``node.meta``: true for a product with a constant for each channel that gives an
+activation its channels' scales. Its integers stay, and only sums read it."""
+
+
 def tensor_inputs(node: Node, roots: Mapping[Node, Node]) -> list[Node]:
     """The inputs of ``node`` that carry data of the sample, in order, once each."""
     return [n for n in node.all_input_nodes if n in roots]
@@ -147,5 +153,6 @@ def find_roots(nodes: list[Node]) -> dict[Node, Node]:
         if not origins:
             continue
         pointwise = node.target in ELEMENTWISE or node.target in ADDITIVE
+        pointwise = pointwise and not node.meta.get(CHANNELS)
         roots[node] = origins.pop() if pointwise and len(origins) == 1 else node
     return roots

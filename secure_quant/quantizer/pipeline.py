@@ -21,6 +21,7 @@ from secure_quant.quantizer.capture import capture
 from secure_quant.quantizer.gate import Gate
 from secure_quant.quantizer.gate.floatgraph import captured_batch, in_batches
 from secure_quant.quantizer.observers import Calibrator, RangeObserver, WeightObserver
+from secure_quant.quantizer.passes import rewrite, specialize
 from secure_quant.quantizer.refuse import failures_named
 from secure_quant.quantizer.schemes import Scheme, Uniform
 
@@ -103,8 +104,11 @@ def simulated(
     name = type(model).__name__
     progress("capture", 0, 1)
     with failures_named(f"capturing {name}"):
-        prepared = prepare_pt2e(capture(model, example), make_quantizer(settings))
-    gate.check(prepared)
+        module = rewrite(capture(model, example))
+    gate.check(module)
+    with failures_named(f"rewriting {name}"):
+        specialize(module, batches, settings.activation_bits)
+        prepared = prepare_pt2e(module, make_quantizer(settings))
     floats = copied(prepared)
     progress("weights", 0, 1)
     with failures_named(f"rounding the weights of {name}"):

@@ -21,6 +21,7 @@ from secure_quant.quantizer.annotate import IntegerQuantizer
 from secure_quant.quantizer.capture import capture
 from secure_quant.quantizer.gate import Gate
 from secure_quant.quantizer.observers import RangeObserver, WeightObserver
+from secure_quant.quantizer.passes import rewrite, specialize
 from secure_quant.quantizer.pipeline import (
     OUTPUT_GRID,
     Progress,
@@ -98,8 +99,11 @@ def trained_model(
     example = torch.cat([inputs[:1]] * 2)
     progress("capture", 0, 1)
     with failures_named(f"capturing {type(model).__name__}"):
-        prepared = prepare_qat_pt2e(capture(model, example), _quantizer(settings))
-    gate.check(prepared)
+        module = rewrite(capture(model, example))
+    gate.check(module)
+    with failures_named(f"rewriting {type(model).__name__}"):
+        specialize(module, torch.split(inputs, training.batch_size))
+        prepared = prepare_qat_pt2e(module, _quantizer(settings))
     parameters = list(prepared.parameters())
     if not parameters:
         raise ConfigError(

@@ -7,32 +7,52 @@ from dataclasses import replace
 from fractions import Fraction
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
+from torch import Tensor
 from torch.fx import Node
 
 from secure_quant.ir import ops
+from secure_quant.ir.bounds import sum_bound
 from secure_quant.ir.build import short
-from secure_quant.ir.terms import Term
+from secure_quant.ir.terms import Term, Weight
+from secure_quant.ir.values import INT32
 from secure_quant.quantizer.lower.layers import argument, sum_pool
 from secure_quant.quantizer.lower.moves import reshape_to, transpose_to
+from secure_quant.quantizer.opset import aten
+from secure_quant.quantizer.passes.edit import BITS, EXACT
 from secure_quant.quantizer.refuse import unsupported
 
 __all__ = ["add", "amax", "matmul", "mean", "mul", "total"]
 
+Whole = NDArray[np.int64]
+
+CHANNEL_FACTOR = 4095
+"""Largest factor of a sum by channels."""
 FACTOR_ERROR = 1 / 512
-"""Largest relative error of the ratio of two scales in an Add: half a step at full range."""
+"""Largest relative error of the ratio of two scales in an Add: half a step at int8's full range."""
+FINE_ERROR = 1 / 8192
+"""The same where the sum becomes 12 bits."""
 
 
-def factors(ratio: float) -> ops.Pair:
-    """The smallest (f, g) with f / g within FACTOR_ERROR of ``ratio`` = scale of a / scale of b."""
+def factors(ratio: float, most: int = INT32.hi, allowed: float = FACTOR_ERROR) -> ops.Pair:
+    """The smallest (f, g) with f / g within ``allowed`` of ``ratio`` = scale of a / scale of b, or
+    the nearest with none above ``most``; (1, 0) where b is less than 1 / ``most`` of a."""
     if ratio < 1:
-        g, f = factors(1 / ratio)
+        g, f = factors(1 / ratio, most, allowed)
         return f, g
-    for below in range(1, 513):
+    best, found = math.inf, (1, 0)
+    for below in range(1, round(1 / allowed) + 1):
         above = round(ratio * below)
-        if abs(above / (ratio * below) - 1) < FACTOR_ERROR:
-            found = Fraction(above, below)
-            return found.numerator, found.denominator
-    raise ArithmeticError("unreachable: 512 steps always suffice")
+        if above > most:
+            break
+        error = abs(above / (ratio * below) - 1)
+        if error < best:
+            fraction = Fraction(above, below)
+            best, found = error, (fraction.numerator, fraction.denominator)
+        if error < allowed:
+            break
+    return found
 
 
 def add(walk: Any, node: Node) -> Term:
@@ -44,24 +64,60 @@ def add(walk: Any, node: Node) -> Term:
     scale_a, scale_b = (
         (a.scale * abs(alpha), b.scale) if swapped else (a.scale, b.scale * abs(alpha))
     )
-    f, g = factors(scale_a / scale_b)
-    # The factors only approximate the ratio: the unit that splits the error between both.
-    unit = math.sqrt(scale_a / f * scale_b / g)
+    most, fine = _largest_factor(node, a, b), node.meta.get(BITS, 8) > 8
+    both, unit = (
+        _channel_factors(a, b, scale_a, scale_b, min(most, CHANNEL_FACTOR))
+        if a.channels or b.channels
+        else _common_factors(scale_a, scale_b, most, FINE_ERROR if fine else FACTOR_ERROR)
+    )
     if alpha < 0:
-        f, g = (-f, g) if swapped else (f, -g)
+        both[0 if swapped else 1] *= -1
+    pair = tuple(both.reshape(-1).tolist())
     name = walk.name(node)
-    proven = (a.centred.times(f) + b.centred.times(g)).magnitude
     layer = ops.Add(
-        name=name, inputs=(a.name, b.name), factors=(f, g),
-        bound=walk.builder.bound(name, proven), scale=short(unit),
+        name=name, inputs=(a.name, b.name), factors=pair, scale=short(unit),
+        bound=walk.builder.bound(name, sum_bound(pair, a.centred, b.centred)),
     )  # fmt: skip
     made: Term = walk.builder.accumulator(layer, a.shape)
     return made
 
 
+def _common_factors(
+    scale_a: float, scale_b: float, most: int, allowed: float
+) -> tuple[Whole, float]:
+    """int64[2, 1] and the unit. The factors only approximate the ratio: the unit splits the error
+    between both."""
+    f, g = factors(scale_a / scale_b, most, allowed)
+    unit = math.sqrt(scale_a / f * scale_b / g) if f and g else max(scale_a * f, scale_b * g)
+    return np.array([[f], [g]]), unit
+
+
+def _channel_factors(
+    a: Term, b: Term, scale_a: float, scale_b: float, most: int
+) -> tuple[Whole, float]:
+    """int64[2, channels], the largest ``most``, and the unit."""
+    size = a.shape[-1]
+    real = np.stack([
+        np.broadcast_to(np.array(term.channels or 1.0) * scale, size)
+        for term, scale in ((a, scale_a), (b, scale_b))
+    ])  # fmt: skip
+    unit = float(np.abs(real).max()) / most
+    return np.rint(real / unit).astype(np.int64), unit
+
+
+def _largest_factor(node: Node, a: Term, b: Term) -> int:
+    """Of a sum that stays an accumulator: small enough for D·x - Σ x of it, as in LayerNorm."""
+    if not node.meta.get(EXACT):
+        return INT32.hi
+    room = INT32.hi / (2.5 * a.shape[-1])  # 2, and what bounds are rounded up by
+    return max(int(room / (a.centred.magnitude + b.centred.magnitude)), 1)
+
+
 def _summand(walk: Any, argument: Any, node: Node) -> Term:
     """An activation, or a sum over rows as it stands."""
     term: Term = walk.term(argument, node)
+    if term.channels and not term.accumulator and not term.functions:
+        return term
     exact = term.accumulator and not term.functions and term.dynamic is None
     if exact and term.multiplier == (1,) and term.own_shape is None:
         return term
@@ -70,7 +126,11 @@ def _summand(walk: Any, argument: Any, node: Node) -> Term:
 
 
 def mul(walk: Any, node: Node) -> Term:
-    """a · b of two activations."""
+    """a · b of two activations, or of one value and a constant for each channel."""
+    constants = [walk.constant(n) for n in node.args[:2]]
+    for place in (0, 1):
+        if isinstance(constants[place], Tensor):
+            return _by_channel(walk, node, node.args[1 - place], constants[place])
     a, b = (walk.activation(n, node) for n in node.args[:2])
     a, b, _ = _broadcast(walk, node, a, b)
     name = walk.name(node)
@@ -79,6 +139,39 @@ def mul(walk: Any, node: Node) -> Term:
         bound=walk.builder.bound(name, (a.centred * b.centred).magnitude),
     )  # fmt: skip
     made: Term = walk.builder.accumulator(layer, a.shape)
+    return made
+
+
+def _by_channel(walk: Any, node: Node, argument: Any, constant: Tensor) -> Term:
+    """A value times a constant of each channel of the last axis: whole multiples of one number wait
+    in the multiplier of an accumulator; an activation takes any, and waits for a sum."""
+    term: Term = walk.term(argument, node)
+    factor = constant.double().reshape(-1).numpy()
+    if len(factor) != term.shape[-1] or constant.shape[-1] != len(factor):
+        raise unsupported(node, "a product with a constant that varies by position")
+    if term.plain:
+        term = replace(term, channels=tuple(factor.tolist()))
+        only_sums = all(user.target is aten.add.Tensor for user in node.users)
+        return term if only_sums else _exact(walk, node, term)
+    if term.functions or term.dynamic or factor.min() <= 0:
+        raise unsupported(node, "a product with a constant", "put it into a layer's weights")
+    made = Weight.of(np.zeros((len(factor), 1)), factor * term.multiplier)
+    scale = short(term.scale * made.base)
+    return replace(term, multiplier=made.multiplier, axis=-1, scale=scale)
+
+
+def _exact(walk: Any, node: Node, x: Term) -> Term:
+    """The accumulator of an activation with scales by channel, all on one unit."""
+    kept = {0.0, max(x.channels)}
+    most = 1 if kept.issuperset(x.channels) else min(_largest_factor(node, x, x), CHANNEL_FACTOR)
+    both, unit = _channel_factors(x, replace(x, channels=()), x.scale, 0.0, most)
+    pair = tuple(both.reshape(-1).tolist())
+    name = walk.name(node)
+    layer = ops.Add(
+        name=name, inputs=(x.name, x.name), factors=pair, scale=short(unit),
+        bound=walk.builder.bound(name, sum_bound(pair, x.centred, x.centred)),
+    )  # fmt: skip
+    made: Term = walk.builder.accumulator(layer, x.shape)
     return made
 
 
@@ -91,6 +184,8 @@ def _broadcast(walk: Any, node: Node, a: Term, b: Term) -> tuple[Term, Term, boo
     if a.shape != shape:
         raise unsupported(node, "two operands that both broadcast", "expand one of them first")
     padded = (1,) * (len(shape) - len(b.shape)) + b.shape
+    if b.channels and padded != b.shape:
+        raise unsupported(node, "channels of another rank", "unsqueeze before the product")
     return a, reshape_to(walk, node, b, padded), swapped
 
 
@@ -124,8 +219,10 @@ def amax(walk: Any, node: Node) -> Term:
 
 def mean(walk: Any, node: Node) -> Term:
     """Mean over any axes of the sample; the division is in the scale."""
-    x: Term = walk.activation(node.args[0], node)
+    x = _summand(walk, node.args[0], node)
     axes = _axes(node, x, node.args[1])
+    if x.accumulator and axes != [len(x.shape) - 1]:
+        raise unsupported(node, "a mean of an exact sum over other axes than the last")
     return _reduce(walk, node, x, axes, math.prod(x.shape[i] for i in axes))
 
 

@@ -21,11 +21,12 @@ from secure_quant.ir.terms import Term, Weight
 from secure_quant.ir.verify import MAX_TABLE
 from secure_quant.quantizer.lower.dynamic import feeds_only_layers
 from secure_quant.quantizer.lower.rules import RULES
-from secure_quant.quantizer.opset import ADDITIVE, ELEMENTWISE
+from secure_quant.quantizer.opset import ADDITIVE, CONCAT, ELEMENTWISE, MONOTONE, SHAPING
 from secure_quant.quantizer.refuse import module_path, unsupported
 
 __all__ = ["Lowering", "lower"]
 
+MOVES = SHAPING | MONOTONE
 _SHORT_NAMES = {"max_pool2d": "pool", "avg_pool2d": "pool", "adaptive_avg_pool2d": "pool"}
 aten = torch.ops.aten
 _QUANTIZED = torch.ops.quantized_decomposed
@@ -219,7 +220,29 @@ def _quantize(lowering: Lowering, node: Node) -> Term:
     if lowering.dynamic and term.accumulator and term.limits and feeds_only_layers(node):
         seen = grid.scale * max(grid.zero_point - grid.low, grid.high - grid.zero_point)
         return at_run_time(lowering.builder, term, f"{term.name}.q", seen)
-    return lowering.builder.requantize(term, grid, f"{term.name}.q")
+    made = lowering.builder.requantize(term, grid, f"{term.name}.q", fixed=_shares(node))
+    if made.scale != grid.scale:
+        _rescale_nodes(node, made.scale)
+    return made
+
+
+def _shares(node: Node) -> bool:
+    """True where other values are on the same grid: they are joined somewhere."""
+    return any(
+        user.target in CONCAT or ((_is_scaled(user) or user.target in MOVES) and _shares(user))
+        for user in node.users
+    )
+
+
+def _is_scaled(node: Node) -> bool:
+    return node.target in (_QUANTIZED.quantize_per_tensor.default,
+                           _QUANTIZED.dequantize_per_tensor.default)  # fmt: skip
+
+
+def _rescale_nodes(node: Node, scale: float) -> None:
+    """torch's simulation rounds on the grid that the integers have."""
+    for changed in (node, *(user for user in node.users if _is_scaled(user))):
+        changed.update_arg(1, scale)
 
 
 def _dequantize(lowering: Lowering, node: Node) -> Any:

@@ -2,27 +2,50 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
+from torch import Tensor
 from torch.fx import GraphModule
 
 from secure_quant.quantizer.passes.attention import lower_attention, lower_softmax
 from secure_quant.quantizer.passes.constants import lower_constants
-from secure_quant.quantizer.passes.norm import lower_layer_norm
+from secure_quant.quantizer.passes.equalize import equalize
+from secure_quant.quantizer.passes.norm import (
+    keep_sums_exact,
+    lower_layer_norm,
+    lower_mean_square,
+)
 from secure_quant.quantizer.passes.order import activation_before_pool
 from secure_quant.quantizer.passes.pools import lower_pools
 from secure_quant.quantizer.passes.writes import lower_writes
 
-__all__ = ["rewrite"]
+__all__ = ["rewrite", "specialize"]
 
 
 def rewrite(module: GraphModule) -> GraphModule:
-    """All rewrites, in place, in an order in which each finds what it needs."""
+    """Composite ops in simpler ones, in place: in real numbers the same for any input."""
     lower_pools(module)
     lower_writes(module)
     lower_attention(module)
-    lower_softmax(module)
     lower_layer_norm(module)
+    lower_mean_square(module)
+    return _cleaned(module)
+
+
+def specialize(module: GraphModule, batches: Sequence[Tensor], bits: int = 8) -> GraphModule:
+    """What is left, in place, in an order in which each step finds what it needs. ``batches`` show
+    which values occur; what is as small beside them as float32's rounding may go. ``bits`` of
+    activations."""
+    lower_softmax(module, batches)
     lower_constants(module)
     activation_before_pool(module)
+    if bits == 8:
+        keep_sums_exact(module)
+    equalize(_cleaned(module), batches, exact=bits == 8)
+    return _cleaned(module)
+
+
+def _cleaned(module: GraphModule) -> GraphModule:
     module.graph.eliminate_dead_code()
     module.graph.lint()
     module.recompile()

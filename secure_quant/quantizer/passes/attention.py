@@ -1,18 +1,22 @@
 """Attention and softmax as matrix products, a maximum, tables and sums.
 
 softmax(x) = e / Σ e with e = exp(x - max x): the maximum keeps e in (0, 1], where 8 bits have a
-known scale; 1 / Σ e is one value a row and gets 12 bits.
+known scale; 1 / Σ e is one value a row and gets 12 bits. Scores so far below the maximum of every
+row that they contribute nothing get no part of the scale.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import torch
+from torch import Tensor
 from torch.fx import GraphModule, Node
 
-from secure_quant.quantizer.passes.edit import Editor, sample_rank
+from secure_quant.quantizer.passes.edit import Editor, constant_of, sample_rank
+from secure_quant.quantizer.passes.masks import Mask, Range, mask_scores, peel, score_ranges
 from secure_quant.quantizer.refuse import unsupported
 
 __all__ = ["lower_attention", "lower_softmax"]
@@ -24,47 +28,94 @@ _SOFTMAX = {aten.softmax.int, aten._softmax.default, aten._safe_softmax.default}
 
 
 def lower_attention(module: GraphModule) -> None:
-    """scaled_dot_product_attention -> matmul, softmax, matmul. Masks are refused."""
+    """scaled_dot_product_attention -> matmul, sum with the mask, softmax, matmul; softmax over
+    another axis -> over the last."""
     for node in list(module.graph.nodes):
+        if node.target in _SOFTMAX:
+            _turn(node, Editor(module, node))
         if node.target is not aten.scaled_dot_product_attention.default:
             continue
         given: dict[str, Any] = dict(
             zip(("query", "key", "value", "attn_mask", "dropout_p", "is_causal"), node.args,
                 strict=False)
         ) | node.kwargs  # fmt: skip
-        if given.get("attn_mask") is not None or given.get("is_causal"):
-            raise unsupported(node, "an attention mask", "use sequences of one length, unmasked")
         if given.get("enable_gqa"):
             raise unsupported(node, "grouped queries", "repeat keys and values in the projection")
         q, k, v = given["query"], given["key"], given["value"]
         scale = given.get("scale") or 1 / math.sqrt(q.meta["val"].shape[-1])
         edit = Editor(module, node)
         scores = edit.call(aten.matmul.default, q, edit.call(aten.transpose.int, k, -2, -1))
-        weights = _softmax(edit, edit.call(aten.mul.Tensor, scores, scale))
+        scores = edit.call(aten.mul.Tensor, scores, scale)
+        mask = _additive_mask(module, node, given, scores)
+        if mask is not None:
+            scores = edit.call(aten.add.Tensor, scores, edit.fixed(mask, "mask"))
+        weights = edit.call(aten.softmax.int, scores, -1)
         edit.replace(edit.call(aten.matmul.default, weights, v))
 
 
-def lower_softmax(module: GraphModule) -> None:
-    """softmax over any one axis of the sample."""
-    for node in list(module.graph.nodes):
-        if node.target not in _SOFTMAX:
-            continue
-        x, dim = node.args[0], node.args[1]
-        last = sample_rank(x) - 1
-        axis = dim % (last + 1)
-        if axis == 0:
-            raise unsupported(node, "softmax over the batch", "use an axis of the sample")
-        edit = Editor(module, node)
-        if axis != last:
-            x = edit.call(aten.transpose.int, x, axis, last)
-        made = _softmax(edit, x)
-        edit.replace(made if axis == last else edit.call(aten.transpose.int, made, axis, last))
+def _turn(node: Node, edit: Editor) -> None:
+    """softmax over any one axis of the sample, as one over the last."""
+    x: Any = node.args[0]
+    last = sample_rank(x) - 1
+    axis = node.args[1] % (last + 1)  # type: ignore[operator]
+    if axis == 0:
+        raise unsupported(node, "softmax over the batch", "use an axis of the sample")
+    if axis != last:
+        turned = edit.call(aten.transpose.int, x, axis, last)
+        made = edit.call(aten.softmax.int, turned, -1)
+        edit.replace(edit.call(aten.transpose.int, made, axis, last))
 
 
-def _softmax(edit: Editor, x: Node) -> Node:
-    """softmax over the last axis."""
+def _additive_mask(
+    module: GraphModule, node: Node, given: dict[str, Any], scores: Node
+) -> Tensor | None:
+    """What is added to the scores, -inf where a key is not looked at; None without a mask."""
+    if given.get("is_causal"):
+        rows, columns = scores.meta["val"].shape[-2:]
+        return torch.full((int(rows), int(columns)), -math.inf).triu(1)
+    if given.get("attn_mask") is None:
+        return None
+    mask = constant_of(module, given["attn_mask"])
+    if mask is None:
+        raise unsupported(
+            node, "a mask that is no constant", "make it a buffer: one for every sample"
+        )
+    if mask.dtype is torch.bool:
+        return torch.zeros(mask.shape).masked_fill(~mask, -math.inf)
+    return mask
+
+
+def lower_softmax(module: GraphModule, batches: Sequence[Tensor]) -> None:
+    """Every softmax, with the masks before it. ``batches`` show the range of what enters it."""
+    found = [n for n in module.graph.nodes if n.target in _SOFTMAX]
+    peeled = {node: peel(module, node) for node in found}
+    masks: dict[Node, Mask | None] = {}
+    for scores, mask in peeled.values():
+        if scores in masks:
+            raise unsupported(scores, "scores that two softmaxes read", "compute them twice")
+        masks[scores] = mask
+    ranges, hidden = score_ranges(module, masks, batches)
+    for node in found:
+        x, mask = peeled[node]
+        edit, seen, threshold = Editor(module, node), ranges.get(x, Range()), 0.0
+        hides = hidden.get(x)
+        if mask is not None and hides is not None:
+            shift = mask.shift(hides)
+            if bool(shift.any()):
+                x = edit.call(aten.add.Tensor, x, edit.fixed(shift[None].float(), "bias"))
+        if hides is not None and bool(hides.any()):
+            x, threshold = mask_scores(edit, x, hides, seen)
+        elif seen.floor > seen.low + (seen.high - seen.low) / 8:
+            x = edit.call(aten.clamp.default, x, seen.floor)
+        edit.replace(_softmax(edit, x, threshold))
+
+
+def _softmax(edit: Editor, x: Node, threshold: float) -> Node:
+    """softmax over the last axis; an exp of at most ``threshold`` counts as 0."""
     centred = edit.call(aten.sub.Tensor, x, edit.call(aten.amax.default, x, [-1], True))
     exponentials = edit.call(aten.exp.default, centred)
+    if threshold:
+        exponentials = edit.call(aten.threshold.default, exponentials, threshold, 0.0)
     total = edit.call(aten.sum.dim_IntList, exponentials, [-1], True)
-    inverse = edit.call(aten.reciprocal.default, total, bits=RECIPROCAL_BITS)
+    inverse = edit.call(aten.reciprocal.default, total, bits=RECIPROCAL_BITS, positive=True)
     return edit.call(aten.mul.Tensor, exponentials, inverse)

@@ -9,6 +9,7 @@ from torch import Tensor
 from torch.fx import GraphModule, Node
 
 from secure_quant.errors import NotFinite
+from secure_quant.quantizer.opset import CHANNELS
 from secure_quant.quantizer.passes.affine import affine
 from secure_quant.quantizer.passes.edit import constant_of
 from secure_quant.quantizer.passes.indexing import Mover
@@ -35,7 +36,7 @@ def lower_constants(module: GraphModule) -> None:
     Raises UnsupportedModule for a constant that varies by sample, NotFinite.
     """
     for node in list(module.graph.nodes):
-        if node.target not in _OPS or not isinstance(node.args[1], Node):
+        if node.target not in _OPS or not isinstance(node.args[1], Node) or node.meta.get(CHANNELS):
             continue
         edit = Mover(module, node)
         shape = node.meta["val"].shape

@@ -8,14 +8,27 @@ import torch
 from torch import Tensor, nn
 from torch.fx import GraphModule, Node
 
-__all__ = ["BITS", "EXACT", "FREE", "Editor", "constant_of", "has_free_batch", "sample_rank"]
+__all__ = [
+    "BITS", "CENTRING", "EXACT", "FREE", "LARGEST", "NORMALIZED", "POSITIVE", "Editor",
+    "constant_of", "has_free_batch", "is_lone_linear", "sample_rank",
+]  # fmt: skip
 
 BITS = "secure_quant_bits"
 """Key in ``node.meta``: bits of the activation a node becomes, where 8 are too few."""
+CENTRING = "secure_quant_centring"
+"""Key in ``node.meta``: true for a mean over features and for the difference from it."""
 FREE = "secure_quant_free"
 """Key in the ``meta`` of the input: true where a size that the exporter fixed was made free."""
 EXACT = "secure_quant_exact"
 """Key in ``node.meta``: true where a sum stays an accumulator, because only sums read it."""
+
+LARGEST = "secure_quant_largest"
+"""Key in ``node.meta``: largest |x̂| that the activation may have, so that what is summed over it
+stays in int32."""
+NORMALIZED = "secure_quant_normalized"
+"""Key in ``node.meta``: true for the product that ends a normalization, before gain and bias."""
+POSITIVE = "secure_quant_positive"
+"""Key in ``node.meta``: true where a value is never near 0 and its relative error counts."""
 
 
 class Editor:
@@ -24,8 +37,8 @@ class Editor:
     def __init__(self, module: GraphModule, node: Node) -> None:
         self._module, self._node = module, node
 
-    def call(self, target: Any, *args: Any, bits: int = 8) -> Node:
-        """``target(*args)`` as a new node."""
+    def call(self, target: Any, *args: Any, **meta: Any) -> Node:
+        """``target(*args)`` as a new node, with ``meta`` as its bits, largest, positive, exact."""
         with self._module.graph.inserting_before(self._node):
             made = self._module.graph.call_function(target, args)
         for key in ("nn_module_stack", "stack_trace"):
@@ -33,8 +46,7 @@ class Editor:
                 made.meta[key] = self._node.meta[key]
         values = torch.fx.map_arg(args, lambda n: n.meta["val"])
         made.meta["val"] = target(*values)
-        if bits != 8:
-            made.meta[BITS] = bits
+        made.meta |= {f"secure_quant_{key}": value for key, value in meta.items()}
         return made
 
     def parameter(self, value: Tensor, name: str, *, trained: bool = True) -> Node:
@@ -42,6 +54,10 @@ class Editor:
         made = self._free(name)
         self._module.register_parameter(made, nn.Parameter(value.detach().clone(), trained))
         return self._attribute(made, value)
+
+    def fixed(self, value: Tensor, name: str) -> Node:
+        """A get_attr node of a new parameter that training leaves alone."""
+        return self.parameter(value, name, trained=False)
 
     def constant(self, value: Tensor) -> Node:
         """A get_attr node of ``value``: a parameter if it is float, else a buffer."""
@@ -67,7 +83,10 @@ class Editor:
         return node
 
     def replace(self, made: Node) -> None:
-        """All readers of the node now read ``made``; the node goes."""
+        """All readers of the node now read ``made``, which takes its notes; the node goes."""
+        for key in (BITS, EXACT, LARGEST, POSITIVE):
+            if key in self._node.meta:
+                made.meta.setdefault(key, self._node.meta[key])
         self._node.replace_all_uses_with(made)
         self._module.graph.erase_node(self._node)
 
@@ -92,3 +111,12 @@ def has_free_batch(module: GraphModule) -> bool:
 def sample_rank(node: Node) -> int:
     """Number of axes of a node's value, batch included."""
     return int(node.meta["val"].ndim)
+
+
+def is_lone_linear(module: GraphModule, node: Any) -> bool:
+    """True for a linear layer with parameters that one op reads, once."""
+    if not isinstance(node, Node) or node.target is not torch.ops.aten.linear.default:
+        return False
+    (user, *others) = node.users
+    once = not others and user.all_input_nodes.count(node) == 1 and list(user.args).count(node) == 1
+    return once and constant_of(module, node.args[1]) is not None

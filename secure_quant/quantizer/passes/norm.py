@@ -1,65 +1,212 @@
-"""LayerNorm as sums, products and a table for the inverse root.
+"""LayerNorm and RMSNorm as sums, products and a table for the inverse root.
 
 LayerNorm over D features: c = x - mean x; v = Σ c² (a matrix product of c with itself, so that no
 square is rounded); y = c · rsqrt(v / D + eps) · gamma + beta. D · c = D · x - Σ x is exact: the sum
-stays an accumulator. The inverse root is one value a row and gets 12 bits. gamma and beta move into
-the linear layers behind where only such layers read y, and are a diagonal linear layer otherwise.
+stays an accumulator, and x as well where it is a sum that nothing else reads. One feature of a
+language model is often a hundred times the others, so x and c get 12 bits. The inverse root is one
+value a row and gets 12 bits too. gamma and beta move into the linear layers behind where only such
+layers read y, and are a diagonal linear layer otherwise.
 """
 
 from __future__ import annotations
 
-from typing import Any
+import math
+from typing import Any, cast
 
 import torch
 from torch import Tensor
 from torch.fx import GraphModule, Node
 
-from secure_quant.quantizer.passes.edit import EXACT, Editor, constant_of, sample_rank
+from secure_quant.ir.values import INT32
+from secure_quant.quantizer.opset import CHANNELS, SHAPING, find_roots
+from secure_quant.quantizer.passes.edit import (
+    BITS,
+    EXACT,
+    LARGEST,
+    POSITIVE,
+    Editor,
+    constant_of,
+    is_lone_linear,
+    sample_rank,
+)  # fmt: skip
 from secure_quant.quantizer.refuse import unsupported
 
-__all__ = ["diagonal", "lower_layer_norm"]
+__all__ = [
+    "affine_readers",
+    "diagonal",
+    "fold",
+    "keep_sums_exact",
+    "lower_layer_norm",
+    "lower_mean_square",
+]
 
 aten = torch.ops.aten
-ROW_BITS = 12
+FINE_BITS = 12
+WIDEST_EXACT = 1024
+"""Features up to which factors that bring two summands to one scale fit beside the sum of all."""
+
+_SQUARES = {aten.square.default, aten.pow.Tensor_Scalar, aten.mul.Tensor}
+_ROOTS = {aten.rsqrt.default, aten.sqrt.default, aten.reciprocal.default, aten.add.Tensor,
+          aten.mul.Tensor, aten.clamp.default, aten.clamp_min.default}  # fmt: skip
 
 
 def lower_layer_norm(module: GraphModule) -> None:
-    """layer_norm over the last axis. Raises UnsupportedModule for others."""
+    """layer_norm and rms_norm over the last axis. Raises UnsupportedModule for others."""
     for node in list(module.graph.nodes):
-        if node.target is not aten.layer_norm.default:
+        if node.target is aten.layer_norm.default:
+            x, shape, *rest = node.args
+            weight, bias, eps = (*rest, *(None, None, 1e-5)[len(rest) :])[:3]
+        elif node.target is aten.rms_norm.default:
+            x, shape, *rest = node.args
+            weight, eps = (*rest, *(None, None)[len(rest) :])[:2]
+            bias, eps = None, torch.finfo(x.meta["val"].dtype).eps if eps is None else eps
+        else:
             continue
-        x, shape, *rest = node.args
-        weight, bias, eps = (*rest, *(None, None, 1e-5)[len(rest) :])[:3]
         if len(shape) != 1:
             raise unsupported(node, f"normalization over {len(shape)} axes", "flatten them to one")
         gamma, beta = constant_of(module, weight), constant_of(module, bias)
         edit = Editor(module, node)
-        made = _normalized(edit, x, shape[0], eps)
+        made = _normalized(edit, x, eps, centre=node.target is aten.layer_norm.default)
         features = shape[0]
         gamma = torch.ones(features) if gamma is None else gamma
         beta = torch.zeros(features) if beta is None else beta
-        readers = _affine_readers(node, sample_rank(node) - 1)
-        if readers is not None:
-            _fold(module, readers, gamma, beta)
-        elif not (torch.equal(gamma, torch.ones(features)) and not beta.any()):
-            made = diagonal(edit, made, gamma, beta)
+        if not (torch.equal(gamma, torch.ones(features)) and not beta.any()):
+            made = _scaled_and_shifted(module, node, made, gamma, beta)
         edit.replace(made)
 
 
-def _normalized(edit: Editor, x: Node, features: int, eps: float) -> Node:
-    """(x - mean) / sqrt(variance + eps) over the last axis."""
-    mean = edit.call(aten.mean.dim, x, [-1], True)
-    mean.meta[EXACT] = True
-    centred = edit.call(aten.sub.Tensor, x, mean)
-    row = edit.call(aten.unsqueeze.default, centred, -2)
+def _normalized(edit: Editor, x: Node, eps: float, *, centre: bool) -> Node:
+    """(x - mean) / sqrt(variance + eps) over the last axis; without ``centre`` the mean is 0."""
+    _make_fine(x)
+    if centre:
+        mean = edit.call(aten.mean.dim, x, [-1], True, exact=True, centring=True)
+        x = edit.call(aten.sub.Tensor, x, mean, centring=True)
+    square = mean_square(edit, x)
+    inverse = edit.call(aten.rsqrt.default, edit.call(aten.add.Tensor, square, eps),
+                        bits=FINE_BITS, positive=True)  # fmt: skip
+    factor = edit.call(aten.squeeze.dim, inverse, -1)
+    return edit.call(aten.mul.Tensor, x, factor, normalized=True)
+
+
+def _scaled_and_shifted(
+    module: GraphModule, node: Node, made: Node, gamma: Tensor, beta: Tensor
+) -> Node:
+    """gamma and beta where each reader of ``node`` can take them: the weights of linear layers; a
+    sum with a branch, which takes beta as its bias. What other readers read."""
+    edit = Editor(module, node)
+    last, others = sample_rank(node) - 1, False
+    for user in list(node.users):
+        readers = affine_readers(user, node, last)
+        if readers is not None:
+            user.replace_input_with(node, made)
+            fold(module, readers, gamma, beta)
+        elif _takes_channels(module, user, node, beta):
+            scaled = edit.call(
+                aten.mul.Tensor,
+                made,
+                edit.fixed(gamma, "gamma"),
+                channels=True,
+                exact=True,
+            )
+            branch: Any = next(n for n in user.args[:2] if n is not node)
+            user.replace_input_with(node, scaled)
+            if beta.any():
+                _add_bias(module, branch, beta)
+        else:
+            others = True
+    return diagonal(edit, made, gamma, beta) if others else made
+
+
+def _takes_channels(module: GraphModule, user: Node, node: Node, beta: Tensor) -> bool:
+    """True for a sum of ``node`` and another value of its shape, where beta has a place."""
+    if user.target is not aten.add.Tensor or user.kwargs or len(user.args) > 2:
+        return False
+    branch = [n for n in user.args if n is not node]
+    if len(branch) != 1 or not isinstance(branch[0], Node) or branch[0].op == "get_attr":
+        return False
+    same = branch[0].meta["val"].shape == node.meta["val"].shape
+    return same and (not beta.any() or is_lone_linear(module, branch[0]))
+
+
+def _add_bias(module: GraphModule, layer: Node, shift: Tensor) -> None:
+    """``layer``, linear, makes W x + b + shift."""
+    bias = constant_of(module, layer.args[2]) if len(layer.args) > 2 else None
+    made = Editor(module, layer).parameter(shift if bias is None else bias + shift, "bias")
+    layer.args = (*layer.args[:2], made)
+
+
+def mean_square(edit: Editor, x: Node) -> Node:
+    """Σ x² / D over the last axis, [..., 1, 1], as a matrix product: no square is rounded."""
+    features = int(x.meta["val"].shape[-1])
+    _make_fine(x, math.isqrt(INT32.hi // features))
+    row = edit.call(aten.unsqueeze.default, x, -2)
     squares = edit.call(aten.matmul.default, row, edit.call(aten.transpose.int, row, -2, -1))
-    variance = edit.call(aten.mul.Tensor, squares, 1 / features)
-    inverse = edit.call(
-        aten.rsqrt.default, edit.call(aten.add.Tensor, variance, eps), bits=ROW_BITS
-    )
-    return edit.call(
-        aten.mul.Tensor, centred, edit.call(aten.squeeze.dim, inverse, -1)
-    )  # fmt: skip
+    return edit.call(aten.mul.Tensor, squares, 1 / features)
+
+
+def _make_fine(x: Node, largest: int = 0) -> None:
+    """12 bits for the activation behind ``x``, of which no |x̂| is above ``largest``."""
+    while x.target in SHAPING and isinstance(x.args[0], Node):
+        x = x.args[0]
+    if x.op == "call_function":
+        x.meta[BITS] = FINE_BITS
+        if largest:
+            x.meta[LARGEST] = largest
+
+
+def lower_mean_square(module: GraphModule) -> None:
+    """mean(x², -1, keepdim) of an RMSNorm that is written out, as a matrix product; the functions
+    of it, one value a row, get 12 bits."""
+    for node in list(module.graph.nodes):
+        if node.target is not aten.mean.dim or node.args[2:] != (True,):
+            continue
+        square, dims = node.args[0], node.args[1]
+        x = _squared(square)
+        if x is None or len(square.users) > 1 or [d % sample_rank(x) for d in dims] != [
+            sample_rank(x) - 1
+        ]:  # fmt: skip
+            continue
+        edit = Editor(module, node)
+        made = edit.call(aten.squeeze.dim, mean_square(edit, x), -1)
+        edit.replace(made)
+        _refine(made)
+
+
+def _squared(node: Node) -> Node | None:
+    """x of x², None for anything else."""
+    if node.target not in _SQUARES or not isinstance(node.args[0], Node):
+        return None
+    x, *rest = cast("tuple[Node, ...]", node.args)
+    same = node.target is aten.square.default or rest[:1] in ([2], [2.0], [x])
+    return x if same and not node.kwargs else None
+
+
+def _refine(node: Node) -> None:
+    """12 bits, and a range without 0 for an inverse, for what is computed of one value a row."""
+    for user in node.users:
+        constants = all(not isinstance(a, Node) for a in user.args[1:])
+        if user.target in _ROOTS and constants:
+            user.meta[BITS] = FINE_BITS
+            inverse = user.target in (aten.rsqrt.default, aten.reciprocal.default)
+            user.meta[POSITIVE] = inverse
+            _refine(user)
+
+
+def keep_sums_exact(module: GraphModule) -> None:
+    """A sum of two activations that nothing but a LayerNorm reads stays an accumulator."""
+    roots = find_roots(list(module.graph.nodes))
+    for node in module.graph.nodes:
+        if node.target is not aten.sub.Tensor or not isinstance(node.args[1], Node):
+            continue
+        x, mean = node.args[:2]
+        alone = set(x.users) == {node, mean} and mean.target is aten.mean.dim
+        summed = x.target in (aten.add.Tensor, aten.sub.Tensor) and roots.get(x) is x
+        narrow = int(x.meta["val"].shape[-1]) <= WIDEST_EXACT and all(
+            is_lone_linear(module, n)
+            or (isinstance(n, Node) and (n.op == "placeholder" or n.meta.get(CHANNELS)))
+            for n in x.args[:2]
+        )  # int8 both, so that D times their sum has room
+        x.meta[EXACT] = bool(alone and mean.meta.get(EXACT) and summed and narrow)
 
 
 def diagonal(edit: Editor, x: Node, gamma: Tensor, beta: Tensor | None) -> Node:
@@ -70,20 +217,19 @@ def diagonal(edit: Editor, x: Node, gamma: Tensor, beta: Tensor | None) -> Node:
     return edit.call(aten.linear.default, x, weight, edit.parameter(beta, "shift"))
 
 
-def _affine_readers(node: Node, last: int) -> list[Node] | None:
-    """The linear layers that read ``node``, if nothing else does, also through means over other
-    axes; None otherwise."""
+def affine_readers(user: Node, node: Node, last: int) -> list[Node] | None:
+    """The linear layers by which ``user`` reads ``node``: itself, or all behind a mean over other
+    axes; None if there is another way."""
+    if user.target is aten.linear.default and user.args[0] is node:
+        return [user]
+    if user.target is not aten.mean.dim or not _spares(user.args[1], last):
+        return None
     found: list[Node] = []
-    for user in node.users:
-        if user.target is aten.linear.default and user.args[0] is node:
-            found.append(user)
-        elif user.target is aten.mean.dim and _spares(user.args[1], last):
-            deeper = _affine_readers(user, sample_rank(user) - 1)
-            if deeper is None:
-                return None
-            found += deeper
-        else:
+    for reader in user.users:
+        deeper = affine_readers(reader, user, sample_rank(user) - 1)
+        if deeper is None:
             return None
+        found += deeper
     return found or None
 
 
@@ -92,7 +238,7 @@ def _spares(dims: Any, last: int) -> bool:
     return all(d % (last + 1) not in (0, last) for d in axes)
 
 
-def _fold(module: GraphModule, readers: list[Node], gamma: Tensor, beta: Tensor) -> None:
+def fold(module: GraphModule, readers: list[Node], gamma: Tensor, beta: Tensor) -> None:
     """y = W (gamma · n + beta) + b as one linear layer on n."""
     for reader in readers:
         weight = constant_of(module, reader.args[1])

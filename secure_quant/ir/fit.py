@@ -1,0 +1,85 @@
+"""A Requantize whose buckets are the steps of its grid: a value is then rounded once, not twice.
+
+A bucket is 2**shift units of acc · multiplier, a step of the grid any number of them. With a common
+factor c of the multipliers a bucket is 2**shift / c units, and a scale a few percent larger than
+calibration asked for makes a step of it.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+
+import numpy as np
+
+from secure_quant.ir.tables import Grid, Table, aligned_table, make_table
+from secure_quant.ir.terms import Term
+
+__all__ = ["fit", "refined"]
+
+LARGEST_FACTOR = 15
+"""Of the multipliers: 4 bits of ring under secret sharing."""
+GROWTH = 1.06
+"""Of the scale, that the least factor is taken for."""
+ALIGNED_TABLE = 384
+"""Entries of such a table. Secret sharing looks up in 2^9 as for fewer."""
+
+
+def fit(term: Term, grid: Grid) -> tuple[Term, Grid, Table] | None:
+    """``term`` with its multipliers times a factor, the grid with a larger scale, and the table;
+    None where the function is none that grows like its argument or a bucket would be less than a
+    unit."""
+    slope = _slope(term, grid)
+    if not slope:
+        return None
+    best: tuple[float, int, int] | None = None
+    for factor in range(1, min(LARGEST_FACTOR, 255 // max(term.multiplier)) + 1):
+        units = grid.scale / (slope * term.scale) * factor
+        shift = math.ceil(math.log2(units) - 1e-6)
+        if shift < 1 or shift > 31:
+            continue
+        growth = 2.0**shift / units
+        if best is None or growth < best[0] - 1e-9:
+            best = growth, factor, shift
+        if growth <= GROWTH:
+            break
+    if best is None:
+        return None
+    growth, factor, shift = best
+    made = _times(term, factor)
+    scale = float(f"{made.scale * slope * 2**shift:.7g}")
+    new = replace(grid, scale=scale)
+    table = aligned_table(made.span, made.scale, made.apply, new, shift, ALIGNED_TABLE)
+    return None if table is None else (made, new, table)
+
+
+def refined(term: Term, grid: Grid, limit: int) -> Term:
+    """``term`` with its multipliers times the factor that lets a table of ``limit`` entries have
+    the finest buckets."""
+    found, most = term, 0
+    for factor in range(1, min(LARGEST_FACTOR // 2, 255 // max(term.multiplier)) + 1):
+        made = _times(term, factor)
+        table = make_table(made.span, made.scale, made.apply, grid, limit)
+        if len(table.entries) > most * 1.05:
+            found, most = made, len(table.entries)
+        if not table.shift or most > 0.9 * limit:
+            break
+    return found
+
+
+def _times(term: Term, factor: int) -> Term:
+    multiplier = tuple(m * factor for m in term.multiplier)
+    return replace(term, multiplier=multiplier, scale=term.scale / factor)
+
+
+def _slope(term: Term, grid: Grid) -> float:
+    """Of functions that are about a · y as far as the grid reaches, as ReLU and GELU behind a
+    factor are: a; 0 for others."""
+    ends = np.array([grid.low - grid.zero_point, grid.high - grid.zero_point], np.float64)
+    far = float(ends[np.abs(ends).argmax()]) * grid.scale * 0.95
+    span = term.span
+    y = (span.hi if far > 0 else span.lo) * term.scale
+    for slope in (1.0, float(term.apply(np.array([y]))[0]) / y if y else 0.0):
+        if slope > 0 and abs(float(term.apply(np.array([far / slope]))[0]) - far) < 0.02 * abs(far):
+            return slope
+    return 0.0

@@ -1,0 +1,261 @@
+"""Masks of an attention: constants that are added to scores, or put in their place.
+
+A mask so large that exp gives 0 is not added to the scores, or it would take the whole of their
+scale. The scores are shifted so that the least of what counts is SPAN, and multiplied by 0 where
+the mask is: by the factors of a sum, without weights. There they are SPAN below everything else,
+and exp of that is 0 by definition. What is masked contributes nothing, exactly, for any input.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.fx import GraphModule, Interpreter, Node
+
+from secure_quant.quantizer.gate.floatgraph import captured_batch, in_batches
+from secure_quant.quantizer.passes.edit import Editor, constant_of
+from secure_quant.quantizer.refuse import unsupported
+
+__all__ = ["Mask", "Range", "mask_scores", "peel", "score_ranges"]
+
+aten = torch.ops.aten
+SPAN = 12.0
+"""exp(-SPAN) is far below half a step of exp's grid, of 8 bits or of 12."""
+BEYOND = 20.0
+"""How far below the others, beside the range of the scores themselves, a constant makes a score
+nothing: exp(-20) is less than float32's own rounding of the sum."""
+REPLACES = -1e30
+"""A constant in whose sum with a score the score is lost in float32."""
+
+
+@dataclass(frozen=True)
+class Mask:
+    """added: float64[*sample], what is added to the scores. replaced: bool[*sample], where
+    ``added`` stands in their place. Of scores [batch, *sample] whose softmax is over the last
+    axis."""
+
+    added: Tensor
+    replaced: Tensor
+
+    @property
+    def relative(self) -> Tensor:
+        """``added`` less the largest of its row, which softmax does not feel."""
+        return self.added - self.added.amax(-1, keepdim=True)
+
+    def hidden(self, width: float) -> Tensor:
+        """bool[*sample]: what contributes nothing among scores that differ by up to ``width``; all
+        of a row without any score, whose softmax is uniform."""
+        lost = self.replaced | (self.added <= REPLACES)
+        return (self.relative < -(width + BEYOND)) | lost.all(-1, keepdim=True)
+
+    def shift(self, hidden: Tensor) -> Tensor:
+        """What is left to add."""
+        return self.relative.masked_fill(hidden, 0.0)
+
+
+@dataclass(frozen=True)
+class Range:
+    """Of the scores that count: the least and largest, and the least maximum of a row."""
+
+    low: float = 0.0
+    high: float = 0.0
+    row: float = 0.0
+
+    @property
+    def floor(self) -> float:
+        """What is below contributes nothing in any row seen."""
+        return max(self.low, self.row - SPAN)
+
+
+def peel(module: GraphModule, node: Node) -> tuple[Node, Mask | None]:
+    """The scores behind the constants of a masked softmax ``node`` over the last axis, and the
+    mask. Raises UnsupportedModule for a row that has no softmax."""
+    scores: Any = node.args[0]
+    shape = tuple(int(n) for n in scores.meta["val"].shape[1:])
+    added = torch.zeros(shape, dtype=torch.float64)
+    replaced = torch.zeros(shape, dtype=torch.bool)
+    found = False
+    while True:
+        step = _sum(module, scores, shape, any_span=found) or _fill(module, scores, shape)
+        if step is None:
+            break
+        scores, where, constant = step
+        free = ~replaced
+        added = torch.where(free, added + constant, added)
+        replaced = replaced | (where & free)
+        found = True
+    if not found:
+        return scores, None
+    if bool(torch.isneginf(added).all(-1).any()):
+        raise unsupported(
+            node, "a mask with a row that hides everything",
+            "leave each row one key, say its own: a softmax of nothing is not a number",
+        )  # fmt: skip
+    mask = Mask(added, replaced)
+    if bool((replaced & (mask.relative > -BEYOND) & ~mask.hidden(0.0)).any()):
+        raise unsupported(node, "scores replaced by a constant that counts beside the others")
+    return scores, mask
+
+
+_Step = tuple[Node, Tensor, Tensor]
+"""What is behind a masking op, where it replaces, and what it adds there or puts in place."""
+
+
+def _sum(module: GraphModule, x: Node, shape: tuple[int, ...], *, any_span: bool) -> _Step | None:
+    """x = scores ± constant, with a span that scores do not have unless ``any_span``."""
+    if x.target not in (aten.add.Tensor, aten.sub.Tensor) or x.kwargs or len(x.args) != 2:
+        return None
+    a, b = x.args
+    sign = 1.0 if x.target is aten.add.Tensor else -1.0
+    constant = constant_of(module, b)
+    if constant is None and sign > 0:
+        constant, a = constant_of(module, a), b
+    value = _per_sample(constant, shape)
+    if value is None or not isinstance(a, Node):
+        return None
+    value = sign * value.double()
+    wide = any_span or bool((value.amax(-1, keepdim=True) - value > BEYOND).any())
+    if not wide or _other_shape(a, x):
+        return None
+    return a, torch.zeros(shape, dtype=torch.bool), value
+
+
+def _fill(module: GraphModule, x: Node, shape: tuple[int, ...]) -> _Step | None:
+    """x = scores, or a constant where another constant says so."""
+    args: Any = x.args
+    if x.target in (aten.masked_fill.Scalar, aten.masked_fill.Tensor):
+        scores, where, value = args
+        where = constant_of(module, where)
+    elif str(x.target).startswith("aten.where."):
+        where, value, scores = constant_of(module, args[0]), args[1], args[2]
+        if constant_of(module, value) is None and isinstance(value, Node):
+            value, scores = scores, value
+            where = None if where is None else ~where
+    else:
+        return None
+    where = _per_sample(where, shape)
+    value = _per_sample(_tensor(module, value), shape)
+    if where is None or value is None or not isinstance(scores, Node) or _other_shape(scores, x):
+        return None
+    value = value.double()
+    if not bool((value[where] < -BEYOND).all()):
+        return None
+    return scores, where, torch.where(where, value, 0.0)
+
+
+def _tensor(module: GraphModule, value: Any) -> Tensor | None:
+    if isinstance(value, int | float):
+        return torch.tensor(float(value), dtype=torch.float64)
+    return constant_of(module, value)
+
+
+def _per_sample(value: Tensor | None, shape: tuple[int, ...]) -> Tensor | None:
+    """A constant as one sample's, of its full shape; None if it differs between samples."""
+    if value is None or value.ndim > len(shape) + 1:
+        return None
+    if value.ndim == len(shape) + 1:
+        if len(value) != 1:
+            return None
+        value = value[0]
+    try:
+        return torch.broadcast_to(value, shape)
+    except RuntimeError:
+        return None
+
+
+def _other_shape(scores: Node, x: Node) -> bool:
+    return bool(scores.meta["val"].shape != x.meta["val"].shape)
+
+
+class _Watch(Interpreter):
+    """Runs the float module and widens a Range for each of the ``wanted`` scores; their masks tell
+    which count."""
+
+    def __init__(
+        self, module: GraphModule, wanted: Mapping[Node, tuple[Tensor, Tensor] | None]
+    ) -> None:
+        super().__init__(module)
+        self._wanted = wanted
+        self.ranges: dict[Node, Range] = {}
+
+    def once(self, x: Tensor) -> Tensor:
+        """Look at the scores of some samples, which come back."""
+        self.run(x)
+        return x
+
+    def run_node(self, n: Node) -> Any:
+        value = super().run_node(n)
+        if n in self._wanted:
+            self._see(n, value.detach().double())
+        return value
+
+    def _see(self, node: Node, scores: Tensor) -> None:
+        mask = self._wanted[node]
+        low = high = scores
+        if mask is not None:
+            hidden, shift = mask
+            scores = scores + shift
+            low, high = scores.masked_fill(hidden, math.inf), scores.masked_fill(hidden, -math.inf)
+        rows = high.amax(-1)
+        rows = rows[~torch.isneginf(rows)]
+        if not rows.numel():
+            return
+        seen = Range(float(low.min()), float(rows.max()), float(rows.min()))
+        old = self.ranges.get(node, seen)
+        self.ranges[node] = Range(
+            min(old.low, seen.low), max(old.high, seen.high), min(old.row, seen.row)
+        )
+
+
+def score_ranges(
+    module: GraphModule, masks: Mapping[Node, Mask | None], batches: Sequence[Tensor]
+) -> tuple[dict[Node, Range], dict[Node, Tensor]]:
+    """By scores: the range of those that count, and bool[*sample], which do not."""
+    watch = _run(module, dict.fromkeys(masks), batches)
+    widths = {node: seen.high - seen.low for node, seen in watch.items()}
+    hidden = {
+        node: mask.hidden(widths.get(node, 0.0)) for node, mask in masks.items() if mask is not None
+    }
+    if not hidden:
+        return watch, hidden
+    shifts = {node: (hides, _given(masks[node]).shift(hides)) for node, hides in hidden.items()}
+    return watch | _run(module, shifts, batches), hidden
+
+
+def _given(mask: Mask | None) -> Mask:
+    if mask is None:
+        raise TypeError("no mask")
+    return mask
+
+
+def _run(
+    module: GraphModule, wanted: Mapping[Node, Any], batches: Sequence[Tensor]
+) -> dict[Node, Range]:
+    watch = _Watch(module, wanted)
+    with torch.no_grad():
+        for batch in batches if wanted else ():
+            in_batches(watch.once, batch.clone(), captured_batch(module))
+    return watch.ranges
+
+
+def mask_scores(edit: Editor, scores: Node, hidden: Tensor, seen: Range) -> tuple[Node, float]:
+    """(scores from SPAN up, and 0 where ``hidden``; the largest exp of a difference by SPAN)."""
+    span = max(SPAN, (seen.high - seen.floor) / 50)  # some steps of 8 bits at least
+    low = edit.call(aten.sub.Tensor, scores, seen.floor - span)
+    risen = edit.call(aten.clamp.default, low, span)
+    shape = [int(n) for n in scores.meta["val"].shape[1:]]
+    rows = hidden.reshape(-1, *hidden.shape[-2:])
+    shared = bool((rows == rows[0]).all())  # one mask for all heads
+    kept = (~(rows[0] if shared else hidden)).reshape(-1).float()
+    lead = shape[:-2] if shared else []
+    batch = edit.call(aten.sym_size.int, scores, 0)
+    flat = edit.call(aten.reshape.default, risen, [batch, *lead, len(kept)])
+    masked = edit.call(aten.mul.Tensor, flat, edit.fixed(kept, "kept"), channels=True)
+    made = edit.call(aten.reshape.default, masked, [batch, *shape])
+    step = (seen.high - seen.floor + span) / 255
+    return made, math.exp(-span + step)
