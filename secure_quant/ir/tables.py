@@ -15,6 +15,7 @@ __all__ = ["Grid", "Table", "aligned_table", "make_pieces", "make_table"]
 Real = NDArray[np.float64]
 _FINE_BITS = 17
 _MOST_PIECES = 6
+_REACH = 24
 
 
 @dataclass(frozen=True)
@@ -84,6 +85,7 @@ class _Curve:
         self, span: Interval, scale: float, function: Callable[[Real], Real], out: Grid
     ) -> None:
         self._scale, self._function, self._out = scale, function, out
+        self._span, self._least = span, 0
         self.ends = self._one(span.lo), self._one(span.hi)
         first = self._search(span, self.ends[0], 0)
         stop = self._search(span, self.ends[1], -1)
@@ -131,10 +133,12 @@ class _Curve:
             yield self.table(limit)
             return
         first, low, base = self.first, self.ends[0], 0
+        # A masked value of more bits above the table than that has no lookup of reasonable size.
+        self._least = max((self._span.hi - self._span.lo).bit_length() - _REACH, 0)
         for left in reversed(range(_MOST_PIECES)):
             shift, stop = self._reaching(first, limit), self.stop
             piece = self._stretch(first, stop, shift, (low, self.ends[1]))
-            while left and shift and _jump(piece) > jump:
+            while left and shift > self._least and _jump(piece) > jump:
                 shift -= 1
                 stop = min(first + ((limit - 2) << shift), self.stop)
                 piece = self._stretch(first, stop, shift, (low, self._one(stop)))
@@ -146,7 +150,7 @@ class _Curve:
 
     def _reaching(self, first: int, limit: int) -> int:
         """Least shift at which ``limit`` entries reach from ``first`` to the end."""
-        shift = 0
+        shift = self._least
         while -(-(self.stop - first) >> shift) + 2 > limit:
             shift += 1
         return shift

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
@@ -26,7 +27,7 @@ def make_explicit(module: nn.Module, path: str = "") -> nn.Module:
 
 
 class _Attention(nn.Module):
-    """nn.MultiheadAttention without masks: projections, scaled dot products, projection."""
+    """nn.MultiheadAttention: projections, scaled dot products with a mask or none, projection."""
 
     def __init__(self, source: nn.MultiheadAttention, path: str) -> None:
         super().__init__()
@@ -57,19 +58,21 @@ class _Attention(nn.Module):
         is_causal: bool = False,
     ) -> tuple[Tensor, None]:
         """[batch, length, width] -> the same shape, and None in place of the weights."""
-        _refuse_masks(self, key_padding_mask, attn_mask, is_causal)
+        _refuse_padding(self, key_padding_mask, attn_mask)
         alone = query is key and key is value
         _refuse(not alone, self, "attention between different tensors",
                 "pass one tensor as query, key and value")  # fmt: skip
         batch, length, width = query.shape
         qkv = self.qkv(query).reshape(batch, length, 3, self.heads, width // self.heads)
         q, k, v = qkv.permute(0, 2, 3, 1, 4).unbind(1)
-        y = functional.scaled_dot_product_attention(q, k, v)
+        if attn_mask is not None and attn_mask.dtype is torch.bool:
+            attn_mask = ~attn_mask  # this module's True hides a key, the function's shows it
+        y = functional.scaled_dot_product_attention(q, k, v, attn_mask)
         return self.out_proj(y.transpose(1, 2).reshape(batch, length, width)), None
 
 
 class _Layer(nn.Module):
-    """nn.TransformerEncoderLayer without masks; norm first or last."""
+    """nn.TransformerEncoderLayer, with a mask or none; norm first or last."""
 
     def __init__(self, source: nn.TransformerEncoderLayer, path: str) -> None:
         super().__init__()
@@ -86,16 +89,16 @@ class _Layer(nn.Module):
         is_causal: bool = False,
     ) -> Tensor:
         """[batch, length, width] -> the same shape."""
-        _refuse_masks(self, src_mask, src_key_padding_mask, is_causal)
+        _refuse_padding(self, src_key_padding_mask, src_mask)
         if self.norm_first:
-            x = src + self._attend(self.norm1(src))
+            x = src + self._attend(self.norm1(src), src_mask)
             return x + self._feed(self.norm2(x))
-        x = self.norm1(src + self._attend(src))
+        x = self.norm1(src + self._attend(src, src_mask))
         made: Tensor = self.norm2(x + self._feed(x))
         return made
 
-    def _attend(self, x: Tensor) -> Tensor:
-        made: Tensor = self.self_attn(x, x, x)[0]
+    def _attend(self, x: Tensor, mask: Tensor | None) -> Tensor:
+        made: Tensor = self.self_attn(x, x, x, attn_mask=mask)[0]
         return made
 
     def _feed(self, x: Tensor) -> Tensor:
@@ -104,7 +107,7 @@ class _Layer(nn.Module):
 
 
 class _Encoder(nn.Module):
-    """nn.TransformerEncoder without masks."""
+    """nn.TransformerEncoder, with a mask or none."""
 
     def __init__(self, source: nn.TransformerEncoder, path: str) -> None:
         super().__init__()
@@ -118,15 +121,18 @@ class _Encoder(nn.Module):
         is_causal: bool | None = None,
     ) -> Tensor:
         """[batch, length, width] -> the same shape."""
-        _refuse_masks(self, mask, src_key_padding_mask, is_causal)
+        _refuse_padding(self, src_key_padding_mask, mask)
         for layer in self.layers:
-            src = layer(src)
+            src = layer(src, mask)
         return src if self.norm is None else self.norm(src)
 
 
-def _refuse_masks(module: Any, *masks: object) -> None:
-    given = any(mask is not None and mask is not False for mask in masks)
-    _refuse(given, module, "a mask", "use sequences of one length, unmasked")
+def _refuse_padding(module: Any, padding: Tensor | None, mask: Tensor | None) -> None:
+    """``is_causal`` is only a hint in torch: what hides keys is the mask that comes with it."""
+    hint = "use sequences of one length"
+    _refuse(padding is not None, module, "a mask of padding, which differs by sample", hint)
+    wide = mask is not None and mask.ndim != 2
+    _refuse(wide, module, "a mask for each sample and head", "use one of [length, length]")
 
 
 def _refuse(wrong: bool, module: Any, what: str, hint: str) -> None:

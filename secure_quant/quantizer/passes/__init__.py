@@ -37,6 +37,7 @@ def specialize(module: GraphModule, batches: Sequence[Tensor], bits: int = 8) ->
     which values occur; what is as small beside them as float32's rounding may go. ``bits`` of
     activations."""
     lower_softmax(module, batches)
+    module.graph.eliminate_dead_code()
     lower_constants(module)
     activation_before_pool(module)
     if bits == 8:

@@ -1,4 +1,4 @@
-"""Masks of an attention: constants that are added to scores, or put in their place.
+"""Masks of an attention: constants that are added to scores.
 
 A mask so large that exp gives 0 is not added to the scores, or it would take the whole of their
 scale. The scores are shifted so that the least of what counts is SPAN, and multiplied by 0 where
@@ -35,12 +35,10 @@ REPLACES = -1e30
 
 @dataclass(frozen=True)
 class Mask:
-    """added: float64[*sample], what is added to the scores. replaced: bool[*sample], where
-    ``added`` stands in their place. Of scores [batch, *sample] whose softmax is over the last
-    axis."""
+    """added: float64[*sample], a constant that is added to scores [batch, *sample] whose softmax is
+    over the last axis."""
 
     added: Tensor
-    replaced: Tensor
 
     @property
     def relative(self) -> Tensor:
@@ -49,9 +47,9 @@ class Mask:
 
     def hidden(self, width: float) -> Tensor:
         """bool[*sample]: what contributes nothing among scores that differ by up to ``width``; all
-        of a row without any score, whose softmax is uniform."""
-        lost = self.replaced | (self.added <= REPLACES)
-        return (self.relative < -(width + BEYOND)) | lost.all(-1, keepdim=True)
+        of a row in which every score is lost, whose softmax is uniform."""
+        lost = (self.added <= REPLACES).all(-1, keepdim=True)
+        return (self.relative < -(width + BEYOND)) | lost
 
     def shift(self, hidden: Tensor) -> Tensor:
         """What is left to add."""
@@ -73,41 +71,32 @@ class Range:
 
 
 def peel(module: GraphModule, node: Node) -> tuple[Node, Mask | None]:
-    """The scores behind the constants of a masked softmax ``node`` over the last axis, and the
-    mask. Raises UnsupportedModule for a row that has no softmax."""
+    """The scores behind the constants that are added before a softmax ``node`` over the last axis,
+    and the mask that these make. Raises UnsupportedModule for a row that has no softmax."""
     scores: Any = node.args[0]
     shape = tuple(int(n) for n in scores.meta["val"].shape[1:])
-    added = torch.zeros(shape, dtype=torch.float64)
-    replaced = torch.zeros(shape, dtype=torch.bool)
-    found = False
+    added: Tensor | None = None
     while True:
-        step = _sum(module, scores, shape, any_span=found) or _fill(module, scores, shape)
+        step = _behind(module, scores, shape, any_span=added is not None)
         if step is None:
             break
-        scores, where, constant = step
-        free = ~replaced
-        added = torch.where(free, added + constant, added)
-        replaced = replaced | (where & free)
-        found = True
-    if not found:
+        scores, constant = step
+        added = constant if added is None else added + constant
+    if added is None:
         return scores, None
     if bool(torch.isneginf(added).all(-1).any()):
         raise unsupported(
             node, "a mask with a row that hides everything",
             "leave each row one key, say its own: a softmax of nothing is not a number",
         )  # fmt: skip
-    mask = Mask(added, replaced)
-    if bool((replaced & (mask.relative > -BEYOND) & ~mask.hidden(0.0)).any()):
-        raise unsupported(node, "scores replaced by a constant that counts beside the others")
-    return scores, mask
+    return scores, Mask(added)
 
 
-_Step = tuple[Node, Tensor, Tensor]
-"""What is behind a masking op, where it replaces, and what it adds there or puts in place."""
-
-
-def _sum(module: GraphModule, x: Node, shape: tuple[int, ...], *, any_span: bool) -> _Step | None:
-    """x = scores ± constant, with a span that scores do not have unless ``any_span``."""
+def _behind(
+    module: GraphModule, x: Node, shape: tuple[int, ...], *, any_span: bool
+) -> tuple[Node, Tensor] | None:
+    """(scores, what is added) of x = scores ± constant, with a span that scores do not have unless
+    ``any_span``; None for other nodes."""
     if x.target not in (aten.add.Tensor, aten.sub.Tensor) or x.kwargs or len(x.args) != 2:
         return None
     a, b = x.args
@@ -116,42 +105,12 @@ def _sum(module: GraphModule, x: Node, shape: tuple[int, ...], *, any_span: bool
     if constant is None and sign > 0:
         constant, a = constant_of(module, a), b
     value = _per_sample(constant, shape)
-    if value is None or not isinstance(a, Node):
+    if value is None or not isinstance(a, Node) or a.meta["val"].shape != x.meta["val"].shape:
         return None
     value = sign * value.double()
-    wide = any_span or bool((value.amax(-1, keepdim=True) - value > BEYOND).any())
-    if not wide or _other_shape(a, x):
-        return None
-    return a, torch.zeros(shape, dtype=torch.bool), value
-
-
-def _fill(module: GraphModule, x: Node, shape: tuple[int, ...]) -> _Step | None:
-    """x = scores, or a constant where another constant says so."""
-    args: Any = x.args
-    if x.target in (aten.masked_fill.Scalar, aten.masked_fill.Tensor):
-        scores, where, value = args
-        where = constant_of(module, where)
-    elif str(x.target).startswith("aten.where."):
-        where, value, scores = constant_of(module, args[0]), args[1], args[2]
-        if constant_of(module, value) is None and isinstance(value, Node):
-            value, scores = scores, value
-            where = None if where is None else ~where
-    else:
-        return None
-    where = _per_sample(where, shape)
-    value = _per_sample(_tensor(module, value), shape)
-    if where is None or value is None or not isinstance(scores, Node) or _other_shape(scores, x):
-        return None
-    value = value.double()
-    if not bool((value[where] < -BEYOND).all()):
-        return None
-    return scores, where, torch.where(where, value, 0.0)
-
-
-def _tensor(module: GraphModule, value: Any) -> Tensor | None:
-    if isinstance(value, int | float):
-        return torch.tensor(float(value), dtype=torch.float64)
-    return constant_of(module, value)
+    below = value.amax(-1, keepdim=True) - value
+    wide = any_span or bool((below > BEYOND).any() or (value <= REPLACES).any())
+    return (a, value) if wide else None
 
 
 def _per_sample(value: Tensor | None, shape: tuple[int, ...]) -> Tensor | None:
@@ -166,10 +125,6 @@ def _per_sample(value: Tensor | None, shape: tuple[int, ...]) -> Tensor | None:
         return torch.broadcast_to(value, shape)
     except RuntimeError:
         return None
-
-
-def _other_shape(scores: Node, x: Node) -> bool:
-    return bool(scores.meta["val"].shape != x.meta["val"].shape)
 
 
 class _Watch(Interpreter):

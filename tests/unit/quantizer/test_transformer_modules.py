@@ -26,10 +26,21 @@ class Attention(nn.Module):
         return self.inner(x, x, x)[0]
 
 
-class Masked(Attention):
+class Padded(Attention):
     def forward(self, x):
-        mask = torch.ones(x.shape[1], x.shape[1], dtype=torch.bool)
-        return self.inner(x, x, x, attn_mask=mask)[0]
+        padding = torch.zeros(x.shape[:2], dtype=torch.bool)
+        return self.inner(x, x, x, key_padding_mask=padding)[0]
+
+
+class Causal(nn.Module):
+    def __init__(self, kind):
+        super().__init__()
+        self.inner = encoder(norm_first=True)
+        lower = nn.Transformer.generate_square_subsequent_mask(6)
+        self.register_buffer("mask", lower if kind is torch.float32 else lower < 0)
+
+    def forward(self, x):
+        return self.inner(x, mask=self.mask, is_causal=True)
 
 
 class Crossed(Attention):
@@ -55,6 +66,8 @@ MODELS = {
     "layer, norm first, gelu": lambda: layer(norm_first=True, activation="gelu"),
     "layer, activation module": lambda: layer(activation=nn.SiLU()),
     "encoder": lambda: encoder(nn.LayerNorm(16), norm_first=True),
+    "causal encoder": lambda: Causal(torch.float32),
+    "causal encoder, bool": lambda: Causal(torch.bool),
 }
 
 
@@ -77,7 +90,7 @@ def test_written_out_modules_compute_the_same(name):
     torch.testing.assert_close(exported, want, rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.parametrize("name", ["attention", "layer", "encoder"])
+@pytest.mark.parametrize("name", ["attention", "layer", "encoder", "causal encoder"])
 def test_quantized_they_stay_close_to_float(name):
     model, x = built(name)
     with torch.no_grad():
@@ -101,7 +114,7 @@ def test_encrypted_they_equal_the_reference(executor):
         (lambda: Attention(batch_first=False), ("inner", "batch_first")),
         (lambda: Attention(add_bias_kv=True), ("inner", "add_bias_kv")),
         (lambda: Attention(add_zero_attn=True), ("inner", "add_zero_attn")),
-        (Masked, ("inner", "mask", "unmasked")),
+        (Padded, ("inner", "padding", "one length")),
         (Crossed, ("inner", "one tensor")),
         (lambda: layer(batch_first=False), ("self_attn", "batch_first")),
     ],

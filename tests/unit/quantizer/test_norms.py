@@ -1,0 +1,151 @@
+"""LayerNorm and RMSNorm on values as real models have them, against the user's float module."""
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+from torch.utils._pytree import tree_leaves
+
+from secure_quant import reference
+from secure_quant.ir import ops
+from secure_quant.quantizer import quantize
+from secure_quant.quantizer.capture import capture
+from secure_quant.quantizer.passes import rewrite, specialize
+
+D = 96
+
+
+class Scaled(nn.Module):
+    """A norm of the input, whose features have other sizes."""
+
+    def __init__(self, scale, norm):
+        super().__init__()
+        self.register_buffer("scale", scale)
+        self.norm = norm
+
+    def forward(self, x):
+        return self.norm(x * self.scale)
+
+
+class Stream(nn.Module):
+    """Two branches summed, normalized, and read by a layer and by the next sum."""
+
+    def __init__(self, scale, norm):
+        super().__init__()
+        size = len(scale)
+        self.a, self.b, self.c = (nn.Linear(size, size) for _ in range(3))
+        self.norm, self.last, self.out = norm, nn.LayerNorm(size), nn.Linear(size, 8)
+        with torch.no_grad():
+            for layer in (self.a, self.b):
+                layer.weight.mul_(scale[:, None])
+                layer.bias.mul_(scale)
+
+    def forward(self, x):
+        x = self.norm(self.a(x) + self.b(x))
+        return self.out(self.last(x + self.c(x)))
+
+
+class WrittenOut(nn.Module):
+    """RMSNorm as Llama has it."""
+
+    def __init__(self, scale):
+        super().__init__()
+        self.register_buffer("scale", scale)
+        self.weight, self.out = nn.Parameter(torch.rand(len(scale)) + 0.5), nn.Linear(len(scale), 8)
+
+    def forward(self, x):
+        x = x * self.scale
+        variance = x.pow(2).mean(-1, keepdim=True)
+        return self.out(self.weight * (x * torch.rsqrt(variance + 1e-6)))
+
+
+def features(places=(), size=1.0, count=D):
+    scale = torch.ones(count)
+    scale[list(places)] = size
+    return scale
+
+
+SCALES = {
+    "even": features(),
+    "one outlier": features([7], 100.0),
+    "the last is the outlier": features([D - 1], 30.0),
+    "some, of both signs": features([3, 40], 80.0) * features([3], -1.0),
+    "a tenth of them": features(range(0, D, 10), 20.0),
+    "tiny": features() * 1e-4,
+    "all sizes": torch.exp(torch.linspace(-2, 2, D)),
+}
+
+
+def error(model, x, **options):
+    torch.manual_seed(3)
+    model = model.eval()
+    with torch.no_grad():
+        want = model(x).double().numpy()
+    got = reference.run(quantize(model, x, **options), x.numpy())
+    return float(np.sqrt(((got - want) ** 2).mean() / (want**2).mean()))
+
+
+@pytest.mark.parametrize("name", SCALES)
+@pytest.mark.parametrize("norm", [nn.LayerNorm, nn.RMSNorm])
+def test_outlier_features(name, norm):
+    torch.manual_seed(0)
+    x, eps = torch.randn(128, D), 1e-9
+    # int8 inputs alone make up to 2 % of it. The input of an RMSNorm has one scale of 12 bits.
+    assert error(Scaled(SCALES[name], norm(D, eps)), x) < (0.08 if norm is nn.RMSNorm else 0.05)
+    assert error(Stream(SCALES[name], norm(D, eps)), x) < 0.08
+
+
+def test_gain_and_bias_reach_every_reader():
+    torch.manual_seed(0)
+    norm = nn.LayerNorm(D)
+    nn.init.normal_(norm.weight)  # negative ones too
+    nn.init.normal_(norm.bias)
+    assert error(Stream(SCALES["one outlier"], norm), torch.randn(128, D)) < 0.06
+
+
+def test_rms_norm_written_out():
+    torch.manual_seed(0)
+    assert error(WrittenOut(SCALES["a tenth of them"]), torch.randn(128, D)) < 0.06
+
+
+@pytest.mark.parametrize("mode", ["static", "weight-only"])
+@pytest.mark.parametrize("count", [8, 1024, 4096])
+def test_widths(count, mode):
+    """weight-only takes what static takes: squares of 12 bits stay in int32."""
+    torch.manual_seed(0)
+    model = Scaled(features([1], 20.0, count), nn.LayerNorm(count))
+    assert error(model, torch.randn(32, count), mode=mode) < 0.07
+
+
+def test_rows_of_many_sizes():
+    """A uniform table of 1/sqrt(v) would spend itself on the largest rows."""
+    torch.manual_seed(0)
+    x = torch.randn(128, D) * torch.exp(0.5 * torch.randn(128, 1))
+    # What the int8 input alone costs, in float: the rest is ours.
+    step = (x.max() - x.min()) / 255
+    model = nn.LayerNorm(D)
+    with torch.no_grad():
+        want, rounded = model(x), model(torch.round(x / step) * step)
+        inherent = float((rounded - want).norm() / want.norm())
+    assert error(model, x) < 1.5 * inherent + 0.01
+
+
+def test_specialized_graph_computes_the_same_in_float():
+    """Scales move between weights, multipliers and factors of sums; the function stays."""
+    torch.manual_seed(0)
+    norm = nn.LayerNorm(D)
+    nn.init.normal_(norm.weight)
+    nn.init.normal_(norm.bias)
+    model, x = Stream(SCALES["one outlier"], norm).eval(), torch.randn(64, D)
+    module = specialize(rewrite(capture(model, x[:2])), [x])
+    with torch.no_grad():
+        want, got = model(x), module(x)
+    torch.testing.assert_close(tree_leaves(got)[0], want, rtol=1e-4, atol=1e-4)
+
+
+def test_a_sum_before_a_norm_is_not_rounded():
+    torch.manual_seed(0)
+    graph = quantize(Stream(SCALES["one outlier"], nn.LayerNorm(D)).eval(), torch.randn(64, D))
+    sums = [n for n in graph.nodes if isinstance(n, ops.Add)]
+    assert any(isinstance(graph.by_name[n.inputs[0]], ops.Add) for n in sums)
+    assert any(len(n.factors) == 2 * D for n in sums), "channels have scales of their own"
