@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import operator
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -16,6 +17,7 @@ from torchao.quantization.pt2e.quantizer import (
     SharedQuantizationSpec,
 )
 
+from secure_quant.ir.values import INT32
 from secure_quant.quantizer.observers import RangeObserver, WeightObserver
 from secure_quant.quantizer.opset import (
     ADDITIVE,
@@ -101,7 +103,11 @@ class IntegerQuantizer(Quantizer):  # type: ignore[misc]
             for name, key in (("largest", LARGEST), ("positive", POSITIVE))
             if key in node.meta
         }
-        return self._activation_spec(max(node.meta.get(BITS, 8), self.bits), **options)
+        bits = max(node.meta.get(BITS, 8), self.bits)
+        room = max(_room(node), 255)  # int8 always has its 255 steps
+        if bits > 8 and room < 2**bits:
+            options["largest"] = min(options.get("largest", room), room)
+        return self._activation_spec(bits, **options)
 
     def _activation_spec(self, bits: int = 8, **options: Any) -> QuantizationSpec:
         half = 2 ** (bits - 1)
@@ -117,6 +123,24 @@ class IntegerQuantizer(Quantizer):  # type: ignore[misc]
             torch.int8, self.output_weight if last else self.weight, quant_min=-127, quant_max=127,
             qscheme=torch.per_channel_symmetric, ch_axis=0,
         )  # fmt: skip
+
+
+def _room(node: Node) -> int:
+    """Largest |x̂| with which every sum over ``node`` stays in int32, whatever the weights are."""
+    found = INT32.hi
+    for user in node.users:
+        if user.target in SHAPING or user.target is operator.getitem or user.target in MONOTONE:
+            room = _room(user)
+        elif user.target in WEIGHTED:
+            weight: Any = user.args[1]
+            room = INT32.hi // (127 * max(weight.meta["val"][0].numel(), 1))
+        elif user.target in (aten.matmul.default, aten.bmm.default):
+            first: Any = user.args[0]
+            room = math.isqrt(INT32.hi // int(first.meta["val"].shape[-1]))
+        else:
+            continue
+        found = min(found, room)
+    return found
 
 
 def _with_args(observer: Any, options: dict[str, Any]) -> Any:

@@ -109,6 +109,7 @@ def simulated(
     with failures_named(f"rewriting {name}"):
         specialize(module, batches, settings.activation_bits)
         prepared = prepare_pt2e(module, make_quantizer(settings))
+    gate.check(prepared, typical=True)
     floats = copied(prepared)
     progress("weights", 0, 1)
     with failures_named(f"rounding the weights of {name}"):

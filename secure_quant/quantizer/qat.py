@@ -104,6 +104,7 @@ def trained_model(
     with failures_named(f"rewriting {type(model).__name__}"):
         specialize(module, torch.split(inputs, training.batch_size))
         prepared = prepare_qat_pt2e(module, _quantizer(settings))
+    gate.check(prepared, typical=True)
     parameters = list(prepared.parameters())
     if not parameters:
         raise ConfigError(

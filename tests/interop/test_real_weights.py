@@ -13,9 +13,9 @@ from importlib.util import find_spec
 import numpy as np
 import pytest
 import torch
-from interop.real_models import MiniLM, efficientnet_lite0
 from torch.nn import functional
 
+from interop.real_models import MiniLM, efficientnet_lite0
 from secure_quant import reference
 from secure_quant.quantizer import quantize
 

@@ -24,8 +24,9 @@ from secure_quant.quantizer.refuse import unsupported
 __all__ = ["Mask", "Range", "mask_scores", "peel", "score_ranges"]
 
 aten = torch.ops.aten
-SPAN = 12.0
-"""exp(-SPAN) is far below half a step of exp's grid, of 8 bits or of 12."""
+SPAN = 14.0
+"""exp(-SPAN) is far below half a step of exp's grid, of 8 bits or of 12, and below what the float
+graph may differ by from the model."""
 BEYOND = 20.0
 """How far below the others, beside the range of the scores themselves, a constant makes a score
 nothing: exp(-20) is less than float32's own rounding of the sum."""

@@ -12,6 +12,7 @@ from secure_quant.errors import CaptureMismatch, UnsupportedModule
 from secure_quant.quantizer import Training, quantize
 from secure_quant.quantizer.capture import capture
 from secure_quant.quantizer.gate import Gate
+from secure_quant.quantizer.passes import rewrite, specialize
 from secure_quant.quantizer.pipeline import Settings, make_quantizer
 
 aten = torch.ops.aten
@@ -38,7 +39,8 @@ def built():
     torch.manual_seed(0)
     x = torch.randn(40, 2, 4, 4)
     model = Net()
-    prepared = prepare_pt2e(capture(model, x[:2]), make_quantizer(Settings()))
+    module = specialize(rewrite(capture(model, x[:2])), [x])
+    prepared = prepare_pt2e(module, make_quantizer(Settings()))
     return Gate(model, [x]), prepared
 
 
@@ -104,7 +106,8 @@ class Rare(nn.Module):
 def test_a_difference_that_only_extreme_inputs_show_is_found():
     torch.manual_seed(0)
     x = torch.rand(40, 16) - 0.5
-    prepared = prepare_pt2e(capture(Rare(), x[:2]), make_quantizer(Settings()))
+    module = specialize(rewrite(capture(Rare(), x[:2])), [x])
+    prepared = prepare_pt2e(module, make_quantizer(Settings()))
     gate = Gate(Rare(), [x])
     gate.check(prepared)
     (clamp,) = (n for n in prepared.graph.nodes if n.target is aten.hardtanh.default)

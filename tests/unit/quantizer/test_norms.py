@@ -149,3 +149,21 @@ def test_a_sum_before_a_norm_is_not_rounded():
     sums = [n for n in graph.nodes if isinstance(n, ops.Add)]
     assert any(isinstance(graph.by_name[n.inputs[0]], ops.Add) for n in sums)
     assert any(len(n.factors) == 2 * D for n in sums), "channels have scales of their own"
+
+
+class LongAttention(nn.Module):
+    def forward(self, x):
+        return (x @ x.transpose(1, 2)).softmax(-1) @ x
+
+
+@pytest.mark.parametrize(
+    ("model", "shape"), [(nn.Linear(9000, 4), (9000,)), (LongAttention(), (300, 4))]
+)
+def test_weight_only_takes_what_static_takes(model, shape):
+    """Where 12 bits of every input would not fit into the sums, there are fewer."""
+    torch.manual_seed(0)
+    if isinstance(model, nn.Linear):
+        nn.init.uniform_(model.weight, 0.5, 1.0)
+    x = torch.randn(16, *shape)
+    assert error(model, x, mode="static") < 0.1
+    assert error(model, x, mode="weight-only") < 0.05
