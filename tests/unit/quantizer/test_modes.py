@@ -28,7 +28,7 @@ def test_weight_only_gives_activations_12_bits(rows):
     errors = {m: relative_error(reference.run(g, data.test_x), want) for m, g in graphs.items()}
     assert errors["weight-only"] < errors["static"] / 1.5
     tables = [n.table for n in graphs["weight-only"].nodes if isinstance(n, ops.Requantize)]
-    assert all(min(t) >= -2048 and max(t) <= 2047 for t in tables)
+    assert all(max(t) - min(t) <= 4095 for t in tables)  # pieces of a table hold differences
     assert max(max(t) - min(t) for t in tables) > 4000
 
 
