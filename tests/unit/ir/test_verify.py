@@ -221,14 +221,21 @@ OVERFLOWS = [
     [src(), binary(ops.Mul, bound=128 * 128 - 1), end("b")],
     [src(), binary(ops.Add, factors=(3, -2), bound=128 * 3 + 127 * 2 - 1), end("b")],
     [src(), binary(ops.Add, factors=(2**30, 0)), end("b")],
-    [src(), binary(ops.Add, factors=(3, 1, 1, 1, -2, 0, 2, 2), bound=128 * 3 + 127 * 2 - 1),
-     end("b")],
+    [
+        src(),
+        binary(ops.Add, factors=(3, 1, 1, 1, -2, 0, 2, 2), bound=128 * 3 + 127 * 2 - 1),
+        end("b"),
+    ],
     [PICTURE, pool(ops.SumPool, bound=4 * 128 - 1), end("p")],
     [src(), ops.ReduceSum(name="s", inputs=("x",), bound=4 * 128 - 1, scale=1.0), end("s")],
     [src(), requantize(offset=2**46), end("q")],
     [src(), requantize(offset=-(2**46)), end("q")],
-    [src(), binary(ops.Add, bound=256), ops.ReduceSum(name="s", inputs=("b",), bound=1023,
-     scale=1.0), end("s")],
+    [
+        src(),
+        binary(ops.Add, bound=256),
+        ops.ReduceSum(name="s", inputs=("b",), bound=1023, scale=1.0),
+        end("s"),
+    ],
 ]
 
 
