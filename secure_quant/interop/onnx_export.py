@@ -20,7 +20,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 from secure_quant.errors import MissingParameters, OpNotSupported
 from secure_quant.ir import Graph, ops
-from secure_quant.ir.values import INT8
+from secure_quant.ir.values import INT8, INT32
 
 __all__ = ["OPSET", "export_onnx", "to_onnx"]
 
@@ -215,13 +215,28 @@ def _requantize(w: _Writer, node: Any) -> str:
         v = w.op("Add", v, w.integer(node.offset))
     # Clipped before the shift, so that an unsigned shift is the floor that the ir means.
     top = (len(node.table) << node.shift) - 1
-    v = w.op("Clip", v, w.integer(0), w.integer(top))
+    v = _clipped(w, v, top, _reach(w.graph, node))
     if node.shift:
         shift = w.constant(np.array(node.shift, np.uint64))
         v = w.op("BitShift", w.op("Cast", v, to=TensorProto.UINT64), shift, direction="RIGHT")
         v = w.op("Cast", v, to=_INT64)
     dtype = np.int8 if w.is_int8(node.name) else np.int16
     return w.op("Gather", w.constant(np.array(node.table, dtype)), v, axis=0)
+
+
+def _reach(graph: Graph, node: ops.Requantize) -> int:
+    """Largest |acc · multiplier + offset|."""
+    value = graph.values[node.inputs[0]]
+    return value.centred.magnitude * max(node.multiplier) + abs(node.offset)
+
+
+def _clipped(w: _Writer, v: str, top: int, reach: int) -> str:
+    """int64 clipped to 0 .. top. onnxruntime 1.31 compares 64-bit integers by 32 of their bits in
+    Clip, Min and Max, so these are used for small ones only."""
+    if max(top, reach) <= INT32.hi:
+        return w.op("Clip", v, w.integer(0), w.integer(top))
+    v = w.op("Where", w.op("Less", v, w.integer(0)), w.integer(0), v)
+    return w.op("Where", w.op("Greater", v, w.integer(top)), w.integer(top), v)
 
 
 def _max_pool(w: _Writer, node: Any) -> str:
