@@ -119,7 +119,7 @@ A = nn.Linear(8, 8)
         (lambda m, x: m.a(x) > 0, "bool"),
         (lambda _, x: x.numpy(), "ndarray"),
         (lambda m, x: m.a(x)[:, :0], "[2, 0]"),
-        (lambda m, x: m.a(x).sum(), "without the batch"),
+        (lambda m, x: m.a(x).sum(), "depends on the others"),
         (lambda m, x: m.a(x).long().float(), "integers"),
         (lambda m, x: m.a(x).round(), "relu or clamp"),
         (lambda m, x: torch.maximum(m.a(x), x), "relu(a - b) + b"),
