@@ -199,7 +199,9 @@ def keep_sums_exact(module: GraphModule) -> None:
         if node.target is not aten.sub.Tensor or not isinstance(node.args[1], Node):
             continue
         x, mean = node.args[:2]
-        alone = set(x.users) == {node, mean} and mean.target is aten.mean.dim
+        if not isinstance(x, Node) or mean.target is not aten.mean.dim:
+            continue
+        alone = set(x.users) == {node, mean}
         summed = x.target in (aten.add.Tensor, aten.sub.Tensor) and roots.get(x) is x
         narrow = int(x.meta["val"].shape[-1]) <= WIDEST_EXACT and all(
             is_lone_linear(module, n)
