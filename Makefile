@@ -4,13 +4,20 @@ BIN := .venv/bin
 READY := .venv/.ready
 PROTOC := .protoc
 
-.PHONY: setup demo test fuzz lint format types imports proto proto-check deploy-check lock compat bench clean
+.PHONY: setup demo test quick fuzz lint format types imports proto proto-check deploy-check lock compat bench clean
 
 demo: $(READY)
 	$(BIN)/secure-quant demo
 
 test: lint types imports proto-check deploy-check
 	$(BIN)/python -m pytest
+
+# Under a minute: what tells most, before every commit. No test of it starts a process.
+quick: lint types imports
+	$(BIN)/python -m pytest -q tests/vectors tests/unit/ir tests/unit/reference tests/unit/wire \
+		tests/unit/mpc/protocol tests/unit/server/test_board.py tests/unit/server/test_batching.py \
+		tests/unit/client/test_sharing.py tests/unit/client/test_programs.py \
+		tests/unit/test_house.py tests/unit/test_keystream.py tests/unit/test_documents.py
 
 lint: $(READY)
 	$(BIN)/ruff check .
