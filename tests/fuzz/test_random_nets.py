@@ -84,7 +84,7 @@ def test_a_fault_of_capture_is_caught_by_the_gate(small):
 
 @pytest.mark.usefixtures("wrong_capture")
 def test_and_by_the_judge_without_it(small, monkeypatch):
-    monkeypatch.setattr(gate.Gate, "check", lambda *_: None)
+    monkeypatch.setattr(gate.Gate, "check", lambda *_, **__: None)
     verdict = judge_module(*small)
     assert (verdict.kind, verdict.why) == ("wrong", "the captured graph computes something else")
 
