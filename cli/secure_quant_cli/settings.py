@@ -16,6 +16,7 @@ import tomllib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
+from inspect import cleandoc
 from pathlib import Path
 from typing import Any
 
@@ -36,7 +37,7 @@ __all__ = [
 ROLES = ("party", "party0", "party1", "dealer", "he")
 PREFIX = "SECURE_QUANT_"
 MAX_CONFIG = 2**20
-_ENTRY = re.compile(r" {4}(\w+)(?: {2,}(.*))?")
+_ENTRY = re.compile(r"(\w+)(?: {2,}(.*))?")
 _TRUTH = {"1": True, "true": True, "yes": True, "0": False, "false": False, "no": False}
 _KINDS = {
     "int": "int", "int | None": "int", "float": "float", "bool": "bool", "str": "text",
@@ -264,7 +265,7 @@ def _helps(cls: type) -> dict[str, str]:
     found: dict[str, str] = {}
     for each in reversed(cls.__mro__):
         name = ""
-        for line in (each.__doc__ or "").splitlines()[1:]:
+        for line in cleandoc(each.__doc__ or "").splitlines()[1:]:  # 3.13 dedents, 3.11 not
             entry = _ENTRY.fullmatch(line)
             if entry and entry[2]:
                 name, found[entry[1]] = entry[1], entry[2]
