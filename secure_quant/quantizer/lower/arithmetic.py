@@ -72,14 +72,7 @@ def add(walk: Any, node: Node) -> Term:
     )
     if alpha < 0:
         both[0 if swapped else 1] *= -1
-    pair = tuple(both.reshape(-1).tolist())
-    name = walk.name(node)
-    layer = ops.Add(
-        name=name, inputs=(a.name, b.name), factors=pair, scale=short(unit),
-        bound=walk.builder.bound(name, sum_bound(pair, a.centred, b.centred)),
-    )  # fmt: skip
-    made: Term = walk.builder.accumulator(layer, a.shape)
-    return made
+    return _sum(walk, node, (a, b), both, unit)
 
 
 def _common_factors(
@@ -160,19 +153,25 @@ def _by_channel(walk: Any, node: Node, argument: Any, constant: Tensor) -> Term:
     return replace(term, multiplier=made.multiplier, axis=-1, scale=scale)
 
 
+def _sum(walk: Any, node: Node, terms: tuple[Term, Term], factors: Any, unit: float) -> Term:
+    """The accumulator of two values times whole factors, in steps of ``unit``."""
+    a, b = terms
+    pair = tuple(factors.reshape(-1).tolist())
+    name = walk.name(node)
+    layer = ops.Add(
+        name=name, inputs=(a.name, b.name), factors=pair, scale=short(unit),
+        bound=walk.builder.bound(name, sum_bound(pair, a.centred, b.centred)),
+    )  # fmt: skip
+    made: Term = walk.builder.accumulator(layer, a.shape)
+    return made
+
+
 def _exact(walk: Any, node: Node, x: Term) -> Term:
     """The accumulator of an activation with scales by channel, all on one unit."""
     kept = {0.0, max(x.channels)}
     most = 1 if kept.issuperset(x.channels) else min(_largest_factor(node, x, x), CHANNEL_FACTOR)
     both, unit = _channel_factors(x, replace(x, channels=()), x.scale, 0.0, most)
-    pair = tuple(both.reshape(-1).tolist())
-    name = walk.name(node)
-    layer = ops.Add(
-        name=name, inputs=(x.name, x.name), factors=pair, scale=short(unit),
-        bound=walk.builder.bound(name, sum_bound(pair, x.centred, x.centred)),
-    )  # fmt: skip
-    made: Term = walk.builder.accumulator(layer, x.shape)
-    return made
+    return _sum(walk, node, (x, x), both, unit)
 
 
 def _broadcast(walk: Any, node: Node, a: Term, b: Term) -> tuple[Term, Term, bool]:
