@@ -11,21 +11,19 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.fx import GraphModule, Node
-from torch.fx.passes.shape_prop import ShapeProp
 
 from secure_quant.errors import UnsupportedModule
 from secure_quant.ir import Graph, Interval, ops
-from secure_quant.ir.build import INT16_TABLE, Builder, short
+from secure_quant.ir.build import Builder, short
 from secure_quant.ir.run_time import at_run_time
 from secure_quant.ir.tables import Grid
 from secure_quant.ir.terms import Term, Weight
-from secure_quant.ir.verify import MAX_TABLE
 from secure_quant.quantizer.lower.dynamic import feeds_only_layers
 from secure_quant.quantizer.lower.rules import RULES
 from secure_quant.quantizer.opset import ADDITIVE, CONCAT, ELEMENTWISE, MONOTONE, SHAPING
 from secure_quant.quantizer.refuse import module_path, unsupported
 
-__all__ = ["Lowering", "lower"]
+__all__ = ["Lowering"]
 
 MOVES = SHAPING | MONOTONE
 _SHORT_NAMES = {"max_pool2d": "pool", "avg_pool2d": "pool", "adaptive_avg_pool2d": "pool"}
@@ -33,21 +31,6 @@ aten = torch.ops.aten
 _QUANTIZED = torch.ops.quantized_decomposed
 MANY_ROUNDINGS = 24
 _INVERSES = {aten.rsqrt.default, aten.reciprocal.default}
-
-
-def lower(
-    converted: GraphModule, example: Tensor, *, fine: bool = False, dynamic: bool = False
-) -> Graph:
-    """The integer graph of a converted model; ``example`` float32[batch, ...] gives the shapes.
-    ``fine`` gives tables to int16 as many entries as they may have. ``dynamic`` gives what enters
-    a layer with weights its scale at run time.
-
-    Raises UnsupportedModule, OverflowRisk, InvalidGraph.
-    """
-    with torch.no_grad():
-        ShapeProp(converted).propagate(example)
-    builder = Builder(MAX_TABLE if fine else INT16_TABLE)
-    return Lowering(converted, len(example), builder, dynamic=dynamic).run()
 
 
 @dataclass

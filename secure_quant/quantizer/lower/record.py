@@ -31,7 +31,12 @@ class Recorded(NamedTuple):
 def lower_recorded(
     converted: GraphModule, example: Tensor, *, fine: bool = False, dynamic: bool = False
 ) -> Recorded:
-    """As ``lower``, with what came from where."""
+    """The integer graph of a converted model, with what came from where; ``example``
+    float32[batch, ...] gives the shapes. ``fine`` gives tables to int16 as many entries as they may
+    have. ``dynamic`` gives what enters a layer with weights its scale at run time.
+
+    Raises UnsupportedModule, OverflowRisk, InvalidGraph.
+    """
     with torch.no_grad():
         ShapeProp(converted).propagate(example)
     builder = Builder(MAX_TABLE if fine else INT16_TABLE)

@@ -10,7 +10,7 @@ from secure_quant import reference
 from secure_quant.errors import CalibrationError, ConfigError, UnsupportedModule
 from secure_quant.ir import artifact, ops
 from secure_quant.quantizer import quantize
-from secure_quant.quantizer.lower import lower
+from secure_quant.quantizer.lower import lower_recorded
 from secure_quant.quantizer.pipeline import converted_model
 from secure_quant.quantizer.zoo import (
     DepthwiseNet,
@@ -69,7 +69,7 @@ def test_integers_follow_the_converted_model(build, shape, most):
     torch.manual_seed(3)
     x = torch.randn(64, *shape, generator=torch.Generator().manual_seed(3))
     converted, example = converted_model(build(), [x])
-    graph = lower(converted, example)
+    graph = lower_recorded(converted, example).graph
     assert relative_error(reference.run(graph, x.numpy()), floats(converted, x)) < most
 
 
@@ -90,7 +90,7 @@ def test_one_layer_equals_float_arithmetic_on_its_scales():
     layer = nn.Linear(20, 7)
     x = torch.randn(50, 20)
     converted, example = converted_model(layer, [x])
-    graph = lower(converted, example)
+    graph = lower_recorded(converted, example).graph
     error = np.abs(reference.run(graph, x.numpy()) - floats(converted, x))
     # Only the bias is rounded: half a step of the accumulator, times the largest multiplier.
     node = graph.output
