@@ -13,7 +13,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from types import TracebackType
-from typing import Any, Generic, Protocol, Self, TypeVar
+from typing import Any, Generic, Protocol, Required, Self, TypedDict, TypeVar, Unpack
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -38,7 +38,9 @@ __all__ = [
     "AsyncClient",
     "AsyncIntegerClient",
     "Client",
+    "Connection",
     "IntegerClient",
+    "OneServer",
     "Service",
     "SyncClient",
     "call_metadata",
@@ -69,6 +71,15 @@ def call_metadata(security: Security, token: str | None) -> Metadata:
     return (("authorization", f"Bearer {token}"),)
 
 
+class Connection(TypedDict, total=False):
+    """What every client is told besides where its servers are: see HeClient."""
+
+    tls: Required[Security]
+    expected_hash: str | None
+    token: str | None
+    limits: Limits | None
+
+
 class IntegerModel(Protocol):
     """Of an exact engine, as its client knows it."""
 
@@ -84,21 +95,25 @@ Exact = TypeVar("Exact", bound=IntegerModel)
 
 
 class Client(Driver, ABC, Generic[Model]):
-    """What both faces share. The arguments are those of HeClient and MpcClient."""
+    """What both faces share. The arguments are those of MpcClient."""
 
+    _service: Service
     _channel: Callable[..., Any]
     _lock: Callable[[], Any]
 
     def __init__(
         self,
         targets: Sequence[str],
-        service: Service,
         *,
         tls: Security,
-        expected_hash: str | None,
-        token: str | None,
-        limits: Limits | None,
+        expected_hash: str | None = None,
+        token: str | None = None,
+        limits: Limits | None = None,
     ) -> None:
+        service = self._service
+        if isinstance(targets, str) or len(targets) != len(service.roles):
+            expected = f"host:port of {', of '.join(service.roles)}"
+            raise ConfigError("targets", got=targets, expected=expected)
         self._limits, self._expected_hash = limits or Limits(), expected_hash
         self._metadata = call_metadata(tls, token)
         self._channels = [
@@ -130,6 +145,13 @@ class Client(Driver, ABC, Generic[Model]):
     @abstractmethod
     def _receive(self, answers: Sequence[Any]) -> Model:
         """What the client keeps of the servers' answers to GetModel, checked."""
+
+
+class OneServer(Client[Model]):
+    """Of an engine with a single server."""
+
+    def __init__(self, target: str, **connection: Unpack[Connection]) -> None:
+        super().__init__([target], **connection)
 
 
 class SyncClient(Client[Model], SyncDriver):

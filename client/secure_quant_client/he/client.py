@@ -4,14 +4,19 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Unpack
 
 from numpy.typing import NDArray
 
-from secure_quant.transport import Limits, Security
 from secure_quant.wire.gen.secure_inference_pb2 import GetModelRequest, GetModelResponse
 from secure_quant.wire.gen.secure_inference_pb2_grpc import SecureInferenceServiceStub
-from secure_quant_client.connection import AsyncIntegerClient, Client, IntegerClient, Service
+from secure_quant_client.connection import (
+    AsyncIntegerClient,
+    Connection,
+    IntegerClient,
+    OneServer,
+    Service,
+)
 from secure_quant_client.he.model import HeModel, Values
 
 __all__ = ["HE", "AsyncHeClient", "HeClient"]
@@ -19,22 +24,13 @@ __all__ = ["HE", "AsyncHeClient", "HeClient"]
 HE = Service(("he",), SecureInferenceServiceStub, GetModelRequest)
 
 
-class _Homomorphic(Client[HeModel]):
+class _Homomorphic(OneServer[HeModel]):
     """What both faces share."""
 
-    def __init__(
-        self,
-        target: str,
-        *,
-        tls: Security,
-        expected_hash: str | None = None,
-        token: str | None = None,
-        limits: Limits | None = None,
-        stock: int = 2,
-    ) -> None:
-        super().__init__(
-            [target], HE, tls=tls, expected_hash=expected_hash, token=token, limits=limits
-        )
+    _service = HE
+
+    def __init__(self, target: str, *, stock: int = 2, **connection: Unpack[Connection]) -> None:
+        super().__init__(target, **connection)
         self._stock_size = stock
 
     def _receive(self, answers: Sequence[GetModelResponse]) -> HeModel:

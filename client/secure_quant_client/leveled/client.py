@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
+from typing import Unpack
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from secure_quant.he.leveled.plan import TOLERANCE, LeveledPlan
-from secure_quant.transport import Limits, Security
 from secure_quant.wire.gen.secure_inference_pb2 import GetModelResponse
-from secure_quant_client.connection import AsyncClient, Client, SyncClient
+from secure_quant_client.connection import AsyncClient, Connection, OneServer, SyncClient
 from secure_quant_client.forks import forgotten_by_children
 from secure_quant_client.he.client import HE
 from secure_quant_client.leveled.model import RemoteLeveled, check_bounds
@@ -23,24 +23,21 @@ __all__ = ["AsyncLeveledClient", "LeveledClient"]
 ANSWERS_PER_KEY = 64
 
 
-class _Leveled(Client[RemoteLeveled]):
+class _Leveled(OneServer[RemoteLeveled]):
     """What both faces share."""
+
+    _service = HE
 
     def __init__(
         self,
         target: str,
         *,
-        tls: Security,
-        expected_hash: str | None = None,
-        token: str | None = None,
-        limits: Limits | None = None,
         answers_per_key: int = ANSWERS_PER_KEY,
         tolerance: float = TOLERANCE,
+        **connection: Unpack[Connection],
     ) -> None:
         check_bounds(answers_per_key, tolerance)
-        super().__init__(
-            [target], HE, tls=tls, expected_hash=expected_hash, token=token, limits=limits
-        )
+        super().__init__(target, **connection)
         self._answers_per_key, self._tolerance = answers_per_key, tolerance
         self._sessions, self._turn = Sessions(), self._lock()
         forgotten_by_children(self)

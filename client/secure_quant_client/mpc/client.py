@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from secure_quant.errors import ConfigError
-from secure_quant.transport import Limits, Security
 from secure_quant.wire.gen.share_inference_pb2 import (
     ShareInferenceServiceGetModelRequest,
     ShareInferenceServiceGetModelResponse,
@@ -22,20 +20,7 @@ MPC = Service(("party0", "party1"), ShareInferenceServiceStub, ShareInferenceSer
 class _Sharing(Client[MpcModel]):
     """What both faces share."""
 
-    def __init__(
-        self,
-        targets: Sequence[str],
-        *,
-        tls: Security,
-        expected_hash: str | None = None,
-        token: str | None = None,
-        limits: Limits | None = None,
-    ) -> None:
-        if isinstance(targets, str) or len(targets) != 2:
-            raise ConfigError("targets", got=targets, expected="[party 0's host:port, party 1's]")
-        super().__init__(
-            targets, MPC, tls=tls, expected_hash=expected_hash, token=token, limits=limits
-        )
+    _service = MPC
 
     def _receive(self, answers: Sequence[ShareInferenceServiceGetModelResponse]) -> MpcModel:
         limit = self._limits.message_bytes
