@@ -47,10 +47,15 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Serve; returns once told to stop."""
+    from secure_quant_cli.main import quit_at_once
+
+    # Until the role waits for these itself there is nothing to clean up, and an exception may be
+    # lost in a callback of a library that is being loaded.
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, quit_at_once)
     import uvloop
 
     from secure_quant_cli.checks import free_ports_at
-    from secure_quant_cli.main import quit_at_once
     from secure_quant_cli.settings import resolve
     from secure_quant_server.common import logs
 
@@ -58,10 +63,6 @@ def run(arguments: argparse.Namespace) -> int:
     check(arguments)
     if arguments.role in PARTIES and arguments.link_listen is not None:
         free_ports_at("--link-listen", arguments.link_listen, arguments.lanes)
-    # Until the role waits for these itself there is nothing to clean up, and an exception may be
-    # lost in a callback of a library that is being loaded.
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, quit_at_once)
     if arguments.until_stdin_closes:
         threading.Thread(target=_watch_stdin, daemon=True).start()
     logs.setup(arguments.log_level)

@@ -6,7 +6,7 @@ from torch import nn
 from torch.nn import functional
 from unit.quantizer.nets import Net, follows
 
-from secure_quant.errors import UnsupportedModule
+from secure_quant.errors import NotFinite, UnsupportedModule
 from secure_quant.ir import ops
 from secure_quant.quantizer import quantize
 
@@ -295,7 +295,8 @@ def test_memory_that_nobody_wrote_is_refused():
         z[:, :4] = m.a(x)[:, 4:]
         return torch.where(MASK, torch.zeros(()), z).clamp(-9, 9)
 
-    with pytest.raises(UnsupportedModule, match="never written"):
+    # What lies in that memory decides who finds it first.
+    with pytest.raises((UnsupportedModule, NotFinite), match=r"never written|NaN"):
         quantize(Net(forward, a=nn.Linear(8, 8)), torch.randn(32, 8))
 
 
