@@ -10,7 +10,7 @@ demo: $(READY)
 	$(BIN)/secure-quant demo
 
 test: lint types imports proto-check deploy-check
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n auto --dist loadfile
 
 # Under a minute: what tells most, before every commit. No test of it starts a process.
 quick: lint types imports

@@ -204,7 +204,8 @@ async def dial_stream(
         lambda: FrameStream(bounds.message_bytes), host, port, ssl=context, server_hostname=name
     )
     try:
-        transport, stream = await asyncio.wait_for(connecting, bounds.connect_s)
+        async with asyncio.timeout(bounds.connect_s):
+            transport, stream = await connecting
     except (OSError, TimeoutError) as error:
         raise PeerUnavailable(address, got=_reason(error)) from error
     try:

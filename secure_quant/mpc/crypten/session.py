@@ -213,6 +213,7 @@ async def _accept(
 
 async def _in_time(step: Any) -> Any:
     try:
-        return await asyncio.wait_for(step, WAIT_S)
+        async with asyncio.timeout(WAIT_S):
+            return await step
     except TimeoutError as error:
         raise DeadlineExceeded("the peer does not come", got=f"{WAIT_S:g} s") from error

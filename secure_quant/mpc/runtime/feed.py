@@ -62,7 +62,8 @@ class Feed:
             if self._closed:
                 raise MaterialExhausted("the session's material is gone")
             try:
-                await asyncio.wait_for(self._news.wait(), patience_s)
+                async with asyncio.timeout(patience_s):
+                    await self._news.wait()
             except TimeoutError as error:
                 raise MaterialExhausted(
                     "no material from the dealer", got=f"{patience_s:.1f} s of silence"

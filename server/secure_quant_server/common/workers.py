@@ -265,7 +265,8 @@ class Template:
         wait: asyncio.Future[_Started | None] = asyncio.get_running_loop().create_future()
         self._replies.append(wait)
         try:
-            return await asyncio.wait_for(wait, limit_s)
+            async with asyncio.timeout(limit_s):
+                return await wait
         except TimeoutError as error:
             self._lost(kill=True)
             raise InternalError("the template of workers hangs", got=f"{limit_s:g} s") from error

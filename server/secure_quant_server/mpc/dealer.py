@@ -261,7 +261,8 @@ class _Dealer(dealer_pb2_grpc.DealerServiceServicer):
         raise PeerUnavailable("the session ended")
 
     async def _opened(self, context: Any) -> DealOpen:
-        request = await asyncio.wait_for(context.read(), PAIRING_S)
+        async with asyncio.timeout(PAIRING_S):
+            request = await context.read()
         if request is grpc.aio.EOF or request.WhichOneof("message") != "open":
             raise MalformedMessage("first message to the dealer", expected="open")
         opened: DealOpen = request.open
@@ -328,7 +329,8 @@ class _Dealer(dealer_pb2_grpc.DealerServiceServicer):
     async def _pair(self, session: _LaneSession) -> None:
         """Wait for the other party, then deal (one of the two streams does), until either ends."""
         try:
-            await asyncio.wait_for(session.complete.wait(), PAIRING_S)
+            async with asyncio.timeout(PAIRING_S):
+                await session.complete.wait()
         except TimeoutError as error:
             raise DeadlineExceeded("the other party did not open the session") from error
         if not session.dealing:

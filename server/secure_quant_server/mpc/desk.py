@@ -62,7 +62,8 @@ class FrontDesk:
         self._pipe.send(Want(ids, job.model_hash, job.batches, job.callers, job.wait_s))
         try:
             # The front keeps the time; this is for a front that does not answer.
-            body = await asyncio.wait_for(self._wanted[ids], job.wait_s + PATIENCE_S)
+            async with asyncio.timeout(job.wait_s + PATIENCE_S):
+                body = await self._wanted[ids]
             return self._claimed(job, ids) if body is None else np.frombuffer(body, np.uint8)
         except TimeoutError as error:
             raise DeadlineExceeded("the client's share did not come") from error

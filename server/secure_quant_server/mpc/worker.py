@@ -313,7 +313,8 @@ class _Link(party_link_pb2_grpc.PartyLinkServiceServicer):
 
 async def _in_time(step: Awaitable[T]) -> T:
     try:
-        return await asyncio.wait_for(step, GREETING_S)
+        async with asyncio.timeout(GREETING_S):
+            return await step
     except TimeoutError as error:
         raise DeadlineExceeded("the peer does not answer", got=f"{GREETING_S} s") from error
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
+import socket
 import time
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
@@ -275,6 +276,24 @@ def test_a_killed_or_stopped_worker_is_replaced(number: signal.Signals) -> None:
             if number is signal.SIGSTOP:
                 assert seen > BEAT_S  # not at the first missed beat
                 assert seen < 5 * STUCK_S
+
+    run(work())
+
+
+def test_a_place_given_up_in_the_moment_it_gets_its_worker_ends(monkeypatch) -> None:
+    async def work() -> None:
+        read = Template._read
+        async with template() as made:
+
+            def given_up(self: Template, control: socket.socket) -> None:
+                read(self, control)
+                place.cancel()
+
+            monkeypatch.setattr(Template, "_read", given_up)
+            place = asyncio.ensure_future(Place(made).run())
+            done, _ = await asyncio.wait([place], timeout=30)
+            assert done
+            assert place.cancelled()
 
     run(work())
 
