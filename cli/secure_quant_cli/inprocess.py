@@ -210,16 +210,17 @@ def onnx_engine(graph: Graph) -> Engine:
     """onnxruntime on the export: a witness that shares no code with this library."""
     import onnxruntime
 
-    from secure_quant.interop.onnx_export import to_onnx
+    from secure_quant.interop.onnx_export import feeds, packed, to_onnx
 
     data = to_onnx(graph, inner=True).SerializeToString()
     session = onnxruntime.InferenceSession(data, providers=["CPUExecutionProvider"])
     names = [output.name for output in session.get_outputs()]
 
     def run(q: NDArray[np.int8]) -> Run:
-        made = dict(zip(names, session.run(None, {"x": q}), strict=True))
-        values = {name.removeprefix("ir/"): value for name, value in made.items() if name != "y"}
-        return Run(values | {graph.output.name: made["y"]}, 0, 0)
+        made = dict(zip(names, session.run(None, feeds(graph, q)), strict=True))
+        inner = [name for name in names if name.startswith("ir/")]
+        values = {name.removeprefix("ir/"): made[name] for name in inner}
+        return Run(values | {graph.output.name: packed(graph, made)}, 0, 0)
 
     return run
 

@@ -8,8 +8,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from secure_quant.errors import ImplausibleAnswer, MessageTooLarge
-from secure_quant.ir import Graph
-from secure_quant.ir.ops import Conv2d, Linear, Output
+from secure_quant.ir import Graph, Interval
+from secure_quant.ir.ops import Conv2d, Linear
 
 __all__ = ["UNPINNED_BYTES", "bound_unpinned", "require_plausible"]
 
@@ -29,18 +29,25 @@ def bound_unpinned(what: str, size: int, expected_hash: str | None) -> None:
 
 def require_plausible(graph: Graph, values: Mapping[str, NDArray[np.int64]]) -> None:
     """That what servers answered, the values int64[batch, ...] of linear layers and of the Output,
-    lies in the ranges that the graph proves. To be called after the last request of an inference:
-    when a client stops must not depend on what it decrypted.
+    lies in the ranges that the graph proves, each port of an Output in its own. To be called after
+    the last request of an inference: when a client stops must not depend on what it decrypted.
 
     Raises ImplausibleAnswer, which names the node and no value.
     """
     for node in graph.nodes:
-        if node.name not in values or not isinstance(node, Linear | Conv2d | Output):
-            continue
-        value, allowed = values[node.name], graph.values[node.name].range
-        if value.size and (value.min() < allowed.lo or value.max() > allowed.hi):
-            raise ImplausibleAnswer(
-                f"value of {node.name!r}", got="one out of range",
-                expected=f"{allowed.lo} to {allowed.hi}",
-                hint="a server deviates: do not send this again",
-            )  # fmt: skip
+        if node.name in values and isinstance(node, Linear | Conv2d):
+            _require_within(node.name, values[node.name], graph.values[node.name].range)
+    if graph.output.name in values:
+        flat = values[graph.output.name]
+        flat = flat.reshape(len(flat), -1)
+        for port in graph.output_ports:
+            _require_within(port.node, flat[:, port.start : port.stop], port.value.range)
+
+
+def _require_within(name: str, value: NDArray[np.int64], allowed: Interval) -> None:
+    if value.size and (value.min() < allowed.lo or value.max() > allowed.hi):
+        raise ImplausibleAnswer(
+            f"value of {name!r}", got="one out of range",
+            expected=f"{allowed.lo} to {allowed.hi}",
+            hint="a server deviates: do not send this again",
+        )  # fmt: skip

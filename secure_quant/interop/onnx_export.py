@@ -3,7 +3,8 @@
 Linear and Conv2d become MatMulInteger and ConvInteger with int32 accumulators; a Requantize
 becomes Mul, Add, Clip, BitShift and Gather on 64-bit integers. Activations stay int8 (int16 where
 the graph has int16). The model maps int8[batch, *input shape] to int64[batch, *output shape], the
-integers of ``secure_quant.reference.run_int``.
+integers of ``secure_quant.reference.run_int``. A graph with ports has an input or output of its own
+for each, int8[batch, *shape] and int64[batch, *shape], under the port's name.
 """
 
 from __future__ import annotations
@@ -20,9 +21,10 @@ from onnx import TensorProto, helper, numpy_helper
 
 from secure_quant.errors import MissingParameters, OpNotSupported
 from secure_quant.ir import Graph, ops
+from secure_quant.ir.ports import Port
 from secure_quant.ir.values import INT8, INT32
 
-__all__ = ["OPSET", "export_onnx", "to_onnx"]
+__all__ = ["OPSET", "border_names", "export_onnx", "feeds", "packed", "to_onnx"]
 
 OPSET = 21
 _INT64 = TensorProto.INT64
@@ -52,9 +54,18 @@ def to_onnx(graph: Graph, *, inner: bool = False) -> onnx.ModelProto:
             )
         writer.names[node.name] = _RULES[type(node)](writer, node)
     batch = "batch"
-    source, result = graph.input, graph.values[graph.output.name]
-    outputs = [helper.make_tensor_value_info("y", _INT64, [batch, *result.shape])]
+    inputs = [
+        helper.make_tensor_value_info(name, TensorProto.INT8, [batch, *port.shape])
+        for name, port in writer.inputs.items()
+    ]
+    outputs = [
+        helper.make_tensor_value_info(name, _INT64, [batch, *port.shape])
+        for name, port in writer.outputs.items()
+    ]
+    ends = ops.InputPort | ops.OutputPort
     for node in graph.nodes[1:-1] if inner else ():
+        if isinstance(node, ends):
+            continue
         made_at = f"ir/{node.name}"
         shape: list[str | int | None] = [batch, *graph.values[node.name].shape]
         cast = helper.make_node("Cast", [writer.names[node.name]], [made_at], to=_INT64)
@@ -63,7 +74,7 @@ def to_onnx(graph: Graph, *, inner: bool = False) -> onnx.ModelProto:
     made = helper.make_graph(
         writer.nodes,
         "secure_quant",
-        [helper.make_tensor_value_info("x", TensorProto.INT8, [batch, *source.shape])],
+        inputs,
         outputs,
         writer.constants,
     )
@@ -85,17 +96,23 @@ class _Writer:
         self.constants: list[onnx.TensorProto] = []
         self.names: dict[str, str] = {}
         self._count = 0
+        self.inputs, self.outputs = border_names(graph)
+
+    def _name(self, kind: str) -> str:
+        """A new one, that no input or output has."""
+        self._count += 1
+        while (made := f"{kind}{self._count}") in self.inputs or made in self.outputs:
+            self._count += 1
+        return made
 
     def op(self, kind: str, *inputs: str, **attributes: Any) -> str:
         """One ONNX node with one output, whose name is returned."""
-        self._count += 1
-        made = f"v{self._count}"
+        made = self._name("v")
         self.nodes.append(helper.make_node(kind, list(inputs), [made], **attributes))
         return made
 
     def constant(self, array: NDArray[Any]) -> str:
-        self._count += 1
-        made = f"c{self._count}"
+        made = self._name("c")
         self.constants.append(numpy_helper.from_array(np.ascontiguousarray(array), made))
         return made
 
@@ -116,8 +133,48 @@ class _Writer:
         return self.constant(np.array(self.graph.values[name].zero_point, np.int8))
 
 
+def border_names(graph: Graph) -> tuple[dict[str, Port], dict[str, Port]]:
+    """Inputs and outputs of the ONNX model by name; ``x`` and ``y`` where the graph has no ports.
+    An output that is called as an input is, has an apostrophe behind it."""
+    ends = {graph.input.name: "x", graph.output.name: "y"}
+    inputs = {ends.get(port.node, port.name): port for port in graph.input_ports}
+    outputs: dict[str, Port] = {}
+    for port in graph.output_ports:
+        name = ends.get(port.node, port.name)
+        while name in inputs or name in outputs:
+            name += "'"
+        outputs[name] = port
+    return inputs, outputs
+
+
+def feeds(graph: Graph, q: NDArray[np.int8]) -> dict[str, NDArray[np.int8]]:
+    """int8[batch, *input shape], packed, as the ONNX model's inputs."""
+    flat = q.reshape(len(q), -1)
+    return {
+        name: np.ascontiguousarray(flat[:, port.start : port.stop]).reshape(len(q), *port.shape)
+        for name, port in border_names(graph)[0].items()
+    }
+
+
+def packed(graph: Graph, made: Mapping[str, NDArray[Any]]) -> NDArray[np.int64]:
+    """The ONNX model's outputs by name -> int64[batch, *output shape]."""
+    parts = [made[name] for name in border_names(graph)[1]]
+    flat = np.concatenate([part.reshape(len(part), -1) for part in parts], axis=1)
+    return flat.reshape(len(flat), *graph.values[graph.output.name].shape)
+
+
 def _input(w: _Writer, node: Any) -> str:
     return "x"
+
+
+def _input_port(w: _Writer, node: Any) -> str:
+    return str(node.port)
+
+
+def _output_port(w: _Writer, node: Any) -> str:
+    name = next(name for name, port in w.outputs.items() if port.node == node.name)
+    w.nodes.append(helper.make_node("Cast", [w.names[node.inputs[0]]], [name], to=_INT64))
+    return name
 
 
 def _linear(w: _Writer, node: Any) -> str:
@@ -283,12 +340,15 @@ def _concat(w: _Writer, node: Any) -> str:
 
 
 def _output(w: _Writer, node: Any) -> str:
+    if "y" not in w.outputs or w.outputs["y"].node != node.name:
+        return ""  # of ports: they are the outputs
     w.nodes.append(helper.make_node("Cast", [w.names[node.inputs[0]]], ["y"], to=_INT64))
     return "y"
 
 
 _RULES: Mapping[type[ops.Node], Callable[[_Writer, Any], str]] = {
     ops.Input: _input,
+    ops.InputPort: _input_port,
     ops.Linear: _linear,
     ops.Conv2d: _conv2d,
     ops.MatMul: _matmul,
@@ -303,5 +363,6 @@ _RULES: Mapping[type[ops.Node], Callable[[_Writer, Any], str]] = {
     ops.Transpose: _transpose,
     ops.Slice: _slice,
     ops.Concat: _concat,
+    ops.OutputPort: _output_port,
     ops.Output: _output,
 }

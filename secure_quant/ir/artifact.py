@@ -19,7 +19,7 @@ from pathlib import Path
 import numpy as np
 
 from secure_quant.errors import HashMismatch, MalformedModel, UnsupportedVersion
-from secure_quant.ir.codec import FORMAT_VERSION, PublicParts, parse_nodes
+from secure_quant.ir.codec import VERSIONS, PublicParts, parse_nodes, version_of
 from secure_quant.ir.container import MAX_FILE, Array, read_tensors, write_tensors
 from secure_quant.ir.graph import Graph
 from secure_quant.ir.ops import Node
@@ -28,7 +28,7 @@ from secure_quant.ir.verify import parameter_shapes
 
 __all__ = ["decode", "encode", "load", "read_tensors", "save", "write_tensors"]
 
-FORMAT = f"secure-quant/{FORMAT_VERSION}"
+FORMATS = {version: f"secure-quant/{version}" for version in VERSIONS}
 _METADATA = {"format", "commitment", "hash"}
 
 
@@ -68,7 +68,7 @@ def encode(graph: Graph) -> bytes:
             base = name.removesuffix(".weight")
             tensors[f"{base}.codes"], tensors[f"{base}.codebook"] = packed
     metadata = {
-        "format": FORMAT,
+        "format": FORMATS[version_of(graph.nodes)],
         "commitment": graph.commitment.hex(),
         "hash": graph.hash,
     }
@@ -80,9 +80,9 @@ def decode(data: bytes | memoryview, *, expected_hash: str | None = None) -> Gra
     InvalidGraph, OverflowRisk."""
     tensors, metadata = read_tensors(data)
     got = metadata.get("format", "nothing")
-    if got != FORMAT:
+    if got not in FORMATS.values():
         kind = UnsupportedVersion if got.startswith("secure-quant/") else MalformedModel
-        raise kind("format", got=ascii(got[:80]), expected=FORMAT)
+        raise kind("format", got=ascii(got[:80]), expected=" or ".join(FORMATS.values()))
     if set(metadata) != _METADATA:
         raise MalformedModel("metadata", got=f"{len(metadata)} names", expected=sorted(_METADATA))
     try:
@@ -97,6 +97,8 @@ def decode(data: bytes | memoryview, *, expected_hash: str | None = None) -> Gra
         raise MalformedModel("commitment and salt", got=(len(commitment), len(salt)), expected="32")
     parts = PublicParts(text, tables, multipliers)
     nodes = parse_nodes(parts)
+    if got != FORMATS[version_of(nodes)]:
+        raise MalformedModel("format", got=got, expected=FORMATS[version_of(nodes)])
     graph = Graph(nodes, _unpack(nodes, tensors), salt, commitment)
     check_canonical(graph, parts)
     for claimed in (metadata["hash"], expected_hash):

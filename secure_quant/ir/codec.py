@@ -8,7 +8,7 @@ bytes are frozen: another encoding of the same graph is refused.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from typing import Any
 
@@ -17,12 +17,13 @@ from numpy.typing import NDArray
 
 from secure_quant.errors import MalformedModel, UnsupportedVersion
 from secure_quant.ir.container import unique_keys
-from secure_quant.ir.ops import OPS, Node, is_kind
+from secure_quant.ir.ops import OPS, InputPort, Node, OutputPort, is_kind
 from secure_quant.ir.verify import MAX_NODES, MAX_TABLE
 
-__all__ = ["FORMAT_VERSION", "PublicParts", "encode_nodes", "joined", "parse_nodes"]
+__all__ = ["VERSIONS", "PublicParts", "encode_nodes", "joined", "parse_nodes", "version_of"]
 
-FORMAT_VERSION = 1
+VERSIONS = (1, 2)
+"""2 is 1 with ports."""
 MAX_JSON = 4 * 2**20
 
 
@@ -36,7 +37,12 @@ class PublicParts:
     multipliers: bytes
 
 
-def encode_nodes(nodes: Iterable[Node]) -> PublicParts:
+def version_of(nodes: Iterable[Node]) -> int:
+    """The least version of the format that has all these ops."""
+    return 2 if any(isinstance(node, InputPort | OutputPort) for node in nodes) else 1
+
+
+def encode_nodes(nodes: Sequence[Node]) -> PublicParts:
     """The public half of a graph, byte for byte reproducible."""
     tables: list[int] = []
     multipliers: list[int] = []
@@ -53,7 +59,7 @@ def encode_nodes(nodes: Iterable[Node]) -> PublicParts:
                 value = len(value)
             record[f.name] = value
         records.append(record)
-    document = {"nodes": records, "version": FORMAT_VERSION}
+    document = {"nodes": records, "version": version_of(nodes)}
     text = json.dumps(document, sort_keys=True, separators=(",", ":"), allow_nan=False)
     return PublicParts(
         text.encode(), np.array(tables, "<i2").tobytes(), np.array(multipliers, np.uint8).tobytes()
@@ -117,8 +123,8 @@ def _json(text: bytes) -> list[Any]:
     version, nodes = document["version"], document["nodes"]
     if type(version) is not int or not isinstance(nodes, list):
         raise MalformedModel("graph JSON", expected="a version number and a list of nodes")
-    if version != FORMAT_VERSION:
-        raise UnsupportedVersion("format", got="another version", expected=FORMAT_VERSION)
+    if version not in VERSIONS:
+        raise UnsupportedVersion("format", got="another version", expected=VERSIONS)
     if len(nodes) > MAX_NODES:
         raise MalformedModel("number of nodes", got=len(nodes), expected=f"<= {MAX_NODES}")
     return nodes

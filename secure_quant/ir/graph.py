@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from secure_quant.errors import HashMismatch, InvalidGraph, MissingParameters
 from secure_quant.ir.codec import encode_nodes, joined
 from secure_quant.ir.ops import Conv2d, Input, Linear, Node, Output
+from secure_quant.ir.ports import Port, input_ports, output_ports
 from secure_quant.ir.values import Value
 from secure_quant.ir.verify import needs_parameters, verify
 
@@ -86,6 +87,24 @@ class Graph:
         """What each node makes: shape, range, zero point, kind."""
         values: Mapping[str, Value] = self._values  # type: ignore[attr-defined]
         return values
+
+    @cached_property
+    def input_ports(self) -> tuple[Port, ...]:
+        """The arrays that the Input is packed of, in order; the Input itself if it has no ports."""
+        return input_ports(self.nodes, self.values)
+
+    @cached_property
+    def output_ports(self) -> tuple[Port, ...]:
+        """The arrays in the Output, in order; the Output itself if it has no ports."""
+        return output_ports(self.nodes, self.values)
+
+    @property
+    def has_ports(self) -> bool:
+        """Whether inputs or outputs are named arrays, packed; else both are one array each."""
+        return any(
+            port.node not in (self.input.name, self.output.name)
+            for port in (*self.input_ports, *self.output_ports)
+        )
 
     @cached_property
     def by_name(self) -> Mapping[str, Node]:

@@ -23,12 +23,14 @@ __all__ = [
     "DynamicQuantize",
     "DynamicScale",
     "Input",
+    "InputPort",
     "Linear",
     "MatMul",
     "MaxPool",
     "Mul",
     "Node",
     "Output",
+    "OutputPort",
     "ReduceMax",
     "ReduceSum",
     "Requantize",
@@ -55,6 +57,24 @@ class Node:
 class Input(Node):
     """``q = clip(round_half_even(x / scale) + zero_point, -128, 127)``, int8[batch, *shape]."""
 
+    shape: tuple[int, ...]
+    scale: float
+    zero_point: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class InputPort(Node):
+    """One named array of several in one packed Input, int8[batch, N]: its elements start,
+    start + 1, ... in row-major order, with a scale and zero point of their own.
+
+    port: the array's name. dtype: of what the caller passes, float32, int64 or bool. The ports
+    stand end to end in the Input, in order, and are all that reads it; its own scale is 1 and its
+    zero point 0, and each port's are what ``q`` is made with.
+    """
+
+    port: str
+    dtype: str
+    start: int
     shape: tuple[int, ...]
     scale: float
     zero_point: int
@@ -254,9 +274,23 @@ class Concat(Node):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class OutputPort(Node):
+    """One named array of several in the Output: the integers of its input, which the client
+    makes real as those of an Output. port: the array's name."""
+
+    port: str
+    multiplier: tuple[int, ...] = (1,)
+    axis: int = -1
+    scale: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Output(Node):
     """``y = (q - zero_point) · scale`` of an activation, ``y = acc · multiplier[c] · scale`` of an
-    accumulator, as float32, at the client. c runs along ``axis`` of the sample."""
+    accumulator, as float32, at the client. c runs along ``axis`` of the sample.
+
+    Of OutputPorts: their integers end to end, each in row-major order, [N]. Its own multiplier and
+    scale are then 1, and each port's make its part real."""
 
     multiplier: tuple[int, ...] = (1,)
     axis: int = -1
@@ -272,9 +306,9 @@ DYNAMIC = (DynamicScale, DynamicQuantize, Rescale)
 OPS: dict[str, type[Node]] = {
     op.__name__: op
     for op in (
-        Input, Linear, Conv2d, MatMul, Mul, Add, SumPool, ReduceSum, Requantize, MaxPool,
+        Input, InputPort, Linear, Conv2d, MatMul, Mul, Add, SumPool, ReduceSum, Requantize, MaxPool,
         DynamicScale, DynamicQuantize, Rescale, ReduceMax, Reshape, Transpose, Slice, Concat,
-        Output,
+        OutputPort, Output,
     )
 }  # fmt: skip
 """Name in a file -> op; a name that is not here is refused."""

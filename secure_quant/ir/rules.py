@@ -30,7 +30,10 @@ from secure_quant.ir.checks import (
 )
 from secure_quant.ir.values import INT8, INT16, INT32, Interval, Value
 
-__all__ = ["ARITY", "RULES", "Given"]
+__all__ = ["ARITY", "DTYPES", "RULES", "Given"]
+
+DTYPES = ("float32", "int64", "bool")
+"""Of the arrays that a caller passes for ports."""
 
 
 @dataclass(frozen=True)
@@ -47,6 +50,21 @@ _DYNAMIC = Interval(-(2**61), 2**61)
 
 
 def _input(given: Given, node: Any, xs: list[Value]) -> Value:
+    require(node, INT8.lo <= node.zero_point <= INT8.hi, "zero point", node.zero_point, "int8")
+    return Value(node.shape, INT8, node.scale, node.zero_point, accumulator=False)
+
+
+def _input_port(given: Given, node: Any, xs: list[Value]) -> Value:
+    (x,) = xs
+    packed = isinstance(given.by_name[node.inputs[0]], ops.Input) and len(x.shape) == 1
+    require(node, packed, "input", node.inputs[0], "an Input of one axis")
+    plain = (x.scale, x.zero_point) == (1.0, 0)
+    require(node, plain, "scale and zero point of the Input", (x.scale, x.zero_point), (1.0, 0))
+    require(node, node.dtype in DTYPES, "dtype", node.dtype, " or ".join(DTYPES))
+    check_shape(node, node.shape)
+    stop = node.start + math.prod(node.shape)
+    inside = 0 <= node.start < stop <= x.size
+    require(node, inside, "elements", (node.start, stop), f"inside the {x.size} of the Input")
     require(node, INT8.lo <= node.zero_point <= INT8.hi, "zero point", node.zero_point, "int8")
     return Value(node.shape, INT8, node.scale, node.zero_point, accumulator=False)
 
@@ -261,6 +279,14 @@ def _concat(given: Given, node: Any, xs: list[Value]) -> Value:
 
 
 def _output(given: Given, node: Any, xs: list[Value]) -> Value:
+    if isinstance(given.by_name[node.inputs[0]], ops.OutputPort):
+        plain = (node.multiplier, node.axis, node.scale) == ((1,), -1, 1.0)
+        require(node, plain, "multiplier and scale", node.scale, "1, over ports")
+        made = xs[0].range
+        for x in xs[1:]:
+            made = made.hull(x.range)
+        return Value((sum(x.size for x in xs),), made, 1.0, 0, accumulator=True)
+    require(node, len(xs) == 1, "inputs", len(xs), "1, or ports alone")
     (x,) = xs
     per_channel(node, x)
     if not x.accumulator:
@@ -270,11 +296,12 @@ def _output(given: Given, node: Any, xs: list[Value]) -> Value:
 
 ARITY: Mapping[type[ops.Node], int | None] = {
     ops.Input: 0, ops.MatMul: 2, ops.Mul: 2, ops.Add: 2, ops.Concat: None,
-    ops.DynamicQuantize: 2, ops.Rescale: None,
+    ops.DynamicQuantize: 2, ops.Rescale: None, ops.Output: None,
 }  # fmt: skip
 
 RULES: Mapping[type[ops.Node], Callable[[Any, Any, list[Value]], Value]] = {
     ops.Input: _input,
+    ops.InputPort: _input_port,
     ops.Linear: _linear,
     ops.Conv2d: _conv2d,
     ops.MatMul: _matmul,
@@ -292,5 +319,6 @@ RULES: Mapping[type[ops.Node], Callable[[Any, Any, list[Value]], Value]] = {
     ops.Transpose: _transpose,
     ops.Slice: _slice,
     ops.Concat: _concat,
+    ops.OutputPort: _output,
     ops.Output: _output,
 }

@@ -15,6 +15,7 @@ from secure_quant.errors import InvalidGraph
 from secure_quant.ir import ops
 from secure_quant.ir.bounds import conv_output, dynamic_levels, linear_bound, public_bound
 from secure_quant.ir.checks import MAX_ELEMENTS, MAX_TABLE, MAX_WINDOWS, check_shape, require
+from secure_quant.ir.ports import check_ports
 from secure_quant.ir.rules import ARITY, RULES, Given
 from secure_quant.ir.values import Value
 
@@ -57,6 +58,7 @@ def verify(nodes: Sequence[ops.Node], parameters: Mapping[str, NDArray[Any]]) ->
         low, high = _SCALES
         require(node, low <= value.scale <= high, "scale", value.scale, f"{low} to {high}")
         values[node.name] = value
+    check_ports(nodes, values)
     return values
 
 

@@ -87,7 +87,7 @@ class OneHostPlanner(Planner):
         """One per node, in the nodes' order."""
         return tuple(self._placed(gate) for gate in self.plan().gates)
 
-    def answered(self, node: ops.Output) -> int:
+    def answered(self, node: ops.Output | ops.OutputPort) -> int:
         reach = self.graph.values[node.inputs[0]].range
         return max(reach.hi.bit_length(), (-reach.lo - 1).bit_length()) + 1
 

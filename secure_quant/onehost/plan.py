@@ -71,15 +71,18 @@ class OneHostPlan:
                 made[gate.name] = JointProduct(gate, left, right)
         return made
 
-    @property
-    def answer(self) -> Gate:
-        """What the Output reads."""
-        return self.by_name[self.graph.output.inputs[0]]
+    @cached_property
+    def answers(self) -> tuple[Gate, ...]:
+        """What the Output reads, or each port of it."""
+        names = [port.node for port in self.graph.output_ports]
+        if names == [self.graph.output.name]:
+            return (self.by_name[self.graph.output.inputs[0]],)
+        return tuple(self.by_name[self.by_name[name].inputs[0]] for name in names)
 
-    @property
-    def bare(self) -> str | None:
-        """The layer whose accumulators are the answer: masked by the client's share alone."""
-        return self.answer.name if isinstance(self.answer, LinearGate) else None
+    @cached_property
+    def bare(self) -> frozenset[str]:
+        """Layers whose accumulators are an answer: masked by the client's share alone."""
+        return frozenset(gate.name for gate in self.answers if isinstance(gate, LinearGate))
 
     def cots(self, batch: int) -> tuple[int, int]:
         """COTs of one call in which party 0 and party 1 choose."""
@@ -100,8 +103,9 @@ class OneHostPlan:
             if isinstance(half, JointMaximum):
                 sizes = half.payload_bytes(batch)
             up, down = up + sum(sizes), down + sum(sizes)
-        if not self.bare:
-            down += packed_bytes(batch * prod(self.answer.shape), self.answer.bits)
+        for gate in self.answers:
+            if gate.name not in self.bare:
+                down += packed_bytes(batch * prod(gate.shape), gate.bits)
         return OneHostCost(
             self.cots(batch),
             sum(one for one, _ in joint) + linear.bytes_up,

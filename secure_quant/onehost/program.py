@@ -21,7 +21,7 @@ from secure_quant.he.evaluate import Evaluator
 from secure_quant.ir import Graph
 from secure_quant.mpc.protocol.cost import packed_bytes
 from secure_quant.mpc.protocol.gates.base import Gate, Side, Wire
-from secure_quant.mpc.protocol.gates.edge import OutputGate
+from secure_quant.mpc.protocol.gates.edge import JoinGate, OutputGate
 from secure_quant.mpc.protocol.gates.linear import LinearGate
 from secure_quant.mpc.protocol.gates.local import LocalGate
 from secure_quant.mpc.protocol.gates.product import ProductGate
@@ -117,7 +117,7 @@ class _Program(ABC):
                 elif isinstance(gate, LocalGate):
                     own: list[Ring | None] = list(known)
                     masks[gate.name] = Wire(mask=gate.offline(side, own)[1]).own
-                elif not isinstance(gate, OutputGate):  # a maximum of one candidate
+                elif not isinstance(gate, OutputGate | JoinGate):  # a maximum of one candidate
                     half = self.plan.halves[gate.name]
                     if isinstance(half, JointMaximum):
                         masks[gate.name] = half.gate.gather(known[0]).reshape(batch, *gate.shape)
@@ -135,13 +135,14 @@ class _Program(ABC):
     def _opened(self, gate: LinearGate, state: Any, masked: Ring) -> Joint[Ring]:
         """D of a linear layer."""
 
-    def _answer(self, item: Item, octets: NDArray[np.uint8]) -> Joint[Wire]:
-        """The wire that the Output reads; all gates that are ready share their messages."""
+    def _answer(self, item: Item, octets: NDArray[np.uint8]) -> Joint[list[Wire]]:
+        """The wires that the Output reads; all gates that are ready share their messages."""
         if item.used:
             raise MaterialReused("an item of one-time material", got="a second use")
         item.used = True
         uses, values = Uses(self.plan.gates), dict[str, Wire]()
-        waiting = [gate for gate in self.plan.gates if not isinstance(gate, OutputGate)]
+        ends = OutputGate, JoinGate
+        waiting = [gate for gate in self.plan.gates if not isinstance(gate, ends)]
         running: list[tuple[Gate | None, Joint[Any], Exchange]] = []
 
         def step(gate: Gate | None, run: Joint[Any], message: bytes | None) -> None:
@@ -162,7 +163,7 @@ class _Program(ABC):
                     uses.release(gate, values)
                     step(gate, self._run(gate, item, inputs), None)
             if not running:
-                return values[self.plan.answer.name]
+                return [values[gate.name] for gate in self.plan.answers]
             now, running = running, []
             whole = b"".join(exchange.sent for _, _, exchange in now)
             peer = yield from swap(whole, sum(exchange.expected for _, _, exchange in now))
@@ -213,13 +214,18 @@ class ClientProgram(_Program):
             raise DtypeMismatch("input", got=q.dtype, expected="int8")
         if q.shape != expected:
             raise ShapeMismatch("input", got=q.shape, expected=expected)
-        wire = yield from self._answer(item, np.ascontiguousarray(q).view(np.uint8))
-        gate, made = self.plan.answer, wire.public - wire.own
-        if not self.plan.bare:
-            size = packed_bytes(made.size, gate.bits)
-            theirs = unpacked((yield from swap(b"", size)), made.size, gate.bits)
-            made = made - theirs.reshape(made.shape)
-        return centred(reduce(made, gate.bits), gate.bits)
+        wires = yield from self._answer(item, np.ascontiguousarray(q).view(np.uint8))
+        answers: list[Int] = []
+        for gate, wire in zip(self.plan.answers, wires, strict=True):
+            made = wire.public - wire.own
+            if gate.name not in self.plan.bare:
+                size = packed_bytes(made.size, gate.bits)
+                theirs = unpacked((yield from swap(b"", size)), made.size, gate.bits)
+                made = made - theirs.reshape(made.shape)
+            answers.append(centred(reduce(made, gate.bits), gate.bits))
+        shape = item.batch, *self.plan.graph.values[self.plan.graph.output.name].shape
+        parts = [made.reshape(item.batch, -1) for made in answers]
+        return np.concatenate(parts, axis=1).reshape(shape)
 
     def _layer(self, gate: LinearGate, r: Ring) -> Joint[tuple[Ring, Any]]:
         s = yield from self._share(gate.name, reduce(r, gate.bits))
@@ -239,16 +245,16 @@ class HostProgram(_Program):
     def run(self, item: Item) -> Joint[None]:
         """Raises MaterialReused, MalformedMessage."""
         shape = (item.batch, *self.plan.graph.input.shape)
-        wire = yield from self._answer(item, np.zeros(shape, np.uint8))
-        if not self.plan.bare:
-            gate = self.plan.answer
-            yield from swap(packed(reduce(wire.own, gate.bits).reshape(-1, 1), gate.bits), 0)
+        wires = yield from self._answer(item, np.zeros(shape, np.uint8))
+        for gate, wire in zip(self.plan.answers, wires, strict=True):
+            if gate.name not in self.plan.bare:
+                yield from swap(packed(reduce(wire.own, gate.bits).reshape(-1, 1), gate.bits), 0)
 
     def _layer(self, gate: LinearGate, r: Ring) -> Joint[tuple[Ring, Any]]:
         masked, batch, layer = self.plan.masked, len(r), self._host.layers[gate.name]
         random = self.pairing.random(words(masked, gate.name, batch))
         u = yield from serve_mask(masked, self._host.evaluator, gate.name, batch, random)
-        if gate.name == self.plan.bare:
+        if gate.name in self.plan.bare:
             return np.zeros((batch, *gate.shape), np.uint64), layer.state(r, u, None)
         fresh = self.pairing.random(batch * prod(gate.shape)).reshape(batch, *gate.shape)
         z = reduce(fresh, gate.bits)

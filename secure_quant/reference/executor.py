@@ -2,24 +2,55 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Mapping
+from typing import Any, overload
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from secure_quant.errors import DtypeMismatch, ShapeMismatch, ValueOutOfRange
 from secure_quant.ir import Graph
-from secure_quant.reference.kernels import along, evaluate
+from secure_quant.reference.kernels import evaluate
+from secure_quant.reference.ports import dequantize, named, quantize_input
 
-__all__ = ["check_int8", "dequantize", "quantize_input", "run", "run_int", "trace"]
+__all__ = ["answer", "check_asked", "check_int8", "run", "run_int", "trace"]
 
 
-def run(graph: Graph, x: ArrayLike) -> NDArray[np.float32]:
+@overload
+def run(graph: Graph, x: Mapping[str, ArrayLike]) -> dict[str, NDArray[np.float32]]: ...
+
+
+@overload
+def run(graph: Graph, x: ArrayLike) -> NDArray[np.float32]: ...
+
+
+def run(graph: Graph, x: Any) -> Any:
     """float[batch, *input shape] -> float32[batch, *output shape].
+
+    A mapping of each input's name to its array gives a mapping of each output's name to its array,
+    float32[batch, *shape]. An array gives an array, where the graph has one of each.
 
     Raises ShapeMismatch, DtypeMismatch, ValueOutOfRange (NaN or infinity), MissingParameters.
     """
-    return dequantize(graph, run_int(graph, quantize_input(graph, x)))
+    check_asked(graph, x)
+    y = dequantize(graph, run_int(graph, quantize_input(graph, x)))
+    return answer(graph, x, y)
+
+
+def check_asked(graph: Graph, x: Any) -> None:
+    """Raises ShapeMismatch for an array where several outputs come back, which need names."""
+    if not isinstance(x, Mapping) and len(graph.output_ports) > 1:
+        raise ShapeMismatch(
+            "input", got="an array", expected="arrays by name, which give outputs by name",
+            hint=f'pass {{"{graph.input_ports[0].name}": array}}',
+        )  # fmt: skip
+
+
+def answer(graph: Graph, x: Any, y: NDArray[Any]) -> Any:
+    """``y`` [batch, *output shape] as whoever asked with ``x`` gets it: by name for a mapping, else
+    the one array."""
+    outputs = named(graph, y)
+    return outputs if isinstance(x, Mapping) else next(iter(outputs.values()))
 
 
 def run_int(graph: Graph, q: NDArray[Any]) -> NDArray[np.int64]:
@@ -41,40 +72,6 @@ def trace(graph: Graph, q: NDArray[Any]) -> dict[str, NDArray[np.int64]]:
     for node in graph.nodes[1:]:
         values[node.name] = evaluate(graph, node, [values[name] for name in node.inputs])
     return values
-
-
-def quantize_input(graph: Graph, x: ArrayLike) -> NDArray[np.int8]:
-    """``clip(round_half_even(x / scale) + zero_point, -128, 127)`` as the Input node says.
-
-    The quotient is a float64 one. Raises ShapeMismatch, DtypeMismatch, ValueOutOfRange.
-    """
-    try:
-        array = np.asarray(x)
-    except ValueError as error:
-        raise ShapeMismatch("input", got="rows of unequal length", expected="an array") from error
-    if array.dtype.kind not in "fiu":
-        raise DtypeMismatch("input", got=array.dtype, expected="a real number type")
-    _check_shape(graph, array)
-    if not np.isfinite(array).all():
-        raise ValueOutOfRange("input", got="NaN or infinity", expected="finite numbers")
-    node = graph.input
-    # Divided in float64 and clipped before the cast: no rounding twice, no wrapped extremes.
-    with np.errstate(over="ignore"):
-        rounded = np.rint(array.astype(np.float64) / node.scale) + node.zero_point
-    made: NDArray[np.int8] = np.clip(rounded, -128, 127).astype(np.int8)
-    return made
-
-
-def dequantize(graph: Graph, y: NDArray[Any]) -> NDArray[np.float32]:
-    """The integers at the Output -> float32, as the Output node says.
-
-    The integer factor is exact, the scale multiplies in float64, and the cast rounds to nearest.
-    """
-    node = graph.output
-    zero_point = graph.values[node.name].zero_point
-    multiplier = along(node.multiplier, node.axis, y.ndim)
-    real = (y.astype(np.int64) - zero_point) * multiplier * node.scale
-    return real.astype(np.float32)
 
 
 def check_int8(graph: Graph, q: NDArray[Any]) -> NDArray[np.int64]:

@@ -239,11 +239,23 @@ def _concat(graph: Graph, node: Any, inputs: list[Int]) -> Int:
     return np.concatenate(inputs, axis=node.axis + 1)
 
 
+def _input_port(graph: Graph, node: Any, inputs: list[Int]) -> Int:
+    (x,) = inputs
+    return x[:, node.start : node.start + math.prod(node.shape)].reshape(len(x), *node.shape)
+
+
 def _pass(graph: Graph, node: Any, inputs: list[Int]) -> Int:
     return inputs[0]
 
 
+def _output(graph: Graph, node: Any, inputs: list[Int]) -> Int:
+    if not isinstance(graph.by_name[node.inputs[0]], ops.OutputPort):
+        return inputs[0]
+    return np.concatenate([part.reshape(len(part), -1) for part in inputs], axis=1)
+
+
 _KERNELS: Mapping[type[ops.Node], Callable[[Graph, Any, list[Int]], Int]] = {
+    ops.InputPort: _input_port,
     ops.Linear: _linear,
     ops.Conv2d: _conv2d,
     ops.MatMul: _matmul,
@@ -261,5 +273,6 @@ _KERNELS: Mapping[type[ops.Node], Callable[[Graph, Any, list[Int]], Int]] = {
     ops.Transpose: _transpose,
     ops.Slice: _slice,
     ops.Concat: _concat,
-    ops.Output: _pass,
+    ops.OutputPort: _pass,
+    ops.Output: _output,
 }

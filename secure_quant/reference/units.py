@@ -13,21 +13,26 @@ __all__ = ["units"]
 
 def units(graph: Graph) -> dict[str, NDArray[np.float64] | None]:
     """What one unit of each node's centred integers stands for, to multiply with
-    [batch, *shape]; None where that depends on the sample or a bias is still to come."""
+    [batch, *shape]; None where that depends on the sample, a bias is still to come, or ports of
+    several scales lie end to end."""
     made: dict[str, NDArray[np.float64] | None] = {}
     for node in graph.nodes:
         value = graph.values[node.name]
         reader = next(iter(graph.consumers[node.name]), node)  # knows the channels' multipliers
+        if isinstance(node, ops.OutputPort):
+            reader = node
         made[node.name] = np.asarray(value.scale)
         relative = any(made[name] is None for name in node.inputs)
         runtime = isinstance(node, ops.DynamicScale | ops.DynamicQuantize)
+        joined = node is graph.output and graph.output_ports[0].node != node.name
         if (
             runtime
+            or joined
             or isinstance(reader, ops.Rescale)
             or (relative and not isinstance(node, ops.Rescale))
         ):
             made[node.name] = None
-        elif isinstance(reader, ops.Requantize | ops.Output):
+        elif isinstance(reader, ops.Requantize | ops.Output | ops.OutputPort):
             multiplier = along(reader.multiplier, reader.axis, len(value.shape) + 1)
             made[node.name] = multiplier.astype(np.float64) * value.scale
     return made

@@ -12,7 +12,9 @@ class Net:
     """A graph in the making. Each method adds one node that reads ``self.head`` (or the names
     given), moves the head to it and returns its name."""
 
-    def __init__(self, seed: int, shape: tuple[int, ...], zero_point: int = 0) -> None:
+    def __init__(
+        self, seed: int, shape: tuple[int, ...], zero_point: int = 0, scale: float = 1 / 32
+    ) -> None:
         self.rng = np.random.default_rng(seed)
         self.nodes: list[ops.Node] = []
         self.parameters: dict[str, np.ndarray] = {}
@@ -20,8 +22,9 @@ class Net:
         self.centred: dict[str, Interval] = {}  # range of x̂, or of the accumulator
         self.zero: dict[str, int] = {}
         self.scale: dict[str, float] = {}
-        node = ops.Input(name="x", shape=shape, scale=1 / 32, zero_point=zero_point)
-        self._add(node, shape, Interval(-128, 127) - zero_point, zero_point, 1 / 32)
+        node = ops.Input(name="x", shape=shape, scale=scale, zero_point=zero_point)
+        self._add(node, shape, Interval(-128, 127) - zero_point, zero_point, scale)
+        self._taken = 0
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -189,6 +192,31 @@ class Net:
     def _move(self, node: ops.Node, shape: tuple[int, ...]) -> str:
         source = node.inputs[0]
         return self._add(node, shape, self.centred[source], self.zero[source], self.scale[source])
+
+    def port(self, port: str, *shape: int, zero_point: int = 0, dtype: str = "float32") -> str:
+        """The next elements of the Input under a name, in a Net of scale 1."""
+        node = ops.InputPort(
+            **self._common("port", "x"), port=port, dtype=dtype, start=self._taken, shape=shape,
+            scale=1 / 32, zero_point=zero_point,
+        )  # fmt: skip
+        self._taken += int(np.prod(shape))
+        return self._add(node, shape, Interval(-128, 127) - zero_point, zero_point, 1 / 32)
+
+    def out(self, port: str, *, per_channel: bool = False, axis: int = -1) -> str:
+        """The head as an output; the head stays."""
+        count = self.shape[axis] if per_channel else 1
+        multiplier = tuple(self.rng.integers(1, 256, count).tolist()) if per_channel else (1,)
+        node = ops.OutputPort(
+            **self._common("out"), port=port, multiplier=multiplier, axis=axis,
+            scale=self.scale[self.head],
+        )  # fmt: skip
+        self.nodes.append(node)
+        return node.name
+
+    def joined(self, *ports: str, salt: bytes = b"") -> Graph:
+        """The graph with an Output of several."""
+        node = ops.Output(name="y", inputs=ports, scale=1.0)
+        return Graph((*self.nodes, node), self.parameters, salt)
 
     def at(self, name: str) -> Net:
         self.head = name

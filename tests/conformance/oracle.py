@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from fractions import Fraction
 from itertools import product
-from math import floor
+from math import floor, prod
 
 import numpy as np
 
@@ -26,6 +26,10 @@ def run(graph: Graph, q: np.ndarray) -> dict[str, np.ndarray]:
         match node:
             case ops.Input():
                 made, zero[node.name] = q.astype(np.int64), node.zero_point
+            case ops.InputPort():
+                elements = range(node.start, node.start + prod(node.shape))
+                made = np.stack([inputs[0][:, i] for i in elements], 1)
+                made, zero[node.name] = made.reshape(-1, *node.shape), node.zero_point
             case ops.Linear():
                 weight, bias = _parameters(graph, node)
                 made = (hats[0][..., None, :] * weight).sum(-1) + bias
@@ -64,7 +68,9 @@ def run(graph: Graph, q: np.ndarray) -> dict[str, np.ndarray]:
             case ops.Concat():
                 parts = [part for x in inputs for part in np.moveaxis(x, node.axis + 1, 0)]
                 made = np.stack(parts, node.axis + 1)
-            case ops.Output():
+            case ops.Output() if isinstance(graph.by_name[node.inputs[0]], ops.OutputPort):
+                made = np.array([[v for x in inputs for v in x[i].flat] for i in range(len(q))])
+            case ops.Output() | ops.OutputPort():
                 made = inputs[0]
             case _:
                 raise AssertionError(f"no oracle for {type(node).__name__}")

@@ -19,7 +19,7 @@ from secure_quant.ir import Graph, ops
 from secure_quant.keystream import SEED_BYTES
 from secure_quant.mpc.protocol.cost import Cost
 from secure_quant.mpc.protocol.gates.base import Gate
-from secure_quant.mpc.protocol.gates.edge import InputGate, OutputGate
+from secure_quant.mpc.protocol.gates.edge import InputGate, JoinGate, OutputGate
 from secure_quant.mpc.protocol.gates.linear import LinearGate
 from secure_quant.mpc.protocol.gates.local import LocalGate
 from secure_quant.mpc.protocol.gates.maximum import MaximumGate, levels
@@ -197,7 +197,7 @@ class Planner:
     def _demand(self, node: ops.Node) -> None:
         """Raise the rings of the node's inputs to what the node needs."""
         need = self.rings[node.name]
-        if isinstance(node, ops.Output):
+        if isinstance(node, ops.Output | ops.OutputPort):
             need = self.answered(node)
         elif isinstance(node, ops.Requantize):
             look = choose(node, self.graph.values[node.inputs[0]].centred, self.objective, need)
@@ -208,8 +208,8 @@ class Planner:
         for name in node.inputs:
             self.rings[name] = max(self.rings[name], need)
 
-    def answered(self, node: ops.Output) -> int:
-        """Ring of what the Output reads."""
+    def answered(self, node: ops.Output | ops.OutputPort) -> int:
+        """Ring of what the Output, or a port of it, reads."""
         return SHARE_BITS
 
     def _compared(self, node: ops.Node) -> int:
@@ -226,8 +226,8 @@ class Planner:
         return self.graph.values[name].zero_point
 
     def opened(self, node: ops.Node) -> bool:
-        """False for an accumulator that the Output reads."""
-        return not isinstance(self.graph.consumers[node.name][0], ops.Output)
+        """False for an accumulator that the Output reads, or ports of it."""
+        return not isinstance(self.graph.consumers[node.name][0], ops.Output | ops.OutputPort)
 
     def input(self, node: ops.Input) -> Gate:
         common = self.common(node)
@@ -236,8 +236,9 @@ class Planner:
         payloads = (((count, InputGate.opened_bits(ring)),), ((count, ring),))
         return InputGate(**common, free_words=free, dealt_words=dealt, payloads=payloads)
 
-    def output(self, node: ops.Output) -> Gate:
-        return OutputGate(**self.common(node))
+    def output(self, node: ops.Output | ops.OutputPort) -> Gate:
+        joins = isinstance(self.graph.by_name[node.inputs[0]], ops.OutputPort)
+        return (JoinGate if joins else OutputGate)(**self.common(node))
 
     def linear(self, node: ops.Linear | ops.Conv2d) -> Gate:
         common = self.common(node)
@@ -291,6 +292,7 @@ class Planner:
 
 _MAKERS: dict[type[ops.Node], Callable[[Planner, Any], Gate]] = {
     ops.Input: Planner.input,
+    ops.InputPort: Planner.local,
     ops.Linear: Planner.linear,
     ops.Conv2d: Planner.linear,
     ops.MatMul: Planner.product,
@@ -305,5 +307,6 @@ _MAKERS: dict[type[ops.Node], Callable[[Planner, Any], Gate]] = {
     ops.Transpose: Planner.local,
     ops.Slice: Planner.local,
     ops.Concat: Planner.local,
+    ops.OutputPort: Planner.output,
     ops.Output: Planner.output,
 }

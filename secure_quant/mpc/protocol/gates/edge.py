@@ -19,7 +19,7 @@ from secure_quant.mpc.protocol.cost import lift_bits, words
 from secure_quant.mpc.protocol.gates.base import Dealing, Gate, Side, Wire, opening
 from secure_quant.mpc.protocol.ring import Ring, reduce
 
-__all__ = ["InputGate", "OutputGate"]
+__all__ = ["InputGate", "JoinGate", "OutputGate"]
 
 BITS = 8
 LEAST = -128
@@ -91,4 +91,24 @@ class OutputGate(Gate):
             return x
         zero = np.uint64(0)
         return Wire(share=(x.public if side.party == 0 else zero) - x.own)
+        yield b""  # a generator, without a round
+
+
+@dataclass(frozen=True, kw_only=True)
+class JoinGate(Gate):
+    """Local: the shares of several outputs end to end."""
+
+    def deal(self, side: Dealing, masks: list[Ring]) -> Ring:
+        return np.zeros(self.shape, np.uint64)
+
+    def offline(self, side: Side, masks: list[Ring | None]) -> tuple[Any, Ring | None]:
+        return None, None
+
+    def online(
+        self, side: Side, state: Any, mask: Ring | None, inputs: list[Wire]
+    ) -> Generator[bytes, bytes, Wire]:
+        shares = [x.share for x in inputs if x.share is not None]
+        if len(shares) < len(inputs):
+            raise ValueError("outputs are shares")
+        return Wire(share=np.concatenate([x.reshape(side.batch, -1) for x in shares], axis=1))
         yield b""  # a generator, without a round

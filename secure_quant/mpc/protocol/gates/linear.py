@@ -52,8 +52,8 @@ def weight_shape(node: ops.Linear | ops.Conv2d) -> tuple[int, int, int]:
 
 @dataclass(frozen=True, kw_only=True)
 class LinearGate(Gate):
-    """bits: of the ring the sum is computed in. opened: False where the Output reads the sum; then
-    nothing else does, since a graph has no node that the Output does not depend on."""
+    """bits: of the ring the sum is computed in. opened: False where the Output reads the sum, or
+    ports of it; then nothing else does, as the graph's verifier makes sure."""
 
     node: ops.Linear | ops.Conv2d
     zero_point: int

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Generator
 from dataclasses import dataclass
+from math import prod
 from typing import Any
 
 import numpy as np
@@ -55,6 +56,9 @@ def _moved(node: ops.Node, xs: list[Ring]) -> Ring:
         case ops.ReduceSum():
             total: Ring = np.sum(x, axis=-1, keepdims=True, dtype=np.uint64)
             return total
+        case ops.InputPort():
+            end = node.start + prod(node.shape)
+            return x[:, node.start : end].reshape(batch, *node.shape)
         case ops.Reshape():
             return x.reshape(batch, *node.shape)
         case ops.Transpose():

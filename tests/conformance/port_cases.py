@@ -1,0 +1,42 @@
+"""Graphs with named inputs and outputs."""
+
+from __future__ import annotations
+
+from conformance.builder import Net
+from conformance.random_nets import SALT
+from secure_quant.ir import Graph
+
+
+def ports() -> Graph:
+    """Three inputs with grids of their own; outputs of every kind, one read on, two of one sum."""
+    net = Net(66, (2 * 36 + 10 + 3,), scale=1.0)
+    picture = net.port("picture", 2, 6, 6, zero_point=-128)
+    row, mask = net.port("row", 10, zero_point=9), net.port("mask", 3, dtype="bool")
+    net.at(picture).conv(4, (3, 3), padding=(1, 1))
+    seen = net.requantize(zero_point=-7)
+    hidden = net.out("hidden")
+    net.sum_pool((2, 2), (2, 2))
+    pooled = net.out("pooled", per_channel=True, axis=0)
+    flat = net.at(seen).flatten()
+    net.linear(5)
+    logits, again = net.out("logits", per_channel=True), net.out("again")
+    net.at(row).linear(3)
+    gate = net.requantize(zero_point=3)
+    net.add(gate, mask, (1, -40))
+    masked = net.out("masked")
+    net.requantize()
+    net.mul(net.head, mask)
+    gated = net.out("gated")
+    net.at(flat).slice(0, 3, 140, 9)
+    some = net.out("some")
+    net.at(mask)
+    same = net.out("mask")
+    return net.joined(logits, masked, same, hidden, pooled, gated, again, some, salt=SALT)
+
+
+def one_port_each() -> Graph:
+    """One named array in, one out."""
+    net = Net(67, (12,), scale=1.0)
+    net.port("rows", 3, 4, zero_point=-5)
+    net.linear(4)
+    return net.joined(net.out("scores", per_channel=True), salt=SALT)
