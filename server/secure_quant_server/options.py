@@ -10,18 +10,21 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal, get_args, get_origin, get_type_hints
 
 from secure_quant.errors import ConfigError
+from secure_quant.mpc.runtime.options import LaneOptions
 
 if TYPE_CHECKING:
-    from secure_quant.mpc.runtime.carriers import LinkProtocol
     from secure_quant.transport import Limits, Security
-    from secure_quant_server.mpc.kinds import Border
 
 __all__ = ["CHOICES", "DealerOptions", "HeOptions", "PartyOptions", "ServerOptions"]
 
-CHOICES = {"link_protocol": ("tls", "grpc"), "border": ("crypten", "none")}
+CHOICES = {
+    name: get_args(kind)
+    for name, kind in get_type_hints(LaneOptions).items()
+    if get_origin(kind) is Literal
+}
 """Fields of PartyOptions that are one of a few words."""
 
 
@@ -66,25 +69,15 @@ class ServerOptions:
 
 
 @dataclass(frozen=True, kw_only=True)
-class PartyOptions(ServerOptions):
-    """A server's options, and a party's own.
+class PartyOptions(LaneOptions, ServerOptions):
+    """A server's options, those of each lane, and a party's own.
 
     party           which one the bundles must be of; None takes what they say.
     link            party 0: where party 1's link listens; party 1: where to listen. Lane n uses
                     the port n above.
-    link_protocol   ``tls``: frames over TLS; ``grpc``: where proxies between the parties let
-                    nothing but HTTP/2 pass, at about twice the latency. The same at both.
-    border          what shares pass as where they enter and leave a lane: ``crypten``, its types;
-                    ``none``: plain arrays, and lanes load neither CrypTen nor torch. The integers
-                    are the same, and the parties need not agree.
     dealer          ``host:port``.
     lanes           inferences that run side by side, one worker process each.
     worker_memory   address space of each worker process in bytes; None for no limit.
-    batch           most samples of one request.
-    material_bytes  memory for each model's stock of material, per lane.
-    staged          inferences of one sample whose material is kept expanded, per model and lane;
-                    party 1 decides for both.
-    staged_bytes    memory for expanded material of all models, per lane.
     wait_s          longest wait for a client's other share.
     batch_wait_s    party 0: longest wait for other requests to join while every lane is busy; 0
                     joins none.
@@ -93,15 +86,9 @@ class PartyOptions(ServerOptions):
 
     party: int | None = None
     link: str
-    link_protocol: LinkProtocol = "tls"
-    border: Border = "crypten"
     dealer: str
     lanes: int = 1
     worker_memory: int | None = None
-    batch: int = 64
-    material_bytes: int = 64 * 2**20
-    staged: int = 3
-    staged_bytes: int = 128 * 2**20
     wait_s: float = 10.0
     batch_wait_s: float = 0.0
     pending: int = 256

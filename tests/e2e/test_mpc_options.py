@@ -1,4 +1,5 @@
-"""Parties that join requests, link over gRPC, ask for tokens: other ways to the same integers."""
+"""Parties that join requests, link over gRPC, ask for tokens, take small batches: other ways to the
+same integers."""
 
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -32,7 +33,9 @@ def cluster(graph: Graph, tmp_path_factory: pytest.TempPathFactory) -> Iterator[
     folder = tmp_path_factory.mktemp("mpc")
     (folder / "tokens").write_text(LINE + "\n")
     party = ("--link-protocol", "grpc", "--staged", "2", "--tokens", str(folder / "tokens"))
-    options = {"party0": (*party, "--batch-wait-seconds", "0.1"), "party1": party}
+    options = {
+        "party0": (*party, "--batch-wait-seconds", "0.1"), "party1": (*party, "--batch", "20")
+    }  # fmt: skip
     with start(folder, graph, options=options) as started:
         yield started
 
@@ -72,3 +75,14 @@ def test_a_client_that_sends_one_share_spoils_nobodys_batch(cluster: Cluster, gr
 def test_without_a_token_nobody_is_served(cluster: Cluster, graph: Graph) -> None:
     with MpcClient(cluster.parties, tls=tls(cluster)) as client, pytest.raises(Unauthenticated):
         client.infer_int8(inputs(graph, 1))
+
+
+def test_a_client_sends_no_more_at_once_than_the_parties_say_they_take(
+    cluster: Cluster, graph: Graph
+) -> None:
+    q = inputs(graph, 45)
+    with MpcClient(cluster.parties, tls=tls(cluster), token=TOKEN) as client:
+        y, stats = client.infer_int8_with_stats(q)
+        _, one = client.infer_int8_with_stats(q[:1])
+    assert np.array_equal(y, reference.run_int(graph, q))
+    assert stats.rounds == 3 * one.rounds  # 20 + 20 + 5

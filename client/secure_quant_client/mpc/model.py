@@ -31,34 +31,25 @@ from secure_quant_client.trust import bound_unpinned, require_plausible
 if TYPE_CHECKING:
     from secure_quant_client.driver import Deadline
 
-__all__ = ["IN_FLIGHT", "Meter", "MpcModel", "Part"]
+__all__ = ["IN_FLIGHT", "Meter", "MpcModel"]
 
-PART = 32
-"""Most samples in one call. Larger inputs travel as several calls, a few at a time."""
+UNSAID = 32
+"""Most samples of one call at a party that does not say how many it takes."""
 
 IN_FLIGHT = 4
 """Parts of one large input that are under way at once."""
+
+Part = tuple[InferRequest, InferRequest]
+"""Some samples on their way: a request for each party, under one fresh id."""
 
 AROUND = 1024
 """What protobuf and the rest of a request add to a share, at most."""
 
 
 @dataclass(frozen=True)
-class Part:
-    """Some samples on their way: one request for each party, under one fresh id."""
-
-    requests: tuple[InferRequest, InferRequest]
-    samples: int
-
-    def calls(self) -> Ahead:
-        """Party 1's goes first: it is small, and there by the time party 0 offers the inference."""
-        return Ahead(Call("Infer", self.requests[party], party) for party in (1, 0))
-
-
-@dataclass(frozen=True)
 class MpcModel:
-    """graph: public, its hash recomputed from what both parties sent. batch: samples that go into
-    one call."""
+    """graph: public, its hash recomputed from what both parties sent. batch: most samples of one
+    call, as few as either party takes; larger inputs travel as several, a few at a time."""
 
     graph: Graph
     batch: int
@@ -90,7 +81,8 @@ class MpcModel:
         graph = graphs[0]
         up, down = prod(graph.input.shape), 8 * prod(graph.values[graph.output.name].shape)
         bound_unpinned("model", 2 * (8 * up + down), expected_hash)
-        return cls(graph, max(1, min(PART, (message_bytes - AROUND) // max(up, down))))
+        taken = (answer.batch or UNSAID for answer in answers)
+        return cls(graph, max(1, min(*taken, (message_bytes - AROUND) // max(up, down))))
 
     def infer(self, q: NDArray[Any], deadline: Deadline) -> Program[Inference[np.int64]]:
         """int8[batch, *input shape] -> int64[batch, *output shape]: a part is made when there is
@@ -100,7 +92,8 @@ class MpcModel:
         found: list[NDArray[np.int64]] = []
         for part in self.parts(q):
             sent.append(part)
-            yield part.calls()
+            # Party 1's goes first: it is small, and there by the time party 0 offers the inference.
+            yield Ahead(Call("Infer", part[party], party) for party in (1, 0))
             if len(sent) == IN_FLIGHT:
                 found.append(self._opened(sent.popleft(), (yield OLDEST), meter))
         while sent:
@@ -131,12 +124,13 @@ class MpcModel:
             )
             for half in ({"share": share.tobytes()}, {"seed": seed})
         )  # fmt: skip
-        return Part((first, second), len(values))
+        return first, second
 
     def open(self, part: Part, answers: Sequence[InferResponse]) -> NDArray[np.int64]:
         """Both parties' answers -> int64[samples, *output shape]. Raises MalformedMessage."""
         shape = self.graph.values[self.graph.output.name].shape
-        expected = 8 * part.samples * prod(shape)
+        samples = part[0].batch
+        expected = 8 * samples * prod(shape)
         for answer in answers:
             if len(answer.share) != expected:
                 got = f"{len(answer.share)} bytes"
@@ -144,7 +138,7 @@ class MpcModel:
         shares = [
             np.frombuffer(answer.share, "<u8").astype(np.uint64, copy=False) for answer in answers
         ]
-        return join(shares[0], shares[1]).reshape(part.samples, *shape)
+        return join(shares[0], shares[1]).reshape(samples, *shape)
 
     def joined(self, parts: Sequence[NDArray[np.int64]]) -> NDArray[np.int64]:
         """The answers to consecutive parts, once the last is there. Raises ImplausibleAnswer: what
@@ -164,8 +158,8 @@ class Meter:
 
     def part(self, part: Part, answers: Sequence[InferResponse]) -> None:
         """Count one finished part."""
-        self._samples += part.samples
-        self._up += sum(len(request.share) + len(request.seed) for request in part.requests)
+        self._samples += part[0].batch
+        self._up += sum(len(request.share) + len(request.seed) for request in part)
         self._down += sum(len(answer.share) for answer in answers)
         stats = [answer.stats for answer in answers]
         self._rounds += stats[0].rounds

@@ -11,20 +11,20 @@ import asyncio
 from abc import ABC, abstractmethod
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
-from typing import Any, Literal
+from typing import Any
 
 import grpc.aio
 from google.protobuf.message import DecodeError
 
 from secure_quant.errors import MalformedMessage, PeerUnavailable
+from secure_quant.mpc.runtime.options import LinkProtocol
 from secure_quant.transport import FrameStream, Limits, Security, aio_channel, dial_stream
 from secure_quant.wire import raised
 from secure_quant.wire.gen.party_link_pb2 import ExchangeRequest, ExchangeResponse
 from secure_quant.wire.gen.party_link_pb2_grpc import PartyLinkServiceStub
 
-__all__ = ["Carrier", "Frame", "GrpcCarrier", "LinkProtocol", "StreamCarrier", "dial_carrier"]
+__all__ = ["Carrier", "Frame", "GrpcCarrier", "StreamCarrier", "dial_carrier"]
 
-LinkProtocol = Literal["tls", "grpc"]
 Frame = ExchangeRequest | ExchangeResponse
 Kind = type[ExchangeRequest] | type[ExchangeResponse]
 LOST = "the other party closed the link"

@@ -10,17 +10,18 @@ from __future__ import annotations
 import asyncio
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import TypeVar
 
 from secure_quant.errors import MalformedMessage, PeerUnavailable, SecureQuantError
 from secure_quant.mpc.protocol.rounds import Rounds, Want
 from secure_quant.mpc.runtime.carriers import Carrier, Frame
+from secure_quant.mpc.runtime.jobs import Ids, Job
 from secure_quant.wire import from_abort, to_abort
-from secure_quant.wire.gen.party_link_pb2 import LinkAbort, LinkBegin, LinkHello, LinkStage
+from secure_quant.wire.gen.party_link_pb2 import LinkBegin, LinkHello, LinkStage
 
-__all__ = ["CHUNK", "PROTOCOL", "Job", "Meter", "PartyLink"]
+__all__ = ["CHUNK", "PROTOCOL", "Meter", "PartyLink"]
 
 PROTOCOL = 3
 """3: clients share the input's bytes by XOR, and the parties lift them."""
@@ -30,27 +31,10 @@ CHUNK = 2**20
 MAX_UNREAD = 2**28
 """Bytes of payload that may wait to be read: two rounds of the largest inference allowed."""
 
+LONGEST_S = 3600.0
+"""Longest wait for shares that an offer may ask for."""
+
 Result = TypeVar("Result")
-
-
-@dataclass(frozen=True, slots=True)
-class Job:
-    """One inference as the two parties speak of it.
-
-    request_ids  the clients' calls it serves, none for a rehearsal; batches: samples of each.
-    wait_s       how long party 1 may wait for the clients' shares.
-    callers      who made each request; the two parties must agree.
-    """
-
-    model_hash: str
-    request_ids: tuple[bytes, ...]
-    batches: tuple[int, ...]
-    wait_s: float = 0.0
-    callers: tuple[str, ...] = ()
-
-    @property
-    def samples(self) -> int:
-        return sum(self.batches)
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,8 +64,8 @@ class PartyLink:
         self._unread = 0
         self._waiter: asyncio.Future[None] | None = None
         self._lost: BaseException | None = None
-        self.on_begin: Callable[[LinkBegin], None] | None = None
-        self.on_decline: Callable[[LinkAbort], None] | None = None
+        self.on_begin: Callable[[Job, int], None] | None = None  # and its first item
+        self.on_decline: Callable[[Ids, SecureQuantError], None] | None = None
         self.on_stage: Callable[[LinkStage], None] | None = None
 
     async def greet(self, hello: LinkHello) -> None:
@@ -99,24 +83,16 @@ class PartyLink:
 
     async def begin(self, job: Job, first_item: int = 0) -> None:
         """Offer (party 0) or accept (party 1) an inference."""
-        message = LinkBegin(
-            model_hash=job.model_hash,
-            request_ids=job.request_ids,
-            batches=job.batches,
-            first_item=first_item,
-            wait_ms=int(job.wait_s * 1000),
-            callers=job.callers,
-        )
-        await self._send(self._kind(begin=message))
+        await self._send(self._kind(begin=_to_begin(job, first_item)))
 
     async def stage(self, model_hash: str, first_item: int, items: int) -> None:
         """Party 1: set material aside for one inference to come."""
         message = LinkStage(model_hash=model_hash, first_item=first_item, items=items)
         await self._send(self._kind(stage=message))
 
-    async def decline(self, error: SecureQuantError, request_ids: tuple[bytes, ...] = ()) -> None:
-        """Turn one offer down, or the link itself where ``request_ids`` is empty."""
-        await self._send(self._kind(abort=to_abort(error, request_ids)))
+    async def decline(self, error: SecureQuantError, ids: Ids = ()) -> None:
+        """Turn one offer down, or the link itself where ``ids`` is empty."""
+        await self._send(self._kind(abort=to_abort(error, tuple(map(bytes.fromhex, ids)))))
 
     async def exchange(self, payload: bytes) -> bytes:
         """Send a payload and return the peer's of the same round, of the same length.
@@ -187,11 +163,11 @@ class PartyLink:
             if self._waiter is not None and not self._waiter.done():
                 self._waiter.set_result(None)
         elif kind == "begin" and self.on_begin is not None:
-            self.on_begin(frame.begin)
+            self.on_begin(_from_begin(frame.begin), frame.begin.first_item)
         elif kind == "stage" and self.on_stage is not None:
             self.on_stage(frame.stage)
         elif kind == "abort" and frame.abort.request_ids and self.on_decline is not None:
-            self.on_decline(frame.abort)
+            self.on_decline(_hexed(frame.abort.request_ids), from_abort(frame.abort))
         elif kind == "abort":
             raise PeerUnavailable(
                 "the other party ended the session", got=from_abort(frame.abort).what
@@ -219,6 +195,27 @@ class PartyLink:
     async def _send(self, frame: Frame) -> None:
         self._carrier.write(frame)
         await self._carrier.drain()
+
+
+def _to_begin(job: Job, first_item: int) -> LinkBegin:
+    return LinkBegin(
+        model_hash=job.model,
+        request_ids=[bytes.fromhex(each) for each in job.ids],
+        batches=job.batches,
+        first_item=first_item,
+        wait_ms=int(job.wait_s * 1000),
+        callers=job.callers,
+    )
+
+
+def _from_begin(begin: LinkBegin) -> Job:
+    wait_s = min(begin.wait_ms / 1000, LONGEST_S)
+    ids = _hexed(begin.request_ids)
+    return Job(begin.model_hash, ids, tuple(begin.batches), tuple(begin.callers), wait_s)
+
+
+def _hexed(request_ids: Iterable[bytes]) -> Ids:
+    return tuple(each.hex() for each in request_ids)
 
 
 def _name(frame: Frame) -> str:

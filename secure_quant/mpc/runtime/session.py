@@ -15,7 +15,7 @@ import asyncio
 import logging
 from collections.abc import Callable, Coroutine, Mapping
 from contextlib import aclosing
-from dataclasses import dataclass
+from dataclasses import replace
 from math import prod
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -31,54 +31,42 @@ from secure_quant.errors import (
     SecureQuantError,
     ShapeMismatch,
 )
-from secure_quant.mpc.runtime.link import PROTOCOL, Job, Meter, PartyLink
+from secure_quant.mpc.runtime.jobs import Answer, Ids, Job
+from secure_quant.mpc.runtime.link import PROTOCOL, Meter, PartyLink
+from secure_quant.mpc.runtime.options import LaneOptions
 from secure_quant.mpc.runtime.staging import (
     MATERIAL_WAIT_S,
-    LaneOptions,
     Staged,
     Staging,
     Streamed,
     make_stock,
 )
 from secure_quant.mpc.runtime.stock import DealerStream, Stock
-from secure_quant.wire import from_abort
-from secure_quant.wire.gen.party_link_pb2 import LinkAbort, LinkBegin, LinkHello
+from secure_quant.wire.gen.party_link_pb2 import LinkHello
 
 if TYPE_CHECKING:
     from secure_quant.mpc.protocol.party import PartyProgram
 
 __all__ = [
-    "Answer",
     "Desk",
-    "LaneOptions",
     "LaneSession",
     "check_hello",
     "make_hello",
     "make_stock",
 ]
 
-Shares = NDArray[np.uint64]
 Octets = NDArray[np.uint8]
 MAX_BATCH = 2**16
-
-
-@dataclass(frozen=True, slots=True)
-class Answer:
-    """This party's output share, uint64[samples, *output shape], and what it cost."""
-
-    share: Shares
-    meter: Meter
-    offline_bytes: int
 
 
 class Desk(Protocol):
     """Where a lane of party 1 gets shares and hands in answers."""
 
-    async def fetch(self, job: Job) -> Octets:
-        """The clients' shares, uint8[samples x input size]; waits for them ``job.wait_s``."""
+    async def fetch(self, job: Job) -> bytes:
+        """The clients' shares, samples x input size; waits for them ``job.wait_s``."""
 
-    def deliver(self, job: Job, answer: Answer) -> None:
-        """The output share of a job that was fetched."""
+    def deliver(self, answer: Answer) -> None:
+        """The answer to a job that was fetched."""
 
     def fail(self, job: Job, error: SecureQuantError) -> None:
         """A job that was fetched and cannot be answered."""
@@ -86,13 +74,6 @@ class Desk(Protocol):
 
 Border = Callable[[NDArray[Any]], NDArray[Any]]
 """What input shares (uint8) and output shares (uint64) pass, unchanged."""
-
-
-@dataclass
-class _Task:
-    job: Job
-    share: Octets
-    done: asyncio.Future[Answer] | None = None
 
 
 class LaneSession:
@@ -117,9 +98,10 @@ class LaneSession:
         self._unforeseen = unforeseen or _log_type
         self._link, self._dealer = link, dealer
         self._border, self._desk = border, desk
-        self._offers: dict[tuple[bytes, ...], _Task] = {}
-        self._queue: asyncio.Queue[tuple[_Task, Staged | Streamed]] = asyncio.Queue()
-        self._staging = Staging(party, programs, link, stock, options or LaneOptions(0))
+        self._jobs: dict[Ids, Job] = {}  # offered (party 0) or accepted (party 1)
+        self._waiting: dict[Ids, asyncio.Future[Answer]] = {}  # party 0: whoever offered them
+        self._queue: asyncio.Queue[tuple[Job, Staged | Streamed]] = asyncio.Queue()
+        self._staging = Staging(party, programs, link, stock, options or LaneOptions())
         self._tasks: set[asyncio.Future[Any]] = set()
         self._rehearsals = 0
         self._broken: asyncio.Future[None] = asyncio.get_running_loop().create_future()
@@ -159,133 +141,135 @@ class LaneSession:
         if not self._broken.done():
             self._broken.set_exception(error)
 
-    async def infer(self, job: Job, share: Octets) -> Answer:
+    async def infer(self, job: Job) -> Answer:
         """Party 0: offer a job and wait for its answer.
 
         Raises ModelNotFound, MalformedMessage, ShapeMismatch, what party 1 declined it with, and
         PeerUnavailable if the session ends before the answer.
         """
-        share = self._shaped(job, share)
-        if job.request_ids in self._offers:
+        self._shaped(job)
+        if job.ids in self._jobs:
             raise MalformedMessage("request id", got="one that is being served")
-        task = _Task(job, share, asyncio.get_running_loop().create_future())
-        self._offers[job.request_ids] = task
+        waiting: asyncio.Future[Answer] = asyncio.get_running_loop().create_future()
+        self._jobs[job.ids], self._waiting[job.ids] = job, waiting
         try:
             await self._link.begin(job)
         except BaseException:
-            self._offers.pop(job.request_ids, None)
+            self._forget(job.ids)
             raise
-        if task.done is None:
-            raise MalformedMessage("offer")
-        return await task.done
+        return await waiting
 
     async def _rehearse(self) -> None:
         """Run each model once on zeros: everything is compiled, cached and proven to work before
         the first client comes."""
         for model, program in self._programs.items():
-            job = Job(model, (), (1,), MATERIAL_WAIT_S)
-            await self.infer(job, np.zeros((1, *program.graph.input.shape), np.uint8))
+            zeros = bytes(prod(program.graph.input.shape))
+            await self.infer(Job(model, (), (1,), wait_s=MATERIAL_WAIT_S, share=zeros))
         self.ready.set()
 
-    def _accepted(self, begin: LinkBegin) -> None:
+    def _accepted(self, theirs: Job, first_item: int) -> None:
         """Party 0: the peer has share and material; the job's turn is now fixed."""
-        task = self._offers.get(tuple(begin.request_ids))
-        if task is None or not _same(task.job, begin):
+        job = self._jobs.get(theirs.ids)
+        if job is None or (job.model, job.batches) != (theirs.model, theirs.batches):
             raise MalformedMessage("answer to an offer", got="one that was not made")
-        staged = self._staging.claim(begin.model_hash, begin.first_item, task.job.samples)
-        self._queue.put_nowait((task, staged))
+        self._queue.put_nowait((job, self._staging.claim(job.model, first_item, job.samples)))
 
-    def _declined(self, abort: LinkAbort) -> None:
-        task = self._offers.pop(tuple(abort.request_ids), None)
-        if self._party == 1 or task is None or task.done is None:
+    def _declined(self, ids: Ids, error: SecureQuantError) -> None:
+        waiting = self._forget(ids)
+        if waiting is None:
             raise MalformedMessage("refusal of an offer", got="one that was not made")
-        if not task.done.done():
-            task.done.set_exception(from_abort(abort))
+        if not waiting.done():
+            waiting.set_exception(error)
 
-    def _offered(self, begin: LinkBegin) -> None:
+    def _offered(self, job: Job, _: int) -> None:
         """Party 1: look for the share and the material on a task of its own."""
-        wait_s = min(begin.wait_ms / 1000, 3600.0)
-        ids, callers = tuple(begin.request_ids), tuple(begin.callers)
-        job = Job(begin.model_hash, ids, tuple(begin.batches), wait_s, callers)
         self._spawn(self._prepare(job))
+
+    def _forget(self, ids: Ids) -> asyncio.Future[Answer] | None:
+        """A job that is not under way any more; party 0: who waits for it."""
+        self._jobs.pop(ids, None)
+        return self._waiting.pop(ids, None)
 
     async def _prepare(self, job: Job) -> None:
         """Queue a job, or decline it: whatever one job meets with costs that job alone."""
         fetched = False
         try:
-            share = await self._fetch(job)
+            job = replace(job, share=await self._fetch(job))
             fetched = True
-            share = self._shaped(job, share)
-            staged = await self._staging.get(job.model_hash, job.samples, job.wait_s)
+            self._shaped(job)
+            staged = await self._staging.get(job.model, job.samples, job.wait_s)
         except Exception as error:
-            if not job.request_ids:
+            if not job.ids:
                 raise  # a rehearsal that fails is a session that cannot work
             if not isinstance(error, SecureQuantError):
                 self._unforeseen(error)
                 error = InternalError("the other party's lane failed on this request")
             if fetched and self._desk is not None:
                 self._desk.fail(job, error)
-            await self._link.decline(error, job.request_ids)
+            await self._link.decline(error, job.ids)
             return
-        self._offers[job.request_ids] = task = _Task(job, share)
-        self._queue.put_nowait((task, staged))
+        self._jobs[job.ids] = job
+        self._queue.put_nowait((job, staged))
 
-    async def _fetch(self, job: Job) -> Octets:
-        program = self._program(job.model_hash)
-        if not job.request_ids:
-            return np.zeros((job.samples, *program.graph.input.shape), np.uint8)
+    async def _fetch(self, job: Job) -> bytes:
+        shape = self._program(job.model).graph.input.shape
+        if not job.ids:
+            return bytes(job.samples * prod(shape))
         if self._desk is None:
             raise PeerUnavailable("no client can be served here")
-        if len(job.callers) != len(job.request_ids):
+        if len(job.callers) != len(job.ids):
             raise MalformedMessage("callers", got=len(job.callers), expected="one a request")
         return await self._desk.fetch(job)
 
     async def _work(self) -> None:
         """Run accepted jobs one after the other."""
         while True:
-            task, staged = await self._queue.get()
-            job = task.job
+            job, staged = await self._queue.get()
             self._staging.busy()
             if self._party == 1:
                 await self._link.begin(job, staged.first)
-            answer = await self._compute(job, task.share, staged)
-            self._offers.pop(job.request_ids, None)
-            if task.done is not None and not task.done.done():
-                task.done.set_result(answer)
-            elif self._desk is not None and job.request_ids:
-                self._desk.deliver(job, answer)
-            elif not job.request_ids:
+            answer = await self._compute(job, staged)
+            waiting = self._forget(job.ids)
+            if waiting is not None and not waiting.done():
+                waiting.set_result(answer)
+            elif self._desk is not None and job.ids:
+                self._desk.deliver(answer)
+            elif not job.ids:
                 self._rehearsed()
             if self._queue.empty():
                 self._staging.idle()
 
-    async def _compute(self, job: Job, share: Octets, staged: Staged | Streamed) -> Answer:
-        program, outputs, meter = self._programs[job.model_hash], [], Meter(0, 0, 0.0)
-        async with aclosing(staged.calls(self._border(share))) as calls:
+    async def _compute(self, job: Job, staged: Staged | Streamed) -> Answer:
+        program, outputs, meter = self._programs[job.model], [], Meter(0, 0, 0.0)
+        async with aclosing(staged.calls(self._border(self._shaped(job)))) as calls:
             async for part, ready in calls:
                 output, more = await self._link.drive(program.run(part, ready))
                 outputs.append(output)
                 meter += more
         cost = program.plan.cost(1)
         offline = cost.offline_bytes_party0 if self._party == 0 else cost.offline_bytes_party1
-        output = outputs[0] if len(outputs) == 1 else np.concatenate(outputs)
-        return Answer(self._border(output), meter, offline * job.samples)
+        output = self._border(outputs[0] if len(outputs) == 1 else np.concatenate(outputs))
+        return Answer(
+            job.ids, job.batches, meter.rounds, meter.bytes_sent, offline * job.samples,
+            int(meter.seconds * 1e6), output.astype("<u8", copy=False).tobytes(),
+        )  # fmt: skip
 
     def _rehearsed(self) -> None:
         self._rehearsals += 1
         if self._rehearsals >= len(self._programs):
             self.ready.set()
 
-    def _shaped(self, job: Job, share: Octets) -> Octets:
-        """uint8[samples, *input shape]. Raises MalformedMessage, ShapeMismatch, ModelNotFound."""
-        shape = self._program(job.model_hash).graph.input.shape
-        requests = max(1, len(job.request_ids))
+    def _shaped(self, job: Job) -> Octets:
+        """Its share, uint8[samples, *input shape]. Raises MalformedMessage, ShapeMismatch,
+        ModelNotFound."""
+        shape = self._program(job.model).graph.input.shape
+        requests = max(1, len(job.ids))
         if len(job.batches) != requests or not all(1 <= b <= MAX_BATCH for b in job.batches):
             raise MalformedMessage("batches", got=list(job.batches)[:8], expected="one a request")
-        if share.size != job.samples * prod(shape):
-            expected = f"{job.samples} x {list(shape)}"
-            raise ShapeMismatch("input share", got=f"{share.size} elements", expected=expected)
-        return share.reshape(job.samples, *shape)
+        if len(job.share) != job.samples * prod(shape):
+            expected, got = f"{job.samples} x {list(shape)}", f"{len(job.share)} elements"
+            raise ShapeMismatch("input share", got=got, expected=expected)
+        return np.frombuffer(job.share, np.uint8).reshape(job.samples, *shape)
 
     def _program(self, model: str) -> PartyProgram:
         program = self._programs.get(model)
@@ -308,13 +292,15 @@ class LaneSession:
 
     def _fail_all(self) -> None:
         error = PeerUnavailable("the session of this lane ended", hint="send the request again")
-        for task in self._offers.values():
-            if task.done is not None:
-                if not task.done.done():
-                    task.done.set_exception(error)
-            elif self._desk is not None and task.job.request_ids:
-                self._desk.fail(task.job, error)
-        self._offers.clear()
+        for waiting in self._waiting.values():
+            if not waiting.done():
+                waiting.set_exception(error)
+        if self._party == 1 and self._desk is not None:
+            for job in self._jobs.values():
+                if job.ids:
+                    self._desk.fail(job, error)
+        self._waiting.clear()
+        self._jobs.clear()
 
 
 def _log_type(error: Exception) -> None:
@@ -343,7 +329,3 @@ def check_hello(hello: LinkHello, lane: int, programs: Mapping[str, PartyProgram
             "the parties serve different models",
             got=short, expected=[model[:12] for model in sorted(programs)],
         )  # fmt: skip
-
-
-def _same(job: Job, begin: LinkBegin) -> bool:
-    return job.model_hash == begin.model_hash and job.batches == tuple(begin.batches)

@@ -22,6 +22,7 @@ from secure_quant.errors import MalformedMessage, MaterialExhausted, ModelNotFou
 from secure_quant.keystream import SEED_BYTES
 from secure_quant.mpc.runtime.feed import Feed, Sample
 from secure_quant.mpc.runtime.link import PartyLink
+from secure_quant.mpc.runtime.options import LaneOptions
 from secure_quant.mpc.runtime.stock import Stock, stock_depth
 from secure_quant.wire.gen.party_link_pb2 import LinkStage
 
@@ -29,7 +30,7 @@ if TYPE_CHECKING:
     from secure_quant.mpc.protocol.material import Item
     from secure_quant.mpc.protocol.party import PartyProgram, Prepared
 
-__all__ = ["MATERIAL_WAIT_S", "LaneOptions", "Staged", "Staging", "Streamed", "make_stock"]
+__all__ = ["MATERIAL_WAIT_S", "Staged", "Staging", "Streamed", "make_stock"]
 
 MAX_ANNOUNCED = 1024
 FOREVER_S = 1e6
@@ -48,25 +49,6 @@ SETTLE_S = 0.02
 Octets = NDArray[np.uint8]
 Key = tuple[str, int]
 """Model hash and samples of one inference."""
-
-
-@dataclass(frozen=True, slots=True)
-class LaneOptions:
-    """What a lane may hold.
-
-    lane            its number.
-    material_bytes  memory for the stock of one model.
-    batch           most samples of one inference.
-    staged          inferences of one sample whose material is kept expanded, per model.
-    staged_bytes    memory for expanded material of all models that is kept ready; besides single
-                    samples it is one batch of every size that was asked for lately.
-    """
-
-    lane: int
-    material_bytes: int = 64 * 2**20
-    batch: int = 64
-    staged: int = 3
-    staged_bytes: int = 128 * 2**20
 
 
 @dataclass(eq=False)

@@ -25,7 +25,7 @@ _sym_db = _symbol_database.Default()
 from secure_quant.wire.gen import model_pb2 as secure__quant_dot_v1_dot_model__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n%secure_quant/v1/share_inference.proto\x12\x0fsecure_quant.v1\x1a\x1bsecure_quant/v1/model.proto\":\n$ShareInferenceServiceGetModelRequest\x12\x12\n\nmodel_hash\x18\x01 \x01(\t\"q\n%ShareInferenceServiceGetModelResponse\x12(\n\x04info\x18\x01 \x01(\x0b\x32\x1a.secure_quant.v1.ModelInfo\x12\r\n\x05party\x18\x02 \x01(\r\x12\x0f\n\x07sharing\x18\x03 \x01(\r\"\x80\x01\n\x0cInferRequest\x12\x12\n\nmodel_hash\x18\x01 \x01(\t\x12\x12\n\nrequest_id\x18\x02 \x01(\x0c\x12\r\n\x05\x62\x61tch\x18\x03 \x01(\r\x12\x0f\n\x05share\x18\x04 \x01(\x0cH\x00\x12\x0e\n\x04seed\x18\x05 \x01(\x0cH\x00\x12\x0f\n\x07sharing\x18\x06 \x01(\rB\x07\n\x05input\"J\n\rInferResponse\x12\r\n\x05share\x18\x01 \x01(\x0c\x12*\n\x05stats\x18\x02 \x01(\x0b\x32\x1b.secure_quant.v1.InferStats\"k\n\nInferStats\x12\x0e\n\x06rounds\x18\x01 \x01(\r\x12\x19\n\x11online_bytes_sent\x18\x02 \x01(\x04\x12\x15\n\roffline_bytes\x18\x03 \x01(\x04\x12\x1b\n\x13\x65ngine_microseconds\x18\x04 \x01(\x04\x32\xda\x01\n\x15ShareInferenceService\x12y\n\x08GetModel\x12\x35.secure_quant.v1.ShareInferenceServiceGetModelRequest\x1a\x36.secure_quant.v1.ShareInferenceServiceGetModelResponse\x12\x46\n\x05Infer\x12\x1d.secure_quant.v1.InferRequest\x1a\x1e.secure_quant.v1.InferResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n%secure_quant/v1/share_inference.proto\x12\x0fsecure_quant.v1\x1a\x1bsecure_quant/v1/model.proto\":\n$ShareInferenceServiceGetModelRequest\x12\x12\n\nmodel_hash\x18\x01 \x01(\t\"\x80\x01\n%ShareInferenceServiceGetModelResponse\x12(\n\x04info\x18\x01 \x01(\x0b\x32\x1a.secure_quant.v1.ModelInfo\x12\r\n\x05party\x18\x02 \x01(\r\x12\x0f\n\x07sharing\x18\x03 \x01(\r\x12\r\n\x05\x62\x61tch\x18\x04 \x01(\r\"\x80\x01\n\x0cInferRequest\x12\x12\n\nmodel_hash\x18\x01 \x01(\t\x12\x12\n\nrequest_id\x18\x02 \x01(\x0c\x12\r\n\x05\x62\x61tch\x18\x03 \x01(\r\x12\x0f\n\x05share\x18\x04 \x01(\x0cH\x00\x12\x0e\n\x04seed\x18\x05 \x01(\x0cH\x00\x12\x0f\n\x07sharing\x18\x06 \x01(\rB\x07\n\x05input\"J\n\rInferResponse\x12\r\n\x05share\x18\x01 \x01(\x0c\x12*\n\x05stats\x18\x02 \x01(\x0b\x32\x1b.secure_quant.v1.InferStats\"k\n\nInferStats\x12\x0e\n\x06rounds\x18\x01 \x01(\r\x12\x19\n\x11online_bytes_sent\x18\x02 \x01(\x04\x12\x15\n\roffline_bytes\x18\x03 \x01(\x04\x12\x1b\n\x13\x65ngine_microseconds\x18\x04 \x01(\x04\x32\xda\x01\n\x15ShareInferenceService\x12y\n\x08GetModel\x12\x35.secure_quant.v1.ShareInferenceServiceGetModelRequest\x1a\x36.secure_quant.v1.ShareInferenceServiceGetModelResponse\x12\x46\n\x05Infer\x12\x1d.secure_quant.v1.InferRequest\x1a\x1e.secure_quant.v1.InferResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -34,14 +34,14 @@ if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
   _globals['_SHAREINFERENCESERVICEGETMODELREQUEST']._serialized_start=87
   _globals['_SHAREINFERENCESERVICEGETMODELREQUEST']._serialized_end=145
-  _globals['_SHAREINFERENCESERVICEGETMODELRESPONSE']._serialized_start=147
-  _globals['_SHAREINFERENCESERVICEGETMODELRESPONSE']._serialized_end=260
-  _globals['_INFERREQUEST']._serialized_start=263
-  _globals['_INFERREQUEST']._serialized_end=391
-  _globals['_INFERRESPONSE']._serialized_start=393
-  _globals['_INFERRESPONSE']._serialized_end=467
-  _globals['_INFERSTATS']._serialized_start=469
-  _globals['_INFERSTATS']._serialized_end=576
-  _globals['_SHAREINFERENCESERVICE']._serialized_start=579
-  _globals['_SHAREINFERENCESERVICE']._serialized_end=797
+  _globals['_SHAREINFERENCESERVICEGETMODELRESPONSE']._serialized_start=148
+  _globals['_SHAREINFERENCESERVICEGETMODELRESPONSE']._serialized_end=276
+  _globals['_INFERREQUEST']._serialized_start=279
+  _globals['_INFERREQUEST']._serialized_end=407
+  _globals['_INFERRESPONSE']._serialized_start=409
+  _globals['_INFERRESPONSE']._serialized_end=483
+  _globals['_INFERSTATS']._serialized_start=485
+  _globals['_INFERSTATS']._serialized_end=592
+  _globals['_SHAREINFERENCESERVICE']._serialized_start=595
+  _globals['_SHAREINFERENCESERVICE']._serialized_end=813
 # @@protoc_insertion_point(module_scope)

@@ -43,10 +43,13 @@ class ShareInferenceServiceGetModelResponse(_message.Message):
     INFO_FIELD_NUMBER: _builtins.int
     PARTY_FIELD_NUMBER: _builtins.int
     SHARING_FIELD_NUMBER: _builtins.int
+    BATCH_FIELD_NUMBER: _builtins.int
     party: _builtins.int
     """0 or 1."""
     sharing: _builtins.int
     """How inputs are shared: 2, as InferRequest says. A client refuses any other."""
+    batch: _builtins.int
+    """Most samples of one request. 0 are parties that do not say: 32."""
     @_builtins.property
     def info(self) -> _model_pb2.ModelInfo: ...
     def __init__(
@@ -55,10 +58,11 @@ class ShareInferenceServiceGetModelResponse(_message.Message):
         info: _model_pb2.ModelInfo | None = ...,
         party: _builtins.int = ...,
         sharing: _builtins.int = ...,
+        batch: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["info", b"info"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["info", b"info", "party", b"party", "sharing", b"sharing"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["batch", b"batch", "info", b"info", "party", b"party", "sharing", b"sharing"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

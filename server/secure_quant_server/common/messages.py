@@ -1,7 +1,7 @@
 """What a front and its worker processes say to each other: typed messages over a socket pair.
 
 A message is a frozen dataclass; a frame is two lengths (little-endian, 4 and 8 bytes), the name
-and fields of the message as a JSON object, and the bytes of its field ``body`` if it has one.
+and fields of the message as a JSON object, and the bytes of its one field of bytes if it has one.
 Nothing that is read can run, and every field is of its declared type, or the frame is malformed. A
 named error travels as the google.rpc.Status of ``secure_quant.wire.status``.
 """
@@ -12,9 +12,9 @@ import asyncio
 import json
 import socket
 import struct
-from collections.abc import Callable
-from dataclasses import dataclass, fields
-from typing import Any
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, fields, is_dataclass
+from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 import grpc
 
@@ -51,65 +51,99 @@ class Pong:
     """Worker to front: yes."""
 
 
-Check = Callable[[Any], bool]
+Read = Callable[[Any], Any]
+"""Checks a value of JSON and makes it one of a field's type. Raises ValueError."""
 
 
-def _whole(value: Any) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool)
+def _plain(*kinds: type) -> Read:
+    def read(value: Any) -> Any:
+        if type(value) not in kinds:
+            raise ValueError
+        return value
+
+    return read
 
 
-def _each(check: Check) -> Check:
-    return lambda value: isinstance(value, list) and all(map(check, value))
+def _reader(kind: Any) -> Read:
+    """For int, float, bool, str, a Literal of these, ``tuple[X, ...]``, and dataclasses of all of
+    these. Raises TypeError."""
+    if kind in (int, bool, str):
+        return _plain(kind)
+    if kind is float:
+        return _plain(float, int)
+    if get_origin(kind) is Literal:
+        return lambda value: get_args(kind)[get_args(kind).index(value)]
+    if get_origin(kind) is tuple and get_args(kind)[1:] == (Ellipsis,):
+        return _several(_reader(get_args(kind)[0]))
+    if is_dataclass(kind) and isinstance(kind, type):
+        return _whole(kind, {name: _reader(each) for name, each in get_type_hints(kind).items()})
+    raise TypeError(kind)
 
 
-def _text(value: Any) -> bool:
-    return isinstance(value, str)
+def _several(each: Read) -> Read:
+    def read(value: Any) -> Any:
+        if type(value) is not list:
+            raise ValueError
+        return tuple(map(each, value))
+
+    return read
 
 
-CHECKS: dict[str, Check] = {
-    "int": _whole,
-    "float": lambda value: _whole(value) or isinstance(value, float),
-    "bool": lambda value: isinstance(value, bool),
-    "str": _text,
-    "tuple[int, ...]": _each(_whole),
-    "tuple[str, ...]": _each(_text),
-    "dict[str, int]": lambda value: isinstance(value, dict) and all(map(_whole, value.values())),
-}
-"""The types that a field may have, besides ``body: bytes``."""
+def _whole(kind: type[Any], fields: Mapping[str, Read]) -> Read:
+    def read(value: Any) -> Any:
+        if type(value) is not dict or value.keys() != fields.keys():
+            raise ValueError
+        return kind(**{name: each(value[name]) for name, each in fields.items()})
+
+    return read
 
 
-def _named(kind: Any) -> str:
-    return kind.__name__ if isinstance(kind, type) else str(kind)
+@dataclass(frozen=True)
+class _Form:
+    """A kind of message. fields: those in the header; body: the name of the field of bytes."""
+
+    kind: type[Any]
+    fields: Mapping[str, Read]
+    body: str | None
+
+
+def _form(kind: type[Any]) -> _Form:
+    hints = get_type_hints(kind)
+    bodies = [name for name, each in hints.items() if each in (bytes, bytes | memoryview)]
+    try:
+        plain = {name: _reader(each) for name, each in hints.items() if name not in bodies}
+    except TypeError as error:
+        raise TypeError(f"{kind.__name__}: {error}") from error
+    if len(bodies) > 1:
+        raise TypeError(f"{kind.__name__}: {bodies}")
+    return _Form(kind, plain, bodies[0] if bodies else None)
 
 
 class Vocabulary:
     """The messages that may be read from one pipe. Ping and Pong always may."""
 
     def __init__(self, *kinds: type[Any]) -> None:
-        self._kinds: dict[str, tuple[type[Any], dict[str, str], bool]] = {}
         every: tuple[type[Any], ...] = (Ping, Pong, *kinds)
-        for kind in every:
-            types = {each.name: _named(each.type) for each in fields(kind)}
-            has_body = types.pop("body", None) is not None
-            if unknown := set(types.values()) - set(CHECKS):
-                raise TypeError(f"{kind.__name__}: {unknown}")
-            self._kinds[kind.__name__] = kind, types, has_body
+        self._forms = {each.__name__: _form(each) for each in every}
 
     def read(self, header: bytes, body: bytes | memoryview) -> Any:
         """Raises MalformedMessage."""
         try:
             found = json.loads(header)
-            kind, types, has_body = self._kinds[found.pop("")]
-            if found.keys() != types.keys() or (body and not has_body):
+            form = self._forms[found.pop("")]
+            if found.keys() != form.fields.keys() or (body and form.body is None):
                 raise KeyError
         except (ValueError, RecursionError, AttributeError, LookupError, TypeError) as error:
             raise MalformedMessage("message of a worker's pipe") from error
-        for name, expected in types.items():
-            if not CHECKS[expected](found[name]):
-                raise MalformedMessage(f"{kind.__name__}.{name}", expected=expected)
-            if isinstance(found[name], list):
-                found[name] = tuple(found[name])
-        return kind(**found, body=body) if has_body else kind(**found)
+        for name, read in form.fields.items():
+            try:
+                found[name] = read(found[name])
+            except ValueError as error:
+                what, expected = f"{form.kind.__name__}.{name}", form.kind.__annotations__[name]
+                raise MalformedMessage(what, expected=expected) from error
+        if form.body is not None:
+            found[form.body] = body
+        return form.kind(**found)
 
 
 def encode(message: Any) -> tuple[bytes, bytes | memoryview]:
@@ -117,11 +151,12 @@ def encode(message: Any) -> tuple[bytes, bytes | memoryview]:
     plain: dict[str, Any] = {"": type(message).__name__}
     body: bytes | memoryview = b""
     for each in fields(message):
-        if each.name == "body":
-            body = message.body
+        value = getattr(message, each.name)
+        if isinstance(value, bytes | memoryview):
+            body = value
         else:
-            plain[each.name] = getattr(message, each.name)
-    header = json.dumps(plain, separators=(",", ":")).encode()
+            plain[each.name] = value
+    header = json.dumps(plain, separators=(",", ":"), default=asdict).encode()
     return _HEAD.pack(len(header), len(body)) + header, body
 
 

@@ -13,7 +13,8 @@ from collections import deque
 from collections.abc import Sequence
 
 from secure_quant.errors import DeadlineExceeded, ProtocolError, SecureQuantError
-from secure_quant_server.mpc.lanes import LaneHandle, Lanes, Outcome, Request
+from secure_quant.mpc.runtime.jobs import Answer, Job
+from secure_quant_server.mpc.lanes import LaneHandle, Lanes
 
 __all__ = ["Batcher"]
 
@@ -22,9 +23,9 @@ JOINED_WAIT_S = 0.25
 
 
 class _Entry:
-    def __init__(self, request: Request) -> None:
-        self.request = request
-        self.outcome: asyncio.Future[Outcome] = asyncio.get_running_loop().create_future()
+    def __init__(self, job: Job) -> None:
+        self.job = job
+        self.answer: asyncio.Future[Answer] = asyncio.get_running_loop().create_future()
 
 
 class Batcher:
@@ -36,27 +37,26 @@ class Batcher:
         self._timers: dict[str, asyncio.TimerHandle] = {}
         self._tasks: set[asyncio.Task[None]] = set()
 
-    async def infer(self, request: Request) -> Outcome:
-        """Raises PeerUnavailable, InternalError and what the lane says."""
-        lane = self._lanes.choose(request.request_id)
+    async def infer(self, job: Job) -> Answer:
+        """A job of one call. Raises PeerUnavailable, InternalError and what the lane says."""
+        lane = self._lanes.choose(job.ids[0])
         if self._wait_s == 0 or lane.load == 0:
-            return await self._alone(request, lane)
-        entry = _Entry(request)
-        waiting = self._waiting.setdefault(request.model, deque())
+            return await self._on(lane, job)
+        entry = _Entry(job)
+        waiting = self._waiting.setdefault(job.model, deque())
         waiting.append(entry)
-        if sum(each.request.batch for each in waiting) >= self._samples:
-            self._flush(request.model)
-        elif request.model not in self._timers:
+        if sum(each.job.samples for each in waiting) >= self._samples:
+            self._flush(job.model)
+        elif job.model not in self._timers:
             loop = asyncio.get_running_loop()
-            self._timers[request.model] = loop.call_later(self._wait_s, self._flush, request.model)
-        return await entry.outcome
+            self._timers[job.model] = loop.call_later(self._wait_s, self._flush, job.model)
+        return await entry.answer
 
-    async def _alone(self, request: Request, lane: LaneHandle) -> Outcome:
+    async def _on(self, lane: LaneHandle, job: Job) -> Answer:
         try:
-            (outcome,) = await lane.infer([request], request.wait_s)
+            return await lane.infer(job)
         finally:
             self._idle(lane)
-        return outcome
 
     def _idle(self, lane: LaneHandle) -> None:
         """A lane may have become idle: whoever waits longest goes on."""
@@ -68,11 +68,11 @@ class Batcher:
         if timer is not None:
             timer.cancel()
         # Those whose client has gone meanwhile are left out.
-        waiting = [e for e in self._waiting.pop(model, ()) if not e.outcome.done()]
+        waiting = [e for e in self._waiting.pop(model, ()) if not e.answer.done()]
         while waiting:
             taken, samples = 0, 0
             for entry in waiting:
-                samples += entry.request.batch
+                samples += entry.job.samples
                 if taken and samples > self._samples:
                     break
                 taken += 1
@@ -82,16 +82,11 @@ class Batcher:
             del waiting[:taken]
 
     async def _together(self, entries: Sequence[_Entry]) -> None:
-        requests = [entry.request for entry in entries]
+        jobs = [entry.job for entry in entries]
+        wait_s = min(job.wait_s for job in jobs)
+        job = jobs[0] if len(jobs) == 1 else Job.join(jobs, min(JOINED_WAIT_S, wait_s))
         try:
-            lane = self._lanes.choose(requests[0].request_id)
-            wait_s = requests[0].wait_s
-            if len(requests) > 1:
-                wait_s = min(JOINED_WAIT_S, *(request.wait_s for request in requests))
-            try:
-                outcomes = await lane.infer(requests, wait_s)
-            finally:
-                self._idle(lane)
+            answer = await self._on(self._lanes.choose(job.ids[0]), job)
         except (DeadlineExceeded, ProtocolError) as error:
             # Refused before it ran, so nothing of the material was used.
             if len(entries) == 1:
@@ -102,11 +97,11 @@ class Batcher:
             for entry in entries:
                 _settle(entry, error)
         else:
-            for entry, outcome in zip(entries, outcomes, strict=True):
-                if not entry.outcome.done():
-                    entry.outcome.set_result(outcome)
+            for entry, part in zip(entries, answer.split(), strict=True):
+                if not entry.answer.done():
+                    entry.answer.set_result(part)
 
 
 def _settle(entry: _Entry, error: SecureQuantError) -> None:
-    if not entry.outcome.done():
-        entry.outcome.set_exception(error)
+    if not entry.answer.done():
+        entry.answer.set_exception(error)

@@ -7,22 +7,20 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from secure_quant.errors import DeadlineExceeded, MalformedMessage, Overloaded, SecureQuantError
-from secure_quant_server.mpc.lanes import Outcome
+from secure_quant.mpc.runtime.jobs import Answer, Job, require_same
 
 __all__ = ["Board", "Posted"]
 
 
 @dataclass
 class Posted:
-    """One client's share and the answer it waits for. share: makes it, once it is fetched: a seed
-    of 32 bytes stays one until then. held: bytes that are kept meanwhile."""
+    """One client's call and the answer it waits for. share: makes the job's, once it is fetched: a
+    seed of 32 bytes stays one until then. held: bytes that are kept meanwhile."""
 
-    model: str
-    batch: int
-    caller: str
+    job: Job
     share: Callable[[], bytes]
     held: int
-    answer: asyncio.Future[Outcome]
+    answer: asyncio.Future[Answer]
     claimed: bool = False
 
 
@@ -38,16 +36,16 @@ class Board:
     def __len__(self) -> int:
         return len(self._posted)
 
-    def post(
-        self, key: str, model: str, batch: int, caller: str, share: Callable[[], bytes], held: int
-    ) -> asyncio.Future[Outcome]:
-        """Put up a share; the future is its answer. Raises Overloaded, MalformedMessage."""
+    def post(self, job: Job, share: Callable[[], bytes], held: int) -> asyncio.Future[Answer]:
+        """Put up one call's share; the future is its answer. Raises Overloaded,
+        MalformedMessage."""
+        (key,) = job.ids
         if len(self._posted) >= self._entries or self._bytes + held > self._size:
             raise Overloaded("requests that wait for the other party", got=len(self._posted))
         if key in self._posted:
             raise MalformedMessage("request id", got="one that is being served")
-        answer: asyncio.Future[Outcome] = asyncio.get_running_loop().create_future()
-        self._posted[key] = Posted(model, batch, caller, share, held, answer)
+        answer: asyncio.Future[Answer] = asyncio.get_running_loop().create_future()
+        self._posted[key] = Posted(job, share, held, answer)
         self._bytes += held
         wanted = self._wanted.get(key)
         if wanted is not None and not wanted.done():
@@ -73,47 +71,36 @@ class Board:
             if posted.answer.done() and not posted.answer.cancelled():
                 posted.answer.exception()  # a client that left just now need not look at it
 
-    async def fetch(
-        self,
-        keys: Sequence[str],
-        model: str,
-        batches: Sequence[int],
-        callers: Sequence[str],
-        wait_s: float,
-    ) -> bytes:
+    async def fetch(self, job: Job) -> bytes:
         """The shares of one job, joined; each is given out once.
 
-        Raises DeadlineExceeded if one does not come in ``wait_s`` seconds, MalformedMessage if the
-        two parties were sent different things under the same id.
+        Raises DeadlineExceeded if one does not come in ``job.wait_s`` seconds, MalformedMessage if
+        the two parties were sent different things under the same id.
         """
         try:
-            async with asyncio.timeout(wait_s):
-                posted = [await self._get(key) for key in keys]
+            async with asyncio.timeout(job.wait_s):
+                posted = [await self._get(key) for key in job.ids]
         except TimeoutError as error:
             raise DeadlineExceeded(
                 "the other party did not get the client's second share",
-                got=f"{wait_s:.1f} s waited",
+                got=f"{job.wait_s:.1f} s waited",
             ) from error
-        found = [(each.model, each.batch) for each in posted]
-        if found != [(model, batch) for batch in batches]:
-            raise MalformedMessage("request", got="another model or batch at the other party")
-        if [each.caller for each in posted] != list(callers):
-            raise MalformedMessage("request", got="another caller at the other party")
+        require_same(job, [each.job for each in posted])
         if any(each.claimed for each in posted):
             raise MalformedMessage("request id", got="one that is being served")
         for each in posted:
             each.claimed = True
         return b"".join(each.share() for each in posted)
 
-    def settle(self, key: str, outcome: Outcome | SecureQuantError) -> None:
+    def settle(self, key: str, answer: Answer | SecureQuantError) -> None:
         """Hand an answer to the client that waits for it, if it still does."""
         posted = self._posted.get(key)
         if posted is None or posted.answer.done():
             return
-        if isinstance(outcome, SecureQuantError):
-            posted.answer.set_exception(outcome)
+        if isinstance(answer, SecureQuantError):
+            posted.answer.set_exception(answer)
         else:
-            posted.answer.set_result(outcome)
+            posted.answer.set_result(answer)
 
     async def _get(self, key: str) -> Posted:
         if key not in self._posted:

@@ -3,15 +3,11 @@ has loaded anything else."""
 
 from __future__ import annotations
 
-from typing import Literal
-
+from secure_quant.mpc.runtime.options import Border
 from secure_quant_server.common.workers import WorkerKind
 from secure_quant_server.mpc.messages import TO_FRONT
 
-__all__ = ["Border", "lane_kind"]
-
-Border = Literal["crypten", "none"]
-"""What shares pass as where they enter and leave a lane: CrypTen's types, or plain arrays."""
+__all__ = ["lane_kind"]
 
 ALLOCATOR = {
     # Material and activations are megabytes that come and go with every inference: keep the pages

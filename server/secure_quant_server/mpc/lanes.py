@@ -5,84 +5,35 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any, Protocol
 
 from secure_quant.errors import InternalError, PeerUnavailable, SecureQuantError
+from secure_quant.mpc.runtime.jobs import Answer, Ids, Job
 from secure_quant.transport import Credentials
 from secure_quant_server.common.messages import error_from_bytes, error_to_bytes
 from secure_quant_server.common.workers import Keeper, Template, Worker
 from secure_quant_server.mpc.config import LaneConfig, to_certificates
 from secure_quant_server.mpc.messages import (
-    Answered,
     Certificates,
     Claimed,
-    Early,
     Failed,
-    Infer,
-    Missing,
     Ready,
     Retract,
     Share,
-    Want,
 )
 
-__all__ = ["LaneHandle", "Lanes", "Outcome", "Request"]
-
-
-@dataclass(frozen=True, slots=True)
-class Outcome:
-    """An output share, uint64 little-endian, and what it cost this party."""
-
-    share: bytes
-    rounds: int
-    bytes_sent: int
-    offline_bytes: int
-    microseconds: int
-
-    def split(self, batches: Sequence[int]) -> list[Outcome]:
-        """The part of each request, in order; rounds and time are those of the whole."""
-        row = len(self.share) // sum(batches)
-        parts, start = [], 0
-        for batch in batches:
-            stop = start + row * batch
-            parts.append(replace(
-                self, share=self.share[start:stop],
-                bytes_sent=self.bytes_sent * batch // sum(batches),
-                offline_bytes=self.offline_bytes * batch // sum(batches),
-            ))  # fmt: skip
-            start = stop
-        return parts
-
-
-@dataclass(frozen=True, slots=True)
-class Request:
-    """One client's call at party 0. share: a byte an element, of ``batch`` samples. wait_s: how
-    long the other party may wait for the client's other share. caller: whose call it is."""
-
-    request_id: bytes
-    model: str
-    batch: int
-    caller: str
-    share: bytes
-    wait_s: float
+__all__ = ["LaneHandle", "Lanes"]
 
 
 class Shares(Protocol):
     """Party 1's board: see there."""
 
-    async def fetch(
-        self,
-        keys: Sequence[str],
-        model: str,
-        batches: Sequence[int],
-        callers: Sequence[str],
-        wait_s: float,
-    ) -> bytes: ...
+    async def fetch(self, job: Job) -> bytes: ...
 
     def claim(self, keys: Sequence[str]) -> None: ...
 
-    def settle(self, key: str, outcome: Outcome | SecureQuantError) -> None: ...
+    def settle(self, key: str, answer: Answer | SecureQuantError) -> None: ...
 
 
 class LaneHandle(Keeper):
@@ -93,9 +44,9 @@ class LaneHandle(Keeper):
     def __init__(
         self, template: Template, config: LaneConfig, board: Shares, changed: Callable[[], None]
     ) -> None:
-        super().__init__(template, config.options.lane)
+        super().__init__(template, config.place.lane)
         self._config, self._board, self._changed = config, board, changed
-        self._jobs: dict[str, asyncio.Future[Outcome]] = {}
+        self._jobs: dict[Ids, asyncio.Future[Answer]] = {}
         # Party 1: shares that were pushed and not taken; shares that this lane has taken.
         self._pushed: set[str] = set()
         self._claimed: set[str] = set()
@@ -104,43 +55,32 @@ class LaneHandle(Keeper):
 
     @property
     def load(self) -> int:
-        """Jobs that wait or run."""
-        return len(self._jobs)
+        """Calls that wait or run."""
+        return sum(map(len, self._jobs))
 
     @property
     def pushed(self) -> int:
         """Party 1: shares that were pushed to the worker, and not taken or retracted since."""
         return len(self._pushed)
 
-    async def infer(self, requests: Sequence[Request], wait_s: float) -> list[Outcome]:
-        """Party 0: requests of one model as one inference; an outcome each.
-
-        Raises PeerUnavailable, InternalError and what the lane says.
-        """
+    async def infer(self, job: Job) -> Answer:
+        """Party 0: raises PeerUnavailable, InternalError and what the lane says."""
         if self.worker is None:
             raise PeerUnavailable("this lane starts again")
-        keys = tuple(request.request_id.hex() for request in requests)
-        loop = asyncio.get_running_loop()
-        outcomes = {key: loop.create_future() for key in keys}
-        self._jobs.update(outcomes)
-        job = Infer(
-            keys, requests[0].model, tuple(request.batch for request in requests),
-            tuple(request.caller for request in requests), wait_s,
-            b"".join(request.share for request in requests),
-        )  # fmt: skip
+        waiting: asyncio.Future[Answer] = asyncio.get_running_loop().create_future()
+        self._jobs[job.ids] = waiting
         try:
             self.worker.send(job)
-            return list(await asyncio.gather(*outcomes.values()))
+            return await waiting
         finally:
-            for key in keys:
-                self._jobs.pop(key, None)
+            self._jobs.pop(job.ids, None)
 
-    def push(self, key: str, model: str, batch: int, caller: str, share: bytes) -> None:
-        """Party 1: hand a share over before the worker asks for it."""
+    def push(self, job: Job) -> None:
+        """Party 1: hand one call's share over before the worker asks for it."""
         if self.worker is not None:
             with suppress(InternalError):  # a worker that starts again will ask
-                self.worker.send(Early(key, model, batch, caller, share))
-                self._pushed.add(key)
+                self.worker.send(job)
+                self._pushed.update(job.ids)
 
     def certify(self, certificates: Certificates) -> None:
         """What the worker's next connections use; one that starts reads them itself."""
@@ -158,7 +98,7 @@ class LaneHandle(Keeper):
 
     def about(self) -> dict[str, object]:
         """See ``Keeper``."""
-        return {"lane": self._config.options.lane}
+        return {"lane": self._config.place.lane}
 
     async def attend(self, worker: Worker) -> None:
         """See ``Keeper``."""
@@ -168,18 +108,11 @@ class LaneHandle(Keeper):
 
     def take(self, message: Any) -> None:
         """One message of the worker."""
-        if isinstance(message, Answered):
-            whole = Outcome(
-                message.body, message.rounds, message.bytes_sent, message.offline_bytes,
-                message.microseconds,
-            )  # fmt: skip
-            parts = whole.split(message.batches)
-            for key, part in zip(message.ids, parts, strict=True):
-                self._finish(key, part)
+        if isinstance(message, Answer):
+            self._finish(message)
         elif isinstance(message, Failed):
-            for key in message.ids:
-                self._finish(key, error_from_bytes(message.body))
-        elif isinstance(message, Want) and self.worker is not None:
+            self._finish_failed(message.ids, error_from_bytes(message.body))
+        elif isinstance(message, Job) and self.worker is not None:
             task = asyncio.create_task(self._bring(self.worker, message))
             self._tasks.add(task)
             task.add_done_callback(self._tasks.discard)
@@ -192,31 +125,34 @@ class LaneHandle(Keeper):
             self.served |= self.ready
             self._changed()
 
-    async def _bring(self, worker: Worker, want: Want) -> None:
+    async def _bring(self, worker: Worker, job: Job) -> None:
         """Party 1: the share that the worker asks for, or why it will not come."""
-        answer: Share | Missing
+        answer: Share | Failed
         try:
-            answer = Share(want.ids, await self._board.fetch(
-                want.ids, want.model, want.batches, want.callers, want.wait_s
-            ))  # fmt: skip
-            self._claimed.update(want.ids)
+            answer = Share(job.ids, await self._board.fetch(job))
+            self._claimed.update(job.ids)
         except SecureQuantError as error:
-            answer = Missing(want.ids, error_to_bytes(error))
+            answer = Failed(job.ids, error_to_bytes(error))
         with suppress(InternalError):  # a worker that is gone needs no answer
             worker.send(answer)
 
-    def _finish(self, key: str, outcome: Outcome | SecureQuantError) -> None:
-        if self._config.party == 1:
-            self._claimed.discard(key)
-            self._board.settle(key, outcome)
-            return
-        waiting = self._jobs.get(key)
-        if waiting is None or waiting.done():
-            return  # its client has gone
-        if isinstance(outcome, SecureQuantError):
-            waiting.set_exception(outcome)
-        else:
-            waiting.set_result(outcome)
+    def _finish(self, answer: Answer) -> None:
+        if self._config.place.party == 1:
+            for part in answer.split():
+                self._settle(part.ids[0], part)
+        elif (waiting := self._jobs.get(answer.ids)) is not None and not waiting.done():
+            waiting.set_result(answer)  # else its client has gone
+
+    def _finish_failed(self, ids: Ids, error: SecureQuantError) -> None:
+        if self._config.place.party == 1:
+            for key in ids:
+                self._settle(key, error)
+        elif (waiting := self._jobs.get(ids)) is not None and not waiting.done():
+            waiting.set_exception(error)
+
+    def _settle(self, key: str, answer: Answer | SecureQuantError) -> None:
+        self._claimed.discard(key)
+        self._board.settle(key, answer)
 
     def lost(self, error: BaseException | None) -> None:
         """See ``Keeper``."""
@@ -276,16 +212,17 @@ class Lanes:
         """The lanes that could take a request now."""
         return [handle for handle in self._handles if handle.ready]
 
-    def choose(self, request_id: bytes) -> LaneHandle:
-        """Among the lanes with the fewest jobs the one that the id points at, so that party 1 can
-        guess where its share will be asked for. Raises PeerUnavailable if no lane is ready."""
+    def choose(self, key: str) -> LaneHandle:
+        """Among the lanes with the fewest calls the one that the request id (in hexadecimal) points
+        at, so that party 1 can guess where its share will be asked for. Raises PeerUnavailable if
+        no lane is ready."""
         ready = self.ready
         if not ready:
             raise PeerUnavailable(
                 "no lane is connected to the other party and the dealer",
                 hint="lanes heal by themselves; try again soon",
             )
-        pointed = ready[request_id[0] % len(ready)]
+        pointed = ready[int(key[:2], 16) % len(ready)]
         least = min(handle.load for handle in ready)
         if pointed.load == least:
             return pointed
@@ -297,6 +234,6 @@ class Lanes:
 
 def _of_lane(config: LaneConfig, lane: int) -> LaneConfig:
     """Lane n's link is n ports above the first."""
-    host, _, port = config.link.rpartition(":")
-    options = replace(config.options, lane=lane)
-    return replace(config, link=f"{host}:{int(port) + lane}", options=options)
+    host, _, port = config.place.link.rpartition(":")
+    place = replace(config.place, lane=lane, link=f"{host}:{int(port) + lane}")
+    return replace(config, place=place)

@@ -1,44 +1,50 @@
 """What a party's front and the worker of a lane say to each other.
 
-``ids`` are the request ids of one job, in hexadecimal, in order.
+A ``Job`` is, to party 0's worker, what to run; to party 1's worker a client's share before an offer
+asks for it, of one call; to party 1's front the question for shares that are not here. An
+``Answer`` is a job's. ``ids`` are the request ids of one job, in hexadecimal, in order.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
+from secure_quant.mpc.runtime.jobs import Answer, Ids, Job
+from secure_quant.mpc.runtime.options import LaneOptions
 from secure_quant_server.common.messages import Vocabulary
 
 __all__ = [
     "TO_FRONT",
     "TO_WORKER",
-    "Answered",
     "Certificates",
     "Claimed",
-    "Early",
     "Failed",
-    "Infer",
-    "Missing",
+    "Place",
     "Ready",
     "Retract",
     "Setup",
     "Share",
-    "Want",
 ]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Place:
+    """Which lane it is. link: the peer's address (party 0) or where to listen (party 1)."""
+
+    party: int
+    lane: int
+    link: str
+    dealer: str
 
 
 @dataclass(frozen=True, slots=True)
 class Setup:
     """First to a worker; see LaneConfig. body: certificates, key and bundles, of ``sizes``."""
 
-    party: int
-    link: str
-    dealer: str
-    options: dict[str, int]
+    place: Place
+    options: LaneOptions
     tls: bool
     server_name: str
-    link_protocol: str
-    border: str
     sizes: tuple[int, ...]
     body: bytes
 
@@ -52,29 +58,6 @@ class Certificates:
 
 
 @dataclass(frozen=True, slots=True)
-class Infer:
-    """Party 0's front: run a job. body: its shares."""
-
-    ids: tuple[str, ...]
-    model: str
-    batches: tuple[int, ...]
-    callers: tuple[str, ...]
-    wait_s: float
-    body: bytes
-
-
-@dataclass(frozen=True, slots=True)
-class Early:
-    """Party 1's front: a client's share, before a job asks for it."""
-
-    id: str
-    model: str
-    batch: int
-    caller: str
-    body: bytes
-
-
-@dataclass(frozen=True, slots=True)
 class Retract:
     """Party 1's front: a share that was handed over early is not wanted any more."""
 
@@ -82,29 +65,10 @@ class Retract:
 
 
 @dataclass(frozen=True, slots=True)
-class Want:
-    """Party 1's worker: the shares of a job, please."""
-
-    ids: tuple[str, ...]
-    model: str
-    batches: tuple[int, ...]
-    callers: tuple[str, ...]
-    wait_s: float
-
-
-@dataclass(frozen=True, slots=True)
 class Share:
     """Party 1's front: the shares that were wanted."""
 
-    ids: tuple[str, ...]
-    body: bytes
-
-
-@dataclass(frozen=True, slots=True)
-class Missing:
-    """Party 1's front: why they do not come. body: google.rpc.Status."""
-
-    ids: tuple[str, ...]
+    ids: Ids
     body: bytes
 
 
@@ -112,27 +76,15 @@ class Missing:
 class Claimed:
     """Party 1's worker took shares that were handed over early."""
 
-    ids: tuple[str, ...]
-
-
-@dataclass(frozen=True, slots=True)
-class Answered:
-    """A job's output shares and what they cost."""
-
-    ids: tuple[str, ...]
-    batches: tuple[int, ...]
-    rounds: int
-    bytes_sent: int
-    offline_bytes: int
-    microseconds: int
-    body: bytes
+    ids: Ids
 
 
 @dataclass(frozen=True, slots=True)
 class Failed:
-    """A job has no answer. body: google.rpc.Status."""
+    """A job has no answer; from party 1's front: the shares that were wanted do not come. body:
+    google.rpc.Status."""
 
-    ids: tuple[str, ...]
+    ids: Ids
     body: bytes
 
 
@@ -143,5 +95,5 @@ class Ready:
     ready: bool
 
 
-TO_WORKER = Vocabulary(Setup, Certificates, Infer, Early, Retract, Share, Missing)
-TO_FRONT = Vocabulary(Want, Claimed, Answered, Failed, Ready)
+TO_WORKER = Vocabulary(Setup, Certificates, Job, Retract, Share, Failed)
+TO_FRONT = Vocabulary(Job, Claimed, Answer, Failed, Ready)

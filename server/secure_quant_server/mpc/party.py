@@ -6,6 +6,7 @@ import asyncio
 import os
 from collections import OrderedDict
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import partial
 from math import prod
 from typing import Any
@@ -22,7 +23,8 @@ from secure_quant.errors import (
 from secure_quant.keystream import SEED_BYTES, Keystream
 from secure_quant.mpc.protocol.bundle import load_party
 from secure_quant.mpc.protocol.party import PartyProgram
-from secure_quant.mpc.runtime.session import LaneOptions
+from secure_quant.mpc.runtime.jobs import Answer, Job
+from secure_quant.mpc.runtime.options import LaneOptions
 from secure_quant.transport import FreshCredentials, Security, Tls
 from secure_quant.wire import SHARING, check_sharing, info_to_proto
 from secure_quant.wire.gen import share_inference_pb2_grpc
@@ -49,7 +51,8 @@ from secure_quant_server.mpc.batching import Batcher
 from secure_quant_server.mpc.board import Board
 from secure_quant_server.mpc.config import LaneConfig
 from secure_quant_server.mpc.kinds import lane_kind
-from secure_quant_server.mpc.lanes import Lanes, Outcome, Request
+from secure_quant_server.mpc.lanes import Lanes
+from secure_quant_server.mpc.messages import Place
 from secure_quant_server.options import PartyOptions
 
 __all__ = ["PartyOptions", "serve_party"]
@@ -119,13 +122,10 @@ class _Front:
         self.board = Board(options.pending, options.pending * 2**20)
         self._serving: set[asyncio.Task[None]] = set()
         self._following: asyncio.Task[None] | None = None
+        place = Place(party=self.party, lane=0, link=options.link, dealer=options.dealer)
         config = LaneConfig(
-            party=self.party, link=options.link, link_protocol=options.link_protocol,
-            dealer=options.dealer,
-            options=LaneOptions(
-                0, options.material_bytes, options.batch, options.staged, options.staged_bytes
-            ),
-            security=options.security, bundles=tuple(bundles), border=options.border,
+            place=place, options=LaneOptions.of(options), security=options.security,
+            bundles=tuple(bundles),
         )  # fmt: skip
         self.lanes = Lanes(
             config, options.lanes,
@@ -201,7 +201,7 @@ class _ShareInference(share_inference_pb2_grpc.ShareInferenceServiceServicer):
         program = self._program(request.model_hash)
         info = info_to_proto(program.graph, program.plan.to_json())
         return ShareInferenceServiceGetModelResponse(
-            info=info, party=self._front.party, sharing=SHARING
+            info=info, party=self._front.party, sharing=SHARING, batch=self._front.options.batch
         )
 
     async def Infer(self, request: InferRequest, context: Any) -> InferResponse:  # noqa: N802
@@ -213,39 +213,37 @@ class _ShareInference(share_inference_pb2_grpc.ShareInferenceServiceServicer):
         # Party 0 makes the share at once, if it was sent a seed; party 1 keeps what it was sent.
         size = self._elements(request) if self._front.party == 0 else request.ByteSize()
         with self._held.take(current_caller().name, size):
-            outcome = await self._answer(request, self._wait_s(context))
-        return self._response(request, outcome)
+            answer = await self._answer(request, self._wait_s(context))
+        return self._response(answer)
 
-    async def _answer(self, request: InferRequest, wait_s: float) -> Outcome:
+    async def _answer(self, request: InferRequest, wait_s: float) -> Answer:
         front = self._front
+        job = Job(
+            request.model_hash, (request.request_id.hex(),), (request.batch,),
+            (current_caller().name,), wait_s,
+        )  # fmt: skip
         try:
             async with asyncio.timeout(wait_s + front.options.wait_s):
                 if front.party == 1:
-                    return await self._posted(request, wait_s)
-                share = self._share(request)
-                job = Request(
-                    request.request_id, request.model_hash, request.batch,
-                    current_caller().name, share, wait_s,
-                )  # fmt: skip
-                return await front.batcher.infer(job)
+                    return await self._posted(job, request)
+                return await front.batcher.infer(replace(job, share=self._share(request)))
         except TimeoutError as error:
             raise DeadlineExceeded("no answer in time", got=f"{wait_s:.1f} s waited") from error
 
-    async def _posted(self, request: InferRequest, wait_s: float) -> Outcome:
+    async def _posted(self, job: Job, request: InferRequest) -> Answer:
         """Party 1: put the share up until party 0's lane asks for it."""
-        board, key = self._front.board, request.request_id.hex()
-        lane = self._front.lanes.choose(request.request_id)  # refuses at once while none is ready
-        posted = key, request.model_hash, request.batch, current_caller().name
+        board, (key,) = self._front.board, job.ids
+        lane = self._front.lanes.choose(key)  # refuses at once while none is ready
         early = self._elements(request) <= EARLY_BYTES
         try:
-            answer = board.post(*posted, partial(self._share, request), request.ByteSize())
+            answer = board.post(job, partial(self._share, request), request.ByteSize())
             if early:
-                lane.push(*posted, self._share(request))
-            done, _ = await asyncio.wait({answer}, timeout=wait_s)
+                lane.push(replace(job, share=self._share(request)))
+            done, _ = await asyncio.wait({answer}, timeout=job.wait_s)
             if not done and not board.claimed(key):
                 raise DeadlineExceeded(
                     "the other party did not get the client's first share",
-                    got=f"{wait_s:.1f} s waited",
+                    got=f"{job.wait_s:.1f} s waited",
                 )
             return await answer
         finally:
@@ -253,18 +251,18 @@ class _ShareInference(share_inference_pb2_grpc.ShareInferenceServiceServicer):
                 lane.retract(key)
             board.remove(key)
 
-    def _response(self, request: InferRequest, outcome: Outcome) -> InferResponse:
+    def _response(self, answer: Answer) -> InferResponse:
         gauges = self._front.gauges
-        gauges.samples.inc(request.batch)
-        gauges.online.inc(outcome.bytes_sent)
-        gauges.offline.inc(outcome.offline_bytes)
+        gauges.samples.inc(sum(answer.batches))
+        gauges.online.inc(answer.bytes_sent)
+        gauges.offline.inc(answer.offline_bytes)
         stats = InferStats(
-            rounds=outcome.rounds,
-            online_bytes_sent=outcome.bytes_sent,
-            offline_bytes=outcome.offline_bytes,
-            engine_microseconds=outcome.microseconds,
+            rounds=answer.rounds,
+            online_bytes_sent=answer.bytes_sent,
+            offline_bytes=answer.offline_bytes,
+            engine_microseconds=answer.microseconds,
         )
-        return InferResponse(share=outcome.share, stats=stats)
+        return InferResponse(share=answer.share, stats=stats)
 
     def _program(self, model: str) -> PartyProgram:
         models = self._front.models

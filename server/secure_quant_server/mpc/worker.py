@@ -16,7 +16,6 @@ from contextlib import suppress
 from dataclasses import replace
 from typing import Any, TypeVar
 
-import numpy as np
 import uvloop
 
 from secure_quant.errors import (
@@ -29,7 +28,8 @@ from secure_quant.errors import (
 from secure_quant.mpc.protocol.bundle import load_party
 from secure_quant.mpc.protocol.party import PartyProgram
 from secure_quant.mpc.runtime.carriers import GrpcCarrier, StreamCarrier, dial_carrier
-from secure_quant.mpc.runtime.link import Job, PartyLink
+from secure_quant.mpc.runtime.jobs import Job
+from secure_quant.mpc.runtime.link import PartyLink
 from secure_quant.mpc.runtime.session import (
     Border,
     LaneSession,
@@ -51,14 +51,11 @@ from secure_quant_server.common.messages import (
     error_to_bytes,
 )
 from secure_quant_server.mpc.config import LaneConfig, swap
-from secure_quant_server.mpc.desk import FrontDesk, answered
+from secure_quant_server.mpc.desk import FrontDesk
 from secure_quant_server.mpc.messages import (
     TO_WORKER,
     Certificates,
-    Early,
     Failed,
-    Infer,
-    Missing,
     Ready,
     Retract,
     Setup,
@@ -82,6 +79,7 @@ T = TypeVar("T")
 class _Worker:
     def __init__(self, config: LaneConfig, pipe: MessagePipe, border: Border) -> None:
         self._config, self._pipe, self._border = config, pipe, border
+        self._place = config.place
         self._loop = asyncio.get_running_loop()
         self._heard = self._loop.time()
         self._front_runs = asyncio.Event()
@@ -96,7 +94,7 @@ class _Worker:
 
     async def serve(self) -> None:
         """Until the front closes the pipe."""
-        link = self._dial() if self._config.party == 0 else self._listen()
+        link = self._dial() if self._place.party == 0 else self._listen()
         work = (link, self._obey(), self._mind_the_front())
         tasks = [asyncio.create_task(each) for each in work]
         done, pending = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
@@ -115,19 +113,19 @@ class _Worker:
             self._heard = self._loop.time()
             if isinstance(message, Ping):
                 self._tell(Pong())
-            elif isinstance(message, Infer):
+            elif isinstance(message, Job) and self._place.party == 1:
+                self._desk.pushed(message)
+            elif isinstance(message, Job):
                 task = asyncio.create_task(self._infer(message))
                 self._tasks.add(task)
                 task.add_done_callback(self._tasks.discard)
             elif isinstance(message, Certificates):
                 self._certify(message)
-            elif isinstance(message, Early):
-                self._desk.pushed(message)
             elif isinstance(message, Retract):
                 self._desk.retracted(message.id)
             elif isinstance(message, Share):
                 self._desk.arrived(message.ids, message.body)
-            elif isinstance(message, Missing):
+            elif isinstance(message, Failed):
                 self._desk.arrived(message.ids, None, error_from_bytes(message.body))
 
     def _certify(self, message: Certificates) -> None:
@@ -151,24 +149,22 @@ class _Worker:
                 if self._session is not None:
                     self._session.end(PeerUnavailable("this party's front does not run"))
 
-    async def _infer(self, asked: Infer) -> None:
+    async def _infer(self, job: Job) -> None:
         """Party 0: one job of the front."""
-        ids = tuple(bytes.fromhex(each) for each in asked.ids)
-        job = Job(asked.model, ids, asked.batches, asked.wait_s, asked.callers)
         try:
             if self._session is None or not self._session.ready.is_set():
                 raise PeerUnavailable("this lane has no session with the other party now")
-            answer = await self._session.infer(job, np.frombuffer(asked.body, np.uint8))
+            answer = await self._session.infer(job)
         except Exception as error:  # noqa: BLE001  a job's trouble is its own, and is told
             if not isinstance(error, SecureQuantError):
                 self._unforeseen(error)
                 error = InternalError("this party's lane failed on the request")
-            self._tell(Failed(asked.ids, error_to_bytes(error)))
+            self._tell(Failed(job.ids, error_to_bytes(error)))
         else:
-            self._tell(answered(job, answer))
+            self._tell(answer)
 
     def _unforeseen(self, error: Exception) -> None:
-        logs.failure("job failed", error, lane=self._config.options.lane)
+        logs.failure("job failed", error, lane=self._place.lane)
 
     def _tell(self, message: Any) -> None:
         try:
@@ -193,29 +189,29 @@ class _Worker:
 
     async def _offer_session(self) -> None:
         config, session_id = self._config, secrets.token_bytes(16)
-        dialled = dial_carrier(config.link, config.security, config.link_protocol)
+        dialled = dial_carrier(self._place.link, config.security, config.options.link_protocol)
         async with dialled as carrier:
             link = PartyLink(carrier)
-            await _in_time(link.greet(make_hello(session_id, config.options.lane, self._programs)))
+            await _in_time(link.greet(make_hello(session_id, self._place.lane, self._programs)))
             theirs = await _in_time(link.greeted())
-            check_hello(theirs, config.options.lane, self._programs)
+            check_hello(theirs, self._place.lane, self._programs)
             if theirs.session_id != session_id:
                 raise MalformedMessage("session id", expected="the one that was offered")
             await self._run_session(link, session_id)
 
     async def _listen(self) -> None:
         """Party 1: the port of this lane's link, until cancelled."""
-        if self._config.link_protocol == "tls":
+        if self._config.options.link_protocol == "tls":
             listening = listen_stream(
-                self._config.link, self._config.security,
+                self._place.link, self._config.security,
                 caller_role="party0", serve=self._accept_stream,
             )  # fmt: skip
             async with listening:
-                logs.event("link listens", address=self._config.link)
+                logs.event("link listens", address=self._place.link)
                 await asyncio.Event().wait()
         access = Access({LINK_SERVICE: frozenset({"party0"})})
         options = ServerOptions(
-            listen=self._config.link, security=self._config.security, reflection=False, grace_s=0.5
+            listen=self._place.link, security=self._config.security, reflection=False, grace_s=0.5
         )
         server = GrpcServer(options, access, [LINK_SERVICE], role="party1")
         party_link_pb2_grpc.add_PartyLinkServiceServicer_to_server(_Link(self), server.server)
@@ -238,7 +234,7 @@ class _Worker:
                 await link.decline(error)
 
     def _ended(self, error: Exception) -> None:
-        lane, now = self._config.options.lane, self._loop.time()
+        lane, now = self._place.lane, self._loop.time()
         if isinstance(error, SecureQuantError):
             said, self._said = self._said, str(error)
             if said != self._said or now - self._said_at > SAID_S:
@@ -250,7 +246,7 @@ class _Worker:
     async def accept_session(self, link: PartyLink) -> None:
         """Party 1: serve one link; raises when it ends."""
         hello = await _in_time(link.greeted())
-        check_hello(hello, self._config.options.lane, self._programs)
+        check_hello(hello, self._place.lane, self._programs)
         if not self._front_runs.is_set():
             raise PeerUnavailable("the other party's front does not run")
         # A newer link replaces an older one: party 0 has given that up, seen from here or not.
@@ -258,21 +254,23 @@ class _Worker:
         if before is not None and not before.done():
             before.cancel()
             await asyncio.wait([before])
-        mine = make_hello(hello.session_id, self._config.options.lane, self._programs)
+        mine = make_hello(hello.session_id, self._place.lane, self._programs)
         await link.greet(mine)
         await self._run_session(link, hello.session_id)
 
     async def _run_session(self, link: PartyLink, session_id: bytes) -> None:
         config = self._config
-        stock = make_stock(config.party, self._programs, config.options)
-        async with aio_channel(config.dealer, config.security, server_role="dealer") as channel:
+        stock = make_stock(self._place.party, self._programs, config.options)
+        async with aio_channel(
+            self._place.dealer, config.security, server_role="dealer"
+        ) as channel:
             call = DealerServiceStub(channel).Deal()
             try:
-                dealer = DealerStream(stock, call, config.party)
-                await _in_time(dealer.open(session_id, config.options.lane, list(self._programs)))
+                dealer = DealerStream(stock, call, self._place.party)
+                await _in_time(dealer.open(session_id, self._place.lane, list(self._programs)))
                 session = LaneSession(
-                    config.party, self._programs, link, dealer, stock,
-                    border=self._border, desk=self._desk if config.party == 1 else None,
+                    self._place.party, self._programs, link, dealer, stock,
+                    border=self._border, desk=self._desk if self._place.party == 1 else None,
                     options=config.options, unforeseen=self._unforeseen,
                 )  # fmt: skip
                 self._session = session
@@ -288,7 +286,7 @@ class _Worker:
 
     async def _announce(self, session: LaneSession) -> None:
         await session.ready.wait()
-        logs.event("lane ready", lane=self._config.options.lane)
+        logs.event("lane ready", lane=self._place.lane)
         # What start-up made stays for good; the collector need not look at it again.
         gc.collect()
         gc.freeze()
@@ -334,7 +332,7 @@ async def _main(link: socket.socket) -> None:
 
 
 def _border(config: LaneConfig) -> Border:
-    if config.border == "none":
+    if config.options.border == "none":
         return lambda share: share
     from secure_quant_server.mpc.crypten_border import crypten_border  # loads CrypTen and torch
 

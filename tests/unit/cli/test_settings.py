@@ -10,12 +10,11 @@ from typing import get_args
 import pytest
 
 from secure_quant.errors import ConfigError, ValueOutOfRange
-from secure_quant.mpc.runtime.carriers import LinkProtocol
+from secure_quant.mpc.runtime.options import Border, LinkProtocol
 from secure_quant.transport import Limits
 from secure_quant_cli.main import build_parser
 from secure_quant_cli.serve import check
 from secure_quant_cli.settings import LIMITS, ROLES, resolve, settings_of
-from secure_quant_server.mpc.config import Border
 from secure_quant_server.options import CHOICES, DealerOptions, HeOptions, PartyOptions
 
 DOC = Path(__file__).parents[3] / "docs" / "operating.md"

@@ -109,8 +109,8 @@ def test_a_call_holds_as_many_samples_as_a_message_may():
     ):
         model = client._connect(client._deadline())
         calls = list(model.parts(np.zeros((8, 4), np.int8)))
-        assert [part.samples for part in calls] == [3, 3, 2]
-        assert max(request.ByteSize() for part in calls for request in part.requests) <= (
+        assert [first.batch for first, _ in calls] == [3, 3, 2]
+        assert max(request.ByteSize() for part in calls for request in part) <= (
             limits.message_bytes
         )
 

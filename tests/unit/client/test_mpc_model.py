@@ -15,12 +15,17 @@ from secure_quant.wire.gen.share_inference_pb2 import ShareInferenceServiceGetMo
 from secure_quant_client.mpc.model import AROUND, MpcModel
 
 
-def received(graph: Graph, message_bytes: int = 2**20, sharing: tuple[int, int] = (SHARING,) * 2):
+def received(
+    graph: Graph,
+    message_bytes: int = 2**20,
+    sharing: tuple[int, int] = (SHARING,) * 2,
+    batch: tuple[int, int] = (0, 0),
+):
     answers = [
         ShareInferenceServiceGetModelResponse(
-            info=info_to_proto(graph, b"{}"), party=party, sharing=number
+            info=info_to_proto(graph, b"{}"), party=party, sharing=number, batch=most
         )
-        for party, number in enumerate(sharing)
+        for party, (number, most) in enumerate(zip(sharing, batch, strict=True))
     ]
     return MpcModel.receive(answers, None, message_bytes=message_bytes)
 
@@ -35,7 +40,7 @@ def test_a_request_takes_a_byte_an_element() -> None:
     model = received(graphs.mlp())
     q = np.random.default_rng(1).integers(-128, 128, (3, 64)).astype(np.int8)
     (part,) = model.parts(q)
-    first, second = part.requests
+    first, second = part
     assert (len(first.share), second.seed and len(second.seed)) == (3 * 64, 32)
     assert first.sharing == second.sharing == SHARING
     stream = Keystream(second.seed).bytes(3 * 64)
@@ -52,3 +57,13 @@ def test_as_many_samples_a_call_as_requests_and_answers_have_room_for() -> None:
     net.linear(100)
     assert received(net.done(), AROUND + 800 * 3).batch == 3
     assert received(narrow, AROUND).batch == 1
+
+
+@pytest.mark.parametrize(
+    ("batch", "most"), [((0, 0), 32), ((64, 0), 32), ((64, 48), 48), ((1, 64), 1), ((64, 64), 64)]
+)
+def test_as_many_samples_a_call_as_both_parties_take(batch: tuple[int, int], most: int) -> None:
+    model = received(graphs.mlp(), batch=batch)
+    assert model.batch == most
+    q = np.zeros((2 * most + 1, 64), np.int8)
+    assert [first.batch for first, _ in model.parts(q)] == [most, most, 1]

@@ -8,13 +8,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from secure_quant.errors import DeadlineExceeded, MalformedMessage, PeerUnavailable
+from secure_quant.mpc.runtime.jobs import Answer, Job
 from secure_quant_server.mpc.batching import Batcher
-from secure_quant_server.mpc.lanes import Outcome, Request
 
 
 def request(number, batch=1, model="m", wait_s=5.0):
     share = bytes([number]) * batch
-    return Request(number.to_bytes(16, "big"), model, batch, "ann", share, wait_s)
+    return Job(model, (f"{number:032x}",), (batch,), ("ann",), wait_s, share)
 
 
 class Lane:
@@ -24,18 +24,17 @@ class Lane:
         self.seconds, self.bad, self.error = seconds, set(bad), error
         self.jobs, self.load = [], 0
 
-    async def infer(self, requests, wait_s):
-        ids = [int.from_bytes(each.request_id, "big") for each in requests]
-        self.jobs.append((ids, wait_s))
-        self.load += len(requests)
+    async def infer(self, job):
+        ids = [int(each, 16) for each in job.ids]
+        self.jobs.append((ids, job.wait_s))
+        self.load += len(ids)
         try:
             await asyncio.sleep(self.seconds)
             if self.error is not None and self.bad & set(ids):
                 raise self.error
-            joined = b"".join(each.share for each in requests)
-            return Outcome(joined, 3, 10, 20, 30).split([each.batch for each in requests])
+            return Answer(job.ids, job.batches, 3, 10, 20, 30, job.share)
         finally:
-            self.load -= len(requests)
+            self.load -= len(ids)
 
 
 def batcher(lane, samples=8, wait_s=0.5):
@@ -48,7 +47,7 @@ def run(work):
 
 async def answers(made, requests):
     found = await asyncio.gather(*(made.infer(r) for r in requests), return_exceptions=True)
-    return [each.share if isinstance(each, Outcome) else type(each) for each in found]
+    return [each.share if isinstance(each, Answer) else type(each) for each in found]
 
 
 def test_an_idle_lane_is_used_at_once():

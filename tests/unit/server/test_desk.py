@@ -9,9 +9,8 @@ from dataclasses import replace
 import pytest
 
 from secure_quant.errors import DeadlineExceeded, MalformedMessage, SecureQuantError
-from secure_quant.mpc.runtime.link import Job
+from secure_quant.mpc.runtime.jobs import Job
 from secure_quant_server.mpc.desk import EARLY, FrontDesk
-from secure_quant_server.mpc.messages import Early
 
 SHARE = bytes(range(3))
 
@@ -30,16 +29,16 @@ class Front:
 
 
 def job(*numbers: int, caller: str = "ann", wait_s: float = 1.0) -> Job:
-    ids = tuple(bytes([number]) * 16 for number in numbers)
-    return Job("m", ids, (1,) * len(ids), wait_s, (caller,) * len(ids))
+    ids = tuple(map(key, numbers))
+    return Job("m", ids, (1,) * len(ids), (caller,) * len(ids), wait_s)
 
 
 def key(number: int) -> str:
     return (bytes([number]) * 16).hex()
 
 
-def early(number: int, caller: str = "ann", batch: int = 1) -> Early:
-    return Early(key(number), "m", batch, caller, SHARE)
+def early(number: int, caller: str = "ann", batch: int = 1) -> Job:
+    return Job("m", (key(number),), (batch,), (caller,), share=SHARE)
 
 
 def run(work):
@@ -54,7 +53,7 @@ def test_a_share_taken_back_before_the_job_resumes_declines_that_job() -> None:
         desk = FrontDesk(front)
         waiting = asyncio.ensure_future(desk.fetch(job(1)))
         await asyncio.sleep(0)
-        assert front.kinds() == ["Want"]
+        assert front.kinds() == ["Job"]
         desk.pushed(early(1))
         desk.retracted(key(1))
         with pytest.raises(DeadlineExceeded, match="gave up"):
@@ -87,7 +86,7 @@ def test_every_order_of_events_ends_in_a_share_or_a_named_error() -> None:
         if not task.done():
             desk.arrived((key(1),), None, DeadlineExceeded("no share"))
         with suppress(SecureQuantError):
-            assert (await task).tobytes() == SHARE
+            assert await task == SHARE
         desk.retracted(key(1))  # what the front sends once its client is gone
         assert desk.held == 0
 
@@ -110,7 +109,7 @@ def test_a_share_of_another_caller_is_refused() -> None:
             await desk.fetch(job(2))
         assert front.kinds() == []  # nothing was claimed
         desk.pushed(early(3))
-        assert (await desk.fetch(job(3))).tobytes() == SHARE
+        assert await desk.fetch(job(3)) == SHARE
         assert front.kinds() == ["Claimed"]
 
     run(work())
@@ -122,10 +121,10 @@ def test_the_desk_is_bounded_and_a_job_that_waits_gets_its_share_all_the_same() 
         waiting = asyncio.ensure_future(desk.fetch(job(1)))
         await asyncio.sleep(0)
         for number in range(EARLY + 50):
-            desk.pushed(replace(early(0), id=f"{number:032x}"))
+            desk.pushed(replace(early(0), ids=(f"{number:032x}",)))
         assert desk.held == EARLY
         desk.pushed(early(1))
-        assert (await waiting).tobytes() == SHARE
+        assert await waiting == SHARE
         assert desk.held == EARLY
 
     run(work())

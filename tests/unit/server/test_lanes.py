@@ -9,8 +9,8 @@ from types import SimpleNamespace
 import pytest
 
 from secure_quant.errors import ConfigError, DeadlineExceeded, MalformedMessage
-from secure_quant.mpc.runtime.link import Job
-from secure_quant.mpc.runtime.session import LaneOptions
+from secure_quant.mpc.runtime.jobs import Answer, Job
+from secure_quant.mpc.runtime.options import LaneOptions
 from secure_quant.transport import InsecurePlaintext, Tls
 from secure_quant.transport.certs import Authority
 from secure_quant.wire.gen.share_inference_pb2 import InferRequest
@@ -21,8 +21,8 @@ from secure_quant_server.mpc.board import Board
 from secure_quant_server.mpc.config import LaneConfig
 from secure_quant_server.mpc.desk import FrontDesk
 from secure_quant_server.mpc.kinds import lane_kind
-from secure_quant_server.mpc.lanes import LaneHandle, Outcome
-from secure_quant_server.mpc.messages import Early, Missing, Retract, Share
+from secure_quant_server.mpc.lanes import LaneHandle
+from secure_quant_server.mpc.messages import Failed, Place, Retract, Share
 from secure_quant_server.mpc.party import _ShareInference
 
 SHARE = bytes(24)
@@ -30,8 +30,8 @@ SHARE = bytes(24)
 
 def config(security=None) -> LaneConfig:
     return LaneConfig(
-        party=1, link="127.0.0.1:1", dealer="127.0.0.1:2", options=LaneOptions(0),
-        security=security or InsecurePlaintext(), bundles=(),
+        place=Place(party=1, lane=0, link="127.0.0.1:1", dealer="127.0.0.1:2"),
+        options=LaneOptions(), security=security or InsecurePlaintext(), bundles=(),
     )  # fmt: skip
 
 
@@ -43,13 +43,13 @@ class Wire:
 
     def send(self, message: object) -> None:
         """Front to worker."""
-        if isinstance(message, Early):
+        if isinstance(message, Job):
             self.desk.pushed(message)
         elif isinstance(message, Retract):
             self.desk.retracted(message.id)
         elif isinstance(message, Share):
             self.desk.arrived(message.ids, message.body)
-        elif isinstance(message, Missing):
+        elif isinstance(message, Failed):
             self.desk.arrived(message.ids, None, error_from_bytes(message.body))
 
 
@@ -75,7 +75,7 @@ def party_1(lanes: int) -> tuple[_ShareInference, list[LaneHandle], list[FrontDe
         handles.append(handle)
         desks.append(wire.desk)
     options = SimpleNamespace(budget=None, budget_window_s=1.0, wait_s=2.0)
-    chosen = SimpleNamespace(choose=lambda request_id: handles[request_id[0] % lanes])
+    chosen = SimpleNamespace(choose=lambda key: handles[int(key[:2], 16) % lanes])
     model = SimpleNamespace(graph=SimpleNamespace(input=SimpleNamespace(shape=(1,))))
     front = SimpleNamespace(
         board=board, lanes=chosen, options=options, party=1, models={"m": model}
@@ -103,14 +103,14 @@ def test_no_share_stays_where_it_was_pushed_whoever_serves_it() -> None:
 
         async def one(number: int) -> None:
             asked = request(number)
-            answer = asyncio.ensure_future(service._posted(asked, 0.3))
+            key = asked.request_id.hex()
+            job = Job("m", (key,), (1,), ("ann",), 0.3)
+            answer = asyncio.ensure_future(service._posted(job, asked))
             await asyncio.sleep(0)
             lane = (number + number % 3) % 2
             if number % 3 < 2:
-                job = Job("m", (asked.request_id,), (1,), 1.0, ("anonymous",))
-                share = await desks[lane].fetch(job)
-                key = asked.request_id.hex()
-                handles[lane]._finish(key, Outcome(share.tobytes(), 1, 1, 1, 1))
+                share = await desks[lane].fetch(replace(job, wait_s=1.0))
+                handles[lane].take(Answer((key,), (1,), 1, 1, 1, 1, share))
                 assert (await answer).share == SHARE
                 served.append(number)
             else:
@@ -130,11 +130,12 @@ def test_no_share_stays_where_it_was_pushed_whoever_serves_it() -> None:
 def test_the_board_compares_the_callers() -> None:
     async def work() -> None:
         board = Board(4, 2**20)
-        board.post("k", "m", 1, "eve", lambda: SHARE, len(SHARE))
+        job = Job("m", ("k",), (1,), ("eve",), 0.1)
+        board.post(job, lambda: SHARE, len(SHARE))
         with pytest.raises(MalformedMessage, match="another caller"):
-            await board.fetch(["k"], "m", [1], ["ann"], 0.1)
+            await board.fetch(replace(job, callers=("ann",)))
         assert not board.claimed("k")
-        assert await board.fetch(["k"], "m", [1], ["eve"], 0.1) == SHARE
+        assert await board.fetch(job) == SHARE
 
     run(work())
 

@@ -5,6 +5,7 @@ import json
 import socket
 import struct
 from dataclasses import dataclass, fields
+from typing import Literal
 
 import pytest
 from hypothesis import given
@@ -26,28 +27,40 @@ from secure_quant_server.common.messages import (
 
 
 @dataclass(frozen=True)
+class Inner:
+    whole: int
+    names: tuple[str, ...]
+
+
+@dataclass(frozen=True)
 class Fields:
     whole: int
     real: float
     yes: bool
     name: str
+    word: Literal["one", "two"]
     sizes: tuple[int, ...]
     names: tuple[str, ...]
-    options: dict[str, int]
+    inner: Inner
 
 
 @dataclass(frozen=True)
 class Data:
     ids: tuple[str, ...]
-    body: bytes
+    share: bytes
 
 
 WORDS = Vocabulary(Fields, Data)
 FIELDS = st.builds(
     Fields, st.integers(-(2**63), 2**63), st.floats(allow_nan=False), st.booleans(), st.text(),
-    st.lists(st.integers()).map(tuple), st.lists(st.text()).map(tuple),
-    st.dictionaries(st.text(), st.integers()),
+    st.sampled_from(["one", "two"]), st.lists(st.integers()).map(tuple),
+    st.lists(st.text()).map(tuple),
+    st.builds(Inner, st.integers(), st.lists(st.text()).map(tuple)),
 )  # fmt: skip
+WRONG = [
+    None, [None], {"a": "b"}, [[1]], [True, "x"], {"whole": 1, "names": [2]},
+    {"whole": True, "names": []}, {"whole": 1, "names": [], "more": 1},
+]  # fmt: skip
 MESSAGES = st.one_of(FIELDS, st.builds(Data, st.lists(st.text()).map(tuple), st.binary()))
 
 
@@ -67,7 +80,7 @@ def test_a_message_arrives_whole(message) -> None:
 def test_a_field_of_another_type_is_malformed(message, data) -> None:
     header = json.loads(split(message)[0])
     name = data.draw(st.sampled_from([each.name for each in fields(Fields)]))
-    header[name] = data.draw(st.sampled_from([None, [None], {"a": "b"}, [[1]], [True, "x"]]))
+    header[name] = data.draw(st.sampled_from(WRONG))
     with pytest.raises(MalformedMessage):
         WORDS.read(json.dumps(header).encode(), b"")
 
@@ -93,8 +106,14 @@ def test_a_vocabulary_knows_its_types() -> None:
     class Odd:
         thing: set
 
-    with pytest.raises(TypeError, match="Odd"):
-        Vocabulary(Odd)
+    @dataclass(frozen=True)
+    class Two:
+        one: bytes
+        other: bytes
+
+    for kind in (Odd, Two):
+        with pytest.raises(TypeError, match=kind.__name__):
+            Vocabulary(kind)
 
 
 @pytest.mark.parametrize("size", [0, 1, JOINED, JOINED + 1, 5 * JOINED])
@@ -107,7 +126,7 @@ def test_both_ends_and_both_ways(size: int) -> None:
         pipe = await MessagePipe.over(ours, WORDS)
         pipe.send(message)
         there = await asyncio.to_thread(receive_message, theirs, WORDS)
-        assert (there.ids, bytes(there.body)) == (message.ids, message.body)
+        assert (there.ids, bytes(there.share)) == (message.ids, message.share)
         sending = asyncio.create_task(asyncio.to_thread(send_message, theirs, message))
         assert await pipe.receive() == message
         await sending

@@ -5,15 +5,14 @@ from __future__ import annotations
 import asyncio
 from secrets import token_bytes
 from types import SimpleNamespace
-from typing import Any
 
 import pytest
 from unit.server.support import graph
 
 from secure_quant.errors import BudgetExceeded, ModelNotFound
+from secure_quant.mpc.runtime.jobs import Answer, Job
 from secure_quant.wire import SHARING
 from secure_quant.wire.gen.share_inference_pb2 import InferRequest
-from secure_quant_server.mpc.lanes import Outcome
 from secure_quant_server.mpc.party import _ShareInference
 
 GRAPH = graph()
@@ -24,9 +23,9 @@ class Counting(SimpleNamespace):
 
     done = 0
 
-    async def infer(self, job: Any) -> Outcome:
+    async def infer(self, job: Job) -> Answer:
         self.done += 1
-        return Outcome(b"", 0, 0, 0, 0)
+        return Answer(job.ids, job.batches, 0, 0, 0, 0, b"")
 
     def inc(self, _: int) -> None:
         """Nobody reads it."""

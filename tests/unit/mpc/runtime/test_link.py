@@ -6,9 +6,9 @@ from hypothesis import strategies as st
 from unit.mpc.runtime.wires import Pair, protocol
 
 from secure_quant.errors import DeadlineExceeded, MalformedMessage, PeerUnavailable
-from secure_quant.mpc.runtime.link import CHUNK, Job
-from secure_quant.wire import from_abort
-from secure_quant.wire.gen.party_link_pb2 import ExchangeRequest, LinkHello
+from secure_quant.mpc.runtime.jobs import Job
+from secure_quant.mpc.runtime.link import CHUNK, LONGEST_S
+from secure_quant.wire.gen.party_link_pb2 import ExchangeRequest, LinkBegin, LinkHello
 
 
 def run(work):
@@ -124,21 +124,32 @@ def test_a_second_greeting_ends_the_link():
 
 
 def test_offers_and_refusals_reach_their_handlers_between_rounds():
-    seen = []
+    offers, refusals = [], []
+    job = Job("m", ("61" * 16, "00"), (2, 3), ("ann", "bob"), 1.5)
 
     async def work():
         async with Pair() as pair:
             first, second = pair.links
-            second.on_begin = lambda begin: seen.append(list(begin.request_ids))
-            first.on_decline = lambda abort: seen.append(from_abort(abort).what)
-            job = Job("m", (b"a" * 16,), (2,), 1.5)
+            second.on_begin = lambda job, first_item: offers.append((job, first_item))
+            refused = asyncio.get_running_loop().create_future()
+            first.on_decline = lambda ids, error: refused.set_result((ids, error.what))
             runs = [link.drive(protocol(i, [5] * 20)) for i, link in enumerate(pair.links)]
-            await asyncio.gather(
-                *runs,
-                first.begin(job),
-                second.decline(DeadlineExceeded("no share"), job.request_ids),
-            )
-            await asyncio.sleep(0.01)
+            declined = second.decline(DeadlineExceeded("no share"), job.ids)
+            await asyncio.gather(*runs, first.begin(job, 7), declined)
+            refusals.append(await refused)
 
     run(work())
-    assert sorted(map(str, seen)) == sorted([str([b"a" * 16]), "no share"])
+    assert offers == [(job, 7)]
+    assert refusals == [(job.ids, "no share")]
+
+
+def test_an_offer_asks_for_no_more_than_an_hour():
+    async def work():
+        async with Pair() as pair:
+            offered = asyncio.get_running_loop().create_future()
+            pair.links[1].on_begin = lambda job, _: offered.set_result(job)
+            begin = LinkBegin(model_hash="m", wait_ms=2**32 - 1)
+            await pair.wires[0].write(ExchangeRequest(begin=begin))
+            return await offered
+
+    assert run(work()) == Job("m", (), (), wait_s=LONGEST_S)

@@ -18,7 +18,7 @@ from secure_quant.errors import (
     ShapeMismatch,
 )
 from secure_quant.mpc.protocol.material import Item
-from secure_quant.mpc.runtime.link import Job
+from secure_quant.mpc.runtime.jobs import Job
 from secure_quant.mpc.runtime.session import LaneSession, check_hello, make_hello
 from secure_quant.mpc.runtime.stock import Stock
 from secure_quant.wire.gen.party_link_pb2 import ExchangeRequest, ExchangeResponse, LinkBegin
@@ -63,24 +63,43 @@ class Dealer:
 
 
 class Desk:
+    """``put`` is a client's share, or what goes wrong with it."""
+
     def __init__(self) -> None:
-        self.shares, self.answers, self.errors, self.jobs = {}, {}, {}, []
+        self._shares, self.answers, self.errors, self.jobs = {}, {}, {}, []
+        self._asked, self._news = set(), asyncio.Condition()
+
+    async def put(self, number, share):
+        async with self._news:
+            self._shares[job(number).ids] = share
+            self._news.notify_all()
 
     async def fetch(self, job):
         self.jobs.append(job)
-        async with asyncio.timeout(job.wait_s):
-            while job.request_ids not in self.shares:
-                await asyncio.sleep(0.005)
-        share = self.shares[job.request_ids]
+        async with self._news:
+            self._asked.add(job.ids)
+            self._news.notify_all()
+            await self._news.wait_for(lambda: job.ids in self._shares)
+        share = self._shares[job.ids]
         if isinstance(share, Exception):
             raise share
         return share
 
-    def deliver(self, job, answer):
-        self.answers[job.request_ids] = answer
+    async def asked(self, number):
+        """Returns once a share was asked for."""
+        async with self._news:
+            await self._news.wait_for(lambda: job(number).ids in self._asked)
+
+    async def answered(self, number):
+        while job(number).ids not in self.answers:
+            await asyncio.sleep(0)
+        return self.answers[job(number).ids]
+
+    def deliver(self, answer):
+        self.answers[answer.ids] = answer
 
     def fail(self, job, error):
-        self.errors[job.request_ids] = error
+        self.errors[job.ids] = error
 
 
 class Lane:
@@ -109,15 +128,15 @@ class Lane:
         await asyncio.gather(*(each.ready.wait() for each in self.sessions))
 
     async def infer(self, number, samples=1, wait_s=2.0):
-        return await self.sessions[0].infer(job(number, samples, wait_s), shares(samples))
+        return await self.sessions[0].infer(job(number, samples, wait_s, share=shares(samples)))
 
 
-def job(number, samples=1, wait_s=2.0, model=MODEL):
-    return Job(model, (bytes([number]) * 16,), (samples,), wait_s, ("ann",))
+def job(number, samples=1, wait_s=2.0, model=MODEL, share=b""):
+    return Job(model, (f"{number:02x}" * 16,), (samples,), ("ann",), wait_s, share)
 
 
 def shares(samples=1):
-    return np.arange(samples * 3, dtype=np.uint8)
+    return bytes(range(samples * 3))
 
 
 def run(work):
@@ -129,15 +148,15 @@ def test_rehearses_and_answers_in_any_batch():
         async with Lane() as lane:
             await lane.rehearsed()
             for number, samples in enumerate((1, 3, 1, 8)):
-                lane.desk.shares[job(number).request_ids] = shares(samples)
+                await lane.desk.put(number, shares(samples))
                 answer = await lane.infer(number, samples)
-                expected = (shares(samples) * 2).reshape(samples, 3)
-                np.testing.assert_array_equal(answer.share, expected)
-                assert (answer.meter.rounds, answer.meter.bytes_sent) == (4, 4 * samples)
+                expected = np.frombuffer(shares(samples), np.uint8).astype("<u8") * 2
+                assert answer.share == expected.tobytes()
+                assert (answer.ids, answer.batches) == (job(number).ids, (samples,))
+                assert (answer.rounds, answer.bytes_sent) == (4, 4 * samples)
                 assert answer.offline_bytes == 32 * samples
-                await asyncio.sleep(0.01)
-                theirs = lane.desk.answers[job(number).request_ids]
-                np.testing.assert_array_equal(theirs.share, expected)
+                theirs = await lane.desk.answered(number)
+                assert theirs.share == expected.tobytes()
                 assert theirs.offline_bytes == 100 * samples
 
     run(work())
@@ -147,13 +166,13 @@ def test_an_offer_without_a_share_holds_up_nobody():
     async def work():
         async with Lane() as lane:
             await lane.rehearsed()
-            lonely = asyncio.ensure_future(lane.infer(1, wait_s=0.5))
-            await asyncio.sleep(0.01)
+            lonely = asyncio.ensure_future(lane.infer(1))
+            await lane.desk.asked(1)
             for number in range(2, 8):
-                lane.desk.shares[job(number).request_ids] = shares()
-                await asyncio.wait_for(lane.infer(number), 0.4)
+                await lane.desk.put(number, shares())
+                await lane.infer(number)
             assert not lonely.done()
-            lane.desk.shares[job(1).request_ids] = DeadlineExceeded("no share")
+            await lane.desk.put(1, DeadlineExceeded("no share"))
             with pytest.raises(DeadlineExceeded, match="no share"):
                 await lonely
             assert lane.sessions[0].ready.is_set()
@@ -165,15 +184,15 @@ def test_a_share_of_the_wrong_length_costs_its_own_request_alone():
     async def work():
         async with Lane() as lane:
             await lane.rehearsed()
-            lane.desk.shares[job(1).request_ids] = shares(2)
+            await lane.desk.put(1, shares(2))
             with pytest.raises(ShapeMismatch, match="6 elements"):
                 await lane.infer(1)
-            assert isinstance(lane.desk.errors[job(1).request_ids], ShapeMismatch)
+            assert isinstance(lane.desk.errors[job(1).ids], ShapeMismatch)
             with pytest.raises(ShapeMismatch):
-                await lane.sessions[0].infer(job(2), shares(2))
+                await lane.sessions[0].infer(job(2, share=shares(2)))
             with pytest.raises(ModelNotFound):
-                await lane.sessions[0].infer(job(2, model="x"), shares())
-            lane.desk.shares[job(3).request_ids] = shares()
+                await lane.sessions[0].infer(job(2, model="x", share=shares()))
+            await lane.desk.put(3, shares())
             await lane.infer(3)
 
     run(work())
@@ -183,12 +202,12 @@ def test_what_no_one_foresaw_costs_its_job_and_is_logged(caplog):
     async def work():
         async with Lane() as lane:
             await lane.rehearsed()
-            lane.desk.shares[job(1).request_ids] = KeyError("a client's secret")
+            await lane.desk.put(1, KeyError("a client's secret"))
             with pytest.raises(InternalError, match="other party's lane"):
                 await lane.infer(1)
             assert "job failed: KeyError" in caplog.text
             assert "secret" not in caplog.text
-            lane.desk.shares[job(2).request_ids] = shares()
+            await lane.desk.put(2, shares())
             await lane.infer(2)
             assert all(each.ready.is_set() for each in lane.sessions)
 
@@ -200,15 +219,13 @@ def test_an_offer_names_one_caller_for_each_request(callers):
     async def work():
         async with Lane() as lane:
             await lane.rehearsed()
-            ids = (b"x" * 16,)
-            lane.desk.shares[ids] = shares()
-            declined = []
-            lane.pair.links[0].on_decline = declined.append
-            begin = LinkBegin(model_hash=MODEL, request_ids=ids, batches=[1], wait_ms=1000)
+            await lane.desk.put(1, shares())
+            declined = asyncio.get_running_loop().create_future()
+            lane.pair.links[0].on_decline = lambda ids, _: declined.set_result(ids)
+            begin = LinkBegin(model_hash=MODEL, request_ids=[b"\1" * 16], batches=[1], wait_ms=1000)
             begin.callers.extend(callers)
             await lane.pair.wires[0].write(ExchangeRequest(begin=begin))
-            await asyncio.sleep(0.05)
-            assert [list(each.request_ids) for each in declined] == [list(ids)]
+            assert await declined == job(1).ids
 
     run(work())
 
@@ -217,7 +234,7 @@ def test_the_offer_carries_who_asked():
     async def work():
         async with Lane() as lane:
             await lane.rehearsed()
-            lane.desk.shares[job(1).request_ids] = shares()
+            await lane.desk.put(1, shares())
             await lane.infer(1)
             assert lane.desk.jobs[-1].callers == ("ann",)
 
@@ -229,8 +246,8 @@ def test_whatever_breaks_fails_every_request_and_ends_both_sessions(which):
     async def work():
         async with Lane() as lane:
             await lane.rehearsed()
-            waiting = asyncio.ensure_future(lane.infer(1, wait_s=10))
-            await asyncio.sleep(0.02)
+            waiting = asyncio.ensure_future(lane.infer(1))
+            await lane.desk.asked(1)
             if which == "link":
                 for wire in lane.pair.wires:
                     await wire.end()
@@ -255,11 +272,11 @@ def test_material_that_ran_out_costs_the_request_not_the_session():
     async def work():
         async with Lane(items=8) as lane:
             await lane.rehearsed()
-            lane.desk.shares[job(1).request_ids] = shares(20)
+            await lane.desk.put(1, shares(20))
             with pytest.raises(MaterialExhausted, match="material"):
                 await lane.infer(1, samples=20, wait_s=0.2)
-            assert isinstance(lane.desk.errors[job(1).request_ids], MaterialExhausted)
-            lane.desk.shares[job(2).request_ids] = shares()
+            assert isinstance(lane.desk.errors[job(1).ids], MaterialExhausted)
+            await lane.desk.put(2, shares())
             await lane.infer(2)
 
     run(work())
@@ -282,16 +299,18 @@ def test_party_1_declines_an_offer_that_makes_no_sense(batches):
     async def work():
         async with Lane() as lane:
             await lane.rehearsed()
-            ids = (b"x" * 16,)
-            lane.desk.shares[ids] = shares()
-            declined = []
-            lane.pair.links[0].on_decline = declined.append
+            await lane.desk.put(1, shares())
+            declined = asyncio.get_running_loop().create_future()
+            lane.pair.links[0].on_decline = lambda ids, _: declined.set_result(ids)
             begin = LinkBegin(
-                model_hash=MODEL, request_ids=ids, batches=batches, wait_ms=1000, callers=["ann"]
+                model_hash=MODEL,
+                request_ids=[b"\1" * 16],
+                batches=batches,
+                wait_ms=1000,
+                callers=["ann"],
             )
             await lane.pair.wires[0].write(ExchangeRequest(begin=begin))
-            await asyncio.sleep(0.05)
-            assert [list(each.request_ids) for each in declined] == [list(ids)]
+            assert await declined == job(1).ids
 
     run(work())
 

@@ -9,7 +9,8 @@ import pytest
 from secure_quant.errors import MalformedMessage, MaterialExhausted, ModelNotFound
 from secure_quant.mpc.protocol.material import Item
 from secure_quant.mpc.runtime import staging as module
-from secure_quant.mpc.runtime.staging import LaneOptions, Staging
+from secure_quant.mpc.runtime.options import LaneOptions
+from secure_quant.mpc.runtime.staging import Staging
 from secure_quant.mpc.runtime.stock import Stock
 from secure_quant.wire.gen.party_link_pb2 import LinkStage
 
@@ -51,7 +52,7 @@ class Side:
         for index in range(items):
             self.stock.put(MODEL, index, Item(party, bytes([index]) * 32))
         self.staging = Staging(
-            party, {MODEL: self.program}, self.link, self.stock, LaneOptions(0, **options)
+            party, {MODEL: self.program}, self.link, self.stock, LaneOptions(**options)
         )
         self.pumps = [asyncio.ensure_future(each) for each in self.staging.pumps()]
 
@@ -202,7 +203,7 @@ def test_a_streamed_model_runs_while_expansions_of_another_pause():
             return items
 
         program.prepare = prepare
-        staging = Staging(0, {MODEL: program, "big": Gates()}, link, stock, LaneOptions(0))
+        staging = Staging(0, {MODEL: program, "big": Gates()}, link, stock, LaneOptions())
         for index in range(2):
             link.on_stage(LinkStage(model_hash=MODEL, first_item=index, items=1))
         await asyncio.sleep(0.02)
