@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from secure_quant import errors
 from secure_quant.transport import InsecurePlaintext, Limits, Tls
-from secure_quant_client.stats import Inference, InferenceStats
+from secure_quant_client.stats import Inference, InferenceStats, NamedInference
 
 if TYPE_CHECKING:
     from secure_quant_client.he.client import AsyncHeClient, HeClient
@@ -31,6 +31,7 @@ __all__ = [
     "LeveledClient",
     "Limits",
     "MpcClient",
+    "NamedInference",
     "Tls",
     "errors",
 ]

@@ -13,7 +13,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from types import TracebackType
-from typing import Any, Generic, Protocol, Required, Self, TypedDict, TypeVar, Unpack
+from typing import Any, Generic, Protocol, Required, Self, TypedDict, TypeVar, Unpack, overload
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -32,7 +32,7 @@ from secure_quant.transport import (
 from secure_quant_client.driver import CLOSED, AsyncDriver, Deadline, Driver, Metadata, SyncDriver
 from secure_quant_client.forks import require_own
 from secure_quant_client.program import Call, Program
-from secure_quant_client.stats import Inference
+from secure_quant_client.stats import Inference, Named, NamedAnswer, NamedInference
 
 __all__ = [
     "AsyncClient",
@@ -196,27 +196,42 @@ class IntegerClient(SyncClient[Exact]):
         """The public graph, fetched at first use. Raises HashMismatch and the like."""
         return self._connect(self._deadline()).graph
 
-    def infer(self, x: ArrayLike, *, timeout: float | None = None) -> NDArray[np.float32]:
+    @overload
+    def infer(self, x: Named, *, timeout: float | None = None) -> NamedAnswer: ...
+    @overload
+    def infer(self, x: ArrayLike, *, timeout: float | None = None) -> NDArray[np.float32]: ...
+    def infer(self, x: Any, *, timeout: float | None = None) -> Any:
         """float[batch, *input shape] -> float32[batch, *output shape].
+
+        Arrays by name, of every input of the model, give the outputs by name: a dict, of one item
+        too. An array gives an array, of a model with one of each, whatever their names; of others
+        it is refused. ``graph.input_ports`` and ``output_ports`` say names, shapes and dtypes.
 
         timeout: seconds, finite, for everything: the model's fetch, waiting, every call. The
         default is the deadline in ``limits``.
-        Raises ShapeMismatch, DtypeMismatch, ValueOutOfRange (NaN or infinity), DeadlineExceeded.
+        Raises ShapeMismatch, DtypeMismatch, ValueOutOfRange (NaN, infinity, an integer out of its
+        input's range), DeadlineExceeded.
         """
         return self.infer_with_stats(x, timeout=timeout).y
 
+    @overload
+    def infer_with_stats(self, x: Named, *, timeout: float | None = None) -> NamedInference: ...
+    @overload
     def infer_with_stats(
         self, x: ArrayLike, *, timeout: float | None = None
-    ) -> Inference[np.float32]:
+    ) -> Inference[np.float32]: ...
+    def infer_with_stats(self, x: Any, *, timeout: float | None = None) -> Any:
         """As ``infer``, with what it cost."""
         deadline = self._deadline(timeout)
         model = self._connect(deadline)
-        q = reference.quantize_input(model.graph, x)
+        q = reference.asked(model.graph, x)
         y, stats = self._run(model.infer(q, deadline), deadline)
-        return Inference(reference.dequantize(model.graph, y), stats)
+        made = reference.answer(model.graph, x, y)
+        return NamedInference(made, stats) if isinstance(made, dict) else Inference(made, stats)
 
     def infer_int8(self, q: NDArray[Any], *, timeout: float | None = None) -> NDArray[np.int64]:
-        """int8[batch, *input shape] -> the integers at the Output, int64[batch, *output shape]."""
+        """int8[batch, *input shape] -> the integers at the Output, int64[batch, *output shape]; of
+        several arrays as they lie packed (``reference.quantize_input``, ``reference.named``)."""
         return self.infer_int8_with_stats(q, timeout=timeout).y
 
     def infer_int8_with_stats(
@@ -270,25 +285,31 @@ class AsyncIntegerClient(AsyncClient[Exact]):
         async with deadline.bounding():
             return (await self._connect(deadline)).graph
 
-    async def infer(self, x: ArrayLike, *, timeout: float | None = None) -> NDArray[np.float32]:
-        """float[batch, *input shape] -> float32[batch, *output shape].
-
-        timeout: seconds, finite, for everything: the model's fetch, waiting, every call. The
-        default is the deadline in ``limits``.
-        Raises ShapeMismatch, DtypeMismatch, ValueOutOfRange (NaN or infinity), DeadlineExceeded.
-        """
+    @overload
+    async def infer(self, x: Named, *, timeout: float | None = None) -> NamedAnswer: ...
+    @overload
+    async def infer(self, x: ArrayLike, *, timeout: float | None = None) -> NDArray[np.float32]: ...
+    async def infer(self, x: Any, *, timeout: float | None = None) -> Any:
+        """As ``IntegerClient.infer``: an array for an array, a dict for arrays by name."""
         return (await self.infer_with_stats(x, timeout=timeout)).y
 
+    @overload
+    async def infer_with_stats(
+        self, x: Named, *, timeout: float | None = None
+    ) -> NamedInference: ...
+    @overload
     async def infer_with_stats(
         self, x: ArrayLike, *, timeout: float | None = None
-    ) -> Inference[np.float32]:
+    ) -> Inference[np.float32]: ...
+    async def infer_with_stats(self, x: Any, *, timeout: float | None = None) -> Any:
         """As ``infer``, with what it cost."""
         deadline = self._deadline(timeout)
         async with deadline.bounding():
             model = await self._connect(deadline)
-            q = reference.quantize_input(model.graph, x)
+            q = reference.asked(model.graph, x)
             y, stats = await self._run(model.infer(q, deadline), deadline)
-            return Inference(reference.dequantize(model.graph, y), stats)
+            made = reference.answer(model.graph, x, y)
+            return NamedInference(made, stats) if isinstance(made, dict) else Inference(made, stats)
 
     async def infer_int8(
         self, q: NDArray[Any], *, timeout: float | None = None

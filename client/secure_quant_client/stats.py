@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Generic, NamedTuple, TypeVar
 
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 
-__all__ = ["Inference", "InferenceStats"]
+__all__ = ["Inference", "InferenceStats", "Named", "NamedAnswer", "NamedInference"]
+
+Named = Mapping[str, ArrayLike]
+"""A model's inputs by name."""
+NamedAnswer = dict[str, NDArray[np.float32]]
 
 Output = TypeVar("Output", bound=np.generic)
 
@@ -42,4 +47,11 @@ class Inference(NamedTuple, Generic[Output]):
     """y: as ``infer`` returns it. stats: of this inference alone, whatever else the client does."""
 
     y: NDArray[Output]
+    stats: InferenceStats
+
+
+class NamedInference(NamedTuple):
+    """y: each output by name, float32[batch, *shape]. stats: as in Inference."""
+
+    y: NamedAnswer
     stats: InferenceStats

@@ -13,7 +13,7 @@ from secure_quant.ir import Graph
 from secure_quant.reference.kernels import evaluate
 from secure_quant.reference.ports import dequantize, named, quantize_input
 
-__all__ = ["answer", "check_asked", "check_int8", "run", "run_int", "trace"]
+__all__ = ["answer", "asked", "check_int8", "run", "run_int", "trace"]
 
 
 @overload
@@ -32,24 +32,24 @@ def run(graph: Graph, x: Any) -> Any:
 
     Raises ShapeMismatch, DtypeMismatch, ValueOutOfRange (NaN or infinity), MissingParameters.
     """
-    check_asked(graph, x)
-    y = dequantize(graph, run_int(graph, quantize_input(graph, x)))
-    return answer(graph, x, y)
+    return answer(graph, x, run_int(graph, asked(graph, x)))
 
 
-def check_asked(graph: Graph, x: Any) -> None:
-    """Raises ShapeMismatch for an array where several outputs come back, which need names."""
+def asked(graph: Graph, x: Any) -> NDArray[np.int8]:
+    """``quantize_input``, for somebody who gets an ``answer``. Raises ShapeMismatch for an array
+    where several outputs come back, which need names."""
     if not isinstance(x, Mapping) and len(graph.output_ports) > 1:
         raise ShapeMismatch(
             "input", got="an array", expected="arrays by name, which give outputs by name",
             hint=f'pass {{"{graph.input_ports[0].name}": array}}',
         )  # fmt: skip
+    return quantize_input(graph, x)
 
 
 def answer(graph: Graph, x: Any, y: NDArray[Any]) -> Any:
-    """``y`` [batch, *output shape] as whoever asked with ``x`` gets it: by name for a mapping, else
-    the one array."""
-    outputs = named(graph, y)
+    """The integers at the Output, [batch, *output shape], as whoever asked with ``x`` gets them:
+    float32 arrays by name for a mapping, else the one array."""
+    outputs = named(graph, dequantize(graph, y))
     return outputs if isinstance(x, Mapping) else next(iter(outputs.values()))
 
 
