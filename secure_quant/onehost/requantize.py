@@ -253,7 +253,8 @@ class JointRequantize:
         sat = hots[count + 1] if look.saturates else None
         fields = [hots[count], sat, record, lifted, *hots[:count]]
         dealt = np.zeros((batch, gate.dealt_words), np.uint64)
-        for values, bits, place in zip(fields, look.fields(gate.bits), gate.places, strict=True):
+        sizes = list(look.fields(gate.bits).in_order)
+        for values, bits, place in zip(fields, sizes, gate.field_places[:-1], strict=True):
             if bits and values is not None:
                 for row in range(batch):
                     words = dealt[row, place // 64 :]

@@ -72,7 +72,7 @@ def read(words: Any, place: Any, bits: int) -> Any:
 
 
 @kernel(types.void(OUT, I, I, U))
-def flip(words: Any, place: int, bits: int, value: Any) -> None:
+def flip(words: Any, place: Any, bits: int, value: Any) -> None:
     """XOR ``value`` (< 2^bits) into the bits at ``place``."""
     w, s = np.uint64(place) >> np.uint64(6), np.uint64(place) & np.uint64(63)
     after = min(w + ONE, np.uint64(words.shape[0] - 1))

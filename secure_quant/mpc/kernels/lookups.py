@@ -1,13 +1,14 @@
 """Compiled loops of Requantize: what each party looks up, selects and lifts, and what is dealt. The
 input is lifted by the same.
 
-``at`` holds the bit places of the dealt fields (main, saturation, record, lift, digits...) and
-``free`` one word of an element's own mask bits, in the order in which bits are opened.
+``consts`` are a gate's Constants and ``firsts`` its Places, as int64 vectors; ``digits`` has the
+bits and the place of each digit of the borrow; ``free`` has one word of an element's own mask bits,
+in the order in which bits are opened.
 """
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numba import types
@@ -31,41 +32,89 @@ from secure_quant.mpc.kernels.bits import (
 )
 
 __all__ = [
-    "deal_lift", "deal_v3", "deal_v4", "lift", "lift_v3", "open_v3", "open_v4", "select_v4",
+    "Constants", "Places", "deal_lift", "deal_v3", "deal_v4", "lift", "lift_v3", "open_v3",
+    "open_v4", "select_v4",
 ]  # fmt: skip
 
+
+class Constants(NamedTuple):
+    """Of one Requantize, as ``protocol.tables`` defines them.
+
+    shift: s. width: W. granule: q. reach: H. bits: of a looked-up number. below, above: the number
+    below the table, and above it XOR ``below``. variables, products: of the borrow. record: bits of
+    an element's record of products. opened: bits of its first round. floor: what numbers count
+    from. ring: bits of the output. lift: bits of an element's lift.
+    """
+
+    shift: int
+    width: int
+    granule: int
+    reach: int
+    bits: int
+    below: int
+    above: int
+    variables: int
+    products: int
+    record: int
+    opened: int
+    floor: int
+    ring: int
+    lift: int
+
+
+class Places(NamedTuple):
+    """First bit of every dealt field; of the digits, of the lowest."""
+
+    main: int
+    saturation: int
+    records: int
+    lifts: int
+    digits: int
+
+
 INT = types.Array(I, 1, "C", readonly=True)
-
-# Places in the vector of constants.
-SHIFT, WIDTH, GRANULE, REACH, BITS, BELOW, ABOVE, VARIABLES, PRODUCTS, RECORD = range(10)
-OPENED, FLOOR, RING, LIFT = range(10, 14)
-MAIN, SAT, RECORDS, LIFTS, DIGITS = range(5)
+INT2 = types.Array(I, 2, "C", readonly=True)
 
 
-@kernel(types.void(IN, IN, IN, INT, INT, INT, IN3, IN3, OUT, OUT))
+@kernel(types.NamedUniTuple(I, len(Constants._fields), Constants)(INT))
+def constants(v: Any) -> Constants:
+    """The fields by name, of int64[fields]: a tuple as an argument would cost 6 µs a call."""
+    return Constants(
+        v[0], v[1], v[2], v[3], v[4], v[5], v[6], v[7], v[8], v[9], v[10], v[11], v[12], v[13]
+    )
+
+
+@kernel(types.NamedUniTuple(I, len(Places._fields), Places)(INT))
+def places(v: Any) -> Places:
+    """As ``constants``."""
+    return Places(v[0], v[1], v[2], v[3], v[4])
+
+
+@kernel(types.void(IN, IN, IN, INT, INT, INT2, IN3, IN3, OUT, OUT))
 def open_v4(
-    c: Any, dealt: Any, free: Any, con: Any, at: Any, digits: Any, planes: Any, windows: Any,
-    high: Any, out: Any,
+    c: Any, dealt: Any, free: Any, consts: Any, firsts: Any, digits: Any, planes: Any,
+    windows: Any, high: Any, out: Any,
 ) -> None:  # fmt: skip
     """Own share of every looked-up bit, masked; ``high`` keeps the share of [u above the table]."""
-    shift, width, reach = con[SHIFT], con[WIDTH], con[REACH]
+    con, at = constants(consts), places(firsts)
+    shift, width, reach = con.shift, con.width, con.reach
     keep, around = (1 << width) - 1, (1 << reach) - 1
-    numbers = 2 * con[BITS] if shift > 0 else con[BITS]
+    numbers = 2 * con.bits if shift > 0 else con.bits
     for i in range(c.shape[0]):
         turn = np.int64(c[i] >> np.uint64(shift)) & keep
-        word = lookup(dealt, at[MAIN] + (i << width), width, turn, planes)
+        word = lookup(dealt, at.main + (i << width), width, turn, planes)
         fill = numbers
         if reach > 0:
-            top = np.int64(c[i] >> np.uint64(shift + con[GRANULE])) & around
-            got = lookup(dealt, at[SAT] + (i << reach), reach, top, windows)
+            top = np.int64(c[i] >> np.uint64(shift + con.granule)) & around
+            got = lookup(dealt, at.saturation + (i << reach), reach, top, windows)
             word |= (got & ONE) << np.uint64(fill)
             high[i] = got >> ONE
             fill += 1
         place = 0
         for j in range(digits.shape[0]):
-            bits = digits[j]
+            bits = digits[j, 0]
             digit = np.int64(c[i] >> np.uint64(place)) & ((1 << bits) - 1)
-            base = at[DIGITS + j] + (i << bits)
+            base = digits[j, 1] + (i << bits)
             if j == 0:
                 word |= read(dealt, base + digit, 1) << np.uint64(fill)
                 fill += 1
@@ -78,11 +127,12 @@ def open_v4(
 
 @kernel(types.void(IN, IN, IN, IN, IN, I, INT, INT, OUT))
 def select_v4(
-    opened: Any, dealt: Any, free: Any, high: Any, kappa: Any, party: int, con: Any, at: Any,
-    out: Any,
+    opened: Any, dealt: Any, free: Any, high: Any, kappa: Any, party: int, consts: Any,
+    firsts: Any, out: Any,
 ) -> None:  # fmt: skip
     """Own share of the looked-up number, masked by the next bits of ``free``."""
-    bits, reach, variables, count = con[BITS], con[REACH], con[VARIABLES], con[PRODUCTS]
+    con, at = constants(consts), places(firsts)
+    bits, reach, variables, count = con.bits, con.reach, con.variables, con.products
     keep = ONES >> np.uint64(64 - bits)
     shift = np.uint64(bits)
     first = bits if variables == 0 else 2 * bits
@@ -90,7 +140,7 @@ def select_v4(
     one = ONE if party == 0 else ZERO
     full = keep * one
     for i in range(opened.shape[0]):
-        op, own, place = opened[i], free[i], at[RECORDS] + i * con[RECORD]
+        op, own, place = opened[i], free[i], at.records + i * con.record
         tau, mu = op & keep, own & keep
         inner, gated = (tau & full) ^ mu, ZERO
         inside = ZERO
@@ -130,10 +180,10 @@ def select_v4(
             gated ^= (change * borrow_in) ^ by_in
         if reach > 0:
             gated ^= inner * ((op >> np.uint64(first)) & ONE)
-            number = gated ^ (np.uint64(con[ABOVE]) * high[i]) ^ (np.uint64(con[BELOW]) & full)
+            number = gated ^ (np.uint64(con.above) * high[i]) ^ (np.uint64(con.below) & full)
         else:
             number = inner
-        out[i] = number ^ ((own >> np.uint64(con[OPENED])) & keep)
+        out[i] = number ^ ((own >> np.uint64(con.opened)) & keep)
 
 
 @kernel(types.void(IN, IN, IN, I, I, I, I, I, OUT))
@@ -170,31 +220,34 @@ def deal_lift(numbers: Any, dealt: Any, bits: int, ring: int, place: int) -> Non
         place = correct_bits(dealt, place, bits, ring, numbers[i])
 
 
-@kernel(types.void(IN, IN, OUT, IN, INT, INT, INT))
-def deal_v4(r: Any, free: Any, dealt: Any, monomials: Any, con: Any, at: Any, digits: Any) -> None:
+@kernel(types.void(IN, IN, OUT, IN, INT, INT, INT2))
+def deal_v4(
+    r: Any, free: Any, dealt: Any, monomials: Any, consts: Any, firsts: Any, digits: Any
+) -> None:
     """Party 0's stream in ``dealt`` becomes party 1's corrections for the masks r (mod 2^k) and the
     opened mask bits ``free`` (both parties' together)."""
-    bits, reach, variables, count = con[BITS], con[REACH], con[VARIABLES], con[PRODUCTS]
-    shift, width, ring = con[SHIFT], con[WIDTH], con[RING]
+    con, at = constants(consts), places(firsts)
+    bits, reach, variables, count = con.bits, con.reach, con.variables, con.products
+    shift, width, ring = con.shift, con.width, con.ring
     keep = ONES >> np.uint64(64 - bits)
     first = bits if variables == 0 else 2 * bits
     digits_at = first + (1 if reach > 0 else 0)
     for i in range(r.shape[0]):
         turn = np.int64((r[i] >> np.uint64(shift)) & ((ONE << np.uint64(width)) - ONE))
-        flip(dealt, at[MAIN] + (i << width) + turn, 1, ONE)
-        own, place = free[i], at[RECORDS] + i * con[RECORD]
+        flip(dealt, at.main + (i << width) + turn, 1, ONE)
+        own, place = free[i], at.records + i * con.record
         if reach > 0:
-            top = np.int64(r[i] >> np.uint64(shift + con[GRANULE])) & ((1 << reach) - 1)
-            flip(dealt, at[SAT] + (i << reach) + top, 1, ONE)
+            top = np.int64(r[i] >> np.uint64(shift + con.granule)) & ((1 << reach) - 1)
+            flip(dealt, at.saturation + (i << reach) + top, 1, ONE)
         low = 0
         for j in range(digits.shape[0]):
-            size = 1 << digits[j]
+            size = 1 << digits[j, 0]
             digit = np.int64(r[i] >> np.uint64(low)) & (size - 1)
             if j == 0:
-                prefix(dealt, at[DIGITS] + i * size, digits[0], digit)
+                prefix(dealt, digits[0, 1] + i * size, digits[0, 0], digit)
             else:
-                flip(dealt, at[DIGITS + j] + i * size + digit, 1, ONE)
-            low += digits[j]
+                flip(dealt, digits[j, 1] + i * size + digit, 1, ONE)
+            low += digits[j, 0]
         inside = (own >> np.uint64(first)) & ONE if reach > 0 else ZERO
         delta = (own >> np.uint64(bits)) & keep if variables > 0 else ZERO
         if reach > 0:
@@ -217,54 +270,59 @@ def deal_v4(r: Any, free: Any, dealt: Any, monomials: Any, con: Any, at: Any, di
                     size += 1
                 flip(dealt, place, size, part)
                 place += size
-        place = at[LIFTS] + i * con[LIFT]
-        number = (own >> np.uint64(con[OPENED])) & keep
+        place = at.lifts + i * con.lift
+        number = (own >> np.uint64(con.opened)) & keep
         correct_bits(dealt, place, bits, ring, number)
 
 
 @kernel(types.void(IN, IN, IN, INT, INT, IN3, IN3, OUT))
 def open_v3(
-    c: Any, dealt: Any, free: Any, con: Any, at: Any, planes: Any, windows: Any, out: Any
+    c: Any, dealt: Any, free: Any, consts: Any, firsts: Any, planes: Any, windows: Any, out: Any
 ) -> None:
     """As ``open_v4``: a number for either case of the opened borrow bit, inside, above, borrow."""
-    shift, width, reach, bits = con[SHIFT], con[WIDTH], con[REACH], con[BITS]
+    con, at = constants(consts), places(firsts)
+    shift, width, reach, bits = con.shift, con.width, con.reach, con.bits
     cases = 2 if shift > 0 else 1
     keep, around = (1 << width) - 1, (1 << reach) - 1
     for i in range(c.shape[0]):
         turn = np.int64(c[i] >> np.uint64(shift)) & keep
         word, fill = ZERO, 0
         for case in range(cases):
-            base = at[MAIN] + ((i * cases + case) << width)
+            base = at.main + ((i * cases + case) << width)
             word |= lookup(dealt, base, width, turn, planes) << np.uint64(fill)
             fill += bits
         if reach > 0:
-            top = np.int64(c[i] >> np.uint64(shift + con[GRANULE])) & around
-            word |= lookup(dealt, at[SAT] + (i << reach), reach, top, windows) << np.uint64(fill)
+            top = np.int64(c[i] >> np.uint64(shift + con.granule)) & around
+            got = lookup(dealt, at.saturation + (i << reach), reach, top, windows)
+            word |= got << np.uint64(fill)
             fill += 2
         if shift > 0:
             digit = np.int64(c[i] & ((ONE << np.uint64(shift)) - ONE))
-            word |= read(dealt, at[DIGITS] + (i << shift) + digit, 1) << np.uint64(fill)
+            word |= read(dealt, at.digits + (i << shift) + digit, 1) << np.uint64(fill)
             fill += 1
         out[i] = word ^ (free[i] & (ONES >> np.uint64(64 - fill)))
 
 
 @kernel(types.void(IN, IN, IN, I, INT, INT, OUT))
-def lift_v3(opened: Any, dealt: Any, masks: Any, party: int, con: Any, at: Any, out: Any) -> None:
+def lift_v3(
+    opened: Any, dealt: Any, masks: Any, party: int, consts: Any, firsts: Any, out: Any
+) -> None:
     """Own share of the number in the output's ring, masked: the case that the opened borrow bit
     selects, times [inside], plus [above] times its constant, in products that were dealt."""
-    bits, ring, reach = con[BITS], con[RING], con[REACH]
-    cases = 2 if con[SHIFT] > 0 else 1
+    con, at = constants(consts), places(firsts)
+    bits, ring, reach = con.bits, con.ring, con.reach
+    cases = 2 if con.shift > 0 else 1
     keep, number = ONES >> np.uint64(64 - ring), ONES >> np.uint64(64 - bits)
     one = ONE if party == 0 else ZERO
-    below = np.uint64(con[BELOW])
-    step = (np.uint64(con[ABOVE]) ^ below) - below
+    below = np.uint64(con.below)
+    step = (np.uint64(con.above) ^ below) - below
     size = 2 if reach > 0 else 1
     lifted = 0  # bits of one case
     for j in range(min(bits, ring)):
         lifted += size * (ring - j)
     for i in range(opened.shape[0]):
-        place, op = at[LIFTS] + i * con[LIFT], opened[i]
-        made = masks[i] + one * (np.uint64(con[FLOOR]) + below)
+        place, op = at.lifts + i * con.lift, opened[i]
+        made = masks[i] + one * (np.uint64(con.floor) + below)
         gates = op >> np.uint64(cases * bits)
         inside, share_in = ONE, ZERO
         if reach > 0:
@@ -276,7 +334,7 @@ def lift_v3(opened: Any, dealt: Any, masks: Any, party: int, con: Any, at: Any, 
             if inside:
                 share_in = ZERO - share_in
             place += 2 * ring
-        case = np.int64(gates & ONE) if cases == 2 else 0
+        case: Any = np.int64(gates & ONE) if cases == 2 else 0
         tau = (op >> np.uint64(case * bits)) & number
         place += case * lifted
         for j in range(min(bits, ring)):
@@ -296,17 +354,18 @@ def lift_v3(opened: Any, dealt: Any, masks: Any, party: int, con: Any, at: Any, 
 
 
 @kernel(types.void(IN, IN, OUT, INT, INT))
-def deal_v3(r: Any, free: Any, dealt: Any, con: Any, at: Any) -> None:
+def deal_v3(r: Any, free: Any, dealt: Any, consts: Any, firsts: Any) -> None:
     """As ``deal_v4``. The opened borrow bit p = b ^ n selects a case: p = 0 the one-hot of
     r1 + n, p = 1 that of r1 + 1 - n, so that either is of r1 + b."""
-    bits, reach, shift, width = con[BITS], con[REACH], con[SHIFT], con[WIDTH]
-    ring = con[RING]
+    con, at = constants(consts), places(firsts)
+    bits, reach, shift, width = con.bits, con.reach, con.shift, con.width
+    ring = con.ring
     cases = 2 if shift > 0 else 1
     keep, number = (1 << width) - 1, ONES >> np.uint64(64 - bits)
     for i in range(r.shape[0]):
         own = free[i]
         gates = own >> np.uint64(cases * bits)
-        place = at[LIFTS] + i * con[LIFT]
+        place = at.lifts + i * con.lift
         inside = ZERO
         if reach > 0:
             inside = gates & ONE
@@ -314,13 +373,13 @@ def deal_v3(r: Any, free: Any, dealt: Any, con: Any, at: Any) -> None:
             correct(dealt, place + ring, ring, (gates >> ONE) & ONE)
             place += 2 * ring
             gates >>= np.uint64(2)
-            top = np.int64(r[i] >> np.uint64(shift + con[GRANULE])) & ((1 << reach) - 1)
-            flip(dealt, at[SAT] + (i << reach) + top, 1, ONE)
+            top = np.int64(r[i] >> np.uint64(shift + con.granule)) & ((1 << reach) - 1)
+            flip(dealt, at.saturation + (i << reach) + top, 1, ONE)
         borrow = np.int64(gates & ONE) if cases == 2 else 0
         turn = np.int64(r[i] >> np.uint64(shift)) + borrow
         for case in range(cases):
             hot = (turn if case == 0 else turn + 1 - 2 * borrow) & keep
-            flip(dealt, at[MAIN] + ((i * cases + case) << width) + hot, 1, ONE)
+            flip(dealt, at.main + ((i * cases + case) << width) + hot, 1, ONE)
             mu = (own >> np.uint64(case * bits)) & number
             for j in range(min(bits, ring)):
                 bit = (mu >> np.uint64(j)) & ONE
@@ -331,4 +390,4 @@ def deal_v3(r: Any, free: Any, dealt: Any, con: Any, at: Any) -> None:
                     place += ring - j
         if shift > 0:
             low = np.int64(r[i] & ((ONE << np.uint64(shift)) - ONE))
-            prefix(dealt, at[DIGITS] + (i << shift), shift, low)
+            prefix(dealt, at.digits + (i << shift), shift, low)

@@ -17,7 +17,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from math import gcd
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -100,6 +100,22 @@ def _subsets(whole: int) -> Iterator[int]:
         if not sub:
             return
         sub = (sub - 1) & whole
+
+
+class Fields(NamedTuple):
+    """Bits per element of every dealt field. main: the one-hot (V3: two with a borrow). record: of
+    products. lift: of the number's bits, or V3's products in the ring. digits: their one-hots."""
+
+    main: int
+    saturation: int
+    record: int
+    lift: int
+    digits: tuple[int, ...]
+
+    @property
+    def in_order(self) -> tuple[int, ...]:
+        """As they are dealt, one behind the other."""
+        return (*self[:-1], *self.digits)
 
 
 @dataclass(frozen=True)
@@ -197,16 +213,15 @@ class Lookup:
             made += count * (bits + 1) + bits + (bits if self.shift else 0)
         return made
 
-    def fields(self, ring: int) -> tuple[int, ...]:
-        """Bits per element of every dealt field for an output in Z_2^ring:
-        main (V3: two with a borrow), saturation, record, lift or ring products, then the digits."""
+    def fields(self, ring: int) -> Fields:
+        """For an output in Z_2^ring."""
         main, sat = 2**self.width, 2**self.reach if self.saturates else 0
         digits = tuple(2**bits for bits in self.borrow.digits)
         if self.variant == "V4":
-            return (main, sat, self.record_bits, self.lift_bits(ring), *digits)
+            return Fields(main, sat, self.record_bits, self.lift_bits(ring), digits)
         cases = 1 + bool(self.shift)
         products = cases * self.lift_bits(ring) * (1 + self.saturates)
-        return (cases * main, sat, 0, products + 2 * ring * self.saturates, *digits)
+        return Fields(cases * main, sat, 0, products + 2 * ring * self.saturates, digits)
 
     def payloads(self, ring: int) -> tuple[int, ...]:
         """Bits per element of each round."""
@@ -247,7 +262,7 @@ def choose(node: Requantize, x: Interval, objective: str, ring: int) -> Lookup:
         )
 
     def price(look: Lookup) -> tuple[int, int]:
-        bits = sum(look.fields(ring)) + 10 * look.ring
+        bits = sum(look.fields(ring).in_order) + 10 * look.ring
         rounds = len(look.payloads(ring))
         # A round is worth some material, but not without end.
         return (bits + (2500 * rounds if objective == "latency" else 0), look.ring)

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Generator
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import accumulate
 from typing import Any
 
 import numpy as np
@@ -17,6 +18,7 @@ from numpy.typing import NDArray
 
 from secure_quant.mpc.kernels import batched, lookups
 from secure_quant.mpc.kernels.bits import plane_table
+from secure_quant.mpc.kernels.lookups import Constants, Places
 from secure_quant.mpc.protocol.cost import words
 from secure_quant.mpc.protocol.gates.base import Dealing, Gate, Side, Wire, opening
 from secure_quant.mpc.protocol.ring import Ring, reduce, to_ring
@@ -25,7 +27,6 @@ from secure_quant.mpc.protocol.tables import Lookup
 __all__ = ["RequantizeGate"]
 
 Ints = NDArray[np.int64]
-LIFTED = 3  # of Lookup.fields
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,7 +44,7 @@ class RequantizeGate(Gate):
     @staticmethod
     def material(look: Lookup, elements: int, ring: int) -> tuple[int, int]:
         """(free words, dealt words) per sample."""
-        return 2 * elements, sum(words(elements, bits) for bits in look.fields(ring))
+        return 2 * elements, sum(words(elements, bits) for bits in look.fields(ring).in_order)
 
     def describe(self) -> dict[str, Any]:
         look = self.look
@@ -54,22 +55,30 @@ class RequantizeGate(Gate):
         }  # fmt: skip
 
     @cached_property
-    def constants(self) -> Ints:
+    def constants(self) -> Constants:
         look = self.look
-        return np.array(
-            [
-                look.shift, look.width, look.granule, look.reach, look.out_bits, look.below,
-                look.above, look.borrow.variables, len(look.borrow.products), look.record_bits,
-                look.opened_bits, look.floor, self.bits, look.fields(self.bits)[LIFTED],
-            ],
-            np.int64,
+        return Constants(
+            shift=look.shift, width=look.width, granule=look.granule, reach=look.reach,
+            bits=look.out_bits, below=look.below, above=look.above,
+            variables=look.borrow.variables, products=len(look.borrow.products),
+            record=look.record_bits, opened=look.opened_bits, floor=look.floor, ring=self.bits,
+            lift=look.fields(self.bits).lift,
         )  # fmt: skip
 
     @cached_property
-    def places(self) -> Ints:
-        """First bit of every dealt field."""
-        sizes = [words(self.elements, bits) * 64 for bits in self.look.fields(self.bits)]
-        return np.cumsum([0, *sizes[:-1]], dtype=np.int64)
+    def field_places(self) -> tuple[int, ...]:
+        """First bit of every dealt field, and the end of the last."""
+        fields = self.look.fields(self.bits).in_order
+        return (0, *accumulate(words(self.elements, bits) * 64 for bits in fields))
+
+    @cached_property
+    def places(self) -> Places:
+        return Places(*self.field_places[: len(Places._fields)])
+
+    @cached_property
+    def fixed(self) -> tuple[Ints, Ints]:
+        """constants and places as the kernels take them."""
+        return np.array(self.constants, np.int64), np.array(self.places, np.int64)
 
     @cached_property
     def planes(self) -> tuple[Ring, Ring]:
@@ -78,7 +87,10 @@ class RequantizeGate(Gate):
 
     @cached_property
     def digits(self) -> Ints:
-        return np.array(self.look.borrow.digits, np.int64)
+        """int64[digits, 2]: bits and first dealt bit of each."""
+        bits = self.look.borrow.digits
+        firsts = self.field_places[Places._fields.index("digits") : -1]
+        return np.array(list(zip(bits, firsts, strict=True)), np.int64).reshape(-1, 2)
 
     @cached_property
     def multiplier(self) -> Ring:
@@ -99,12 +111,11 @@ class RequantizeGate(Gate):
         r = self.scaled(masks[0][None], 0)[0]
         free = side.free0 ^ side.free1
         if look.variant == "V3":
-            lookups.deal_v3(r, free[:n], side.dealt, self.constants, self.places)
+            lookups.deal_v3(r, free[:n], side.dealt, *self.fixed)
         else:
             lookups.deal_v4(
-                r, free[:n], side.dealt, look.borrow.monomials, self.constants, self.places,
-                self.digits,
-            )  # fmt: skip
+                r, free[:n], side.dealt, look.borrow.monomials, *self.fixed, self.digits
+            )
         return reduce(side.free0[n:] + side.free1[n:], self.bits).reshape(self.shape)
 
     def offline(self, side: Side, masks: list[Ring | None]) -> tuple[Any, Ring | None]:
@@ -129,7 +140,7 @@ class RequantizeGate(Gate):
         return Wire(made.reshape(side.batch, *self.shape), mask)
 
     def _v4(self, side: Side, c: Ring, free: Ring, masks: Ring) -> Generator[bytes, bytes, Ring]:
-        look, fixed = self.look, (self.constants, self.places)
+        look, fixed = self.look, self.fixed
         number, high = batched.open_v4(c, side.dealt, free, *fixed, self.digits, *self.planes)
         if look.opened_bits:
             opened = yield from opening(number, look.opened_bits, xor=True)
@@ -139,11 +150,10 @@ class RequantizeGate(Gate):
         opened = yield from opening(number, look.out_bits, xor=True)
         return batched.lift(
             opened, side.dealt, masks, side.party, look.out_bits, self.bits, look.floor,
-            int(self.places[LIFTED]),
+            self.places.lifts,
         )  # fmt: skip
 
     def _v3(self, side: Side, c: Ring, free: Ring, masks: Ring) -> Generator[bytes, bytes, Ring]:
-        fixed = (self.constants, self.places)
-        number = batched.open_v3(c, side.dealt, free, *fixed, *self.planes)
+        number = batched.open_v3(c, side.dealt, free, *self.fixed, *self.planes)
         opened = yield from opening(number, self.look.opened_bits, xor=True)
-        return batched.lift_v3(opened, side.dealt, masks, side.party, *fixed)
+        return batched.lift_v3(opened, side.dealt, masks, side.party, *self.fixed)
