@@ -24,6 +24,7 @@ from secure_quant.quantizer.opset import (
     CONCAT,
     ELEMENTWISE,
     MONOTONE,
+    OPS,
     PRODUCTS,
     SHAPING,
     SUMS,
@@ -37,6 +38,7 @@ __all__ = ["IntegerQuantizer"]
 
 aten = torch.ops.aten
 
+_TWO = "write it with +, -, * and functions of one value"
 _RESHAPED = SUMS | {aten.conv1d.default, aten.conv1d.padding}
 """Their accumulators have another shape than the model's values, so they cannot be the output."""
 
@@ -72,14 +74,16 @@ class IntegerQuantizer(Quantizer):  # type: ignore[misc]
         return model
 
     def validate(self, model: GraphModule) -> None:
-        """Raises UnsupportedModule at the first op without a lowering."""
-        known = PRODUCTS | SUMS | ADDITIVE | ELEMENTWISE | SHAPING | MONOTONE | CONCAT
-        for node in find_roots(list(model.graph.nodes)):
+        """Raises UnsupportedModule at the first op without a lowering, and at a function of two
+        values, which no table can hold."""
+        roots = find_roots(list(model.graph.nodes))
+        for node in roots:
             if node.op in ("placeholder", "output") or node.target is operator.getitem:
                 continue
-            if node.op == "call_function" and node.target in known:
-                continue
-            raise unsupported(node)
+            if node.op != "call_function" or node.target not in OPS:
+                raise unsupported(node)
+            if node.target in ELEMENTWISE and roots[node] is node:
+                raise unsupported(node, "a function of two values", _TWO)
 
     def _annotate_concat(self, node: Node) -> None:
         """One grid for all operands and the result. It belongs to the edges into the join, not to

@@ -1,11 +1,22 @@
-"""Which aten ops are what: the one table that the annotator and the lowering share."""
+"""The one table of aten ops: of what kind each is, how it is lowered, and to which integer ops.
+
+The annotator, the passes and the lowering read it. Ops that are not here are rewritten by a pass
+into ops that are, or refused by name before calibration.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from enum import Enum, auto
+from typing import Any, NamedTuple
 
 import torch
 from torch.fx import Node
+
+from secure_quant.ir import ops
+from secure_quant.quantizer.lower import arithmetic, layers, moves, pointwise
+from secure_quant.quantizer.lower.walk import Rule
+from secure_quant.quantizer.notes import CHANNELS
 
 __all__ = [
     "ADDITIVE",
@@ -13,123 +24,126 @@ __all__ = [
     "CONCAT",
     "ELEMENTWISE",
     "MONOTONE",
+    "OPS",
     "PRODUCTS",
     "SHAPING",
     "SUMS",
     "WEIGHTED",
+    "Kind",
+    "Op",
     "find_roots",
     "tensor_inputs",
 ]
 
 aten = torch.ops.aten
 
-PRODUCTS = {
-    aten.linear.default,
-    aten.conv1d.default,
-    aten.conv1d.padding,
-    aten.conv2d.default,
-    aten.conv2d.padding,
-    aten.matmul.default,
-    aten.bmm.default,
-    aten.avg_pool2d.default,
-    aten.adaptive_avg_pool2d.default,
-}
-"""Ops whose value is an accumulator."""
 
-WEIGHTED = {
-    aten.linear.default,
-    aten.conv1d.default,
-    aten.conv1d.padding,
-    aten.conv2d.default,
-    aten.conv2d.padding,
-}
-"""Layers: their second argument is a weight that is rounded."""
+class Kind(Enum):
+    """What an op is to the annotator, which decides where an integer activation stands."""
 
-SUMS = {aten.mean.dim, aten.sum.dim_IntList}
-"""Sums over axes: accumulators too."""
-
-ADDITIVE = {
-    aten.add.Tensor,
-    aten.sub.Tensor,
-    aten.rsub.Tensor,
-    aten.mul.Tensor,
-    aten.div.Tensor,
-}
-"""Accumulators of two tensors, or elementwise with a constant."""
-
-ELEMENTWISE = {
-    aten.abs.default,
-    aten.atan.default,
-    aten.celu.default,
-    aten.clamp.default,
-    aten.clamp_max.default,
-    aten.clamp_min.default,
-    aten.cos.default,
-    aten.elu.default,
-    aten.erf.default,
-    aten.exp.default,
-    aten.expm1.default,
-    aten.gelu.default,
-    aten.hardsigmoid.default,
-    aten.hardswish.default,
-    aten.hardtanh.default,
-    aten.leaky_relu.default,
-    aten.log.default,
-    aten.log1p.default,
-    aten.log_sigmoid.default,
-    aten.mish.default,
-    aten.neg.default,
-    aten.pow.Tensor_Scalar,
-    aten.reciprocal.default,
-    aten.relu.default,
-    aten.relu6.default,
-    aten.rsqrt.default,
-    aten.rsub.Scalar,
-    aten.selu.default,
-    aten.sigmoid.default,
-    aten.silu.default,
-    aten.sin.default,
-    aten.softplus.default,
-    aten.softshrink.default,
-    aten.sqrt.default,
-    aten.square.default,
-    aten.tanh.default,
-    aten.threshold.default,
-}
-"""Functions of one tensor, element by element: all of them end up in a Requantize table."""
-
-SHAPING = {
-    aten.view.default,
-    aten.reshape.default,
-    aten._unsafe_view.default,
-    aten.flatten.using_ints,
-    aten.unflatten.int,
-    aten.permute.default,
-    aten.transpose.int,
-    aten.t.default,
-    aten.mT.default,
-    aten.unsqueeze.default,
-    aten.squeeze.default,
-    aten.squeeze.dim,
-    aten.squeeze.dims,
-    aten.slice.Tensor,
-    aten.select.int,
-    aten.chunk.default,
-    aten.split.Tensor,
-    aten.split_with_sizes.default,
-    aten.unbind.int,
-}
-"""Moves of the same integers."""
-
-MONOTONE = {aten.max_pool2d.default, aten.amax.default}
-"""Maxima: they keep scale and zero point."""
-
-CONCAT = {aten.cat.default, aten.stack.default}
+    LAYER = auto()
+    """An accumulator of products with a weight, its second argument, that is rounded."""
+    PRODUCT = auto()
+    """An accumulator of two values, or over windows of one."""
+    SUM = auto()
+    """An accumulator over axes."""
+    ADDITIVE = auto()
+    """An accumulator of two values; of one value a function of it."""
+    FUNCTION = auto()
+    """A function of one value, element by element: it ends up in a Requantize table."""
+    MOVE = auto()
+    """The same integers in other places."""
+    MAXIMUM = auto()
+    """Some of the integers: scale and zero point stay."""
+    JOIN = auto()
+    """Values side by side, all on one grid."""
 
 
-CHANNELS = "secure_quant_channels"
-"""Key in ``node.meta``: true for a product with a constant for each channel that gives an
-activation its channels' scales. Its integers stay, and only sums read it."""
+class Op(NamedTuple):
+    """makes: the integer ops of which its value consists; the first is always there."""
+
+    kind: Kind
+    lower: Rule
+    makes: tuple[type[ops.Node], ...]
+
+
+_LINEAR = Op(Kind.LAYER, layers.linear, (ops.Linear,))
+_CONV1D = Op(Kind.LAYER, layers.conv1d, (ops.Conv2d, ops.Reshape))
+_CONV2D = Op(Kind.LAYER, layers.conv2d, (ops.Conv2d,))
+_MATMUL = Op(Kind.PRODUCT, arithmetic.matmul, (ops.MatMul,))
+_AVERAGE = (ops.SumPool,)
+_REDUCED = (ops.ReduceSum, ops.SumPool, ops.Transpose, ops.Reshape)
+_ADD = Op(Kind.ADDITIVE, arithmetic.add, (ops.Add, ops.Reshape))
+_FUNCTION = Op(Kind.FUNCTION, pointwise.function, (ops.Requantize,))
+_RESHAPE = Op(Kind.MOVE, moves.reshape, (ops.Reshape,))
+_SPLIT = Op(Kind.MOVE, moves.split, (ops.Slice,))
+
+_FUNCTIONS = (
+    aten.abs.default, aten.atan.default, aten.celu.default, aten.clamp.default,
+    aten.clamp_max.default, aten.clamp_min.default, aten.cos.default, aten.div.Tensor,
+    aten.elu.default, aten.erf.default, aten.exp.default, aten.expm1.default, aten.gelu.default,
+    aten.hardsigmoid.default, aten.hardswish.default, aten.hardtanh.default,
+    aten.leaky_relu.default, aten.log.default, aten.log1p.default, aten.log_sigmoid.default,
+    aten.mish.default, aten.neg.default, aten.pow.Tensor_Scalar, aten.reciprocal.default,
+    aten.relu.default, aten.relu6.default, aten.rsqrt.default, aten.rsub.Scalar,
+    aten.selu.default, aten.sigmoid.default, aten.silu.default, aten.sin.default,
+    aten.softplus.default, aten.softshrink.default, aten.sqrt.default, aten.square.default,
+    aten.tanh.default, aten.threshold.default,
+)  # fmt: skip
+
+OPS: dict[Any, Op] = {
+    aten.linear.default: _LINEAR,
+    aten.conv1d.default: _CONV1D,
+    aten.conv1d.padding: _CONV1D,
+    aten.conv2d.default: _CONV2D,
+    aten.conv2d.padding: _CONV2D,
+    aten.matmul.default: _MATMUL,
+    aten.bmm.default: _MATMUL,
+    aten.avg_pool2d.default: Op(Kind.PRODUCT, layers.avg_pool2d, _AVERAGE),
+    aten.adaptive_avg_pool2d.default: Op(Kind.PRODUCT, layers.adaptive_avg_pool2d, _AVERAGE),
+    aten.mean.dim: Op(Kind.SUM, arithmetic.mean, _REDUCED),
+    aten.sum.dim_IntList: Op(Kind.SUM, arithmetic.total, _REDUCED),
+    aten.add.Tensor: _ADD,
+    aten.sub.Tensor: _ADD,
+    aten.rsub.Tensor: _ADD,
+    aten.mul.Tensor: Op(Kind.ADDITIVE, arithmetic.mul, (ops.Mul, ops.Add, ops.Reshape)),
+    **dict.fromkeys(_FUNCTIONS, _FUNCTION),
+    aten.max_pool2d.default: Op(Kind.MAXIMUM, layers.max_pool2d, (ops.MaxPool,)),
+    aten.amax.default: Op(
+        Kind.MAXIMUM, arithmetic.amax, (ops.ReduceMax, ops.Transpose, ops.Reshape)
+    ),
+    aten.reshape.default: _RESHAPE,
+    aten.flatten.using_ints: _RESHAPE,
+    aten.unflatten.int: _RESHAPE,
+    aten.unsqueeze.default: _RESHAPE,
+    aten.squeeze.default: _RESHAPE,
+    aten.squeeze.dim: _RESHAPE,
+    aten.squeeze.dims: _RESHAPE,
+    aten.permute.default: Op(Kind.MOVE, moves.permute, (ops.Transpose,)),
+    aten.transpose.int: Op(Kind.MOVE, moves.transpose, (ops.Transpose,)),
+    aten.mT.default: Op(Kind.MOVE, moves.transpose_last, (ops.Transpose,)),
+    aten.slice.Tensor: Op(Kind.MOVE, moves.narrow, (ops.Slice,)),
+    aten.select.int: Op(Kind.MOVE, moves.select, (ops.Slice, ops.Reshape)),
+    aten.chunk.default: _SPLIT,
+    aten.split.Tensor: _SPLIT,
+    aten.split_with_sizes.default: _SPLIT,
+    aten.unbind.int: Op(Kind.MOVE, moves.unbind, (ops.Slice, ops.Reshape)),
+    aten.cat.default: Op(Kind.JOIN, moves.concat, (ops.Concat,)),
+}  # fmt: skip
+
+
+def _of(*kinds: Kind) -> set[Any]:
+    return {target for target, op in OPS.items() if op.kind in kinds}
+
+
+WEIGHTED = _of(Kind.LAYER)
+PRODUCTS = _of(Kind.LAYER, Kind.PRODUCT)
+SUMS = _of(Kind.SUM)
+ADDITIVE = _of(Kind.ADDITIVE)
+ELEMENTWISE = _of(Kind.FUNCTION)
+SHAPING = _of(Kind.MOVE)
+MONOTONE = _of(Kind.MAXIMUM)
+CONCAT = _of(Kind.JOIN)
 
 
 def tensor_inputs(node: Node, roots: Mapping[Node, Node]) -> list[Node]:

@@ -6,8 +6,8 @@ from torch import nn
 
 from fuzz.judge import judge, judge_module
 from fuzz.nets import RandomNet
-from secure_quant.quantizer import gate, pipeline
-from secure_quant.quantizer.lower import arithmetic, rules
+from secure_quant.quantizer import gate, opset, pipeline
+from secure_quant.quantizer.lower import arithmetic
 
 aten = torch.ops.aten
 AT_A_TIME = 25
@@ -96,7 +96,8 @@ def test_a_fault_of_lowering_is_caught(small, monkeypatch):
         node.target = aten.add.Tensor
         return arithmetic.add(walk, node)
 
-    monkeypatch.setitem(rules.RULES, aten.sub.Tensor, add)
+    op = opset.OPS[aten.sub.Tensor]
+    monkeypatch.setitem(opset.OPS, aten.sub.Tensor, op._replace(lower=add))
     verdict = judge_module(*small)
     assert verdict.kind == "refused"
     assert verdict.why.startswith("AccuracyLoss")

@@ -8,6 +8,7 @@ from fractions import Fraction
 from typing import Any
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from torch import Tensor
 from torch.fx import Node
@@ -19,12 +20,14 @@ from secure_quant.ir.terms import Term, Weight
 from secure_quant.ir.values import INT32
 from secure_quant.quantizer.lower.layers import argument, sum_pool
 from secure_quant.quantizer.lower.moves import reshape_to, transpose_to
-from secure_quant.quantizer.opset import aten
-from secure_quant.quantizer.passes.edit import BITS, EXACT
+from secure_quant.quantizer.lower.pointwise import fused
+from secure_quant.quantizer.lower.walk import Walk
+from secure_quant.quantizer.notes import BITS, EXACT
 from secure_quant.quantizer.refuse import unsupported
 
 __all__ = ["add", "amax", "matmul", "mean", "mul", "total"]
 
+aten = torch.ops.aten
 Whole = NDArray[np.int64]
 
 CHANNEL_FACTOR = 4095
@@ -55,10 +58,17 @@ def factors(ratio: float, most: int = INT32.hi, allowed: float = FACTOR_ERROR) -
     return found
 
 
-def add(walk: Any, node: Node) -> Term:
-    """a ± alpha·b of two activations, or exact sums, with factors that bring both to one scale."""
-    a, b = (_summand(walk, n, node) for n in node.args[:2])
-    sign = -1 if "sub" in str(node.target) else 1
+def add(walk: Walk, node: Node) -> Term:
+    """a ± alpha·b of two activations, or exact sums, with factors that bring both to one scale; of
+    one value a function of it."""
+    made = fused(walk, node)
+    return made or _sum_of_two(walk, node)
+
+
+def _sum_of_two(walk: Walk, node: Node) -> Term:
+    given = node.args[:2] if node.target is not aten.rsub.Tensor else node.args[1::-1]
+    a, b = (_summand(walk, n, node) for n in given)
+    sign = 1 if node.target is aten.add.Tensor else -1
     alpha = sign * argument(node, 2, "alpha", 1)
     a, b, swapped = _broadcast(walk, node, a, b)
     scale_a, scale_b = (
@@ -106,7 +116,7 @@ def _largest_factor(node: Node, a: Term, b: Term) -> int:
     return max(int(room / (a.centred.magnitude + b.centred.magnitude)), 1)
 
 
-def _summand(walk: Any, argument: Any, node: Node) -> Term:
+def _summand(walk: Walk, argument: Any, node: Node) -> Term:
     """An activation, or a sum over rows as it stands."""
     term: Term = walk.term(argument, node)
     if term.channels and not term.accumulator and not term.functions:
@@ -114,13 +124,16 @@ def _summand(walk: Any, argument: Any, node: Node) -> Term:
     exact = term.accumulator and not term.functions and term.dynamic is None
     if exact and term.multiplier == (1,) and term.own_shape is None:
         return term
-    made: Term = walk.activation(argument, node)
-    return made
+    return walk.activation(argument, node)
 
 
-def mul(walk: Any, node: Node) -> Term:
-    """a · b of two activations, or of one value and a constant for each channel."""
-    constants = [walk.constant(n) for n in node.args[:2]]
+def mul(walk: Walk, node: Node) -> Term:
+    """a · b of two activations, or of one value and a constant for each channel; of one value
+    alone a function of it."""
+    made = fused(walk, node)
+    if made is not None:
+        return made
+    constants = [walk.value(n) for n in node.args[:2]]
     for place in (0, 1):
         if isinstance(constants[place], Tensor):
             return _by_channel(walk, node, node.args[1 - place], constants[place])
@@ -131,11 +144,10 @@ def mul(walk: Any, node: Node) -> Term:
         name=name, inputs=(a.name, b.name), scale=short(a.scale * b.scale),
         bound=walk.builder.bound(name, (a.centred * b.centred).magnitude),
     )  # fmt: skip
-    made: Term = walk.builder.accumulator(layer, a.shape)
-    return made
+    return walk.builder.accumulator(layer, a.shape)
 
 
-def _by_channel(walk: Any, node: Node, argument: Any, constant: Tensor) -> Term:
+def _by_channel(walk: Walk, node: Node, argument: Any, constant: Tensor) -> Term:
     """A value times a constant of each channel of the last axis: whole multiples of one number wait
     in the multiplier of an accumulator; an activation takes any, and waits for a sum."""
     term: Term = walk.term(argument, node)
@@ -153,7 +165,7 @@ def _by_channel(walk: Any, node: Node, argument: Any, constant: Tensor) -> Term:
     return replace(term, multiplier=made.multiplier, axis=-1, scale=scale)
 
 
-def _sum(walk: Any, node: Node, terms: tuple[Term, Term], factors: Any, unit: float) -> Term:
+def _sum(walk: Walk, node: Node, terms: tuple[Term, Term], factors: Any, unit: float) -> Term:
     """The accumulator of two values times whole factors, in steps of ``unit``."""
     a, b = terms
     pair = tuple(factors.reshape(-1).tolist())
@@ -162,11 +174,10 @@ def _sum(walk: Any, node: Node, terms: tuple[Term, Term], factors: Any, unit: fl
         name=name, inputs=(a.name, b.name), factors=pair, scale=short(unit),
         bound=walk.builder.bound(name, sum_bound(pair, a.centred, b.centred)),
     )  # fmt: skip
-    made: Term = walk.builder.accumulator(layer, a.shape)
-    return made
+    return walk.builder.accumulator(layer, a.shape)
 
 
-def _exact(walk: Any, node: Node, x: Term) -> Term:
+def _exact(walk: Walk, node: Node, x: Term) -> Term:
     """The accumulator of an activation with scales by channel, all on one unit."""
     kept = {0.0, max(x.channels)}
     most = 1 if kept.issuperset(x.channels) else min(_largest_factor(node, x, x), CHANNEL_FACTOR)
@@ -174,7 +185,7 @@ def _exact(walk: Any, node: Node, x: Term) -> Term:
     return _sum(walk, node, (x, x), both, unit)
 
 
-def _broadcast(walk: Any, node: Node, a: Term, b: Term) -> tuple[Term, Term, bool]:
+def _broadcast(walk: Walk, node: Node, a: Term, b: Term) -> tuple[Term, Term, bool]:
     """The operands with equal ranks, the one of full shape first; True if they changed places."""
     shape = walk.shape(node)
     swapped = a.shape != shape
@@ -188,7 +199,7 @@ def _broadcast(walk: Any, node: Node, a: Term, b: Term) -> tuple[Term, Term, boo
     return a, reshape_to(walk, node, b, padded), swapped
 
 
-def matmul(walk: Any, node: Node) -> Term:
+def matmul(walk: Walk, node: Node) -> Term:
     """a @ b over the last two axes; the leading axes are equal."""
     a, b = (walk.activation(n, node) for n in node.args[:2])
     if len(a.shape) != len(b.shape) or a.shape[:-2] != b.shape[:-2] or len(a.shape) < 2:
@@ -199,11 +210,10 @@ def matmul(walk: Any, node: Node) -> Term:
         name=name, inputs=(a.name, b.name), transpose_b=False,
         bound=walk.builder.bound(name, proven), scale=short(a.scale * b.scale),
     )  # fmt: skip
-    made: Term = walk.builder.accumulator(layer, (*a.shape[:-1], b.shape[-1]))
-    return made
+    return walk.builder.accumulator(layer, (*a.shape[:-1], b.shape[-1]))
 
 
-def amax(walk: Any, node: Node) -> Term:
+def amax(walk: Walk, node: Node) -> Term:
     """Maximum over any axes of the sample, first moved last and joined into one."""
     x: Term = walk.activation(node.args[0], node)
     axes = _axes(node, x, argument(node, 1, "dim", ()))
@@ -216,7 +226,7 @@ def amax(walk: Any, node: Node) -> Term:
     return reshape_to(walk, node, replace(made, range=x.range), walk.shape(node))
 
 
-def mean(walk: Any, node: Node) -> Term:
+def mean(walk: Walk, node: Node) -> Term:
     """Mean over any axes of the sample; the division is in the scale."""
     x = _summand(walk, node.args[0], node)
     axes = _axes(node, x, node.args[1])
@@ -225,7 +235,7 @@ def mean(walk: Any, node: Node) -> Term:
     return _reduce(walk, node, x, axes, math.prod(x.shape[i] for i in axes))
 
 
-def total(walk: Any, node: Node) -> Term:
+def total(walk: Walk, node: Node) -> Term:
     """Sum over any axes of the sample."""
     x: Term = walk.activation(node.args[0], node)
     return _reduce(walk, node, x, _axes(node, x, node.args[1]), 1)
@@ -246,7 +256,7 @@ def viewed(term: Term, shape: tuple[int, ...]) -> Term:
     return term if shape == term.shape else replace(term, shape=shape, own_shape=term.shape)
 
 
-def _reduce(walk: Any, node: Node, x: Term, axes: list[int], divisor: float) -> Term:
+def _reduce(walk: Walk, node: Node, x: Term, axes: list[int], divisor: float) -> Term:
     """Σ over ``axes``, first moved last and joined into one; the result has the op's shape."""
     kept = [i for i in range(len(x.shape)) if i not in axes]
     shape = walk.shape(node)

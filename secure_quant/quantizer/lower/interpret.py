@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import math
 import operator
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
@@ -19,8 +18,7 @@ from secure_quant.ir.run_time import at_run_time
 from secure_quant.ir.tables import Grid
 from secure_quant.ir.terms import Term, Weight
 from secure_quant.quantizer.lower.dynamic import feeds_only_layers
-from secure_quant.quantizer.lower.rules import RULES
-from secure_quant.quantizer.opset import ADDITIVE, CONCAT, ELEMENTWISE, MONOTONE, SHAPING
+from secure_quant.quantizer.opset import CONCAT, MONOTONE, OPS, SHAPING
 from secure_quant.quantizer.refuse import module_path, unsupported
 
 __all__ = ["Lowering"]
@@ -107,8 +105,8 @@ class Lowering:
     def _makes_value(node: Node) -> bool:
         return node.op == "call_function" and "quantized_decomposed" not in str(node.target)
 
-    def constant(self, argument: Any) -> Any:
-        """A Python value or detached tensor behind an argument; None stays None."""
+    def value(self, argument: Any) -> Any:
+        """What an argument became; None stays None."""
         return self.env[argument] if isinstance(argument, Node) else argument
 
     def _visit(self, node: Node) -> Any:
@@ -121,46 +119,18 @@ class Lowering:
         terms = [n for n in node.all_input_nodes if isinstance(self.env.get(n), Term)]
         if not terms:
             return self._fold(node)
-        if node.target in ELEMENTWISE or node.target in ADDITIVE:
-            fused = self._elementwise(node, terms)
-            if fused is not None:
-                return fused
-        rule = RULES.get(node.target)
-        if rule is None:
+        op = OPS.get(node.target)
+        if op is None:
             raise unsupported(node)
-        return rule(self, node)
+        return op.lower(self, node)
 
     def _fold(self, node: Node) -> Any:
         """The value of a node all of whose inputs are constants."""
-        args = torch.fx.map_arg(node.args, self.constant)
-        kwargs = torch.fx.map_arg(node.kwargs, self.constant)
+        args = torch.fx.map_arg(node.args, self.value)
+        kwargs = torch.fx.map_arg(node.kwargs, self.value)
         if node.op != "call_function" or any(isinstance(a, Term) for a in args):
             raise unsupported(node)
         return node.target(*args, **kwargs)  # type: ignore[operator]
-
-    def _elementwise(self, node: Node, terms: list[Node]) -> Term | None:
-        """The term with ``node`` as one more function, where all operands come of one value."""
-        found: list[Term] = [self.env[n] for n in terms]
-        first = found[0]
-        if any(t.name != first.name or t.shape != first.shape for t in found):
-            return None
-        constants = {
-            n: self.env[n] for n in node.all_input_nodes if not isinstance(self.env[n], Term)
-        }
-        if any(isinstance(c, Tensor) and c.numel() != 1 for c in constants.values()):
-            return None
-        if (self.shape(node) or (1,)) != first.shape:  # a scalar per sample has one axis here
-            return None
-
-        def function(v: Any) -> Any:
-            x = torch.from_numpy(v)
-            values = {n: torch.from_numpy(t.apply(v)) for n, t in zip(terms, found, strict=True)}
-            values |= {n: c.double().reshape(()) for n, c in constants.items()}
-            args = torch.fx.map_arg(node.args, values.__getitem__)
-            kwargs = torch.fx.map_arg(node.kwargs, values.__getitem__)
-            return node.target(*args, **kwargs).to(x.dtype).numpy()  # type: ignore[operator]
-
-        return replace(first, functions=(function,), limits=_limits(node, first))
 
     def _result(self, node: Node) -> Term:
         made = node.args[0]
@@ -175,22 +145,6 @@ class Lowering:
                 expected="one tensor computed from it",
             )  # fmt: skip
         return self.term(made, node)
-
-
-def _limits(node: Node, term: Term) -> tuple[float, float] | None:
-    """The interval that a term is clamped to once ``node`` has been applied; None if it is more
-    than clamped."""
-    low, high = -math.inf, math.inf
-    bounds = [v for v in node.args[1:] if isinstance(v, int | float)]
-    if node.target in (aten.relu.default, aten.relu6.default):
-        low, high = 0.0, 6.0 if node.target is aten.relu6.default else math.inf
-    elif node.target is aten.hardtanh.default and len(node.args) in (1, 3):
-        low, high = bounds if bounds else (-1.0, 1.0)
-    else:
-        return None
-    if term.limits is None:
-        return None
-    return max(low, min(term.limits[0], high)), min(high, max(term.limits[1], low))
 
 
 def _attribute(module: GraphModule, path: str) -> Any:
@@ -247,7 +201,7 @@ def _dequantize(lowering: Lowering, node: Node) -> Any:
 
 
 def _dequantize_weight(lowering: Lowering, node: Node) -> Weight:
-    values, scales, _, axis = (lowering.constant(a) for a in node.args[:4])
+    values, scales, _, axis = (lowering.value(a) for a in node.args[:4])
     if axis != 0:
         raise unsupported(node, f"weight channels along axis {axis}")
     return Weight.of(values.numpy(), scales.numpy())

@@ -14,6 +14,7 @@ from secure_quant.ir.build import int_bias, short
 from secure_quant.ir.run_time import typical
 from secure_quant.ir.terms import Dynamic, Term, Weight
 from secure_quant.ir.verify import linear_bound
+from secure_quant.quantizer.lower.walk import Walk
 from secure_quant.quantizer.refuse import unsupported
 
 __all__ = [
@@ -38,7 +39,7 @@ def pair(value: Any) -> ops.Pair:
     return (int(items[0]), int(items[-1]))
 
 
-def linear(walk: Any, node: Node) -> Term:
+def linear(walk: Walk, node: Node) -> Term:
     """Linear over the last axis."""
     x, weight, bias = _operands(walk, node)
     name = walk.name(node)
@@ -53,7 +54,7 @@ def linear(walk: Any, node: Node) -> Term:
     return _waiting(term, x, weight, bias)
 
 
-def conv2d(walk: Any, node: Node) -> Term:
+def conv2d(walk: Walk, node: Node) -> Term:
     """Conv2d on [C, H, W]."""
     x, weight, bias = _operands(walk, node)
     name = walk.name(node)
@@ -71,7 +72,7 @@ def conv2d(walk: Any, node: Node) -> Term:
     return _waiting(term, x, weight, bias)
 
 
-def conv1d(walk: Any, node: Node) -> Term:
+def conv1d(walk: Walk, node: Node) -> Term:
     """Conv1d on [C, L], as a Conv2d of height 1."""
     x, weight, bias = _operands(walk, node)
     flat = replace(weight, values=weight.values[:, :, None, :])
@@ -113,15 +114,15 @@ def _padding(node: Node, padding: Any, kernel: ops.Pair, dilation: ops.Pair) -> 
     return (spans[0] // 2, spans[1] // 2)
 
 
-def _operands(walk: Any, node: Node) -> tuple[Term, Weight, Any]:
+def _operands(walk: Walk, node: Node) -> tuple[Term, Weight, Any]:
     """What enters a layer, its weight and its real bias or None."""
     x: Term = walk.layer_input(node)
-    weight = walk.constant(node.args[1])
+    weight = walk.value(node.args[1])
     if not isinstance(weight, Weight):
         raise unsupported(
             node, "a weight that is not a parameter", "use matmul for two activations"
         )
-    bias = walk.constant(argument(node, 2, "bias"))
+    bias = walk.value(argument(node, 2, "bias"))
     if bias is not None and not isinstance(bias, Tensor):
         raise unsupported(node, "a bias that is not a parameter", "add it with +")
     if bias is None:
@@ -160,7 +161,7 @@ def _waiting(term: Term, x: Term, weight: Weight, bias: Any) -> Term:
     return replace(term, dynamic=Dynamic(x.dynamic.factor, size, real))
 
 
-def _store(walk: Any, name: str, x: Term, weight: Weight, bias: Any) -> tuple[bool, int, float]:
+def _store(walk: Walk, name: str, x: Term, weight: Weight, bias: Any) -> tuple[bool, int, float]:
     """Keep the parameters; (has a bias, declared bound, scale of acc · multiplier).
 
     Where x has a run-time scale the bias is no part of the accumulator."""
@@ -176,7 +177,7 @@ def _store(walk: Any, name: str, x: Term, weight: Weight, bias: Any) -> tuple[bo
     return bias is not None, bound, scale
 
 
-def max_pool2d(walk: Any, node: Node) -> Term:
+def max_pool2d(walk: Walk, node: Node) -> Term:
     """MaxPool on [C, H, W]; dilation is refused."""
     x: Term = walk.activation(node.args[0], node)
     kernel = pair(node.args[1])
@@ -187,11 +188,10 @@ def max_pool2d(walk: Any, node: Node) -> Term:
         stride=pair(argument(node, 2, "stride") or kernel),
         padding=pair(argument(node, 3, "padding", 0)),
     )  # fmt: skip
-    term: Term = walk.builder.move(layer, x, walk.shape(node))
-    return term
+    return walk.builder.move(layer, x, walk.shape(node))
 
 
-def avg_pool2d(walk: Any, node: Node) -> Term:
+def avg_pool2d(walk: Walk, node: Node) -> Term:
     """SumPool; the division is in the scale."""
     kernel = pair(node.args[1])
     padding = pair(argument(node, 3, "padding", 0))
@@ -204,7 +204,7 @@ def avg_pool2d(walk: Any, node: Node) -> Term:
     return sum_pool(walk, node, kernel, stride, padding, divisor)
 
 
-def adaptive_avg_pool2d(walk: Any, node: Node) -> Term:
+def adaptive_avg_pool2d(walk: Walk, node: Node) -> Term:
     """A SumPool with fixed windows, where the output size divides the input size."""
     height, width = walk.activation(node.args[0], node).shape[1:]
     rows, columns = walk.shape(node)[1:]
@@ -218,7 +218,7 @@ def adaptive_avg_pool2d(walk: Any, node: Node) -> Term:
 
 
 def sum_pool(
-    walk: Any, node: Node, kernel: ops.Pair, stride: ops.Pair, padding: ops.Pair, divisor: float
+    walk: Walk, node: Node, kernel: ops.Pair, stride: ops.Pair, padding: ops.Pair, divisor: float
 ) -> Term:
     """The accumulator Σ x̂ over windows of [C, H, W], each unit worth scale / divisor."""
     x: Term = walk.activation(node.args[0], node)
@@ -232,5 +232,4 @@ def sum_pool(
         (n + 2 * p - k) // s + 1
         for n, k, s, p in zip(x.shape[1:], kernel, stride, padding, strict=True)
     )
-    term: Term = walk.builder.accumulator(layer, (x.shape[0], height, width))
-    return term
+    return walk.builder.accumulator(layer, (x.shape[0], height, width))

@@ -10,6 +10,7 @@ from torch.fx import Node
 from secure_quant.ir import ops
 from secure_quant.ir.terms import Term
 from secure_quant.quantizer.lower.layers import argument
+from secure_quant.quantizer.lower.walk import Walk
 from secure_quant.quantizer.refuse import unsupported
 
 __all__ = [
@@ -27,34 +28,32 @@ __all__ = [
 ]
 
 
-def reshape(walk: Any, node: Node) -> Term:
+def reshape(walk: Walk, node: Node) -> Term:
     """Any op that only regroups axes in row-major order."""
     return reshape_to(walk, node, walk.activation(node.args[0], node), walk.shape(node))
 
 
-def reshape_to(walk: Any, node: Node, x: Term, shape: tuple[int, ...]) -> Term:
+def reshape_to(walk: Walk, node: Node, x: Term, shape: tuple[int, ...]) -> Term:
     """``x`` with another per-sample shape; a scalar per sample keeps one axis."""
     shape = shape or (1,)
     if shape == x.shape:
         return x
-    made: Term = walk.builder.move(
+    return walk.builder.move(
         ops.Reshape(name=walk.name(node), inputs=(x.name,), shape=shape), x, shape
     )
-    return made
 
 
-def transpose_to(walk: Any, node: Node, x: Term, order: tuple[int, ...]) -> Term:
+def transpose_to(walk: Walk, node: Node, x: Term, order: tuple[int, ...]) -> Term:
     """``x`` with its sample axes in ``order``."""
     if order == tuple(range(len(order))):
         return x
     shape = tuple(x.shape[i] for i in order)
-    made: Term = walk.builder.move(
+    return walk.builder.move(
         ops.Transpose(name=walk.name(node), inputs=(x.name,), permutation=order), x, shape
     )
-    return made
 
 
-def permute(walk: Any, node: Node) -> Term:
+def permute(walk: Walk, node: Node) -> Term:
     """permute(x, dims) that leaves the batch axis first."""
     x: Term = walk.activation(node.args[0], node)
     rank = len(x.shape) + 1
@@ -65,7 +64,7 @@ def permute(walk: Any, node: Node) -> Term:
     return transpose_to(walk, node, x, tuple(d - 1 for d in order[1:]))
 
 
-def transpose(walk: Any, node: Node) -> Term:
+def transpose(walk: Walk, node: Node) -> Term:
     """transpose(x, a, b) of two sample axes."""
     x: Term = walk.activation(node.args[0], node)
     rank = len(x.shape) + 1
@@ -77,7 +76,7 @@ def transpose(walk: Any, node: Node) -> Term:
     return transpose_to(walk, node, x, tuple(d - 1 for d in order[1:]))
 
 
-def transpose_last(walk: Any, node: Node) -> Term:
+def transpose_last(walk: Walk, node: Node) -> Term:
     """The last two axes exchanged."""
     x: Term = walk.activation(node.args[0], node)
     order = tuple(range(len(x.shape)))
@@ -94,20 +93,19 @@ def _axis(node: Node, x: Term, dim: int) -> int:
     return axis
 
 
-def _cut(walk: Any, node: Node, x: Term, axis: int, start: int, stop: int, step: int = 1) -> Term:
+def _cut(walk: Walk, node: Node, x: Term, axis: int, start: int, stop: int, step: int = 1) -> Term:
     if (start, stop, step) == (0, x.shape[axis], 1):
         return x
     shape = list(x.shape)
     shape[axis] = -(-(stop - start) // step)
-    made: Term = walk.builder.move(
+    return walk.builder.move(
         ops.Slice(name=walk.name(node), inputs=(x.name,), axis=axis, start=start, stop=stop,
                   step=step),
         x, tuple(shape),
     )  # fmt: skip
-    return made
 
 
-def narrow(walk: Any, node: Node) -> Term:
+def narrow(walk: Walk, node: Node) -> Term:
     """x[:, ..., start:stop:step]; a full slice of the batch axis passes."""
     x: Term = walk.activation(node.args[0], node)
     dim = argument(node, 1, "dim", 0) % (len(x.shape) + 1)
@@ -121,7 +119,7 @@ def narrow(walk: Any, node: Node) -> Term:
     return _cut(walk, node, x, dim - 1, start, stop, argument(node, 4, "step", 1))
 
 
-def select(walk: Any, node: Node) -> Term:
+def select(walk: Walk, node: Node) -> Term:
     """x[:, ..., index]."""
     x: Term = walk.activation(node.args[0], node)
     dim, place = argument(node, 1, "dim"), argument(node, 2, "index")
@@ -131,7 +129,7 @@ def select(walk: Any, node: Node) -> Term:
     return reshape_to(walk, node, row, walk.shape(node))
 
 
-def split(walk: Any, node: Node) -> list[Term]:
+def split(walk: Walk, node: Node) -> list[Term]:
     """chunk and split along one axis."""
     x: Term = walk.activation(node.args[0], node)
     axis = _axis(node, x, argument(node, 2, "dim", 0))
@@ -143,7 +141,7 @@ def split(walk: Any, node: Node) -> list[Term]:
     return pieces
 
 
-def unbind(walk: Any, node: Node) -> list[Term]:
+def unbind(walk: Walk, node: Node) -> list[Term]:
     """Every x[:, ..., i]."""
     x: Term = walk.activation(node.args[0], node)
     axis = _axis(node, x, argument(node, 1, "dim", 0))
@@ -154,7 +152,7 @@ def unbind(walk: Any, node: Node) -> list[Term]:
     ]
 
 
-def concat(walk: Any, node: Node) -> Term:
+def concat(walk: Walk, node: Node) -> Term:
     """cat of activations that share scale and zero point."""
     joined_nodes: Any = node.args[0]
     terms = [walk.activation(n, node) for n in joined_nodes]

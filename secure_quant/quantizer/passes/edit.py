@@ -8,27 +8,20 @@ import torch
 from torch import Tensor, nn
 from torch.fx import GraphModule, Node
 
+from secure_quant.quantizer.notes import (
+    BITS,
+    CENTRING,
+    EXACT,
+    FREE,
+    LARGEST,
+    NORMALIZED,
+    POSITIVE,
+)  # fmt: skip
+
 __all__ = [
     "BITS", "CENTRING", "EXACT", "FREE", "LARGEST", "NORMALIZED", "POSITIVE", "Editor",
     "constant_of", "has_free_batch", "is_lone_linear", "sample_rank",
 ]  # fmt: skip
-
-BITS = "secure_quant_bits"
-"""Key in ``node.meta``: bits of the activation a node becomes, where 8 are too few."""
-CENTRING = "secure_quant_centring"
-"""Key in ``node.meta``: true for a mean over features and for the difference from it."""
-FREE = "secure_quant_free"
-"""Key in the ``meta`` of the input: true where a size that the exporter fixed was made free."""
-EXACT = "secure_quant_exact"
-"""Key in ``node.meta``: true where a sum stays an accumulator, because only sums read it."""
-
-LARGEST = "secure_quant_largest"
-"""Key in ``node.meta``: largest |x̂| that the activation may have, so that what is summed over it
-stays in int32."""
-NORMALIZED = "secure_quant_normalized"
-"""Key in ``node.meta``: true for the product that ends a normalization, before gain and bias."""
-POSITIVE = "secure_quant_positive"
-"""Key in ``node.meta``: true where a value is never near 0 and its relative error counts."""
 
 
 class Editor:

@@ -10,7 +10,7 @@ from secure_quant import reference
 from secure_quant.errors import CalibrationError, ConfigError, UnsupportedModule
 from secure_quant.ir import artifact, ops
 from secure_quant.quantizer import quantize
-from secure_quant.quantizer.lower import lower_recorded
+from secure_quant.quantizer.lower.record import lower_recorded
 from secure_quant.quantizer.pipeline import converted_model
 from secure_quant.quantizer.zoo import (
     DepthwiseNet,

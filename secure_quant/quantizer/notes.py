@@ -1,0 +1,25 @@
+"""Keys in ``node.meta``: what one pass finds out and a later step must know."""
+
+from __future__ import annotations
+
+__all__ = [
+    "BITS", "CENTRING", "CHANNELS", "EXACT", "FREE", "LARGEST", "NORMALIZED", "POSITIVE",
+]  # fmt: skip
+
+BITS = "secure_quant_bits"
+"""Bits of the activation a node becomes, where 8 are too few."""
+CENTRING = "secure_quant_centring"
+"""True for a mean over features and for the difference from it."""
+CHANNELS = "secure_quant_channels"
+"""True for a product with a constant for each channel that gives an activation its channels'
+scales. Its integers stay, and only sums read it."""
+EXACT = "secure_quant_exact"
+"""True where a sum stays an accumulator, because only sums read it."""
+FREE = "secure_quant_free"
+"""Of the input: true where a size that the exporter fixed was made free."""
+LARGEST = "secure_quant_largest"
+"""Largest |x̂| that the activation may have, so that what is summed over it stays in int32."""
+NORMALIZED = "secure_quant_normalized"
+"""True for the product that ends a normalization, before gain and bias."""
+POSITIVE = "secure_quant_positive"
+"""True where a value is never near 0 and its relative error counts."""
