@@ -31,6 +31,7 @@ import numpy as np
 from arguments import parser, positive, run
 
 from secure_quant import reference
+from secure_quant.engines import find
 from secure_quant.errors import SecureQuantError
 from secure_quant.ir import Graph
 from secure_quant.transport import Tls
@@ -38,7 +39,6 @@ from secure_quant.transport.certs import make_all
 from secure_quant_cli.cluster import Cluster
 from secure_quant_cli.models import NAMES, bench_model
 from secure_quant_cli.split import split_for, write_bundles
-from secure_quant_client import HeClient, MpcClient
 
 CALL_S = 2.0
 PATIENCE_S = 90.0
@@ -146,18 +146,16 @@ def chaos(
     """Figures of one engine."""
     with tempfile.TemporaryDirectory() as work, ExitStack() as stack:
         folder = Path(work)
-        write_bundles(split_for(graph, engine, None, "T1"), folder / engine)
+        write_bundles(split_for(graph, engine), folder / engine)
         make_all(folder / "certs")
-        folders: dict[str, Any] = {engine: folder / engine}
+        folders = {engine: folder / engine}
         cluster = stack.enter_context(
-            Cluster(folder / "certs", folder / "logs", options=options, **folders)
+            Cluster(folder / "certs", folder / "logs", folders, options=options)
         )
         tls = Tls.from_dir(folder / "certs", "client")
 
         def connect() -> Any:
-            if engine == "mpc":
-                return MpcClient(cluster.parties, tls=tls, expected_hash=graph.hash)
-            return HeClient(str(cluster.he_server), tls=tls, expected_hash=graph.hash)
+            return find(engine).connect(cluster.targets[engine], tls=tls, expected_hash=graph.hash)
 
         load = stack.enter_context(Load(connect, graph, clients))
         load.healed(time.monotonic())

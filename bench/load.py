@@ -29,8 +29,8 @@ from numpy.typing import NDArray
 from secure_quant import reference
 from secure_quant.errors import SecureQuantError
 from secure_quant.ir import Graph
-from secure_quant_cli.engines import serving
 from secure_quant_cli.models import NAMES, bench_model
+from secure_quant_cli.service import serving
 
 DIFFERENT = 16
 """Inputs; their answers are known before the load begins."""

@@ -26,8 +26,8 @@ from arguments import parser, positive, run
 from secure_quant import reference
 from secure_quant.errors import ValueOutOfRange
 from secure_quant_cli.cluster import free_ports
-from secure_quant_cli.engines import serving, timed
 from secure_quant_cli.models import NAMES, bench_model
+from secure_quant_cli.service import serving, timed
 
 CONFIGURATIONS = (("mpc", "latency"), ("mpc", "traffic"), ("he", "latency"))
 

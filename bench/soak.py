@@ -21,8 +21,8 @@ from arguments import parser, positive, run
 
 from secure_quant import reference
 from secure_quant.ir import Graph
-from secure_quant_cli.engines import Service, serving
 from secure_quant_cli.models import NAMES, bench_model
+from secure_quant_cli.service import Service, serving
 
 
 def resident(service: Service) -> dict[str, int]:

@@ -14,7 +14,7 @@ import torch
 from torch import nn
 
 import secure_quant as sq
-from secure_quant_cli.inprocess import he_engine, mpc_engine
+from secure_quant_cli.engines import in_process
 
 
 def build() -> nn.Module:
@@ -60,8 +60,8 @@ def main() -> int:
 
     # Secret sharing: two parties that see noise. Homomorphic encryption: a server that sees noise.
     exact = True
-    for name, engine in (("secret sharing", mpc_engine), ("homomorphic", he_engine)):
-        made = engine(graph)(q).values[graph.output.name]
+    for name, engine in (("secret sharing", "mpc"), ("homomorphic", "he")):
+        made = in_process(engine, graph)(q).values[graph.output.name]
         differing = int((made != truth).sum())
         exact &= differing == 0
         print(f"{name}: {differing} of {truth.size} output integers differ from plaintext")

@@ -41,16 +41,18 @@ def main() -> int:
             write_bundles(split_for(graph, engine), folder / engine)
         make_all(folder / "certs")
         print("starting dealer, party 0, party 1 and the HE server ...")
-        cluster = Cluster(folder / "certs", folder / "logs", mpc=folder / "mpc", he=folder / "he")
+        cluster = Cluster(
+            folder / "certs", folder / "logs", {"mpc": folder / "mpc", "he": folder / "he"}
+        )
         with cluster:  # every process has ended when this block is left
             tls = Tls.from_dir(folder / "certs", "client")
             # expected_hash: refuse to talk to a server that holds any other model.
-            with MpcClient(cluster.parties, tls=tls, expected_hash=graph.hash) as client:
+            with MpcClient(cluster.targets["mpc"], tls=tls, expected_hash=graph.hash) as client:
                 shared, stats = client.infer_with_stats(
                     x
                 )  # neither party sees x, the weights or the answer
                 print(f"secret sharing: {stats.rounds} rounds between the parties")
-            with HeClient(str(cluster.he_server), tls=tls, expected_hash=graph.hash) as client:
+            with HeClient(cluster.targets["he"][0], tls=tls, expected_hash=graph.hash) as client:
                 encrypted, stats = client.infer_with_stats(x)  # the server computes on ciphertexts
                 sent = stats.bytes_up + stats.bytes_down
                 print(f"homomorphic encryption: {sent:,} bytes of ciphertexts")

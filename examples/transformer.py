@@ -14,7 +14,7 @@ import torch
 import secure_quant as sq
 from secure_quant.mpc.protocol.plan import plan
 from secure_quant.quantizer import zoo
-from secure_quant_cli.inprocess import mpc_engine
+from secure_quant_cli.engines import in_process
 
 
 def main() -> int:
@@ -43,7 +43,7 @@ def main() -> int:
           f"{cost.online_bytes_per_direction:,} bytes each way")  # fmt: skip
 
     q = sq.reference.quantize_input(graph, data.test_x[: arguments.samples])
-    shared = mpc_engine(graph)(q).values[graph.output.name]
+    shared = in_process("mpc", graph)(q).values[graph.output.name]
     exact = bool((shared == sq.reference.run_int(graph, q)).all())
     print(f"bit-exact: {'yes' if exact else 'NO'}")
     return 0 if exact else 1

@@ -83,9 +83,9 @@ def encrypted(graph: Any, q: Any, want: list[list[int]]) -> None:
         folder = Path(name)
         write_bundles(split_for(graph, "he"), folder / "he")
         make_all(folder / "certs")
-        with Cluster(folder / "certs", folder / "logs", he=folder / "he") as cluster:
+        with Cluster(folder / "certs", folder / "logs", {"he": folder / "he"}) as cluster:
             tls = Tls.from_dir(folder / "certs", "client")
-            with HeClient(str(cluster.he_server), tls=tls, expected_hash=graph.hash) as client:
+            with HeClient(cluster.targets["he"][0], tls=tls, expected_hash=graph.hash) as client:
                 got = client.infer_int8(q)
     need(got.tolist() == want, "homomorphic encryption differs from the verifier")
 

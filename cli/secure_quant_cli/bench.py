@@ -23,14 +23,16 @@ import os
 import statistics
 import tempfile
 import time
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from secure_quant_cli.split import OBJECTIVES
+from secure_quant_cli.engines import exact, exact_names
+from secure_quant_cli.split import choices
 
 if TYPE_CHECKING:
     from secure_quant.ir import Graph
-    from secure_quant_cli.engines import Service
+    from secure_quant_cli.service import Service
 
 __all__ = ["FIGURES", "HELP", "configure", "measure", "run"]
 
@@ -46,24 +48,21 @@ FIGURES = (
     "mismatches",
 )  # fmt: skip
 
-CLIENTS = {"mpc": 4}
-"""In flight in the sustained run; 1 for the other engines."""
-
 
 def configure(parser: argparse.ArgumentParser) -> None:
     """Add the options."""
     parser.add_argument("--model", required=True, metavar="MODEL")
-    parser.add_argument("--engine", choices=("reference", "mpc", "he"), required=True)
+    parser.add_argument("--engine", choices=("reference", *exact_names()), required=True)
     parser.add_argument("--batch", type=int, default=1, metavar="N")
     parser.add_argument("--runs", type=int, default=30, help="timed inferences")
     parser.add_argument("--seconds", type=float, default=5.0,
                         help="length of the sustained run; 0 leaves it out")  # fmt: skip
     parser.add_argument("--clients", type=int, metavar="N",
-                        help="in flight in the sustained run; 4 for mpc, 1 otherwise")  # fmt: skip
+                        help="in flight in the sustained run")  # fmt: skip
     parser.add_argument("--lanes", type=int, default=1)
     parser.add_argument("--workers", type=int, default=1)
-    parser.add_argument("--objective", choices=OBJECTIVES, help="as in split")
-    parser.add_argument("--tier", choices=("T1", "T1-strict"), default="T1", help="as in split")
+    parser.add_argument("--objective", choices=choices("objectives"), help="as in split")
+    parser.add_argument("--tier", choices=choices("tiers"), help="as in split")
     parser.add_argument("--against", choices=("crypten", "tenseal"))
     parser.add_argument("--peer-runs", type=int, default=3, help="timed inferences of the peer")
     parser.add_argument("--logs", type=Path, metavar="DIR", help="keep the logs of the roles")
@@ -95,14 +94,18 @@ def _check(arguments: argparse.Namespace) -> None:
     """Raises ValueOutOfRange, ConfigError; fills in --clients."""
     from secure_quant.errors import ConfigError, ValueOutOfRange
     from secure_quant_cli.checks import counts
+    from secure_quant_cli.split import check_choices
 
     if arguments.clients is None:
-        arguments.clients = CLIENTS.get(arguments.engine, 1)
+        witness = arguments.engine == "reference"
+        arguments.clients = 1 if witness else exact(arguments.engine).in_flight
     counts(arguments, "batch", "runs", "clients", "lanes", "workers", "peer_runs")
     if not 0 <= arguments.seconds < float("inf"):
         raise ValueOutOfRange("--seconds", got=arguments.seconds, expected=">= 0")
-    if arguments.tier != "T1" and arguments.engine != "he":
-        raise ConfigError("--tier", got=f"--engine {arguments.engine}", expected="--engine he")
+    if arguments.engine != "reference":
+        check_choices(arguments, "objective", "tier")
+    elif arguments.tier is not None:
+        raise ConfigError("--tier", got="--engine reference", expected="an engine that has tiers")
     if arguments.against == "tenseal" and arguments.batch != 1:
         raise ConfigError("--against tenseal", got=f"--batch {arguments.batch}", expected="1")
 
@@ -113,7 +116,7 @@ def measure(graph: Graph, arguments: argparse.Namespace) -> dict[str, Any]:
     figures |= {name: getattr(arguments, name) for name in ("engine", "model", "batch")}
     if arguments.engine == "reference":
         return figures | _measure_reference(graph, arguments)
-    from secure_quant_cli.engines import serving
+    from secure_quant_cli.service import serving
 
     with (
         tempfile.TemporaryDirectory(prefix="secure-quant-") as work,
@@ -125,8 +128,9 @@ def measure(graph: Graph, arguments: argparse.Namespace) -> dict[str, Any]:
     ):  # fmt: skip
         figures |= _measure(graph, service, arguments)
         memory = service.cluster.memory()
-    if arguments.engine == "mpc":
-        figures["offline_cpu_ms_per_inference"] = _offline_cpu(graph, arguments)
+    measure_offline = exact(arguments.engine).offline_cpu
+    if measure_offline is not None:
+        figures["offline_cpu_ms_per_inference"] = _offline(graph, arguments, measure_offline)
     known = [size for size in memory.values() if size is not None]
     figures["peak_memory_bytes"] = max(known, default=None)
     figures["peak_memory_bytes_by_role"] = memory
@@ -158,8 +162,7 @@ def _measure(graph: Graph, service: Service, arguments: argparse.Namespace) -> d
         "bytes_up", "bytes_down",
     ):  # fmt: skip
         figures[name] = getattr(stats, name)
-    # Under homomorphic encryption the server needs no evaluation key; shares have none.
-    figures["key_bytes"] = 0 if engine == "he" else None
+    figures["key_bytes"] = exact(engine).key_bytes
     more = [service.connect(engine) for _ in range(arguments.clients - 1)]
     clients = [each.infer_int8 for each in (client, *more)]
     return _sustained(graph, clients, arguments, cpu, figures)
@@ -210,13 +213,17 @@ def _sustained(
     return figures | made.figures(arguments.batch) | more
 
 
-def _offline_cpu(graph: Graph, arguments: argparse.Namespace) -> dict[str, float]:
+def _offline(
+    graph: Graph,
+    arguments: argparse.Namespace,
+    measure: Callable[[Mapping[str, bytes], int], dict[str, float]],
+) -> dict[str, float]:
     from secure_quant_cli.console import progress
-    from secure_quant_cli.inprocess import mpc_offline_cpu
     from secure_quant_cli.split import split_for
 
     with progress("offline work alone, in this process"):
-        spent = mpc_offline_cpu(split_for(graph, "mpc", arguments.objective), arguments.batch)
+        bundles = split_for(graph, arguments.engine, arguments.objective)
+        spent = measure(bundles, arguments.batch)
     return {name: 1e3 * seconds for name, seconds in spent.items()}
 
 

@@ -20,6 +20,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import IO, Self
 
+from secure_quant.engines import find, roles
 from secure_quant.errors import DeadlineExceeded, PeerUnavailable
 from secure_quant_cli.health import is_serving
 from secure_quant_cli.processes import bind_to_half, cpu_seconds, descendants, peak_memory
@@ -28,7 +29,7 @@ __all__ = ["Cluster", "free_ports"]
 
 START_SECONDS = 120.0
 STOP_SECONDS = 10.0
-PARTIES = ("party0", "party1")
+PROGRAM = ("-m", "secure_quant_cli")
 
 
 def free_ports(count: int, run: int = 1) -> list[int]:
@@ -55,13 +56,15 @@ def _bind(stack: ExitStack, port: int) -> int | None:
 
 @dataclass
 class Cluster:
-    """Dealer and two parties if ``mpc`` holds bundles, an HE server if ``he`` does.
+    """Every role of the engines whose bundles it is given.
 
-    mpc, he   folders as ``secure-quant split`` writes them, or None.
     certs     folder as ``secure-quant certs`` writes it.
     logs      folder for one log file per role.
+    bundles   engine -> folder as ``secure-quant split`` writes it.
+    lanes     of each party. workers: of each role that has such.
     dial      turns an address that a role listens on into the one its peers dial: a proxy's, say.
-    options   more options of ``secure-quant serve``, by role (dealer, party0, party1, he).
+    options   more options of ``secure-quant serve``, by role.
+    targets   engine -> where clients call it, once started.
 
     A context manager: on entry everything serves or an error says why not (PeerUnavailable,
     DeadlineExceeded); on exit every process is gone.
@@ -69,14 +72,12 @@ class Cluster:
 
     certs: Path
     logs: Path
-    mpc: Path | None = None
-    he: Path | None = None
+    bundles: Mapping[str, Path]
     lanes: int = 1
     workers: int = 1
     dial: Callable[[str], str] = str
     options: Mapping[str, Sequence[str]] = field(default_factory=dict)
-    parties: list[str] = field(init=False, default_factory=list)
-    he_server: str | None = field(init=False, default=None)
+    targets: dict[str, list[str]] = field(init=False, default_factory=dict)
     processes: dict[str, subprocess.Popen[bytes]] = field(init=False, default_factory=dict)
     _logs: list[IO[bytes]] = field(init=False, default_factory=list)
 
@@ -135,38 +136,33 @@ class Cluster:
         return made
 
     def _start(self) -> None:
-        ports = [f"127.0.0.1:{port}" for port in free_ports(5, self.lanes)]
-        dealer, party0, party1, link, he = ports
-        serve: dict[str, tuple[str, Sequence[str]]] = {}
-        if self.mpc is not None:
-            common = ("--dealer", self.dial(dealer), "--lanes", str(self.lanes))
-            bundle = self._bundle(self.mpc, "dealer")
-            serve["dealer"] = dealer, ("dealer", *bundle, "--listen", dealer)
-            serve["party1"] = party1, (
-                "party1", *self._bundle(self.mpc, "party1"), "--listen", party1,
-                "--link-listen", link, *common,
-            )  # fmt: skip
-            serve["party0"] = party0, (
-                "party0", *self._bundle(self.mpc, "party0"), "--listen", party0,
-                "--peer", self.dial(link), *common,
-            )  # fmt: skip
-            self.parties = [self.dial(party0), self.dial(party1)]
-        if self.he is not None:
-            bundle = self._bundle(self.he, "server")
-            workers = ("--workers", str(self.workers))
-            serve["he"] = he, ("he", *bundle, "--listen", he, *workers)
-            self.he_server = self.dial(he)
-        for role, (_, command) in serve.items():
-            self._spawn(role, command)
-        self._wait({role: address for role, (address, _) in serve.items()})
-
-    def _bundle(self, folder: Path, role: str) -> tuple[str, str]:
-        return "--bundle", str(folder / f"{role}.sqb")
+        engines = [find(name) for name in self.bundles]
+        # What a role rests on stands behind it in its row.
+        started = {role.name: role for each in engines for role in reversed(each.roles)}
+        places = {*started, *(each.of for role in started.values() for each in role.addresses)}
+        ports = free_ports(len(places), self.lanes)
+        at = {name: f"127.0.0.1:{port}" for name, port in zip(sorted(places), ports, strict=True)}
+        for role in started.values():
+            command = ["--listen", at[role.name]]
+            for engine in engines:
+                if role in engine.roles:
+                    path = self.bundles[engine.name] / f"{role.bundle}.sqb"
+                    command += ["--bundle", str(path)]
+            for each in role.addresses:
+                there = at[each.of] if each.listens else self.dial(at[each.of])
+                command += [f"--{each.setting.replace('_', '-')}", there]
+            if role.workers is not None:
+                count = self.lanes if role.workers == "lanes" else self.workers
+                command += [f"--{role.workers}", str(count)]
+            self._spawn(role.name, command)
+        for engine in engines:
+            self.targets[engine.name] = [self.dial(at[name]) for name in engine.called]
+        self._wait({name: at[name] for name in started})
 
     def _spawn(self, role: str, command: Sequence[str]) -> None:
         log = (self.logs / f"{role}.log").open("wb")
         self._logs.append(log)
-        full = [sys.executable, "-m", "secure_quant_cli", "serve", *command]
+        full = [sys.executable, *PROGRAM, "serve", role, *command]
         full += ["--tls", str(self.certs), "--until-stdin-closes", *self.options.get(role, ())]
         # Own session: Ctrl-C reaches this process alone, which then ends them in order. Standard
         # input is a pipe that nobody writes to: should this process be killed, it closes.
@@ -174,8 +170,9 @@ class Cluster:
             full, stdin=subprocess.PIPE, stdout=log, stderr=subprocess.STDOUT,
             start_new_session=True, env=_environment(),
         )  # fmt: skip
-        if role in PARTIES:
-            bind_to_half(self.processes[role].pid, PARTIES.index(role))
+        half = roles()[role].half
+        if half is not None:
+            bind_to_half(self.processes[role].pid, half)
 
     def _wait(self, addresses: Mapping[str, str]) -> None:
         from secure_quant.transport import Tls

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -16,10 +16,10 @@ from secure_quant.reference.units import units
 
 if TYPE_CHECKING:
     from secure_quant.quantizer.floats import FloatValues
-    from secure_quant_cli.inprocess import Engine, Run
+    from secure_quant_cli.engines import Costs
+    from secure_quant_cli.inprocess import Run
 
 __all__ = [
-    "COLUMNS",
     "HISTOGRAM",
     "Comparison",
     "Histograms",
@@ -29,18 +29,11 @@ __all__ = [
     "mismatches",
 ]
 
-COLUMNS: Mapping[str, Mapping[str, tuple[str, ...]]] = {
-    "mpc": {"sent": ("online_bytes",), "made ahead": ("offline_bytes",), "time": ("ms",)},
-    "he": {"sent": ("bytes_up", "bytes_down"), "time": ("ms", "client_ms")},
-}
-"""Columns of a table of layers, by engine: the title, and the figures of a layer that add up."""
-
 HISTOGRAM = np.arange(-192, 194)
 """Edges of the bins, in integers of the layer: int8 and half as much again on each side, where
 float values lie that were clipped. What lies further out counts in the last bin."""
 
 Int = NDArray[np.int64]
-Costs = tuple[dict[str, int], dict[str, dict[str, int]]]
 Histograms = dict[str, dict[str, Int]]
 """Node name -> counts in HISTOGRAM's bins: ``int8`` (an activation), ``float`` (the same of the
 float model, in units of the scale) or ``weight``."""
@@ -81,7 +74,8 @@ def compare(
     labels: NDArray[Any] | None = None,
     skip_refused: bool = False,
 ) -> Comparison:
-    """All of ``engines`` (from ENGINES) on float[n, *input shape], ``batch`` samples at a time.
+    """All of ``engines`` (exact ones, ``reference``, ``onnx``) on float[n, *input shape], ``batch``
+    samples at a time.
 
     floats: of the float model, for errors layer by layer. labels: int[n], for accuracies.
     skip_refused: an engine that refuses the model is reported, not raised.
@@ -89,6 +83,7 @@ def compare(
     """
     from secure_quant import reference
     from secure_quant_cli.console import progress
+    from secure_quant_cli.engines import exact, exact_names
     from secure_quant_cli.inprocess import reference_engine
 
     q = reference.quantize_input(graph, x)
@@ -111,7 +106,8 @@ def compare(
             if not skip_refused:
                 raise
             refused[engine] = str(error)
-    costs = {name: COSTS[name](graph) for name in report["engines"] if name in COSTS}
+    known = exact_names()
+    costs = {name: exact(name).costs(graph) for name in report["engines"] if name in known}
     report["refused"] = refused
     report["layers"] = _layers(graph, truths, times, costs)
     report["plans"] = {engine: total for engine, (total, _) in costs.items()}
@@ -126,17 +122,15 @@ def _engine(
 ) -> tuple[dict[str, Any], dict[str, Any]]:
     """(what differed, times by layer) of one engine."""
     from secure_quant import reference
-    from secure_quant_cli import inprocess
     from secure_quant_cli.console import progress
+    from secure_quant_cli.engines import in_process
+    from secure_quant_cli.inprocess import onnx_engine
 
-    makers: Mapping[str, Callable[[Graph], Engine]] = {
-        "mpc": inprocess.mpc_engine, "he": inprocess.he_engine, "onnx": inprocess.onnx_engine,
-    }  # fmt: skip
     layers: dict[str, dict[str, int]] = {}
     outputs, watch = [], _Watch(batch)
     with progress(f"{engine} on {len(q)} samples") as line:
         line.note("planning")
-        execute = makers[engine](graph)
+        execute = onnx_engine(graph) if engine == "onnx" else in_process(engine, graph)
         for start in range(0, len(q), batch):
             part = q[start : start + batch]
             run = execute(part)
@@ -159,12 +153,13 @@ def _engine(
 
 
 def cost_cells(layer: Mapping[str, Any], engine: str) -> list[str]:
-    """What COLUMNS shows of a layer under ``engine``."""
+    """What a table shows of a layer under ``engine``, in its columns."""
     from secure_quant_cli.console import human_bytes, milliseconds
+    from secure_quant_cli.engines import exact
 
     figures = layer.get(engine, {})
     cells = []
-    for title, parts in COLUMNS[engine].items():
+    for title, parts in exact(engine).columns.items():
         total = sum(figures.get(part, 0) for part in parts) or None
         cells.append(milliseconds(total) if title == "time" else human_bytes(total))
     return cells
@@ -300,43 +295,3 @@ def _layers(
                 layer[engine] = figures
         made.append(layer)
     return made
-
-
-def _mpc_costs(graph: Graph) -> Costs:
-    from secure_quant.mpc.protocol.plan import plan
-
-    made = plan(graph)
-    cost = made.cost()
-    total = {
-        "rounds": cost.rounds,
-        "online_bytes": cost.online_bytes_per_direction,
-        "offline_bytes": cost.offline_bytes_party1,
-    }
-    layers = {
-        gate.name: {
-            "rounds": len(gate.payloads),
-            "online_bytes": sum(gate.payload_bytes(1)),
-            "offline_bytes": 8 * gate.dealt_words,
-        }
-        for gate in made.gates
-        if gate.payloads or gate.dealt_words
-    }
-    return total, layers
-
-
-def _he_costs(graph: Graph) -> Costs:
-    from secure_quant.he.plan import plan
-
-    made = plan(graph)
-    layers = {}
-    for step in made.steps:
-        cost = step.call(1).cost
-        layers[step.node] = {"bytes_up": cost.bytes_up, "bytes_down": cost.bytes_down}
-    cost = made.cost()
-    return {"bytes_up": cost.bytes_up, "bytes_down": cost.bytes_down}, layers
-
-
-COSTS: Mapping[str, Callable[[Graph], Costs]] = {"mpc": _mpc_costs, "he": _he_costs}
-"""From the plans, for one sample: totals, and by node name. Secret sharing: bytes that each party
-sends online, and that the dealer sends to party 1. Branches that run side by side share rounds, so
-the layers' rounds may add up to more than the total."""

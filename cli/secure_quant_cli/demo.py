@@ -13,19 +13,21 @@ import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from secure_quant.engines import find
+from secure_quant_cli.engines import exact, exact_names
+
 if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
     from secure_quant.ir import Graph
-    from secure_quant_cli.engines import Service
+    from secure_quant_cli.service import Service
 
 __all__ = ["HELP", "configure", "run"]
 
 HELP = "train, quantize, serve, infer both ways, compare"
 
 WARM_UP = 2
-ENGINES = ("mpc", "he")
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
@@ -57,8 +59,8 @@ def demonstrate(images: int, work: Path) -> dict[str, Any]:
 
     from secure_quant import ir, reference
     from secure_quant.quantizer import zoo
-    from secure_quant_cli.engines import serving
     from secure_quant_cli.models import quantize_shown, trained_lenet
+    from secure_quant_cli.service import serving
     from secure_quant_cli.sizes import float_bytes
 
     data = zoo.digits("image")
@@ -90,11 +92,11 @@ def demonstrate(images: int, work: Path) -> dict[str, Any]:
     }
     with (
         tempfile.TemporaryDirectory(prefix="secure-quant-") as folder,
-        serving(graph, Path(folder), engines=ENGINES, logs=work / "logs") as service,
+        serving(graph, Path(folder), engines=exact_names(), logs=work / "logs") as service,
     ):
-        for name in ENGINES:
+        for name in exact_names():
             report["engines"][name] = _infer(graph, service, name, x, labels)
-    report["bit_exact"] = all(report["engines"][name]["mismatches"] == 0 for name in ENGINES)
+    report["bit_exact"] = all(report["engines"][name]["mismatches"] == 0 for name in exact_names())
     return report
 
 
@@ -120,13 +122,13 @@ def _infer(
     from secure_quant.quantizer import zoo
     from secure_quant_cli.comparison import mismatches
     from secure_quant_cli.console import progress
-    from secure_quant_cli.engines import bytes_sent, timed
+    from secure_quant_cli.service import timed
 
     infer = service.traced(engine)
     images = reference.quantize_input(graph, x)
     latencies, answers = [], []
     compared = wrong = 0
-    with progress(f"{len(x)} images, {NAMES[engine]}") as line:
+    with progress(f"{len(x)} images, {_title(engine)}") as line:
         for i in range(-WARM_UP, len(images)):
             q = images[i % len(images)][None]
             made, took = timed(infer, q)
@@ -144,16 +146,15 @@ def _infer(
         "compared": compared,
         "mismatches": wrong,
         "latency_ms_median": statistics.median(latencies),
-        "bytes_sent": bytes_sent(engine, stats),
+        "bytes_sent": exact(engine).bytes_sent(stats),
     }
 
 
-NAMES = {
-    "float": "float32",
-    "int8": "int8 in plaintext",
-    "mpc": "secret sharing",
-    "he": "homomorphic encryption",
-}
+PLAIN = {"float": "float32", "int8": "int8 in plaintext"}
+
+
+def _title(name: str) -> str:
+    return PLAIN.get(name) or find(name).title
 
 
 def show(report: dict[str, Any]) -> None:
@@ -172,9 +173,9 @@ def show(report: dict[str, Any]) -> None:
     ))  # fmt: skip
     print()
     rows = [
-        (NAMES[name] if first == 0 else "", sender, human_bytes(sent["online"]),
+        (_title(name) if first == 0 else "", sender, human_bytes(sent["online"]),
          human_bytes(sent["offline"]))
-        for name in ENGINES
+        for name in exact_names()
         for first, (sender, sent) in enumerate(report["engines"][name]["bytes_sent"].items())
     ]  # fmt: skip
     header = ("bytes sent for one image", "by", "online", "made ahead")
@@ -190,4 +191,4 @@ def _row(name: str, engine: dict[str, Any]) -> tuple[str, ...]:
         differ = f"{engine['mismatches']} of {engine['compared']:,}"
     everywhere = f"{engine['accuracy_all']:.2%}" if "accuracy_all" in engine else "–"
     latency = milliseconds(engine.get("latency_ms_median"))
-    return (NAMES[name], f"{engine['accuracy']:.2%}", everywhere, differ, latency)
+    return (_title(name), f"{engine['accuracy']:.2%}", everywhere, differ, latency)

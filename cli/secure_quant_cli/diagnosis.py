@@ -14,6 +14,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
+from secure_quant.engines import Engine, engines, resolved, roles
 from secure_quant.errors import SecureQuantError
 
 if TYPE_CHECKING:
@@ -96,7 +97,7 @@ def _versions(told: Mapping[str, _Role]) -> Iterator[Finding]:
 
     wanted = {"server"}
     for role in told.values():
-        wanted |= {"he"} if role.name == "he" else {"mpc"}
+        wanted |= {each.extra for each in _engines_of(role.name)}
     lean = all(getattr(role.told, "border", "none") == "none" for role in told.values())
     for line in metadata.requires("secure-quant") or ():
         name, extra = re.match(r"[\w.-]+", line), re.search(r"extra == ['\"](\w+)['\"]", line)
@@ -105,10 +106,14 @@ def _versions(told: Mapping[str, _Role]) -> Iterator[Finding]:
         if lean and name[0].lower() in OF_CRYPTEN:
             continue
         yield from _version(name[0], line, extra[1] if extra else None)
-    if "mpc" in wanted and not lean and _installed("crypten") is None:
+    if not lean and _installed("crypten") is None:
         mend = f'{ADD_CRYPTEN}, or border = "none" for the parties'
         yield Finding("fail", "crypten", "not installed", mend)
     yield Finding("ok", "secure-quant", _installed("secure-quant") or "from a checkout")
+
+
+def _engines_of(role: str) -> list[Engine]:
+    return [each for each in engines() if role in (own.name for own in each.roles)]
 
 
 def _version(name: str, requirement: str, extra: str | None) -> Iterator[Finding]:
@@ -220,7 +225,7 @@ def _bundles(told: Mapping[str, _Role]) -> Iterator[Finding]:
         for path in role.told.bundle:
             check = f"{role.name}: {Path(path).name}"
             try:
-                model = _model_of(role.name, Path(path).read_bytes())
+                model = resolved(roles()[role.name].model_of)(role.name, Path(path).read_bytes())
             except OSError as error:
                 yield Finding("fail", check, error.strerror or "unreadable", "copy it here")
             except SecureQuantError as error:
@@ -230,37 +235,17 @@ def _bundles(told: Mapping[str, _Role]) -> Iterator[Finding]:
                 found.add(model)
                 yield Finding("ok", check, f"model {model[:12]}")
         hashes[role.name] = frozenset(found)
-    sharing = {name: each for name, each in hashes.items() if name != "he"}
-    if len(set(sharing.values())) > 1:
-        text = "; ".join(
-            f"{name} {' '.join(sorted(h[:12] for h in each)) or 'none'}"
-            for name, each in sharing.items()
-        )
-        mend = "give parties and dealer the bundles of one split"
-        yield Finding("fail", "models of parties and dealer", text, mend)
-    elif len(sharing) > 1:
-        yield Finding("ok", "models of parties and dealer", "the same")
-
-
-def _model_of(role: str, data: bytes) -> str:
-    """The hash of a bundle's model. Raises MalformedModel and its kin."""
-    from secure_quant.errors import MalformedModel
-
-    if role == "he":
-        from secure_quant.he import bundle
-        from secure_quant.he.leveled import bundle as leveled
-
-        if leveled.is_server(data):
-            return leveled.load_server(data).model_hash
-        return bundle.load_server(data).model_hash
-    from secure_quant.mpc.protocol.bundle import load_dealer, load_party
-
-    if role == "dealer":
-        return load_dealer(data).model_hash
-    program = load_party(data)
-    if role != f"party{program.party}":
-        raise MalformedModel("bundle", got=f"party {program.party}'s", expected=f"one of {role}")
-    return program.model_hash
+    for engine in engines():
+        theirs = {role.name: hashes[role.name] for role in engine.roles if role.name in hashes}
+        if len(set(theirs.values())) > 1:
+            text = "; ".join(
+                f"{name} {' '.join(sorted(h[:12] for h in each)) or 'none'}"
+                for name, each in theirs.items()
+            )
+            mend = f"give {engine.together} the bundles of one split"
+            yield Finding("fail", f"models of {engine.together}", text, mend)
+        elif len(theirs) > 1:
+            yield Finding("ok", f"models of {engine.together}", "the same")
 
 
 def _reach(deployment: Deployment, told: Mapping[str, _Role]) -> Iterator[Finding]:
@@ -269,12 +254,12 @@ def _reach(deployment: Deployment, told: Mapping[str, _Role]) -> Iterator[Findin
         here = _dialled(role.told.listen)
         if role.security is not None and here is not None:
             yield from _ask(role.name, here, role.security, deployment.timeout, ours=True)
-        if role.name.startswith("party") and role.security is not None:
-            dealer = role.told.dealer
-            yield from _ask("dealer", dealer, role.security, deployment.timeout, by=role.name)
-        peer = getattr(role.told, "peer", None)
-        if peer is not None:
-            yield _connect(f"{role.name}: party 1's link", peer, deployment.timeout)
+        for each in (each for each in roles()[role.name].addresses if not each.listens):
+            there = getattr(role.told, each.setting)
+            if each.of not in roles():
+                yield _connect(f"{role.name}: {each.of}", there, deployment.timeout)
+            elif role.security is not None:
+                yield from _ask(each.of, there, role.security, deployment.timeout, by=role.name)
     for name, address in deployment.targets:
         if security is not None:
             yield from _ask(name, address, security, deployment.timeout)

@@ -24,10 +24,10 @@ MARKS = {"ok": "ok  ", "warn": "WARN", "fail": "FAIL"}
 
 def configure(parser: argparse.ArgumentParser) -> None:
     """Add the options."""
-    from secure_quant_cli.settings import ROLES
+    from secure_quant.engines import roles
 
     parser.add_argument(
-        "role", choices=(*ROLES[1:], "all"), help="whose host this is; all: every table of the file"
+        "role", choices=(*roles(), "all"), help="whose host this is; all: every table of the file"
     )
     parser.add_argument("--config", type=Path, required=True, metavar="FILE.toml")
     parser.add_argument(
@@ -42,25 +42,26 @@ def run(arguments: argparse.Namespace) -> int:
     """Print what was found."""
     from dataclasses import asdict
 
+    from secure_quant.engines import roles as known_roles
     from secure_quant_cli.checks import address, durations
     from secure_quant_cli.console import print_json
     from secure_quant_cli.diagnosis import Deployment, examine
-    from secure_quant_cli.settings import ROLES, read_config
+    from secure_quant_cli.settings import read_config
 
     durations(arguments, "timeout")
     targets: list[tuple[str, str]] = []
     for each in arguments.target:
         role, _, place = each.partition("=")
-        if role not in ROLES[1:]:
+        if role not in known_roles():
             raise ConfigError("--target", got=ascii(each)[:80], expected="ROLE=HOST:PORT")
         address("--target", place)
         targets.append((role, place))
     tables = read_config(arguments.config)
     roles = [arguments.role]
     if arguments.role == "all":
-        roles = [role for role in ROLES[1:] if role in tables]
+        roles = [role for role in known_roles() if role in tables]
         if not roles:
-            raise ConfigError("--config", got="no role's table", expected=", ".join(ROLES[1:]))
+            raise ConfigError("--config", got="no role's table", expected=", ".join(known_roles()))
     deployment = Deployment(arguments.config, tuple(roles), tuple(targets), arguments.timeout)
     found = list(examine(deployment))
     if arguments.json:

@@ -15,14 +15,13 @@ __all__ = ["HELP", "asked", "configure", "is_serving", "run"]
 
 HELP = "ask a role whether it serves"
 
-ROLES = ("party0", "party1", "dealer", "he")
-
 
 def configure(parser: argparse.ArgumentParser) -> None:
     """Add the options."""
+    from secure_quant.engines import roles
     from secure_quant_cli.tls_options import add_tls_options
 
-    parser.add_argument("--role", choices=ROLES, required=True, help="who must answer")
+    parser.add_argument("--role", choices=tuple(roles()), required=True, help="who must answer")
     parser.add_argument("--target", required=True, metavar="HOST:PORT")
     parser.add_argument(
         "--caller", metavar="ROLE", help="whose certificate to present; the role's own by default"

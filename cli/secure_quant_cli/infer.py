@@ -1,7 +1,7 @@
 """Send inputs to running servers, protected, and open the answer.
 
---engine mpc takes two --target, party 0 and party 1; --engine he and he-leveled take one. The
-inputs are the array "x" of X.npz or its only array, float[batch, *input shape].
+A --target for each server that clients call: two, party 0 and party 1, under secret sharing, else
+one. The inputs are the array "x" of X.npz or its only array, float[batch, *input shape].
 """
 
 from __future__ import annotations
@@ -17,12 +17,13 @@ HELP = "run encrypted inference against servers"
 
 def configure(parser: argparse.ArgumentParser) -> None:
     """Add the options."""
+    from secure_quant.engines import engines
     from secure_quant_cli.tls_options import add_tls_options
 
-    parser.add_argument("--engine", choices=("mpc", "he", "he-leveled"), required=True)
+    parser.add_argument("--engine", choices=[each.name for each in engines()], required=True)
     parser.add_argument(
         "--target", action="append", required=True, metavar="HOST:PORT",
-        help="where the server listens; twice for mpc, or both with a comma between",
+        help="where the server listens; if there are several, each, or all with commas between",
     )  # fmt: skip
     parser.add_argument("--input", type=Path, required=True, metavar="X.npz")
     parser.add_argument("--out", type=Path, metavar="Y.npz", help="save the answer as array y")
@@ -74,30 +75,21 @@ def stats_dict(stats: Any) -> dict[str, Any]:
 
 
 def _client(arguments: argparse.Namespace) -> Any:
+    from secure_quant.engines import find
     from secure_quant.errors import ConfigError
     from secure_quant_cli.checks import address
     from secure_quant_cli.tls_options import tls_from
 
+    engine = find(arguments.engine)
     targets = [each for target in arguments.target for each in target.split(",")]
-    wanted = 2 if arguments.engine == "mpc" else 1
-    if len(targets) != wanted:
-        raise ConfigError(f"--target for {arguments.engine}", got=len(targets), expected=wanted)
+    if len(targets) != len(engine.called):
+        what, expected = f"--target for {engine.name}", len(engine.called)
+        raise ConfigError(what, got=len(targets), expected=expected)
     for target in targets:
         address("--target", target)
-    options = {
-        "tls": tls_from(arguments, "client"),
-        "expected_hash": arguments.model_hash,
-    }
-    if arguments.engine == "he-leveled":
-        from secure_quant_client import LeveledClient
-
-        if arguments.integers:
-            raise ConfigError("--integers", got="a leveled model", expected="an integer model")
-        return LeveledClient(targets[0], **options)
-    if arguments.engine == "mpc":
-        from secure_quant_client import MpcClient
-
-        return MpcClient(targets, **options)
-    from secure_quant_client import HeClient
-
-    return HeClient(targets[0], **options)
+    if arguments.integers and not engine.exact:
+        got = f"--engine {engine.name}, which is approximate"
+        raise ConfigError("--integers", got=got, expected="an exact engine")
+    return engine.connect(
+        targets, tls=tls_from(arguments, "client"), expected_hash=arguments.model_hash
+    )

@@ -6,7 +6,6 @@ parameters, error bound, and the bytes of one round trip.
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -30,11 +29,12 @@ def run(arguments: argparse.Namespace) -> int:
     from secure_quant.ir import load
     from secure_quant_cli.checks import counts
     from secure_quant_cli.console import print_json
-    from secure_quant_cli.leveled import inspect_run, is_leveled
+    from secure_quant_cli.engines import own_models, owner
 
     counts(arguments, "batch")
-    if is_leveled(arguments.model):
-        return inspect_run(arguments)
+    own = owner(arguments.model)
+    if own is not None:
+        return own_models(own).inspect(arguments)
     graph = load(arguments.model)
     found = describe(graph, arguments.model.stat().st_size, arguments.batch)
     if arguments.json:
@@ -46,6 +46,7 @@ def run(arguments: argparse.Namespace) -> int:
 
 def describe(graph: Graph, stored: int, batch: int) -> dict[str, Any]:
     """Everything that is shown, as plain values."""
+    from secure_quant_cli.engines import exact_names
     from secure_quant_cli.sizes import float_bytes
 
     return {
@@ -54,10 +55,7 @@ def describe(graph: Graph, stored: int, batch: int) -> dict[str, Any]:
         "float_bytes": float_bytes(graph),
         "batch": batch,
         "layers": [_layer(node, graph.values[node.name]) for node in graph.nodes],
-        "plans": {
-            "mpc": _planned(lambda: _plan_mpc(graph, batch)),
-            "he": _planned(lambda: _plan_he(graph, batch)),
-        },
+        "plans": {name: _planned(name, graph, batch) for name in exact_names()},
     }
 
 
@@ -75,40 +73,19 @@ def _layer(node: ops.Node, value: Value) -> dict[str, Any]:
     }
 
 
-def _planned(make: Callable[[], dict[str, Any]]) -> dict[str, Any]:
-    """The plan, or why there is none."""
+def _planned(engine: str, graph: Graph, batch: int) -> dict[str, Any]:
+    """What the plan says, or why there is none."""
+    from secure_quant.engines import find, resolved
     from secure_quant.errors import OpNotSupported
+    from secure_quant_cli.engines import exact
 
     try:
-        return make()
+        cost = resolved(find(engine).plan)(graph.public()).cost(batch)
+        return {name: getattr(cost, name) for name in exact(engine).summary}
     except OpNotSupported as error:
         return {"refused": str(error)}
     except ModuleNotFoundError as error:
         return {"refused": f"{error.name} is not installed"}
-
-
-def _plan_mpc(graph: Graph, batch: int) -> dict[str, Any]:
-    from secure_quant.mpc.protocol.plan import plan
-
-    cost = plan(graph.public()).cost(batch)
-    return {
-        "rounds": cost.rounds,
-        "online_bytes_per_direction": cost.online_bytes_per_direction,
-        "offline_bytes_party0": cost.offline_bytes_party0,
-        "offline_bytes_party1": cost.offline_bytes_party1,
-    }
-
-
-def _plan_he(graph: Graph, batch: int) -> dict[str, Any]:
-    from secure_quant.he.plan import plan
-
-    cost = plan(graph).cost(batch)
-    return {
-        "ciphertexts_up": cost.ciphertexts_up,
-        "ciphertexts_down": cost.ciphertexts_down,
-        "bytes_up": cost.bytes_up,
-        "bytes_down": cost.bytes_down,
-    }
 
 
 def _show(found: dict[str, Any]) -> None:

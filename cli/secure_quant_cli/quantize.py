@@ -16,11 +16,13 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
+    from secure_quant.engines import Engine
+
 __all__ = ["HELP", "configure", "run"]
 
 HELP = "float torch model -> integer model file"
 
-MODES = ("static", "weight-only", "qat", "dynamic", "leveled")
+MODES = ("static", "weight-only", "qat", "dynamic")
 SCHEMES = ("uniform", "log", "clip", "kmeans")
 
 
@@ -29,7 +31,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("model", metavar="MODEL.py:FACTORY", help="the float model")
     parser.add_argument("--calibration", type=Path, required=True, metavar="DATA.npz")
     parser.add_argument("--out", type=Path, required=True, metavar="model.sq")
-    parser.add_argument("--mode", choices=MODES, default="static")
+    parser.add_argument("--mode", choices=(*MODES, *_own_modes()), default="static")
     parser.add_argument("--scheme", choices=SCHEMES, default="uniform", help="weight grid")
     parser.add_argument("--max-error", type=float, metavar="E",
                         help="largest error at the output, relative to the float model's output, "
@@ -45,6 +47,7 @@ def run(arguments: argparse.Namespace) -> int:
     from secure_quant_cli.arrays import read_array
     from secure_quant_cli.checks import can_write
     from secure_quant_cli.console import human_bytes, print_json, progress, ratio
+    from secure_quant_cli.engines import own_models
     from secure_quant_cli.models import quantize_shown
     from secure_quant_cli.owner_code import build_model
     from secure_quant_cli.sizes import float_bytes
@@ -52,13 +55,12 @@ def run(arguments: argparse.Namespace) -> int:
     can_write("--out", arguments.out)
     if arguments.max_error is not None and not arguments.max_error > 0:
         raise ConfigError("--max-error", got=arguments.max_error, expected="> 0")
-    if arguments.mode in ("leveled", "qat") and arguments.scheme != "uniform":
+    own = _own_modes().get(arguments.mode)
+    if (own or arguments.mode == "qat") and arguments.scheme != "uniform":
         got = f"--scheme {arguments.scheme}"
         raise ConfigError(f"--mode {arguments.mode}", got=got, expected="uniform")
-    if arguments.mode == "leveled":
-        from secure_quant_cli.leveled import quantize_run
-
-        return quantize_run(arguments)
+    if own is not None:
+        return own_models(own).quantize(arguments)
     data = read_array(arguments.calibration)
     targets = _labels(arguments.calibration, len(data)) if arguments.mode == "qat" else None
     with progress("importing the float model"):
@@ -79,6 +81,13 @@ def run(arguments: argparse.Namespace) -> int:
               f"{share} of {human_bytes(plain)} float32")  # fmt: skip
         print(f"hash {graph.hash}")
     return 0
+
+
+def _own_modes() -> dict[str, Engine]:
+    """Those whose files one engine alone takes."""
+    from secure_quant.engines import engines
+
+    return {each.mode: each for each in engines() if each.mode is not None}
 
 
 def _labels(path: Path, samples: int) -> NDArray[Any]:

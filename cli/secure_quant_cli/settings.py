@@ -3,7 +3,8 @@ says something counts.
 
 A setting has one name in three spellings: ``--wait-seconds``, ``SECURE_QUANT_WAIT_SECONDS`` and
 ``wait_seconds`` in the table of the role (``[party0]``, ``[party1]``, ``[dealer]``, ``[he]``), or
-in ``[common]``. Most come from the fields of ``secure_quant_server.options``.
+in ``[common]``. Most come from the fields of the dataclass that the role's row in
+``secure_quant.engines`` names.
 """
 
 from __future__ import annotations
@@ -20,21 +21,21 @@ from inspect import cleandoc
 from pathlib import Path
 from typing import Any
 
+from secure_quant.engines import resolved, served
 from secure_quant.errors import ConfigError
 
 __all__ = [
     "LIMITS",
-    "ROLES",
     "Setting",
     "add_settings",
     "names",
+    "options_of",
     "read_config",
     "resolve",
     "settings_of",
     "spelled",
 ]
 
-ROLES = ("party", "party0", "party1", "dealer", "he")
 PREFIX = "SECURE_QUANT_"
 MAX_CONFIG = 2**20
 _ENTRY = re.compile(r"(\w+)(?: {2,}(.*))?")
@@ -89,25 +90,19 @@ _COMMON = (
     Setting("insecure_plaintext", "bool", "no TLS and no proof of who calls: anybody on the path "
             "reads and alters everything", default=False),
 )  # fmt: skip
-_PEER = Setting("peer", "text", "party 0: HOST:PORT where party 1's link listens")
-_LISTEN = Setting("link_listen", "text", "party 1: HOST:PORT where its link listens")
-_LINKS = {"party": (_PEER, _LISTEN), "party0": (_PEER,), "party1": (_LISTEN,)}
 
 
 def settings_of(role: str) -> list[Setting]:
     """Everything that a role can be told. Raises ModuleNotFoundError without the server's code."""
     from secure_quant_server import options
 
-    kinds: dict[str, type[options.ServerOptions]] = {
-        "dealer": options.DealerOptions, "he": options.HeOptions
-    }  # fmt: skip
-    cls = kinds.get(role, options.PartyOptions)
-    found = [*_COMMON, *_LINKS.get(role, ())]
+    row = served()[role]
+    cls = resolved(row.options)
+    found = list(_COMMON)
+    found += [Setting(each.setting, "text", each.help) for each in row.addresses if each.help]
     helps = _helps(cls)
     for each in dataclasses.fields(cls):
-        if each.name in _APART or (role == "dealer" and each.name in ("tokens", "budget")):
-            continue
-        if role == "dealer" and each.name == "budget_window_s":
+        if each.name in _APART | row.without:
             continue
         required = each.default is dataclasses.MISSING
         choices = options.CHOICES.get(each.name)
@@ -153,7 +148,7 @@ def read_config(path: Path) -> dict[str, dict[str, Any]]:
         raise ConfigError("--config", got=f"{path}: {reason}") from error
     except (ValueError, RecursionError) as error:
         raise ConfigError("--config", got=f"{path}: {error}", expected="TOML") from error
-    known = {"common", *ROLES}
+    known = {"common", *served()}
     for name, table in tables.items():
         if name not in known or not isinstance(table, dict):
             expected = f"tables {', '.join(sorted(known))}"
@@ -170,10 +165,6 @@ def resolve(arguments: argparse.Namespace, environ: Mapping[str, str] = os.envir
         for name, value in place.items():
             if name not in taken and name not in closed:
                 setattr(arguments, name, value)
-    if arguments.role in ("party0", "party1"):  # of these two, each has its own alone
-        arguments.peer, arguments.link_listen = (
-            getattr(arguments, each.name, None) for each in (_PEER, _LISTEN)
-        )
     for name, each in settings.items():
         if getattr(arguments, name) is None:
             setattr(arguments, name, each.default)
@@ -198,7 +189,7 @@ def _places(
             where = f"{arguments.config.name}, [{table}] {key}"
             if key in settings:
                 values[key] = _from_toml(settings[key], values[key], where, arguments.config.parent)
-            elif table == "common" and any(key == s.name for r in ROLES for s in settings_of(r)):
+            elif table == "common" and any(key == s.name for r in served() for s in settings_of(r)):
                 del values[key]  # of another role
             else:
                 near = get_close_matches(key, settings, 1)
@@ -274,6 +265,18 @@ def _helps(cls: type) -> dict[str, str]:
             else:
                 name = ""
     return {name: text.replace("``", "") for name, text in found.items()}
+
+
+def options_of(arguments: argparse.Namespace) -> dict[str, Any]:
+    """The fields of the role's dataclass, of what ``resolve`` found."""
+    from secure_quant.transport import Limits
+
+    settings = settings_of(arguments.role)
+    found = {each.field: getattr(arguments, each.name) for each in settings if each.field}
+    limits = {
+        name: value for name in LIMITS if (value := getattr(arguments, spelled(name))) is not None
+    }
+    return found | {"limits": Limits(**limits)}
 
 
 def names(settings: Sequence[Setting], kind: str) -> list[str]:

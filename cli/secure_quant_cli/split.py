@@ -9,85 +9,98 @@ from __future__ import annotations
 import argparse
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal, get_args
+from typing import TYPE_CHECKING, Literal
 
 if TYPE_CHECKING:
     from secure_quant.ir import Graph
 
 __all__ = [
-    "HELP", "OBJECTIVES", "Objective", "Tier", "configure", "run", "split_for", "write_bundles",
-]  # fmt: skip
-
-Objective = Literal["latency", "balanced", "traffic"]
-Tier = Literal["T1", "T1-strict"]
-OBJECTIVES: tuple[str, ...] = get_args(Objective)
+    "HELP",
+    "check_choices",
+    "choices",
+    "configure",
+    "run",
+    "split_for",
+    "write_bundles",
+]
 
 HELP = "model file -> one bundle per role"
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
     """Add the options."""
+    from secure_quant.engines import engines
+
+    spared = "; ".join(
+        f"{each.name}: {each.objectives[0]} (if left out), {', '.join(each.objectives[1:])}"
+        for each in engines()
+        if each.objectives
+    )
+    hiding = ", ".join(each.name for each in engines() if each.tiers)
     parser.add_argument("model", type=Path, metavar="model.sq")
-    parser.add_argument("--engine", choices=("mpc", "he", "he-leveled"), required=True)
+    parser.add_argument("--engine", choices=[each.name for each in engines()], required=True)
     parser.add_argument("--out", type=Path, required=True, metavar="DIR")
     parser.add_argument(
-        "--objective", choices=OBJECTIVES,
-        help="what the planner spares: time or bytes; for mpc also balanced, which is its default",
-    )  # fmt: skip
+        "--objective", choices=choices("objectives"), help=f"what the planner spares. {spared}"
+    )
     parser.add_argument(
-        "--tier", choices=("T1", "T1-strict"),
-        help="he only: how well responses hide the weights (see SECURITY.md); T1 if left out",
+        "--tier", choices=choices("tiers"),
+        help=f"{hiding} only: how well responses hide the weights (see SECURITY.md); the first if "
+             "left out",
     )  # fmt: skip
+
+
+def choices(field: Literal["objectives", "tiers"]) -> tuple[str, ...]:
+    """What any engine knows of it."""
+    from secure_quant.engines import engines
+
+    return tuple(dict.fromkeys(word for each in engines() for word in getattr(each, field)))
+
+
+def check_choices(arguments: argparse.Namespace, *options: str) -> None:
+    """That the engine has an objective and tiers where they are given. Raises ConfigError."""
+    from secure_quant.engines import engines, find
+    from secure_quant.errors import ConfigError
+
+    for option in options:
+        field = f"{option}s"
+        if getattr(arguments, option) is not None and not getattr(find(arguments.engine), field):
+            known = " or ".join(each.name for each in engines() if getattr(each, field))
+            got = f"--engine {arguments.engine}"
+            raise ConfigError(f"--{option}", got=got, expected=f"--engine {known}")
 
 
 def run(arguments: argparse.Namespace) -> int:
     """Write the bundles."""
+    from secure_quant.engines import engines, find
     from secure_quant.errors import ConfigError
     from secure_quant.ir import load
     from secure_quant_cli.console import human_bytes, progress
+    from secure_quant_cli.engines import own_models
 
-    if arguments.engine != "he" and arguments.tier is not None:
-        raise ConfigError("--tier", got=f"--engine {arguments.engine}", expected="--engine he")
-    if arguments.engine == "he-leveled" and arguments.objective is not None:
-        raise ConfigError("--objective", got="--engine he-leveled", expected="--engine mpc or he")
-    other = "server.sqb" if arguments.engine == "mpc" else "party0.sqb"
-    if (arguments.out / other).exists():
+    check_choices(arguments, "objective", "tier")
+    engine = find(arguments.engine)
+    others = frozenset[str]().union(*(each.bundles for each in engines())) - engine.bundles
+    if any((arguments.out / f"{other}.sqb").exists() for other in others):
         raise ConfigError(f"{arguments.out} holds bundles of the other engine; choose another")
-    with progress(f"splitting for {arguments.engine}"):
-        if arguments.engine == "he-leveled":
-            from secure_quant_cli.leveled import split_leveled
-
-            bundles = split_leveled(arguments.model)
-        else:
-            graph = load(arguments.model)
-            bundles = split_for(
-                graph, arguments.engine, arguments.objective, arguments.tier or "T1"
-            )
+    with progress(f"splitting for {engine.name}"):
+        read = load if engine.file_format is None else own_models(engine).load
+        bundles = engine.bundles_of(read(arguments.model), arguments.objective, arguments.tier)
     for path in write_bundles(bundles, arguments.out):
         print(f"{path}  {human_bytes(path.stat().st_size)}")
     return 0
 
 
 def split_for(
-    graph: Graph,
-    engine: str,
-    objective: Objective | None = None,
-    tier: Tier = "T1",
+    graph: Graph, engine: str, objective: str | None = None, tier: str | None = None
 ) -> dict[str, bytes]:
-    """Role -> bundle; the objective None is the engine's own default.
+    """Role -> bundle; None is the engine's own default.
 
     Raises OpNotSupported where the engine has no exact gate for an op, ConfigError.
     """
-    if engine == "mpc":
-        from secure_quant.mpc.protocol.bundle import split as split_mpc
+    from secure_quant.engines import find
 
-        return split_mpc(graph, objective or "balanced")
-    from secure_quant.errors import ConfigError
-    from secure_quant.he.bundle import split as split_he
-
-    if objective == "balanced":
-        raise ConfigError("--objective for he", got=objective, expected="latency or traffic")
-    return split_he(graph, objective or "latency", tier)
+    return find(engine).bundles_of(graph, objective, tier)
 
 
 def write_bundles(bundles: Mapping[str, bytes], out: Path) -> list[Path]:

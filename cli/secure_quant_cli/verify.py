@@ -26,7 +26,6 @@ __all__ = ["HELP", "configure", "run"]
 
 HELP = "all executors side by side, layer by layer"
 
-ENGINES = ("reference", "mpc", "he", "onnx")
 FLOAT_SAMPLES = 64
 """Samples with which the float model is captured."""
 
@@ -36,7 +35,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("model", type=Path, metavar="model.sq")
     parser.add_argument("--input", type=Path, required=True, metavar="X.npz")
     parser.add_argument("--engines", metavar="LIST",
-                        help="comma-separated, from: reference, mpc, he, onnx; all that are "
+                        help=f"comma-separated, from: {', '.join(_packages())}; all that are "
                              "installed if left out")  # fmt: skip
     parser.add_argument("--float", metavar="MODEL.py:FACTORY", help="the float model")
     parser.add_argument("--limit", type=int, metavar="N", help="the first N samples only")
@@ -53,18 +52,19 @@ def run(arguments: argparse.Namespace) -> int:
     from secure_quant_cli.checks import can_write, counts
     from secure_quant_cli.comparison import compare
     from secure_quant_cli.console import print_json
-    from secure_quant_cli.leveled import is_leveled, verify_run
+    from secure_quant_cli.engines import own_models, owner
 
     named = arguments.engines is not None
     engines = tuple(arguments.engines.split(",")) if named else _installed()
-    if not set(engines) <= set(ENGINES):
-        raise ConfigError("--engines", got=arguments.engines, expected=",".join(ENGINES))
+    if not set(engines) <= set(_packages()):
+        raise ConfigError("--engines", got=arguments.engines, expected=",".join(_packages()))
     counts(arguments, "batch", "limit")
     if arguments.html is not None:
         _need_matplotlib()
         can_write("--html", arguments.html)
-    if is_leveled(arguments.model):
-        return verify_run(arguments)
+    own = owner(arguments.model)
+    if own is not None:
+        return own_models(own).verify(arguments)
     graph = load(arguments.model)
     x = read_array(arguments.input)[: arguments.limit]
     labels = read_labels(arguments.input)
@@ -92,11 +92,18 @@ def run(arguments: argparse.Namespace) -> int:
     return 0 if found.report["bit_exact"] else 1
 
 
+def _packages() -> dict[str, str]:
+    """Executor -> the package without which it does not run."""
+    from secure_quant.engines import engines
+
+    exact = {each.name: each.package for each in engines() if each.exact}
+    return {"reference": "numpy", **exact, "onnx": "onnxruntime"}
+
+
 def _installed() -> tuple[str, ...]:
     from importlib.util import find_spec
 
-    needs = {"reference": "numpy", "mpc": "numba", "he": "tenseal", "onnx": "onnxruntime"}
-    return tuple(engine for engine, package in needs.items() if find_spec(package))
+    return tuple(engine for engine, package in _packages().items() if find_spec(package))
 
 
 def _need_matplotlib() -> None:
@@ -145,13 +152,14 @@ def _show(report: dict[str, Any]) -> None:
 
 def _layer_rows(report: dict[str, Any]) -> tuple[list[str], list[list[str]]]:
     """Header and rows: what differs under each engine, float error, planned traffic, time."""
-    from secure_quant_cli.comparison import COLUMNS, cost_cells
+    from secure_quant_cli.comparison import cost_cells
+    from secure_quant_cli.engines import exact
 
     engines = report["engines"]
     floats = any("float_error_max" in layer for layer in report["layers"])
     header = ["layer", "op", *(f"{engine} differs" for engine in engines)]
     header += ["float error, mean", "max"] if floats else []
-    header += [f"{engine} {title}" for engine in report["plans"] for title in COLUMNS[engine]]
+    header += [f"{engine} {title}" for engine in report["plans"] for title in exact(engine).columns]
     rows = []
     for layer in report["layers"]:
         row = [layer["name"], layer["op"]]

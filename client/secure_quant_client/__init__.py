@@ -8,10 +8,10 @@ with MpcClient(["a.example:8443", "b.example:8443"], tls=Tls(ca, cert, key)) as 
 
 from __future__ import annotations
 
-from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 from secure_quant import errors
+from secure_quant.engines import engines, resolved
 from secure_quant.transport import InsecurePlaintext, Limits, Tls
 from secure_quant_client.stats import Inference, InferenceStats, NamedInference
 
@@ -37,16 +37,13 @@ __all__ = [
 ]
 
 _LAZY = {
-    "AsyncHeClient": "secure_quant_client.he.client",
-    "AsyncLeveledClient": "secure_quant_client.leveled.client",
-    "AsyncMpcClient": "secure_quant_client.mpc.client",
-    "HeClient": "secure_quant_client.he.client",
-    "LeveledClient": "secure_quant_client.leveled.client",
-    "MpcClient": "secure_quant_client.mpc.client",
+    dotted.partition(":")[2]: dotted
+    for each in engines()
+    for dotted in (each.client, each.aio_client)
 }
 
 
 def __getattr__(name: str) -> Any:
     if name in _LAZY:
-        return getattr(import_module(_LAZY[name]), name)
+        return resolved(_LAZY[name])
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

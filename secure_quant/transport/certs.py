@@ -14,12 +14,12 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
+from secure_quant.engines import roles
 from secure_quant.errors import ConfigError
 from secure_quant.transport.roles import Role
 
-__all__ = ["ROLES", "Authority", "make_all"]
+__all__ = ["Authority", "make_all"]
 
-ROLES = ("party0", "party1", "dealer", "he", "client")
 _SKEW = timedelta(minutes=5)  # clocks differ
 
 
@@ -113,7 +113,7 @@ def make_all(
     base.mkdir(parents=True, exist_ok=True)
     every = ["localhost", "127.0.0.1", "::1", *hosts]
     files = {"ca.pem": authority.pem, "ca.key": authority.key_pem}
-    for role in ROLES:
+    for role in (*roles(), "client"):
         name = f"client/{client}" if role == "client" else role
         files[f"{role}.pem"], files[f"{role}.key"] = authority.issue(name, hosts=every)
     there = [name for name in files if (base / name).exists()]

@@ -117,7 +117,8 @@ def aio_channel(
     target: str, security: Security, *, server_role: str, limits: Limits | None = None
 ) -> grpc.aio.Channel:
     """A channel of the running event loop to ``host:port``, whose server must prove
-    ``server_role`` (party0, party1, dealer, he). Raises InsecureRefused, ConfigError."""
+    ``server_role``, one of ``engines.roles()``. Raises InsecureRefused, ConfigError,
+    ValueOutOfRange for another role."""
     credentials, options = _client_end(security, server_role, limits or Limits())
     if credentials is None:
         return grpc.aio.insecure_channel(target, options)

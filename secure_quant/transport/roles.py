@@ -12,19 +12,19 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Protocol
 
+from secure_quant.engines import roles
 from secure_quant.errors import Unauthenticated, ValueOutOfRange
 
-__all__ = ["DOMAIN", "KINDS", "URI_PREFIX", "Role", "peer_role", "role_of"]
+__all__ = ["DOMAIN", "URI_PREFIX", "Role", "peer_role", "role_of"]
 
-KINDS = ("ca", "party0", "party1", "dealer", "he", "client")
 URI_PREFIX = "secure-quant:role/"
 DOMAIN = "secure-quant.internal"
-_ROLE = re.compile(r"(party0|party1|dealer|he|client)(?:/([A-Za-z0-9][A-Za-z0-9._-]{0,63}))?")
+_ROLE = re.compile(r"([a-z][a-z0-9-]*)(?:/([A-Za-z0-9][A-Za-z0-9._-]{0,63}))?")
 
 
 @dataclass(frozen=True, slots=True)
 class Role:
-    """``kind`` is one of party0, party1, dealer, he, client; ``name`` tells clients apart."""
+    """``kind`` is ``client`` or a role that an engine has; ``name`` tells clients apart."""
 
     kind: str
     name: str = ""
@@ -33,7 +33,7 @@ class Role:
     def parse(cls, text: str) -> Role:
         """``party0``, ``client/alice``, ... Raises ValueOutOfRange."""
         match = _ROLE.fullmatch(text)
-        if match is None:
+        if match is None or match[1] not in {"client", *roles()}:
             raise ValueOutOfRange("role", got=repr(text[:80]), expected="party0, client/NAME, ...")
         return cls(match[1], match[2] or "")
 

@@ -52,7 +52,7 @@ def start(
     bundles.mkdir()
     for role, data in split(graph, streamed=streamed).items():
         (bundles / f"{role}.sqb").write_bytes(data)
-    return Cluster(certs, directory / "logs", mpc=bundles, lanes=lanes, options=options or {})
+    return Cluster(certs, directory / "logs", {"mpc": bundles}, lanes=lanes, options=options or {})
 
 
 def tls(cluster: Cluster, role: str = "client") -> Tls:
@@ -80,7 +80,7 @@ def kill(pid: int) -> None:
 def wait_until_served(cluster: Cluster, seconds: float = 60.0) -> None:
     """Until both parties say that they can answer an inference."""
     end = time.monotonic() + seconds
-    for party, address in enumerate(cluster.parties):
+    for party, address in enumerate(cluster.targets["mpc"]):
         while not is_serving(address, f"party{party}", tls(cluster)):
             if time.monotonic() > end:
                 raise TimeoutError(f"party {party} does not heal")

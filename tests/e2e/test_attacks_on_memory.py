@@ -70,7 +70,7 @@ def cluster(graph: Graph, tmp_path_factory: pytest.TempPathFactory) -> Iterator[
     # A stock that is soon full: what the dealer holds at rest is then known.
     options = {"dealer": ["--stock-bytes", str(16 * 2**20)]}
     with Cluster(
-        base / "certs", base / "logs", mpc=base / "mpc", he=base / "he", options=options
+        base / "certs", base / "logs", {"mpc": base / "mpc", "he": base / "he"}, options=options
     ) as started:
         yield started
 
@@ -156,7 +156,7 @@ def test_long_messages_cost_a_role_less_than_it_holds_at_rest(
     cluster: Cluster, graph: Graph, caller: str
 ) -> None:
     q = inputs(graph, 2)
-    with MpcClient(cluster.parties, tls=tls(cluster)) as client:
+    with MpcClient(cluster.targets["mpc"], tls=tls(cluster)) as client:
         client.infer_int8(q)
     rest = at_rest(cluster)
     for role in METHODS:
@@ -168,7 +168,7 @@ def test_long_messages_cost_a_role_less_than_it_holds_at_rest(
         assert grown < alone, (role, grown, alone, rest[role])
     # Whoever keeps to the rules is served, and right.
     expected = reference.run_int(graph, q)
-    with MpcClient(cluster.parties, tls=tls(cluster)) as client:
+    with MpcClient(cluster.targets["mpc"], tls=tls(cluster)) as client:
         np.testing.assert_array_equal(client.infer_int8(q), expected)
-    with HeClient(cluster.he_server, tls=tls(cluster), stock=0) as client:
+    with HeClient(cluster.targets["he"][0], tls=tls(cluster), stock=0) as client:
         np.testing.assert_array_equal(client.infer_int8(q), expected)

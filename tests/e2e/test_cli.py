@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -46,7 +47,7 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def cluster(home: Path):
-    started = Cluster(home / "certs", home / "logs", mpc=home / "mpc", he=home / "he")
+    started = Cluster(home / "certs", home / "logs", {"mpc": home / "mpc", "he": home / "he"})
     with started:
         yield started
 
@@ -55,7 +56,7 @@ def cluster(home: Path):
 def test_infer_equals_the_reference(
     engine: str, home: Path, cluster: Cluster, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    targets = cluster.parties if engine == "mpc" else [str(cluster.he_server)]
+    targets = cluster.targets[engine]
     command = ["infer", "--engine", engine, "--input", str(home / "x.npz"), "--json"]
     command += ["--target", ",".join(targets), "--tls", str(home / "certs")]
     command += ["--out", str(home / f"{engine}.npz")]
@@ -71,15 +72,15 @@ def test_another_model_is_refused(
     home: Path, cluster: Cluster, capsys: pytest.CaptureFixture[str]
 ) -> None:
     command = ["infer", "--engine", "he", "--input", str(home / "x.npz"), "--model-hash", "0" * 64]
-    command += ["--target", str(cluster.he_server), "--tls", str(home / "certs")]
+    command += ["--target", cluster.targets["he"][0], "--tls", str(home / "certs")]
     assert main(command) == 1
     assert capsys.readouterr().err.splitlines()[-1].startswith("secure-quant: ")
 
 
 def test_health_and_memory(home: Path, cluster: Cluster) -> None:
-    command = ["health", "--role", "he", "--target", str(cluster.he_server)]
+    command = ["health", "--role", "he", "--target", cluster.targets["he"][0]]
     assert main([*command, "--tls", str(home / "certs")]) == 0
-    wrong = ["health", "--role", "dealer", "--target", str(cluster.he_server)]
+    wrong = ["health", "--role", "dealer", "--target", cluster.targets["he"][0]]
     assert main([*wrong, "--tls", str(home / "certs")]) == 1
     memory = cluster.memory()
     assert set(memory) == {"dealer", "party0", "party1", "he"}
@@ -113,8 +114,9 @@ def test_verify_tells_a_mismatch(
     home: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from secure_quant_cli import inprocess
+    from secure_quant_cli.engines import he
 
-    def spoiled(graph: sq.Graph) -> inprocess.Engine:
+    def spoiled(graph: sq.Graph) -> inprocess.Executor:
         def run(q: np.ndarray) -> inprocess.Run:
             values = sq.reference.trace(graph, q)
             values[graph.output.name] = values[graph.output.name].copy()
@@ -123,7 +125,7 @@ def test_verify_tells_a_mismatch(
 
         return run
 
-    monkeypatch.setattr(inprocess, "he_engine", spoiled)
+    monkeypatch.setattr(he, "COMMANDS", replace(he.COMMANDS, in_process=spoiled))
     command = ["verify", str(home / "model.sq"), "--input", str(home / "x.npz")]
     assert main([*command, "--engines", "he"]) == 1
     assert capsys.readouterr().out.splitlines()[-1] == "bit-exact: NO"
@@ -173,7 +175,7 @@ def test_bench_of_secret_sharing(home: Path, capsys: pytest.CaptureFixture[str])
 def test_a_role_that_cannot_start_is_named(home: Path) -> None:
     (home / "broken").mkdir()
     (home / "broken" / "server.sqb").write_bytes(b"not a bundle")
-    cluster = Cluster(home / "certs", home / "broken" / "logs", he=home / "broken")
+    cluster = Cluster(home / "certs", home / "broken" / "logs", {"he": home / "broken"})
     with pytest.raises(PeerUnavailable, match="he ended at its start"):
         cluster.start()
     assert all(process.poll() is not None for process in cluster.processes.values())

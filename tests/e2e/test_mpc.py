@@ -54,7 +54,7 @@ def cluster(graph: Graph, tmp_path_factory: pytest.TempPathFactory) -> Iterator[
 
 @pytest.fixture
 def client(cluster: Cluster, graph: Graph) -> Iterator[MpcClient]:
-    with MpcClient(cluster.parties, tls=tls(cluster), expected_hash=graph.hash) as made:
+    with MpcClient(cluster.targets["mpc"], tls=tls(cluster), expected_hash=graph.hash) as made:
         yield made
 
 
@@ -92,7 +92,7 @@ def test_costs_exactly_what_the_plan_promises(client: MpcClient, graph: Graph) -
 def test_concurrent_clients_share_the_lanes(cluster: Cluster, graph: Graph) -> None:
     def one(number: int) -> bool:
         q = inputs(graph, 1 + number % 3, seed=number)
-        with MpcClient(cluster.parties, tls=tls(cluster)) as own:
+        with MpcClient(cluster.targets["mpc"], tls=tls(cluster)) as own:
             answers = [own.infer_int8(q) for _ in range(3)]
         return all(np.array_equal(each, reference.run_int(graph, q)) for each in answers)
 
@@ -102,7 +102,7 @@ def test_concurrent_clients_share_the_lanes(cluster: Cluster, graph: Graph) -> N
 
 def test_asyncio_client(cluster: Cluster, graph: Graph) -> None:
     async def work() -> None:
-        async with AsyncMpcClient(cluster.parties, tls=tls(cluster)) as own:
+        async with AsyncMpcClient(cluster.targets["mpc"], tls=tls(cluster)) as own:
             batches = [inputs(graph, 1 + number, seed=number) for number in range(5)]
             answers = await asyncio.gather(*(own.infer_int8_with_stats(q) for q in batches))
             for q, (answer, stats) in zip(batches, answers, strict=True):
@@ -125,7 +125,7 @@ def test_the_callers_own_mistakes(client: MpcClient, graph: Graph) -> None:
 
 def test_another_model_is_refused(cluster: Cluster) -> None:
     with (
-        MpcClient(cluster.parties, tls=tls(cluster), expected_hash="0" * 64) as other,
+        MpcClient(cluster.targets["mpc"], tls=tls(cluster), expected_hash="0" * 64) as other,
         pytest.raises(ModelNotFound),
     ):
         other.graph  # noqa: B018
@@ -133,8 +133,8 @@ def test_another_model_is_refused(cluster: Cluster) -> None:
 
 def test_targets_in_the_wrong_order_or_number(cluster: Cluster) -> None:
     with pytest.raises(ConfigError, match="targets"):
-        MpcClient(cluster.parties[:1], tls=tls(cluster))
-    swapped = MpcClient(cluster.parties[::-1], tls=tls(cluster), limits=Limits(deadline_s=2))
+        MpcClient(cluster.targets["mpc"][:1], tls=tls(cluster))
+    swapped = MpcClient(cluster.targets["mpc"][::-1], tls=tls(cluster), limits=Limits(deadline_s=2))
     with swapped, pytest.raises((PeerUnavailable, DeadlineExceeded)):
         swapped.infer_int8(np.zeros((1, 2, 10, 10), np.int8))
 
@@ -149,7 +149,7 @@ def _request(graph: Graph, **changes: object) -> InferRequest:
 
 
 def _infer(cluster: Cluster, party: int, request: InferRequest, timeout: float = 5.0) -> object:
-    target = cluster.parties[party]
+    target = cluster.targets["mpc"][party]
     with sync_channel(target, tls(cluster), server_role=f"party{party}") as channel:
         try:
             return ShareInferenceServiceStub(channel).Infer(request, timeout=timeout)
@@ -261,7 +261,7 @@ def test_without_a_certificate_nobody_gets_in(cluster: Cluster, graph: Graph) ->
     stranger = Tls(ca=(cluster.certs / "ca.pem").read_bytes() + stranger_ca.pem, cert=cert, key=key)
     for security in (InsecurePlaintext(), stranger):
         with (
-            MpcClient(cluster.parties, tls=security, limits=limits) as other,
+            MpcClient(cluster.targets["mpc"], tls=security, limits=limits) as other,
             pytest.raises((PeerUnavailable, DeadlineExceeded)),
         ):
             other.graph  # noqa: B018
@@ -270,7 +270,7 @@ def test_without_a_certificate_nobody_gets_in(cluster: Cluster, graph: Graph) ->
 @pytest.mark.parametrize("role", ["party1", "dealer", "he"])
 def test_only_clients_may_ask_for_inference(cluster: Cluster, graph: Graph, role: str) -> None:
     other = tls(cluster, role)
-    with sync_channel(cluster.parties[0], other, server_role="party0") as channel:
+    with sync_channel(cluster.targets["mpc"][0], other, server_role="party0") as channel:
         stub = ShareInferenceServiceStub(channel)
         request = ShareInferenceServiceGetModelRequest(model_hash=graph.hash)
         with pytest.raises(grpc.RpcError) as caught:

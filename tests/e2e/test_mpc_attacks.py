@@ -41,7 +41,7 @@ class Raw:
 
     def __init__(self, cluster: Cluster, graph: Graph, stack: ExitStack) -> None:
         self._graph, self._stubs = graph, []
-        for party, address in enumerate(cluster.parties):
+        for party, address in enumerate(cluster.targets["mpc"]):
             channel = sync_channel(address, tls(cluster), server_role=f"party{party}")
             self._stubs.append(ShareInferenceServiceStub(stack.enter_context(channel)))
 
@@ -75,7 +75,7 @@ def test_short_deadlines_end_nobodys_session(cluster: Cluster, graph: Graph) -> 
 
         attacks = [pool.submit(attack, float(random.uniform(0.002, 0.05))) for _ in range(150)]
         client = stack.enter_context(
-            MpcClient(cluster.parties, tls=tls(cluster), token=TOKENS["alice"][0])
+            MpcClient(cluster.targets["mpc"], tls=tls(cluster), token=TOKENS["alice"][0])
         )
         while not all(each.done() for each in attacks):
             assert np.array_equal(client.infer_int8(q), reference.run_int(graph, q))

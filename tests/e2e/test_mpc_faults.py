@@ -43,7 +43,7 @@ def keep_asking(cluster: Cluster, graph: Graph, until: float) -> tuple[int, list
     right, failed, names = 0, [], set()
     q = inputs(graph, 1, seed=int(until * 1000) % 97)
     expected = reference.run_int(graph, q)
-    with MpcClient(cluster.parties, tls=tls(cluster)) as client:
+    with MpcClient(cluster.targets["mpc"], tls=tls(cluster)) as client:
         while time.monotonic() < until:
             begun = time.monotonic()
             try:

@@ -37,7 +37,7 @@ def cluster(graph: Graph, tmp_path_factory: pytest.TempPathFactory) -> Iterator[
 
 
 def serving(cluster: Cluster, party: int) -> bool:
-    return is_serving(cluster.parties[party], f"party{party}", tls(cluster))
+    return is_serving(cluster.targets["mpc"][party], f"party{party}", tls(cluster))
 
 
 def wait_until(condition: Callable[[], bool], seconds: float = 30.0) -> None:
@@ -49,7 +49,7 @@ def wait_until(condition: Callable[[], bool], seconds: float = 30.0) -> None:
 
 def is_right(cluster: Cluster, graph: Graph) -> bool:
     q = inputs(graph, 2, seed=3)
-    with MpcClient(cluster.parties, tls=tls(cluster)) as client:
+    with MpcClient(cluster.targets["mpc"], tls=tls(cluster)) as client:
         return bool(np.array_equal(client.infer_int8(q), reference.run_int(graph, q)))
 
 

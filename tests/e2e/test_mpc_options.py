@@ -42,7 +42,7 @@ def cluster(graph: Graph, tmp_path_factory: pytest.TempPathFactory) -> Iterator[
 
 def ask(cluster: Cluster, graph: Graph, seed: int) -> bool:
     """Five inferences of one client, all of them right."""
-    with MpcClient(cluster.parties, tls=tls(cluster), token=TOKEN) as client:
+    with MpcClient(cluster.targets["mpc"], tls=tls(cluster), token=TOKEN) as client:
         for turn in range(5):
             q = inputs(graph, 1 + (seed + turn) % 3, seed=100 * seed + turn)
             if not np.array_equal(client.infer_int8(q), reference.run_int(graph, q)):
@@ -58,7 +58,7 @@ def test_requests_of_several_clients_join_and_each_gets_its_own_answer(
 
 
 def test_a_client_that_sends_one_share_spoils_nobodys_batch(cluster: Cluster, graph: Graph) -> None:
-    channel = sync_channel(cluster.parties[0], tls(cluster), server_role="party0")
+    channel = sync_channel(cluster.targets["mpc"][0], tls(cluster), server_role="party0")
     request = InferRequest(
         model_hash=graph.hash, request_id=token_bytes(16), batch=1,
         share=bytes(int(np.prod(graph.input.shape))), sharing=SHARING,
@@ -73,7 +73,10 @@ def test_a_client_that_sends_one_share_spoils_nobodys_batch(cluster: Cluster, gr
 
 
 def test_without_a_token_nobody_is_served(cluster: Cluster, graph: Graph) -> None:
-    with MpcClient(cluster.parties, tls=tls(cluster)) as client, pytest.raises(Unauthenticated):
+    with (
+        MpcClient(cluster.targets["mpc"], tls=tls(cluster)) as client,
+        pytest.raises(Unauthenticated),
+    ):
         client.infer_int8(inputs(graph, 1))
 
 
@@ -81,7 +84,7 @@ def test_a_client_sends_no_more_at_once_than_the_parties_say_they_take(
     cluster: Cluster, graph: Graph
 ) -> None:
     q = inputs(graph, 45)
-    with MpcClient(cluster.parties, tls=tls(cluster), token=TOKEN) as client:
+    with MpcClient(cluster.targets["mpc"], tls=tls(cluster), token=TOKEN) as client:
         y, stats = client.infer_int8_with_stats(q)
         _, one = client.infer_int8_with_stats(q[:1])
     assert np.array_equal(y, reference.run_int(graph, q))

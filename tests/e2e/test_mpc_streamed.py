@@ -40,7 +40,7 @@ def test_equals_the_reference_at_the_promised_cost(
     cluster: Cluster, graph: Graph, batch: int
 ) -> None:
     q = inputs(graph, batch, seed=batch)
-    with MpcClient(cluster.parties, tls=tls(cluster)) as client:
+    with MpcClient(cluster.targets["mpc"], tls=tls(cluster)) as client:
         answer, stats = client.infer_int8_with_stats(q)
         assert np.array_equal(answer, reference.run_int(graph, q))
         cost = plan(graph, streamed=True).cost(batch)
@@ -52,7 +52,7 @@ def test_equals_the_reference_at_the_promised_cost(
 def test_concurrent_clients_take_turns(cluster: Cluster, graph: Graph) -> None:
     def one(number: int) -> bool:
         q = inputs(graph, 1 + number % 3, seed=number)
-        with MpcClient(cluster.parties, tls=tls(cluster)) as own:
+        with MpcClient(cluster.targets["mpc"], tls=tls(cluster)) as own:
             answers = [own.infer_int8(q) for _ in range(3)]
         return all(np.array_equal(each, reference.run_int(graph, q)) for each in answers)
 
@@ -62,7 +62,10 @@ def test_concurrent_clients_take_turns(cluster: Cluster, graph: Graph) -> None:
 
 def test_heals_after_the_dealer_died_in_the_middle(cluster: Cluster, graph: Graph) -> None:
     q = inputs(graph, 40)
-    with MpcClient(cluster.parties, tls=tls(cluster)) as client, ThreadPoolExecutor(1) as pool:
+    with (
+        MpcClient(cluster.targets["mpc"], tls=tls(cluster)) as client,
+        ThreadPoolExecutor(1) as pool,
+    ):
         running = pool.submit(client.infer_int8, q, timeout=10)
         time.sleep(0.1)
         kill(cluster.processes["dealer"].pid)

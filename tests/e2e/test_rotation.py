@@ -28,10 +28,10 @@ def test_a_running_deployment_takes_new_certificates(tmp_path: Path, protocol: s
         kill(cluster.processes["dealer"].pid)
         restart(cluster, "dealer")
         wait_until_served(cluster)
-        with MpcClient(cluster.parties, tls=tls(cluster)) as client:
+        with MpcClient(cluster.targets["mpc"], tls=tls(cluster)) as client:
             np.testing.assert_array_equal(client.infer_int8(q, timeout=20), expected)
         with (
-            MpcClient(cluster.parties, tls=Tls(*old.values())) as client,
+            MpcClient(cluster.targets["mpc"], tls=Tls(*old.values())) as client,
             pytest.raises(PeerUnavailable),
         ):
             client.infer_int8(q, timeout=5)

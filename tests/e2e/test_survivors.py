@@ -28,7 +28,7 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
     mpc, he = base / "mpc", base / "he"
     _write(mpc, split_mpc(graph))
     _write(he, split_he(graph))
-    with Cluster(base / "certs", base / "logs", mpc=mpc, he=he) as started:
+    with Cluster(base / "certs", base / "logs", {"mpc": mpc, "he": he}) as started:
         yield started
 
 
@@ -64,6 +64,6 @@ def test_nothing_survives_a_front_that_is_killed(cluster: Cluster, role: str) ->
     assert [pid for pid in of_group(front) if runs(pid)] == []
     restart(cluster, role)
     if role == "he":
-        wait_until(lambda: is_serving(cluster.he_server, "he", tls(cluster)))
+        wait_until(lambda: is_serving(cluster.targets["he"][0], "he", tls(cluster)))
     else:
         wait_until_served(cluster)

@@ -7,8 +7,10 @@ from html import escape
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from secure_quant_cli.comparison import COLUMNS, cost_cells
+from secure_quant.engines import find
+from secure_quant_cli.comparison import cost_cells
 from secure_quant_cli.console import human_bytes, milliseconds, ratio
+from secure_quant_cli.engines import exact
 from secure_quant_cli.report import plots
 from secure_quant_cli.report.style import STYLE
 
@@ -18,13 +20,12 @@ if TYPE_CHECKING:
 
 __all__ = ["render", "write_page"]
 
-NAMES = {
-    "reference": "plaintext reference",
-    "mpc": "secret sharing",
-    "he": "homomorphic encryption",
-    "onnx": "onnxruntime",
-}
+WITNESSES = {"reference": "plaintext reference", "onnx": "onnxruntime"}
 Row = Sequence[str]
+
+
+def _title(executor: str) -> str:
+    return WITNESSES.get(executor) or find(executor).title
 
 
 def write_page(found: Comparison, graph: Graph, path: Path) -> None:
@@ -52,7 +53,7 @@ def _verdict(report: dict[str, Any]) -> str:
     engines = report["engines"]
     compared = sum(found["compared"] for found in engines.values())
     wrong = sum(found["mismatches"] for found in engines.values())
-    names = ", ".join(NAMES[engine] for engine in engines)
+    names = ", ".join(_title(engine) for engine in engines)
     if not engines:
         mark, line, more = "", "Nothing was compared", "Only the plaintext reference was run."
     elif report["bit_exact"]:
@@ -61,7 +62,7 @@ def _verdict(report: dict[str, Any]) -> str:
     else:
         mark, line = "", f"✗ {wrong:,} of {compared:,} integers differ"
         more = "First layer that differs: " + "; ".join(
-            f"{found['first_difference']} under {NAMES[engine]}"
+            f"{found['first_difference']} under {_title(engine)}"
             for engine, found in engines.items()
             if found["first_difference"] is not None
         )
@@ -98,7 +99,7 @@ def _engines(report: dict[str, Any]) -> str:
     rows = []
     for engine, found in report["engines"].items():
         row = [
-            NAMES[engine], "yes" if not found["mismatches"] else "NO", f"{found['compared']:,}",
+            _title(engine), "yes" if not found["mismatches"] else "NO", f"{found['compared']:,}",
             f"{found['mismatches']:,}", f"{len(found['layers'])} of {len(report['layers']) - 1}",
             found["first_difference"] or "none",
         ]  # fmt: skip
@@ -118,7 +119,7 @@ def _engines(report: dict[str, Any]) -> str:
         "ever opened, so only that can be compared."
     )
     refused = "".join(
-        f"<p>{escape(NAMES[engine].capitalize())} refuses this model: {escape(reason)}</p>"
+        f"<p>{escape(_title(engine).capitalize())} refuses this model: {escape(reason)}</p>"
         for engine, reason in report["refused"].items()
     )
     made = _table(header + ["accuracy"] * labelled, rows, text=2) + refused
@@ -195,7 +196,7 @@ def _costs(report: dict[str, Any]) -> str:
             f"{key.replace('_', ' ')} {human_bytes(value) if 'bytes' in key else value}"
             for key, value in report["plans"][engine].items()
         )
-        head = f"<h3>{NAMES[engine].capitalize()}</h3><p>Whole model: {plan}.</p>"
+        head = f"<h3>{_title(engine).capitalize()}</h3><p>Whole model: {plan}.</p>"
         made.append(f'{head}<div class="pair">{"".join(sides)}</div>')
     plain = plots.times(report["layers"], "reference")
     if plain is not None:
@@ -213,11 +214,13 @@ def _costs(report: dict[str, Any]) -> str:
 def _layers(report: dict[str, Any]) -> str:
     engines = report["engines"]
     floats = any("float_error_max" in layer for layer in report["layers"])
-    header = ["layer", "op", "shape", *(f"differs: {NAMES[engine]}" for engine in engines)]
+    header = ["layer", "op", "shape", *(f"differs: {_title(engine)}" for engine in engines)]
     header += ["mean float error", "largest"] if floats else []
     header += ["plaintext time"]
     header += [
-        f"{NAMES[engine]}: {title}" for engine in report["plans"] for title in COLUMNS[engine]
+        f"{_title(engine)}: {title}"
+        for engine in report["plans"]
+        for title in exact(engine).columns
     ]
     rows, marked = [], set()
     for number, layer in enumerate(report["layers"]):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 import math
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import matplotlib as mpl
@@ -15,6 +15,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import EngFormatter, PercentFormatter
 
 from secure_quant_cli.comparison import HISTOGRAM, Histograms
+from secure_quant_cli.engines import exact
 
 __all__ = ["activations", "errors", "schemes", "times", "traffic", "weights"]
 
@@ -126,25 +127,17 @@ def errors(layers: Layers) -> str | None:
 
 def traffic(layers: Layers, engine: str) -> str | None:
     """Bytes of each layer for one sample, as planned."""
-    parts = {
-        "mpc": {"online_bytes": "online, each party", "offline_bytes": "made ahead, by the dealer"},
-        "he": {"bytes_up": "to the server", "bytes_down": "back"},
-    }
-    return _bars(layers, engine, parts[engine], "B", f"{engine}-traffic", 1.0)
+    return _bars(layers, engine, exact(engine).traffic, "B", f"{engine}-traffic", 1.0)
 
 
 def times(layers: Layers, engine: str) -> str | None:
     """Computing time of each layer for one sample."""
-    parts = {
-        "reference": {"ms": "plaintext"},
-        "mpc": {"ms": "one party, online"},
-        "he": {"client_ms": "client: encrypt, decrypt", "ms": "server"},
-    }
-    return _bars(layers, engine, parts[engine], "s", f"{engine}-times", 1e-3)
+    parts = {"ms": "plaintext"} if engine == "reference" else exact(engine).times
+    return _bars(layers, engine, parts, "s", f"{engine}-times", 1e-3)
 
 
 def _bars(
-    layers: Layers, engine: str, parts: dict[str, str], unit: str, name: str, factor: float
+    layers: Layers, engine: str, parts: Mapping[str, str], unit: str, name: str, factor: float
 ) -> str | None:
     """Stacked bars, told apart by hatches too."""
     kept = (layer for layer in layers if layer["op"] not in MOVES)

@@ -2,7 +2,6 @@
 
 from secure_quant_server.common import logs
 from secure_quant_server.common.access import (
-    ANY_ROLE,
     Access,
     Caller,
     Tokens,
@@ -21,7 +20,6 @@ from secure_quant_server.common.server import (
 )
 
 __all__ = [
-    "ANY_ROLE",
     "Access",
     "Budgets",
     "Caller",

@@ -15,18 +15,19 @@ from pathlib import Path
 
 import grpc.aio
 
+from secure_quant.engines import roles
 from secure_quant.errors import ConfigError, PermissionDenied, Unauthenticated
 from secure_quant.transport import Role, peer_role
 from secure_quant_server.common import logs
 
-__all__ = ["ANY_ROLE", "Access", "Caller", "Tokens", "current_caller", "make_token"]
+__all__ = ["Access", "Caller", "Tokens", "current_caller", "make_token"]
 
-ANY_ROLE = frozenset({"party0", "party1", "dealer", "he", "client"})
-_OPEN_SERVICES = {
-    "grpc.health.v1.Health": ANY_ROLE,
-    "grpc.reflection.v1alpha.ServerReflection": ANY_ROLE,
-    "grpc.reflection.v1.ServerReflection": ANY_ROLE,
-}
+_OPEN_SERVICES = frozenset({
+    "grpc.health.v1.Health",
+    "grpc.reflection.v1alpha.ServerReflection",
+    "grpc.reflection.v1.ServerReflection",
+})  # fmt: skip
+"""For every role."""
 _LINE = re.compile(r"([A-Za-z0-9][A-Za-z0-9._-]{0,63}) ([0-9a-f]{64})")
 
 
@@ -133,7 +134,11 @@ class Access:
     _table: Mapping[str, frozenset[str]] = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "_table", {**_OPEN_SERVICES, **self.methods})
+        object.__setattr__(
+            self,
+            "_table",
+            {**dict.fromkeys(_OPEN_SERVICES, frozenset({"client", *roles()})), **self.methods},
+        )
 
     @staticmethod
     def is_open(method: str) -> bool:

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from secure_quant_cli import leveled
+from secure_quant_cli.engines import leveled
 from secure_quant_cli.main import main
 
 OWNER = """

@@ -15,7 +15,7 @@ import pytest
 from secure_quant import Graph, reference
 from secure_quant.errors import PeerUnavailable
 from secure_quant_cli.console import Progress
-from secure_quant_cli.inprocess import mpc_offline_cpu
+from secure_quant_cli.engines.mpc import offline_cpu
 from secure_quant_cli.load import WARM_UP, Rest, Sustained, online, sustained
 from secure_quant_cli.main import main
 from secure_quant_cli.models import bench_model
@@ -125,7 +125,7 @@ def test_a_client_that_fails_ends_the_run(graph: Graph) -> None:
 
 @pytest.mark.parametrize("objective", ["latency", "traffic"])
 def test_offline_work_is_timed_role_by_role(graph: Graph, objective: str) -> None:
-    spent = mpc_offline_cpu(split_for(graph, "mpc", objective), batch=2, runs=2)
+    spent = offline_cpu(split_for(graph, "mpc", objective), batch=2, runs=2)
     assert set(spent) == {"dealing", "expansion_party0", "expansion_party1"}
     assert all(0 < seconds < 1 for seconds in spent.values())
 

@@ -1,6 +1,7 @@
 """The page of ``verify --html``: complete, self-contained, the same in every run."""
 
 import re
+from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -12,6 +13,7 @@ from torch import nn
 from secure_quant import quantize, reference, save
 from secure_quant_cli import inprocess
 from secure_quant_cli.comparison import HISTOGRAM, compare
+from secure_quant_cli.engines import he
 from secure_quant_cli.main import main
 from secure_quant_cli.report import render, scheme_study
 
@@ -139,7 +141,7 @@ def test_page_tells_what_differs(graph, x, monkeypatch) -> None:
 
         return run
 
-    monkeypatch.setattr(inprocess, "he_engine", spoiled)
+    monkeypatch.setattr(he, "COMMANDS", replace(he.COMMANDS, in_process=spoiled))
     found = compare(graph, x[:4], ("reference", "he"), 4)
     assert found.report["engines"]["he"]["first_difference"] == graph.nodes[2].name
     text = render(found, graph)

@@ -29,7 +29,7 @@ from secure_quant.transport import (
     own_role,
     peer_role,
 )
-from secure_quant.transport.certs import ROLES, Authority, make_all
+from secure_quant.transport.certs import Authority, make_all
 
 
 @pytest.fixture(scope="module")
@@ -44,7 +44,7 @@ def names_of(path: Path) -> x509.SubjectAlternativeName:
     return cert.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
 
 
-@pytest.mark.parametrize("role", ROLES)
+@pytest.mark.parametrize("role", ["party0", "party1", "dealer", "he", "client"])
 def test_every_role_loads_and_is_named(made: Path, role: str) -> None:
     loaded = Tls.from_dir(made, role).load()
     assert loaded.ca == (made / "ca.pem").read_bytes()

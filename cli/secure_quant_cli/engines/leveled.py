@@ -9,46 +9,29 @@ import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from secure_quant_cli.engines import OwnModels
+
 if TYPE_CHECKING:
     from secure_quant.he.leveled import LeveledModel
 
-__all__ = [
-    "inspect_run",
-    "is_leveled",
-    "load_leveled",
-    "quantize_run",
-    "split_leveled",
-    "verify_run",
-]
+__all__ = ["COMMANDS"]
 
 
-def is_leveled(path: Path) -> bool:
-    """Whether a model file says that it is a leveled one. Raises MalformedModel, OSError."""
+def load(path: Path) -> LeveledModel:
+    """Raises ConfigError for an integer model, MalformedModel and its kin, OSError."""
+    from secure_quant.errors import ConfigError
+    from secure_quant.he.leveled import LeveledModel
     from secure_quant.he.leveled.model import FORMAT
     from secure_quant.ir.container import read_tensors
 
-    return read_tensors(path.read_bytes())[1].get("format", "") == FORMAT
-
-
-def load_leveled(path: Path) -> LeveledModel:
-    """Raises MalformedModel and its kin, InvalidGraph, OSError."""
-    from secure_quant.he.leveled import LeveledModel
-
-    return LeveledModel.decode(path.read_bytes())
-
-
-def split_leveled(path: Path) -> dict[str, bytes]:
-    """Role -> bundle. Raises ConfigError for an integer model, OpNotSupported."""
-    from secure_quant.errors import ConfigError
-    from secure_quant.he.leveled.bundle import split
-
-    if not is_leveled(path):
+    data = path.read_bytes()
+    if read_tensors(data)[1].get("format", "") != FORMAT:
         hint = "secure-quant quantize --mode leveled"
         raise ConfigError(f"{path}", got="an integer model", expected="a leveled one", hint=hint)
-    return split(load_leveled(path))
+    return LeveledModel.decode(data)
 
 
-def quantize_run(arguments: argparse.Namespace) -> int:
+def quantize(arguments: argparse.Namespace) -> int:
     """``quantize --mode leveled``: write the model file and say what its plan promises."""
     from secure_quant.he.leveled import LeveledModel, plan
     from secure_quant.quantizer.leveled import quantize_leveled
@@ -74,13 +57,13 @@ def quantize_run(arguments: argparse.Namespace) -> int:
     return 0
 
 
-def inspect_run(arguments: argparse.Namespace) -> int:
+def inspect(arguments: argparse.Namespace) -> int:
     """What the file holds and what its plan promises, for ``--batch`` samples."""
     from secure_quant.he.leveled import plan
     from secure_quant.he.leveled.wire import key_bytes, request_bytes, response_bytes
     from secure_quant_cli.console import human_bytes, print_json, table
 
-    model = load_leveled(arguments.model)
+    model = load(arguments.model)
     made = plan(model)
     found = {
         "hash": model.hash,
@@ -110,7 +93,7 @@ def inspect_run(arguments: argparse.Namespace) -> int:
     return 0
 
 
-def verify_run(arguments: argparse.Namespace) -> int:
+def verify(arguments: argparse.Namespace) -> int:
     """Encrypted inference in this process against float64: the largest error beside the bound.
     0 if no output is off by more. Approximate: never called bit-exact."""
     from secure_quant.errors import ConfigError
@@ -120,7 +103,7 @@ def verify_run(arguments: argparse.Namespace) -> int:
     if arguments.engines or arguments.float or arguments.html:
         raise ConfigError("options", got="--engines, --float or --html", expected="none of them",
                           hint="a leveled model is compared with its float64 meaning")  # fmt: skip
-    model = load_leveled(arguments.model)
+    model = load(arguments.model)
     x = read_array(arguments.input)[: arguments.limit]
     report = {"model": model.hash, "samples": len(x), "bit_exact": False, **_compare(model, x)}
     if arguments.json:
@@ -155,3 +138,6 @@ def _compare(model: LeveledModel, x: Any) -> dict[str, Any]:
         "error_bound": made.error_bound,
         "within_bound": largest <= made.error_bound,
     }
+
+
+COMMANDS = OwnModels(load=load, quantize=quantize, inspect=inspect, verify=verify)

@@ -9,25 +9,24 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
+from secure_quant.engines import find
+from secure_quant_cli.engines import exact
+
 if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
     from secure_quant.ir import Graph
     from secure_quant_cli.cluster import Cluster
-    from secure_quant_cli.split import Objective, Tier
-    from secure_quant_client import InferenceStats
 
-__all__ = ["Service", "bytes_sent", "serving", "timed"]
-
-ROLES = {"mpc": "dealer, party 0, party 1", "he": "HE server"}
+__all__ = ["Service", "serving", "timed"]
 
 Made = TypeVar("Made")
 
 
 @dataclass
 class Service:
-    """The running roles and a client of each engine that was asked for: ``mpc``, ``he``."""
+    """The running roles and a client of each engine that was asked for, by its name."""
 
     graph: Graph
     cluster: Cluster
@@ -38,8 +37,9 @@ class Service:
     def traced(self, engine: str) -> Callable[[NDArray[np.int8]], dict[str, NDArray[np.int64]]]:
         """int8[batch, *input shape] -> the integers that the client sees, by node name."""
         client, output = self.clients[engine], self.graph.output.name
-        if engine == "he":
-            return lambda q: dict(client.trace_int8(q))
+        trace = exact(engine).trace
+        if trace is not None:
+            return lambda q: dict(trace(client, q))
         return lambda q: {output: client.infer_int8(q)}
 
 
@@ -52,12 +52,12 @@ def serving(
     logs: Path | None = None,
     lanes: int = 1,
     workers: int = 1,
-    objective: Objective | None = None,
-    tier: Tier = "T1",
+    objective: str | None = None,
+    tier: str | None = None,
     dial: Callable[[str], str] = str,
 ) -> Iterator[Service]:
-    """Split ``graph``, make certificates, start the roles of ``engines`` (mpc, he); on leaving,
-    every process has ended.
+    """Split ``graph``, make certificates, start the roles of ``engines``, exact ones; on
+    leaving, every process has ended.
 
     Bundles and certificates lie in the folder ``work``, which should be a temporary one, and so do
     the log files unless ``logs`` is another folder. ``dial`` as in Cluster.
@@ -74,39 +74,20 @@ def serving(
             write_bundles(split_for(graph, engine, objective, tier), folder)
         make_all(work / "certs")
     cluster = Cluster(
-        work / "certs", logs or work / "logs",
-        mpc=folders.get("mpc"), he=folders.get("he"), lanes=lanes, workers=workers,
-        dial=dial,
-    )  # fmt: skip
-    with progress(f"starting {' and '.join(ROLES[name] for name in engines)}"):
+        work / "certs", logs or work / "logs", folders, lanes=lanes, workers=workers, dial=dial
+    )
+    titles = (", ".join(role.title for role in find(name).roles) for name in engines)
+    with progress(f"starting {' and '.join(titles)}"):
         cluster.start()
     tls = Tls.from_dir(work / "certs", "client")
     with cluster, ExitStack() as stack:
 
         def connect(engine: str) -> Any:
-            return stack.enter_context(_client(cluster, engine, tls, graph))
+            targets = cluster.targets[engine]
+            made = find(engine).connect(targets, tls=tls, expected_hash=graph.hash)
+            return stack.enter_context(made)
 
         yield Service(graph, cluster, {name: connect(name) for name in folders}, connect)
-
-
-def bytes_sent(engine: str, stats: InferenceStats) -> dict[str, dict[str, int]]:
-    """Role -> bytes it sent for an inference, online and made ahead; payload, no framing."""
-    if engine == "he":
-        return {
-            "client": {"online": stats.bytes_up, "offline": 0},
-            "server": {"online": stats.bytes_down, "offline": 0},
-        }
-    link = stats.online_bytes_per_direction or 0
-    answer = stats.bytes_down // 2
-    return {
-        "client": {"online": stats.bytes_up, "offline": 0},
-        "party 0": {"online": link + answer, "offline": 0},
-        "party 1": {"online": link + answer, "offline": 0},
-        "dealer": {
-            "online": 0,
-            "offline": (stats.offline_bytes_party0 or 0) + (stats.offline_bytes_party1 or 0),
-        },
-    }
 
 
 def timed(infer: Callable[[NDArray[np.int8]], Made], q: NDArray[np.int8]) -> tuple[Made, float]:
@@ -114,13 +95,3 @@ def timed(infer: Callable[[NDArray[np.int8]], Made], q: NDArray[np.int8]) -> tup
     start = time.perf_counter()
     made = infer(q)
     return made, (time.perf_counter() - start) * 1e3
-
-
-def _client(cluster: Cluster, engine: str, tls: Any, graph: Graph) -> Any:
-    if engine == "mpc":
-        from secure_quant_client import MpcClient
-
-        return MpcClient(cluster.parties, tls=tls, expected_hash=graph.hash)
-    from secure_quant_client import HeClient
-
-    return HeClient(str(cluster.he_server), tls=tls, expected_hash=graph.hash)
