@@ -9,13 +9,16 @@ from __future__ import annotations
 
 import asyncio
 from collections import Counter
-from collections.abc import AsyncIterator, Iterator
-from contextlib import asynccontextmanager, contextmanager
+from collections.abc import Awaitable, Callable, Iterator
+from contextlib import contextmanager
+from typing import TypeVar
 
 from secure_quant.errors import DeadlineExceeded, Overloaded
 from secure_quant_server.common.memory import give_back_freed_memory
 
 __all__ = ["Admission", "Held"]
+
+T = TypeVar("T")
 
 BODIES_BYTES = 128 * 2**20
 BODY_S = 60.0
@@ -72,36 +75,38 @@ class Admission:
         """Calls being served, health and reflection left out."""
         return self._calls.total()
 
-    @contextmanager
-    def call(self, client: str, *, is_open: bool) -> Iterator[None]:
-        """Room for one call; ``is_open``: to health or reflection. Raises Overloaded."""
-        count = self._open if is_open else self._calls
-        in_all, of_one = (
-            (OPEN_CALLS, OPEN_PER_CLIENT) if is_open else (self._max_calls, self._per_client)
-        )
-        what = "health and reflection calls" if is_open else "calls"
+    def enter(self, client: str, *, is_open: bool) -> None:
+        """Room for one call, until ``leave``; ``is_open``: to health or reflection. Raises
+        Overloaded."""
+        count, in_all, of_one, what = self._calls, self._max_calls, self._per_client, "calls"
+        if is_open:
+            count, in_all, of_one = self._open, OPEN_CALLS, OPEN_PER_CLIENT
+            what = "health and reflection calls"
         if count[client] >= of_one:
             raise Overloaded(f"{what} of one client at once", expected=f"<= {of_one}")
         if count.total() >= in_all:
             raise Overloaded(f"{what} at once", expected=f"<= {in_all}")
         count[client] += 1
-        try:
-            yield
-        finally:
-            count[client] -= 1
-            if not count[client]:
-                del count[client]
-                if not self._calls[client]:
-                    self._turns.pop(client, None)
 
-    @asynccontextmanager
-    async def body(self, client: str) -> AsyncIterator[None]:
-        """The turn to receive a body, inside ``call``. Raises DeadlineExceeded."""
-        turn = self._turns.setdefault(client, asyncio.Semaphore(self._of_client))
+    def leave(self, client: str, *, is_open: bool) -> None:
+        """Give the room of one call back."""
+        count = self._open if is_open else self._calls
+        count[client] -= 1
+        if not count[client]:
+            del count[client]
+            if not self._calls[client]:
+                self._turns.pop(client, None)
+
+    async def body(self, client: str, read: Callable[[], Awaitable[T]]) -> T:
+        """What ``read`` brings once it is the caller's turn, inside its call. Raises
+        DeadlineExceeded."""
+        turn = self._turns.get(client)
+        if turn is None:
+            turn = self._turns[client] = asyncio.Semaphore(self._of_client)
         async with turn, self._bodies:
             try:
                 async with asyncio.timeout(self._body_s):
-                    yield
+                    return await read()
             except TimeoutError as error:
                 raise DeadlineExceeded(
                     "the request did not arrive", expected=f"<= {self._body_s:g} s"

@@ -18,6 +18,7 @@ from google.protobuf.message import DecodeError
 
 from secure_quant.errors import InternalError, MalformedMessage, SecureQuantError, ServiceError
 from secure_quant.wire import to_status
+from secure_quant.wire.status import Status
 from secure_quant_server.common import logs
 from secure_quant_server.common.access import Access
 from secure_quant_server.common.admission import Admission
@@ -67,23 +68,24 @@ class Guard(grpc.aio.ServerInterceptor):
         behaviour = getattr(handler, f"{requests}_{answers}")
         factory = getattr(grpc, f"stream_{answers}_rpc_method_handler")
         parse = _parser(method, handler.request_deserializer)
+        if Access.is_open(method):
+            behaviour = _bounded(behaviour, self._watch_s)
 
         async def asked(stream: Any, client: str, context: Context) -> Any:
             if handler.request_streaming:
                 return stream
-            async with self._admission.body(client):
-                body = await context.read()
+            body = await self._admission.body(client, context.read)
             if body is grpc.aio.EOF:
                 raise MalformedMessage("request", got="none", expected="one message")
             self._admission.received(len(body))
             return parse(body)
 
         async def call(stream: Any, context: Context) -> Any:
-            async with self._admitted(method, context) as client:
+            async with self.admitted(method, context) as client:
                 return await behaviour(await asked(stream, client, context), context)
 
         async def answering(stream: Any, context: Context) -> AsyncIterator[Any]:
-            async with self._admitted(method, context) as client:
+            async with self.admitted(method, context) as client:
                 async for answer in behaviour(await asked(stream, client, context), context):
                     yield answer
 
@@ -94,66 +96,115 @@ class Guard(grpc.aio.ServerInterceptor):
         )
         return made
 
-    @asynccontextmanager
-    async def _admitted(self, method: str, context: Context) -> AsyncIterator[str]:
-        """The caller's name, while the call is served."""
-        started, code, who = time.perf_counter(), grpc.StatusCode.OK, ""
-        try:
-            who = self._access.admit(method, context).name
-            async with self._room(method, who):
-                yield who
-        except SecureQuantError as error:
-            code, text, details = to_status(error)
-            await _abort(context, code, text, details)
-        except grpc.aio.AbortError:
-            code = grpc.StatusCode.UNKNOWN  # the servicer chose a status itself
-            raise
-        except asyncio.CancelledError:
-            code = grpc.StatusCode.CANCELLED
-            raise
-        except grpc.aio.InternalError as error:  # the servicer's last word to who has gone
-            code = grpc.StatusCode.CANCELLED
-            raise asyncio.CancelledError from error
-        except Exception as error:  # noqa: BLE001  the border: nothing unforeseen may leak out
-            incident = secrets.token_hex(8)
-            if self._quiet.more((who, method, type(error))) is not None:
-                logs.failure("call failed", error, method=method, caller=who, incident=incident)
-            hint = f"incident {incident} in the server's log"
-            code, text, details = to_status(InternalError("the server failed", hint=hint))
-            await _abort(context, code, text, details)
-        finally:
-            seconds = time.perf_counter() - started
-            self._metrics.seconds.labels(method).observe(seconds)
-            self._metrics.calls.labels(method, code.name).inc()
-            self._log(method, who, code, seconds)
+    def admitted(self, method: str, context: Context) -> _Served:
+        """Around a call: its caller's name while it is served."""
+        return _Served(self._access, self._admission, self._metrics, self._quiet, method, context)
 
-    def _log(self, method: str, who: str, code: grpc.StatusCode, seconds: float) -> None:
+
+class _Served:
+    """One call. A class, not a generator: this is on the way of each one."""
+
+    __slots__ = (
+        "_access", "_admission", "_context", "_entered", "_method", "_metrics", "_quiet",
+        "_started", "_who",
+    )  # fmt: skip
+
+    def __init__(
+        self, access: Access, admission: Admission, metrics: Metrics, quiet: logs.Limiter,
+        method: str, context: Context,
+    ) -> None:  # fmt: skip
+        self._access, self._admission, self._metrics = access, admission, metrics
+        self._quiet, self._method, self._context = quiet, method, context
+        self._started, self._who, self._entered = time.perf_counter(), "", False
+
+    async def __aenter__(self) -> str:
+        try:
+            self._who = self._access.admit(self._method, self._context).name
+            self._admission.enter(self._who, is_open=Access.is_open(self._method))
+            self._entered = True
+            self._metrics.running.set(self._admission.running)
+        except Exception as error:
+            await self._end(error)
+            raise
+        return self._who
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: object
+    ) -> None:
+        await self._end(error)
+
+    async def _end(self, error: BaseException | None) -> None:
+        """Raises what gRPC is to see where it is not the error itself."""
+        code, status = self._status(error)
+        if self._entered:
+            self._admission.leave(self._who, is_open=Access.is_open(self._method))
+            self._metrics.running.set(self._admission.running)
+        seconds = time.perf_counter() - self._started
+        self._metrics.ended(self._method, code.name, seconds)
+        self._log(code, seconds)
+        if isinstance(error, grpc.aio.InternalError):  # the servicer's last word to who has gone
+            raise asyncio.CancelledError from error
+        if status is not None:
+            await _abort(self._context, *status)
+
+    def _status(self, error: BaseException | None) -> tuple[grpc.StatusCode, Status | None]:
+        """How the call ended, and what its caller is to be told where gRPC does not know it."""
+        if error is None:
+            return grpc.StatusCode.OK, None
+        if isinstance(error, grpc.aio.AbortError):
+            return grpc.StatusCode.UNKNOWN, None  # the servicer chose a status itself
+        if not isinstance(error, Exception) or isinstance(error, grpc.aio.InternalError):
+            return grpc.StatusCode.CANCELLED, None
+        if isinstance(error, SecureQuantError):
+            status = to_status(error)
+            return status[0], status
+        # The border: nothing unforeseen may leak out.
+        incident = secrets.token_hex(8)
+        if self._quiet.more((self._who, self._method, type(error))) is not None:
+            about = {"method": self._method, "caller": self._who, "incident": incident}
+            logs.failure("call failed", error, **about)
+        hint = f"incident {incident} in the server's log"
+        status = to_status(InternalError("the server failed", hint=hint))
+        return status[0], status
+
+    def _log(self, code: grpc.StatusCode, seconds: float) -> None:
         """A caller that tries again and again does not fill the log."""
         fine = code is grpc.StatusCode.OK
-        unsaid = 0 if fine else self._quiet.more((who, method, code))
+        if fine and not logs.says(logging.DEBUG):
+            return
+        unsaid = 0 if fine else self._quiet.more((self._who, self._method, code))
         if unsaid is None:
             return
         more = {"unsaid": unsaid} if unsaid else {}
-        level = logging.DEBUG if fine else logging.INFO
-        ms = round(seconds * 1e3, 2)
-        logs.event("call", level=level, method=method, caller=who, code=code.name, ms=ms, **more)
+        logs.event(
+            "call", level=logging.DEBUG if fine else logging.INFO, method=self._method,
+            caller=self._who, code=code.name, ms=round(seconds * 1e3, 2), **more,
+        )  # fmt: skip
+
+
+def _bounded(behaviour: Any, seconds: float) -> Any:
+    """The same, which ends after a while."""
 
     @asynccontextmanager
-    async def _room(self, method: str, client: str) -> AsyncIterator[None]:
-        is_open = Access.is_open(method)
-        running = self._metrics.running
-        with self._admission.call(client, is_open=is_open):
-            running.set(self._admission.running)
-            try:
-                async with asyncio.timeout(self._watch_s if is_open else None) as limit:
-                    yield
-            except TimeoutError:
-                if not limit.expired():
-                    raise
-                ended = "this stream ends after a while"
-                raise ServiceError(ended, hint="open another") from None
-            finally:
-                running.set(self._admission.running - (not is_open))
+    async def bound() -> AsyncIterator[None]:
+        try:
+            async with asyncio.timeout(seconds) as limit:
+                yield
+        except TimeoutError:
+            if not limit.expired():
+                raise
+            raise ServiceError("this stream ends after a while", hint="open another") from None
+
+    async def call(request: Any, context: Context) -> Any:
+        async with bound():
+            return await behaviour(request, context)
+
+    async def answering(request: Any, context: Context) -> AsyncIterator[Any]:
+        async with bound():
+            async for answer in behaviour(request, context):
+                yield answer
+
+    return answering if inspect.isasyncgenfunction(behaviour) else call
 
 
 async def _abort(context: Context, code: grpc.StatusCode, text: str, details: Any) -> None:

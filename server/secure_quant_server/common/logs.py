@@ -19,7 +19,7 @@ from collections.abc import Callable, Hashable
 from types import TracebackType
 from typing import Any
 
-__all__ = ["Limiter", "event", "failure", "follow_tasks", "level", "setup"]
+__all__ = ["Limiter", "event", "failure", "follow_tasks", "level", "says", "setup"]
 
 _LOG = logging.getLogger("secure_quant")
 LINE = 300
@@ -83,6 +83,11 @@ def event(name: str, *, level: int = logging.INFO, **fields: object) -> None:
     """Log that ``name`` happened. Fields must not hold secret data."""
     if _LOG.isEnabledFor(level):
         _LOG.log(level, name, extra={"fields": fields})
+
+
+def says(level: int) -> bool:
+    """Whether events of that level are logged: for who would take trouble over one."""
+    return _LOG.isEnabledFor(level)
 
 
 def failure(name: str, error: BaseException, **fields: object) -> None:

@@ -93,8 +93,7 @@ class Worker:
         self.pid, self.warm, self.ended = started.pid, started.warm, started.ended
         self._handle, self._pipe = started.handle, pipe
         self._born = _stat(started.pid)[BORN]
-        self._heard, self._busy = asyncio.get_running_loop().time(), 0.0
-        self._spoke = False
+        self._heard, self._spoke = asyncio.get_running_loop().time(), False
 
     @property
     def alive(self) -> bool:
@@ -114,8 +113,7 @@ class Worker:
         """Its next message but Pong. Raises InternalError, MalformedMessage."""
         while True:
             message = await self._pipe.receive()
-            self._heard, self._busy = asyncio.get_running_loop().time(), cpu_seconds(self.pid)
-            self._spoke = True
+            self._heard, self._spoke = asyncio.get_running_loop().time(), True
             if not isinstance(message, Pong):
                 return message
 
@@ -123,7 +121,7 @@ class Worker:
         """Until the process neither answers nor computes: then raises InternalError. One that has
         not said anything yet may still wait for the disk."""
         loop = asyncio.get_running_loop()
-        self._busy = cpu_seconds(self.pid)
+        heard, busy = self._heard, cpu_seconds(self.pid)
         while True:
             self._pipe.send(Ping())
             asleep = loop.time()
@@ -131,8 +129,10 @@ class Worker:
             now = loop.time()
             if now - asleep > 2 * BEAT_S:
                 # This process was the one that did not run: what it was told is yet to be read.
-                self._heard, self._busy = now, cpu_seconds(self.pid)
-            silence, computed = now - self._heard, cpu_seconds(self.pid) - self._busy
+                self._heard = now
+            if self._heard != heard:  # its time is looked up here, a message costs no look
+                heard, busy = self._heard, cpu_seconds(self.pid)
+            silence, computed = now - heard, cpu_seconds(self.pid) - busy
             idle = computed < BUSY_SHARE * silence and _stat(self.pid)[0] not in ("R", "D")
             hangs = self._spoke and idle
             if silence > (SILENCE_S if hangs else BUSY_S):

@@ -3,8 +3,8 @@
 import asyncio
 import time
 from collections import Counter
-from collections.abc import Callable
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 
 import grpc
 import grpc.aio
@@ -205,19 +205,30 @@ def test_no_longer_request_is_taken_than_the_models_need() -> None:
     run(test)
 
 
+@contextmanager
+def room(admission: Admission, client: str, *, is_open: bool = False) -> Iterator[None]:
+    admission.enter(client, is_open=is_open)
+    try:
+        yield
+    finally:
+        admission.leave(client, is_open=is_open)
+
+
 def test_bodies_take_turns_and_must_arrive() -> None:
     async def test() -> None:
         admission = Admission(max_calls=9, per_client=9, message_bytes=2**40, body_s=0.2)
         order: list[str] = []
 
         async def receive(client: str, seconds: float) -> None:
-            async with admission.body(client):
+            async def read() -> None:
                 order.append(client)
                 await asyncio.sleep(seconds)
 
+            await admission.body(client, read)
+
         with ExitStack() as stack:
             for client in ("slow", "slow", "slow", "quick"):
-                stack.enter_context(admission.call(client, is_open=False))
+                stack.enter_context(room(admission, client))
             slow = [asyncio.create_task(receive("slow", 60)) for _ in range(3)]
             await eventually(lambda: order == ["slow"])
             await receive("quick", 0)  # half of the turns at most are one client's
@@ -250,12 +261,12 @@ def test_what_waits_is_bounded_and_one_caller_has_half() -> None:
 def test_places_are_given_back() -> None:
     admission = Admission(max_calls=2, per_client=1, message_bytes=2**20)
     for _ in range(3):
-        with admission.call("a", is_open=False), admission.call("b", is_open=False):
-            with pytest.raises(Overloaded), admission.call("a", is_open=False):
+        with room(admission, "a"), room(admission, "b"):
+            with pytest.raises(Overloaded), room(admission, "a"):
                 pass
-            with pytest.raises(Overloaded), admission.call("c", is_open=False):
+            with pytest.raises(Overloaded), room(admission, "c"):
                 pass
             assert admission.running == 2
-            with admission.call("a", is_open=True):
+            with room(admission, "a", is_open=True):
                 assert admission.running == 2
     assert admission.running == 0

@@ -164,7 +164,7 @@ def test_a_caller_that_leaves_while_it_is_answered_is_no_failure(
                 ), watch_s=1)  # fmt: skip
                 monkeypatch.setattr(Access, "admit", lambda *_, raised=raised: _raise(raised))
                 with pytest.raises(asyncio.CancelledError):  # which gRPC keeps quiet about
-                    async with guard._admitted("/a/b", Gone()):
+                    async with guard.admitted("/a/b", Gone()):
                         pass
                 monkeypatch.undo()
 
