@@ -9,6 +9,7 @@ from collections import OrderedDict
 from typing import TYPE_CHECKING
 
 from secure_quant.wire import info_to_proto
+from secure_quant_server.common.memory import keep_freed_memory
 from secure_quant_server.common.workers import WorkerKind
 from secure_quant_server.he.child import answer_one, load_all, run
 from secure_quant_server.he.frames import ANSWERS
@@ -25,12 +26,16 @@ QUICK = 2**14
 STOCK_BYTES = 256 * 2**20
 """Of all models together."""
 
+KEPT = 32 * 2**20
+"""Bytes of freed memory that a worker keeps: what a request of a usual model takes."""
+
 Kind = tuple[int, int, int]
 """(model, step, batch)"""
 
 
 def serve(link: socket.socket) -> int:
     """Entry point of the process; see ``run``."""
+    keep_freed_memory(KEPT)
     return run(link, _serve)
 
 
