@@ -146,6 +146,9 @@ class Vocabulary:
         return form.kind(**found)
 
 
+_to_json = json.JSONEncoder(separators=(",", ":"), default=asdict).encode
+
+
 def encode(message: Any) -> tuple[bytes, bytes | memoryview]:
     """(head and header, body)"""
     plain: dict[str, Any] = {"": type(message).__name__}
@@ -156,7 +159,7 @@ def encode(message: Any) -> tuple[bytes, bytes | memoryview]:
             body = value
         else:
             plain[each.name] = value
-    header = json.dumps(plain, separators=(",", ":"), default=asdict).encode()
+    header = _to_json(plain).encode()
     return _HEAD.pack(len(header), len(body)) + header, body
 
 
