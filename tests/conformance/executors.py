@@ -1,4 +1,5 @@
-"""Every executor behind one small face: ``prepare(graph)`` and then ``run(q)``.
+"""Every executor behind one small face: ``prepare(graph)`` and then ``run(q)``. ``engine``: of
+which one it is, by the name of its row.
 
 ``run`` returns the integers that can be compared, by node name, and always those at the Output.
 It also checks what was promised: that rounds and bytes are those of ``plan.cost``.
@@ -24,6 +25,7 @@ class Prepared(Protocol):
 class Reference:
     """The plaintext reference."""
 
+    engine = "reference"
     may_refuse: frozenset[str] = frozenset()
 
     def __repr__(self) -> str:
@@ -46,6 +48,7 @@ class _Reference:
 class Mpc:
     """Dealer and both parties in one process, one round at a time."""
 
+    engine = "mpc"
     may_refuse = frozenset(op.__name__ for op in ops.DYNAMIC)
 
     def __init__(self, objective: str) -> None:
@@ -115,6 +118,7 @@ def _lockstep(runs) -> tuple[list[np.ndarray], int, int]:
 class He:
     """Client and server of the homomorphic engine in one process."""
 
+    engine = "he"
     may_refuse: frozenset[str] = frozenset()
 
     def __init__(self, objective: str, tier: str = "T1") -> None:
@@ -162,6 +166,7 @@ class _He:
 class OneHost:
     """A client and one host, without a dealer, in one process: one pairing for all cases."""
 
+    engine = "onehost"
     may_refuse = frozenset(op.__name__ for op in ops.DYNAMIC)
 
     def __init__(self) -> None:
@@ -206,6 +211,32 @@ class _OneHost:
         return {self.plan.graph.output.name: made[0]}
 
 
+class PlainInsecure:
+    """Client and server of the engine that protects nothing."""
+
+    engine = "plain-insecure"
+    may_refuse: frozenset[str] = frozenset()
+
+    def __repr__(self) -> str:
+        return "plain-insecure"
+
+    def prepare(self, graph: Graph) -> Prepared:
+        return _PlainInsecure(graph)
+
+
+class _PlainInsecure:
+    def __init__(self, graph: Graph) -> None:
+        from plain_insecure.commands import in_process
+        from plain_insecure.model import plan
+
+        self.graph, self.plan, self.execute = graph, plan(graph), in_process(graph)
+
+    def run(self, q: np.ndarray) -> Integers:
+        cost, made = self.plan.cost(len(q)), self.execute(q)
+        assert (made.rounds, made.sent) == (cost.rounds, cost.bytes_up + cost.bytes_down)
+        return made.values
+
+
 def _exchanged(runs) -> tuple[list, list[int]]:
     """Both ends of a joint protocol to their end: (results, bytes that each sent)."""
     messages: list[bytes | None] = [None, None]
@@ -236,4 +267,5 @@ EXECUTORS = (
     He("traffic"),
     He("latency", "T1-strict"),
     OneHost(),
+    PlainInsecure(),
 )

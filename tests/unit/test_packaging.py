@@ -18,6 +18,7 @@ from packaging.version import Version
 
 from secure_quant.errors import ConfigError
 from secure_quant_cli import add_crypten, serve
+from secure_quant_cli.engines.mpc import start_party
 from secure_quant_cli.extras import ADD_CRYPTEN, EXTRAS, how_to_get, how_to_install
 from secure_quant_cli.main import build_parser, main
 
@@ -184,7 +185,7 @@ def test_a_party_without_crypten_is_told_at_once(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr("importlib.util.find_spec", {}.get)
-    monkeypatch.setattr(serve, "run", serve._party)
+    monkeypatch.setattr(serve, "run", start_party)
     line = "serve party --bundle b.sqb --listen 127.0.0.1:0 --dealer d:1 --peer p:1 --tls certs"
     assert main(line.split()) == 2
     assert f"needs crypten: run: {ADD_CRYPTEN}" in capsys.readouterr().err
