@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from e2e.he_server import inputs, lenet
 from e2e.test_leveled import MODEL, Server
-from unit.client.forking import in_child
+from slow.client.forking import in_child
 from unit.he.leveled.models import extremes
 
 from secure_quant import reference

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from e2e.mpc_cluster import kill, restart, small_net, tls, wait_until_served
 from e2e.test_mpc_hearts import wait_until
-from unit.server.test_survivors import runs, survivors
+from slow.server.test_survivors import runs, survivors
 
 from secure_quant.he.bundle import split as split_he
 from secure_quant.mpc.protocol.bundle import split as split_mpc

@@ -1,9 +1,6 @@
 """What ``bench`` measures, with clients and clocks of the test's own."""
 
 import json
-import os
-import subprocess
-import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -19,7 +16,6 @@ from secure_quant_cli.engines.mpc import offline_cpu
 from secure_quant_cli.load import WARM_UP, Rest, Sustained, online, sustained
 from secure_quant_cli.main import main
 from secure_quant_cli.models import bench_model
-from secure_quant_cli.processes import cpu_seconds, descendants, peak_memory
 from secure_quant_cli.split import split_for
 
 
@@ -128,25 +124,6 @@ def test_offline_work_is_timed_role_by_role(graph: Graph, objective: str) -> Non
     spent = offline_cpu(split_for(graph, "mpc", objective), batch=2, runs=2)
     assert set(spent) == {"dealing", "expansion_party0", "expansion_party1"}
     assert all(0 < seconds < 1 for seconds in spent.values())
-
-
-def test_cpu_and_children_of_a_process() -> None:
-    script = "import subprocess, sys\nsubprocess.run([sys.executable, '-c', 'input()'])"
-    with subprocess.Popen([sys.executable, "-c", script], stdin=subprocess.PIPE) as parent:
-        deadline = time.monotonic() + 30
-        while not (children := descendants(parent.pid)) and time.monotonic() < deadline:
-            time.sleep(0.01)
-        assert len(children) == 1
-        assert cpu_seconds(children[0]) is not None
-        parent.communicate(b"\n")
-    assert descendants(parent.pid) == []
-    assert cpu_seconds(parent.pid) is None
-    assert peak_memory(parent.pid) is None
-    before = cpu_seconds(os.getpid()) or 0.0
-    spent = time.process_time()
-    while time.process_time() - spent < 0.1:
-        pass
-    assert (cpu_seconds(os.getpid()) or 0.0) - before == pytest.approx(0.1, abs=0.05)
 
 
 def test_bench_table_and_json_have_the_same_figures(capsys: pytest.CaptureFixture[str]) -> None:

@@ -4,6 +4,7 @@ import asyncio
 from types import SimpleNamespace
 
 import pytest
+from clock import run
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -39,10 +40,6 @@ class Lane:
 
 def batcher(lane, samples=8, wait_s=0.5):
     return Batcher(SimpleNamespace(choose=lambda _: lane), samples=samples, wait_s=wait_s)
-
-
-def run(work):
-    return asyncio.run(asyncio.wait_for(work, 10))
 
 
 async def answers(made, requests):
@@ -88,7 +85,7 @@ def test_the_wait_is_bounded():
         await asyncio.gather(*tasks)
         return waited
 
-    assert run(work()) < 0.5
+    assert 0.05 <= run(work()) < 0.06
 
 
 def test_without_a_wait_nothing_is_joined():

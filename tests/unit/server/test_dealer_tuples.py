@@ -5,6 +5,7 @@ import asyncio
 import grpc.aio
 import numpy as np
 import pytest
+from clock import run
 
 from secure_quant.errors import MalformedMessage, SecureQuantError
 from secure_quant.mpc.crypten.tuples import TupleSpec, correction
@@ -46,10 +47,6 @@ async def opened() -> tuple[Stream, Stream, tuple[bytes, bytes]]:
     dealer = _Dealer({}, Gauges(Metrics()))
     first, second = Stream(dealer, 0), Stream(dealer, 1)
     return first, second, (await first.seed(), await second.seed())
-
-
-def run(work):
-    return asyncio.run(asyncio.wait_for(work, 20))
 
 
 @pytest.mark.parametrize("ahead", [0, 1])

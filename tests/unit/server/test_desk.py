@@ -7,6 +7,7 @@ from contextlib import suppress
 from dataclasses import replace
 
 import pytest
+from clock import run
 
 from secure_quant.errors import DeadlineExceeded, MalformedMessage, SecureQuantError
 from secure_quant.mpc.runtime.jobs import Job
@@ -39,10 +40,6 @@ def key(number: int) -> str:
 
 def early(number: int, caller: str = "ann", batch: int = 1) -> Job:
     return Job("m", (key(number),), (batch,), (caller,), share=SHARE)
-
-
-def run(work):
-    return asyncio.run(asyncio.wait_for(work, 20))
 
 
 def test_a_share_taken_back_before_the_job_resumes_declines_that_job() -> None:

@@ -7,20 +7,18 @@ from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
+from clock import run
 
 from secure_quant.errors import ConfigError, DeadlineExceeded, MalformedMessage
 from secure_quant.mpc.runtime.jobs import Answer, Job
 from secure_quant.mpc.runtime.options import LaneOptions
-from secure_quant.transport import InsecurePlaintext, Tls
-from secure_quant.transport.certs import Authority
+from secure_quant.transport import InsecurePlaintext
 from secure_quant.wire.gen.share_inference_pb2 import InferRequest
 from secure_quant_server.common import workers as workers_module
 from secure_quant_server.common.messages import error_from_bytes
-from secure_quant_server.common.workers import Template
 from secure_quant_server.mpc.board import Board
 from secure_quant_server.mpc.config import LaneConfig
 from secure_quant_server.mpc.desk import FrontDesk
-from secure_quant_server.mpc.kinds import lane_kind
 from secure_quant_server.mpc.lanes import LaneHandle
 from secure_quant_server.mpc.messages import Failed, Place, Retract, Share
 from secure_quant_server.mpc.party import _ShareInference
@@ -87,10 +85,6 @@ def request(number: int) -> InferRequest:
     return InferRequest(
         request_id=number.to_bytes(16, "little"), model_hash="m", batch=1, share=SHARE
     )
-
-
-def run(work):
-    return asyncio.run(asyncio.wait_for(work, 20))
 
 
 def test_no_share_stays_where_it_was_pushed_whoever_serves_it() -> None:
@@ -169,25 +163,3 @@ def test_a_lane_that_does_not_start_is_tried_again(error: Exception, monkeypatch
     assert len(lost) >= 5
     pauses = [b - a for a, b in itertools.pairwise(tried)]
     assert min(pauses[2:]) >= 0.039  # they grew to the longest
-
-
-def test_a_half_rotated_certificate_is_a_lost_lane_and_no_more(caplog, monkeypatch) -> None:
-    """The key of one certificate with another, as a rotation leaves them for a moment."""
-    monkeypatch.setattr(workers_module, "RESTART_S", (0.01, 0.04))
-    authority = Authority()
-    (cert, _), (_, key) = authority.issue("party1"), authority.issue("party1")
-
-    async def work() -> None:
-        kind = replace(lane_kind("none"), modules=())
-        template = Template(kind)
-        handle = LaneHandle(template, config(Tls(authority.pem, cert, key)), None, lambda: None)
-        running = asyncio.ensure_future(handle.run())
-        while sum(record.getMessage() == "lane lost" for record in caplog.records) < 3:
-            await asyncio.sleep(0.02)
-            assert not running.done()
-        running.cancel()
-        await asyncio.gather(running, return_exceptions=True)
-        await template.stop()
-
-    with caplog.at_level("INFO", "secure_quant"):
-        asyncio.run(asyncio.wait_for(work(), 60))

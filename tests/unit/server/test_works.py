@@ -7,6 +7,7 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 
 import pytest
+from clock import run
 from prometheus_client import generate_latest
 from unit.mpc.protocol import graphs
 
@@ -47,10 +48,6 @@ async def until(metrics: Metrics, **figures: float) -> None:
     async with asyncio.timeout(20):
         while any(figure(metrics, f"secure_quant_dealer_{k}") != v for k, v in figures.items()):
             await asyncio.sleep(0.01)
-
-
-def run(work):
-    asyncio.run(asyncio.wait_for(work, 60))
 
 
 @pytest.mark.parametrize("workers", [1, 3])

@@ -2,16 +2,11 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
-
 import numpy as np
 import pytest
-from unit.client.forking import in_child
 from unit.he.models import linear
 
 from secure_quant.errors import (
-    ConfigError,
     DtypeMismatch,
     MalformedMessage,
     ShapeMismatch,
@@ -24,7 +19,6 @@ from secure_quant.he.ring import ring
 from secure_quant_client.he import ckks_key
 from secure_quant_client.he.ckks import CkksKeys
 from secure_quant_client.he.ckks_key import SecretKey
-from secure_quant_client.he.key_stock import KeyStock
 
 GRAPH = linear(60, 30)
 PUBLIC, MADE = GRAPH.public(), plan(GRAPH)
@@ -156,60 +150,3 @@ def test_a_key_is_ternary_and_the_same_in_all_its_forms() -> None:
     field.inverse(one)
     signed = one[0, 0].astype(np.int64)
     assert np.array_equal(np.where(signed > 1, -1, signed), forwards[degree - 1 :])
-
-
-def test_the_client_half_is_light() -> None:
-    code = (
-        "import sys, secure_quant_client.he.ckks\n"
-        "assert not {'torch', 'crypten', 'numba'} & set(sys.modules), 'loaded'"
-    )
-    subprocess.run([sys.executable, "-c", code], check=True, timeout=60)
-
-
-def test_a_forked_process_has_no_key_of_its_parents() -> None:
-    session, evaluator = CkksKeys(PUBLIC, MADE), Evaluator(GRAPH, MADE)
-    session.prepare(1)
-    evaluator.prepare(0, 1)
-    request = session.encrypt(0, X)
-    session.prepare(1)
-    (pad,) = session._pads.values()
-
-    def child() -> bool:
-        for use in (
-            lambda: session.encrypt(0, X),
-            lambda: session.decrypt(0, 1, b""),
-            lambda: session.prepare(1),
-        ):
-            with pytest.raises((ConfigError, MalformedMessage)):
-                use()
-        answer = evaluator.evaluate(0, 1, request)
-        with pytest.raises(ConfigError, match="forked process"):
-            session.decrypt(0, 1, answer)
-        return not (session._keys or session._pads or evaluator._stock)
-
-    assert in_child(child)
-    assert session.encrypt(0, X).startswith(pad.head)
-
-
-def test_a_stock_begins_anew_in_a_forked_process() -> None:
-    stock = KeyStock(PUBLIC, MADE, 1)
-    stock.fill(1)
-    (kept,) = stock._ready[1]
-    evaluator, other = Evaluator(GRAPH, MADE), CkksKeys(PUBLIC, MADE)
-    expected = other.decrypt(0, 1, evaluator.evaluate(0, 1, other.encrypt(0, X)))
-
-    def child() -> bool:
-        with stock.session(1) as session:  # though the parent holds the lock
-            answer = evaluator.evaluate(0, 1, session.encrypt(0, X))
-            found = session.decrypt(0, 1, answer)
-        stock.close()
-        return np.array_equal(found, expected) and session is not kept and not kept._keys
-
-    try:
-        with stock._changed:
-            assert in_child(child)
-        with stock.session(1) as session:
-            assert session is kept
-            assert session._keys
-    finally:
-        stock.close()

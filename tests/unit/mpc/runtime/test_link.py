@@ -1,6 +1,7 @@
 import asyncio
 
 import pytest
+from clock import run
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from unit.mpc.runtime.wires import Pair, protocol
@@ -9,10 +10,6 @@ from secure_quant.errors import DeadlineExceeded, MalformedMessage, PeerUnavaila
 from secure_quant.mpc.runtime.jobs import Job
 from secure_quant.mpc.runtime.link import CHUNK, LONGEST_S
 from secure_quant.wire.gen.party_link_pb2 import ExchangeRequest, LinkBegin, LinkHello
-
-
-def run(work):
-    return asyncio.run(asyncio.wait_for(work, 20))
 
 
 @settings(deadline=None, max_examples=30)

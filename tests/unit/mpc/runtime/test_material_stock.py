@@ -1,6 +1,7 @@
 import asyncio
 
 import pytest
+from clock import run
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -39,7 +40,7 @@ def test_each_index_is_given_out_once_and_in_order(counts):
             firsts += range(first, first + count)
         return firsts, stock.held("m")
 
-    firsts, left = asyncio.run(work())
+    firsts, left = run(work())
     assert firsts == list(range(sum(counts)))
     assert left == 0
 
@@ -55,7 +56,7 @@ def test_a_second_use_is_refused():
         # A refusal takes nothing.
         assert len(await stock.take_at("m", 0, 1, 1)) == 1
 
-    asyncio.run(work())
+    run(work())
 
 
 def test_waits_for_material_and_gives_up():
@@ -69,7 +70,7 @@ def test_waits_for_material_and_gives_up():
         with pytest.raises(MaterialExhausted, match="dealer"):
             await stock.take("m", 1, 0.02)
 
-    asyncio.run(work())
+    run(work())
 
 
 def test_a_closed_stock_is_empty_and_wakes_whoever_waits():
@@ -82,7 +83,7 @@ def test_a_closed_stock_is_empty_and_wakes_whoever_waits():
             await waiting
         assert stock.held("m") == 0
 
-    asyncio.run(work())
+    run(work())
 
 
 def test_refuses_what_it_does_not_know_or_cannot_hold():
@@ -97,7 +98,7 @@ def test_refuses_what_it_does_not_know_or_cannot_hold():
         with pytest.raises(MalformedMessage, match="index"):
             stock.put("m", 5, Item(0, SEED))
 
-    asyncio.run(work())
+    run(work())
 
 
 def test_credit_returns_what_was_taken():
@@ -109,7 +110,7 @@ def test_credit_returns_what_was_taken():
             await stock.take("m", 1, 1)
         return granted
 
-    assert sum(asyncio.run(work())) == 8
+    assert sum(run(work())) == 8
 
 
 def test_depth_keeps_within_memory_but_fits_one_batch():
@@ -167,11 +168,11 @@ def test_an_item_arrives_in_chunks():
         pump.cancel()
         return [(seed, bytes(data)) for seed, data in (item.take() for item in items)]
 
-    assert asyncio.run(work()) == [(SEED, b"abcdef"), (SEED, b"ghijkl")]
+    assert run(work()) == [(SEED, b"abcdef"), (SEED, b"ghijkl")]
 
 
 def test_opening_grants_credit_for_a_full_stock():
-    _, call = asyncio.run(pumped())
+    _, call = run(pumped())
     opened, credit = call.requests
     assert (opened.open.party, opened.open.lane, opened.open.session_id) == (1, 3, b"i" * 16)
     assert (credit.credit.model_hash, credit.credit.items) == ("m", 4)
@@ -195,9 +196,9 @@ def test_opening_grants_credit_for_a_full_stock():
 )
 def test_a_dealer_that_breaks_the_protocol_ends_the_session(responses):
     with pytest.raises(MalformedMessage):
-        asyncio.run(pumped(*responses))
+        run(pumped(*responses))
 
 
 def test_a_model_that_was_not_asked_for_ends_the_session():
     with pytest.raises(ModelNotFound):
-        asyncio.run(pumped(head(model="x")))
+        run(pumped(head(model="x")))

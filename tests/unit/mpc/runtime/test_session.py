@@ -5,6 +5,7 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+from clock import run
 from unit.mpc.runtime.wires import Pair
 
 from secure_quant.errors import (
@@ -120,8 +121,8 @@ class Lane:
         return self
 
     async def __aexit__(self, *_):
-        for run in self.runs:
-            run.cancel()
+        for each in self.runs:
+            each.cancel()
         await asyncio.gather(*self.runs, return_exceptions=True)
 
     async def rehearsed(self):
@@ -137,10 +138,6 @@ def job(number, samples=1, wait_s=2.0, model=MODEL, share=b""):
 
 def shares(samples=1):
     return bytes(range(samples * 3))
-
-
-def run(work):
-    return asyncio.run(asyncio.wait_for(work, 20))
 
 
 def test_rehearses_and_answers_in_any_batch():

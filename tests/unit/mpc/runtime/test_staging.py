@@ -2,9 +2,11 @@
 
 import asyncio
 import threading
+import time
 from types import SimpleNamespace
 
 import pytest
+from clock import run
 
 from secure_quant.errors import MalformedMessage, MaterialExhausted, ModelNotFound
 from secure_quant.mpc.protocol.material import Item
@@ -24,11 +26,10 @@ class Program:
     plan = SimpleNamespace(expanded_bytes=BYTES, streamed=False)
 
     def __init__(self):
-        self.expanded, self.between = [], threading.Event()
+        self.expanded = []
 
     def prepare(self, items, pace):
         pace()
-        self.between.set()
         pace()
         self.expanded.append(len(items))
         return [item.take()[0][0] for item in items]
@@ -70,10 +71,6 @@ class Side:
         before = None
         while before != (before := (len(self.link.stages), len(self.program.expanded))):
             await asyncio.sleep(0.03)
-
-
-def run(work):
-    asyncio.run(asyncio.wait_for(work, 20))
 
 
 def test_what_was_asked_for_is_kept_ready():
@@ -143,29 +140,28 @@ def test_nothing_is_begun_and_nothing_goes_on_while_an_inference_runs():
 
 def test_an_expansion_stops_between_gates_until_somebody_waits_for_it():
     async def work():
+        loop = asyncio.get_running_loop()
+        between, busy, order = asyncio.Event(), threading.Event(), []
+
+        def stopped(items, pace):
+            """Its first gate; an inference begins; what is left once it may go on."""
+            pace()
+            loop.call_soon_threadsafe(between.set)
+            busy.wait()
+            pace()
+            order.append("resumed")
+            return [item.take()[0][0] for item in items]
+
         async with Side(party=0) as side:
-            side.program.prepare = stop(side, side.program.prepare)
+            side.program.prepare = stopped
             side.link.on_stage(LinkStage(model_hash=MODEL, first_item=0, items=3))
-            while not side.program.between.is_set():
-                await asyncio.sleep(0.001)
-            await asyncio.sleep(0.05)
-            assert side.program.expanded == []
-            staged = side.staging.claim(MODEL, 0, 3)
-            assert await staged.prepared() == [0, 1, 2]
-
-    def stop(side, prepare):
-        def between(items, pace):
-            def step():
-                if side.program.between.is_set():
-                    side.loop.call_soon_threadsafe(side.staging.busy)
-                    side.busy.wait()
-                pace()
-
-            return prepare(items, step)
-
-        side.loop, side.busy = asyncio.get_running_loop(), threading.Event()
-        side.loop.call_later(0.02, side.busy.set)
-        return between
+            await between.wait()
+            side.staging.busy()
+            busy.set()
+            await asyncio.to_thread(time.sleep, 0.02)  # which is ample for one that does not stop
+            order.append("claimed")
+            assert await side.staging.claim(MODEL, 0, 3).prepared() == [0, 1, 2]
+        assert order == ["claimed", "resumed"]
 
     run(work())
 
@@ -206,12 +202,13 @@ def test_a_streamed_model_runs_while_expansions_of_another_pause():
         staging = Staging(0, {MODEL: program, "big": Gates()}, link, stock, LaneOptions())
         for index in range(2):
             link.on_stage(LinkStage(model_hash=MODEL, first_item=index, items=1))
-        await asyncio.sleep(0.02)
+        while inside.n_waiting < 2:
+            await asyncio.sleep(0)
         staging.busy()
         await asyncio.to_thread(inside.wait)
         calls = staging.claim("big", 0, 1).calls([b"share"])
         _, sample = await anext(calls)
-        assert await asyncio.wait_for(sample.next(), 2) == b"b"
+        assert await sample.next() == b"b"
         await calls.aclose()
         await staging.close()
 

@@ -8,6 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
+from clock import run
 from unit.mpc.protocol import graphs
 from unit.mpc.runtime.wires import Pair as Wires
 
@@ -82,10 +83,6 @@ class Roles:
                 self.deal(index, item.corrections),
             )
         return (one + two).view(np.int64), meter
-
-
-def run(work):
-    return asyncio.run(asyncio.wait_for(work, 100))
 
 
 @pytest.mark.parametrize("name", graphs.ALL)

@@ -12,7 +12,7 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 
 import pytest
-from unit.server.worker_entries import ANSWERS, Ask, Told
+from slow.server.worker_entries import ANSWERS, Ask, Told
 
 from secure_quant.errors import InternalError
 from secure_quant_server.common import workers as workers_module
@@ -25,7 +25,7 @@ from secure_quant_server.common.workers import (
     WorkerKind,
 )
 
-MODULE = "unit.server.worker_entries"
+MODULE = "slow.server.worker_entries"
 
 
 @pytest.fixture(autouse=True)

@@ -13,15 +13,15 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from unit.server.test_workers import MODULE, ask, kind, template
-from unit.server.worker_entries import Ask
+from slow.server.test_workers import MODULE, ask, kind, template
+from slow.server.worker_entries import Ask
 
 TESTS = Path(__file__).parents[2]
 
 FRONT = """
 import asyncio, json, os, signal, sys, time
-from unit.server.test_workers import ask, kind
-from unit.server.worker_entries import Ask
+from slow.server.test_workers import ask, kind
+from slow.server.worker_entries import Ask
 from secure_quant_server.common.workers import Template
 
 async def main(case):
@@ -48,7 +48,7 @@ asyncio.run(main(sys.argv[1]))
 
 IMPORTING = """
 import os, sys, time
-from unit.server.test_workers import kind
+from slow.server.test_workers import kind
 from secure_quant_server.common.workers import Template
 template = Template(kind(("slow_to_import",)))
 template.launch()

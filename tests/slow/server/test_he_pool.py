@@ -21,7 +21,7 @@ from secure_quant_server.common.workers import WorkerKind
 from secure_quant_server.he.frames import ANSWERS
 from secure_quant_server.he.pool import Pool
 
-MODULE = "unit.server.worker_entries"
+MODULE = "slow.server.worker_entries"
 KIND = WorkerKind(name="t", entry=f"{MODULE}:evaluate", modules=(MODULE,), answers=ANSWERS)
 
 
