@@ -29,6 +29,15 @@ heavy = {"torch", "crypten", "numba", "tenseal", "grpc", "torchao", "sklearn"} &
 sys.exit(f"imported {sorted(heavy)}" if heavy else 0)
 """
 
+REGISTRY = """
+import sys
+from secure_quant import engines
+engines.roles()
+heavy = {"torch", "crypten", "numba", "tenseal", "grpc"} & set(sys.modules)
+ours = [name for name in sys.modules if name.startswith(("secure_quant_", "secure_quant.mpc"))]
+sys.exit(f"imported {sorted(heavy)} {ours}" if heavy or ours else 0)
+"""
+
 
 def modules_after(code: str) -> set[str]:
     listing = "import sys; print('\\n'.join(sys.modules))"
@@ -39,7 +48,9 @@ def modules_after(code: str) -> set[str]:
     return set(done.stdout.split())
 
 
-@pytest.mark.parametrize("script", [LIGHT, WITHOUT_HEAVY], ids=["client", "parser"])
+@pytest.mark.parametrize(
+    "script", [LIGHT, WITHOUT_HEAVY, REGISTRY], ids=["client", "parser", "registry"]
+)
 def test_nothing_heavy_is_imported(script: str) -> None:
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr

@@ -6,8 +6,6 @@ import dataclasses
 import importlib
 import inspect
 import re
-import subprocess
-import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import get_args, get_type_hints
@@ -30,14 +28,6 @@ from secure_quant_server.options import ServerOptions
 ROOT = Path(__file__).parents[2]
 ROWS = [*engines(), PLAIN]
 SERVED = [role for row in ROWS for role in (*row.either, *row.roles)]
-LIGHT = """
-import sys
-from secure_quant import engines
-engines.roles()
-heavy = {"torch", "crypten", "numba", "tenseal", "grpc"} & set(sys.modules)
-ours = [name for name in sys.modules if name.startswith(("secure_quant_", "secure_quant.mpc"))]
-sys.exit(f"imported {sorted(heavy)} {ours}" if heavy or ours else 0)
-"""
 
 
 def named(row: Engine | Role) -> str:
@@ -54,11 +44,6 @@ def dotted(row: Engine | Role) -> Iterator[str]:
 
 def model_for(row: Engine) -> object:
     return random_model((6, 4, 2)) if row.file_format else small_net()
-
-
-def test_the_registry_is_light() -> None:
-    done = subprocess.run([sys.executable, "-c", LIGHT], capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
 
 
 @pytest.mark.parametrize("row", [*ROWS, *SERVED], ids=named)
