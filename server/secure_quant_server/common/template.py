@@ -10,7 +10,7 @@ CrypTen held in the template, it would hold in every worker.
 
 A front may be killed at any moment. The template then ends its workers, those that hang or are
 stopped too, and itself. It does not rely on the end of FD alone: a fork of the front may hold the
-other end.
+other end. Where it was killed before, what hangs has its last word from ``last_word``.
 
 Where a library has started a thread after all (an operator who gives BLAS several), forking is not
 safe, and workers are started cold: another interpreter, the same entry.
@@ -36,7 +36,7 @@ from pathlib import Path
 from types import FrameType
 from typing import Any, NoReturn
 
-from secure_quant_server.common import logs
+from secure_quant_server.common import last_word, logs
 
 __all__ = ["become", "harden", "main", "reseed", "threads"]
 
@@ -105,6 +105,7 @@ def become(entry: str, descriptor: int, options: dict[str, Any]) -> NoReturn:
             _, hard = resource.getrlimit(resource.RLIMIT_AS)
             room = memory if hard == resource.RLIM_INFINITY else min(hard, memory)
             resource.setrlimit(resource.RLIMIT_AS, (room, hard))
+        last_word.start(float(options["unheard_s"]))
         logs.setup(str(options["log_level"]))
         reseed()
         module, _, function = entry.partition(":")

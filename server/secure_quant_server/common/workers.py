@@ -38,6 +38,9 @@ STUCK_S = 2.8
 SILENCE_S = STUCK_S - 2 * BEAT_S
 BUSY_S = 120.0
 """Longest silence of a worker that computes; its caller's own limit is usually shorter."""
+UNHEARD_S = 150.0
+"""A worker ends by itself after so long without a beat: more than ``BUSY_S``, after which its front
+ends it, so that only one whose front has gone gets there."""
 BUSY_SHARE = 0.05
 """Of the silence, in CPU time: with less, a worker hangs, unless it waits for a core or a disk."""
 BORN = 19
@@ -216,7 +219,7 @@ class Template:
             with theirs:
                 options = {
                     "name": f"sq-{self.kind.name}-{number}", "memory": self.kind.memory,
-                    "log_level": logs.level(),
+                    "log_level": logs.level(), "unheard_s": UNHEARD_S,
                 }  # fmt: skip
                 async with self._turn:
                     started = await self._asked(options, theirs.fileno())

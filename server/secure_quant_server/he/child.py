@@ -7,6 +7,7 @@ from collections.abc import Callable
 from typing import TypeVar
 
 from secure_quant.errors import MalformedMessage, SecureQuantError
+from secure_quant_server.common import last_word
 from secure_quant_server.common.messages import (
     Ping,
     Pong,
@@ -44,7 +45,7 @@ def load_all(
     while True:
         message = receive_message(link, REQUESTS)
         if isinstance(message, Ping):
-            send_message(link, Pong())
+            _beat(link)
             continue
         if not isinstance(message, Load):
             raise MalformedMessage("start of a worker", got=type(message).__name__)
@@ -58,11 +59,16 @@ def load_all(
             return loaded
 
 
+def _beat(link: socket.socket) -> None:
+    last_word.renew()
+    send_message(link, Pong())
+
+
 def answer_one(link: socket.socket, evaluate: EvaluateStep) -> None:
     """One message of the front. Raises EOFError once it hung up."""
     message = receive_message(link, REQUESTS)
     if isinstance(message, Ping):
-        send_message(link, Pong())
+        _beat(link)
         return
     if not isinstance(message, Evaluate):
         raise MalformedMessage("request of a worker", got=type(message).__name__)

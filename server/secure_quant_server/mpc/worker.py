@@ -42,7 +42,7 @@ from secure_quant.transport import FrameStream, SwappedTls, Tls, aio_channel, li
 from secure_quant.wire.gen import party_link_pb2_grpc
 from secure_quant.wire.gen.dealer_pb2_grpc import DealerServiceStub
 from secure_quant.wire.gen.party_link_pb2 import ExchangeResponse
-from secure_quant_server.common import Access, GrpcServer, ServerOptions, logs
+from secure_quant_server.common import Access, GrpcServer, ServerOptions, last_word, logs
 from secure_quant_server.common.messages import (
     MessagePipe,
     Ping,
@@ -112,6 +112,7 @@ class _Worker:
                 return  # the front is gone, and so is the reason to be
             self._heard = self._loop.time()
             if isinstance(message, Ping):
+                last_word.renew()
                 self._tell(Pong())
             elif isinstance(message, Job) and self._place.party == 1:
                 self._desk.pushed(message)

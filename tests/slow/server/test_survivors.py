@@ -144,6 +144,46 @@ def test_a_worker_that_hangs_is_ended_though_its_template_has_gone(
     asyncio.run(asyncio.wait_for(work(), 60))
 
 
+TWICE = """
+import asyncio, json, os, signal
+from unit.server.test_workers import Place, ask, kind
+from unit.server.worker_entries import Ask
+from secure_quant_server.common import workers
+from secure_quant_server.common.workers import Template
+
+workers.UNHEARD_S = 4.0
+
+async def main():
+    template = Template(kind())
+    beats = await template.start(0)
+    await ask(beats, "process")
+    watched = asyncio.ensure_future(beats.watch())
+    hearing = asyncio.ensure_future(beats.receive())
+    await asyncio.sleep(6.0)
+    assert beats.alive and not watched.done(), "each beat winds it up again"
+    hangs = await template.start(1)
+    await ask(hangs, "process")
+    hangs.send(Ask("spin", 600.0))
+    os.kill(template._process.pid, signal.SIGKILL)
+    while not hangs.ended.done():
+        await asyncio.sleep(0.01)
+    print(json.dumps([[beats.pid, hangs.pid], 0]), flush=True)
+    await asyncio.sleep(600)
+
+asyncio.run(main())
+"""
+
+
+def test_a_worker_that_hangs_ends_though_template_and_front_have_gone(ended: list[int]) -> None:
+    """First the template, then the front, whose beats keep another's timer from running out."""
+    with started(ended, TWICE) as front:
+        pids, _ = json_line(front)
+        ended += pids
+        front.kill()
+        front.wait()
+        assert survivors(pids) == []
+
+
 def test_a_template_that_still_imports_goes_too(tmp_path: Path, ended: list[int]) -> None:
     (tmp_path / "slow_to_import.py").write_text(
         f"import pathlib, time\npathlib.Path({str(tmp_path / 'begun')!r}).touch()\n"

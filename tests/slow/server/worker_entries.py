@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from secure_quant.errors import MalformedMessage, MalformedModel
+from secure_quant_server.common import last_word
 from secure_quant_server.common.messages import (
     Ping,
     Pong,
@@ -44,6 +45,7 @@ def serve(link: socket.socket) -> int:
         except (EOFError, ConnectionError):
             return 0
         if isinstance(message, Ping):
+            last_word.renew()
             send_message(link, Pong())
         else:
             send_message(link, Told(tuple(map(str, FACTS[message.what](message.seconds)))))
