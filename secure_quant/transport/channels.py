@@ -60,6 +60,7 @@ STREAMS = 100
 LOOKAHEAD = 2**18
 PING_MS = 5000
 HANDSHAKE_MS = 10_000
+UNUSED_MS = 15 * 60_000
 
 
 def _common_options(limits: Limits) -> Options:
@@ -89,10 +90,14 @@ def channel_options(limits: Limits) -> Options:
     ]
 
 
-def server_options(limits: Limits, request_bytes: int | None = None) -> Options:
+def server_options(
+    limits: Limits, request_bytes: int | None = None, max_connections: int = LONGEST
+) -> Options:
     """Of a server's end. A port that is taken is an error, not shared.
 
     request_bytes: largest message received, where it is below ``limits.message_bytes``.
+    max_connections: at once, those in their handshake included; one more is closed. One that has
+    carried no call for ``UNUSED_MS`` is closed too: its client connects again when it next calls.
     Of a call whose message nobody reads yet, gRPC holds ``LOOKAHEAD`` bytes and no more: without a
     probe of the network's capacity that window never grows by itself.
     """
@@ -100,6 +105,8 @@ def server_options(limits: Limits, request_bytes: int | None = None) -> Options:
         *_common_options(limits),
         ("grpc.max_receive_message_length", request_bytes or limits.message_bytes),
         ("grpc.max_concurrent_streams", STREAMS),
+        ("grpc.max_allowed_incoming_connections", max_connections),
+        ("grpc.max_connection_idle_ms", UNUSED_MS),
         ("grpc.http2.bdp_probe", 0),
         ("grpc.http2.lookahead_bytes", LOOKAHEAD),
         # A client that asks more often whether we live is sent away; ours ask every keepalive_s.

@@ -44,6 +44,8 @@ class ServerOptions:
     max_calls        calls served at once; one more is refused as Overloaded. Health and reflection
                      do not count; they have bounds of their own.
     per_client       calls of one client at once.
+    max_connections  connections at once, those whose handshake is under way included; one more is
+                     closed. Below what the process may open in files.
     tokens           file of client tokens (NAME SHA256 a line), asked of clients besides their
                      certificate.
     budget           samples each client may send in a window of time; None for no limit.
@@ -59,6 +61,7 @@ class ServerOptions:
     limits: Limits = field(default_factory=_limits)
     max_calls: int = 256
     per_client: int = 64
+    max_connections: int = 512
     tokens: str | os.PathLike[str] | None = None
     budget: int | None = None
     budget_window_s: float = 3600.0
@@ -99,7 +102,7 @@ class PartyOptions(LaneOptions, ServerOptions):
                 expected = " or ".join(choices)
                 raise ConfigError(name, got=getattr(self, name), expected=expected)
         for name in ("lanes", "batch", "material_bytes", "staged", "staged_bytes", "wait_s",
-                     "pending", "per_client"):  # fmt: skip
+                     "pending", "per_client", "max_connections"):  # fmt: skip
             if not 0 < getattr(self, name) < float("inf"):
                 raise ConfigError(name, got=getattr(self, name), expected="> 0")
         if not 0 <= self.batch_wait_s <= self.wait_s:

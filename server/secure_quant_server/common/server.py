@@ -68,7 +68,8 @@ class GrpcServer:
         )
         guard = Guard(access, self.metrics, admission, watch_s=options.watch_s)
         self.server = grpc.aio.server(
-            interceptors=[guard], options=server_options(options.limits, largest)
+            interceptors=[guard],
+            options=server_options(options.limits, largest, options.max_connections),
         )
         self._health = health_aio.HealthServicer()
         health_pb2_grpc.add_HealthServicer_to_server(self._health, self.server)

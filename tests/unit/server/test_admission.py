@@ -1,6 +1,7 @@
 """Room: who has how much of it, and what is decided before a body is read."""
 
 import asyncio
+import socket
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -19,11 +20,12 @@ from secure_quant.errors import (
     MalformedMessage,
     MessageTooLarge,
     Overloaded,
+    PeerUnavailable,
     PermissionDenied,
     SecureQuantError,
     ServiceError,
 )
-from secure_quant.transport import Limits
+from secure_quant.transport import Limits, channels
 from secure_quant.transport.channels import STREAMS
 from secure_quant.wire import raised
 from secure_quant.wire.gen.secure_inference_pb2 import GetModelRequest
@@ -143,6 +145,57 @@ def test_one_connection_has_a_bound_on_its_streams() -> None:
             for call in calls:
                 call.cancel()
             await eventually(lambda: _value(server) == 0)
+
+    run(test)
+
+
+def test_connections_are_bounded_and_silent_ones_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whoever opens them: no certificate has been seen yet."""
+    monkeypatch.setattr(channels, "HANDSHAKE_MS", 6000)
+
+    async def test() -> None:
+        async with (
+            serving(max_connections=4) as server,
+            calling(server) as (stub, _),
+        ):
+            await stub.GetModel(GetModelRequest(), timeout=5)
+            with ExitStack() as stack:
+                address = "127.0.0.1", server.port
+                silent = [stack.enter_context(socket.create_connection(address)) for _ in range(20)]
+                await eventually(lambda: sum(map(closed, silent)) == 17)
+                # Who is connected stays so; who is not has to wait until the silent are sent away.
+                await stub.GetModel(GetModelRequest(), timeout=5)
+                async with calling(server, tls("client/bob")) as (bob, _):
+                    error = await error_of(bob.GetModel(GetModelRequest(), timeout=1))
+                    assert isinstance(error, PeerUnavailable | DeadlineExceeded)
+                    await bob.GetModel(GetModelRequest(), timeout=30, wait_for_ready=True)
+                assert all(map(closed, silent))
+
+    run(test)
+
+
+def closed(connection: socket.socket) -> bool:
+    """By the other end, which has not said a word."""
+    connection.setblocking(False)
+    try:
+        return connection.recv(1, socket.MSG_PEEK) == b""
+    except BlockingIOError:
+        return False
+    except ConnectionError:
+        return True
+
+
+def test_an_unused_connection_ends_and_its_client_connects_again(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(channels, "UNUSED_MS", 500)
+
+    async def test() -> None:
+        async with serving() as server, calling(server) as (stub, channel):
+            for _ in range(2):
+                await stub.GetModel(GetModelRequest(), timeout=5)
+                assert channel.get_state() is grpc.ChannelConnectivity.READY
+                await eventually(lambda: channel.get_state() is grpc.ChannelConnectivity.IDLE)
 
     run(test)
 
