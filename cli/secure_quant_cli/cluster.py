@@ -30,6 +30,7 @@ __all__ = ["Cluster", "free_ports"]
 START_SECONDS = 120.0
 STOP_SECONDS = 10.0
 PROGRAM = ("-m", "secure_quant_cli")
+"""What serves a role; a test of an engine of its own has another."""
 
 
 def free_ports(count: int, run: int = 1) -> list[int]:
