@@ -63,6 +63,16 @@ def engines_own(path: Path) -> bool:
     return bool(ENGINES & {*path.parent.parts, path.stem})
 
 
+def found_in(room: str) -> list[tuple[Path, int, str]]:
+    """(file, line, what is said there) of a room."""
+    return [
+        (path.relative_to(ROOT), line, said)
+        for path in sorted((ROOT / room).rglob("*.py"))
+        if not engines_own(path.relative_to(ROOT / room))
+        for line, said in mentions(ast.parse(path.read_text()))
+    ]
+
+
 def main() -> None:
     """Print the numbers."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
@@ -70,12 +80,7 @@ def main() -> None:
     options = parser.parse_args()
     total = 0
     for room in ROOMS:
-        found = [
-            (path.relative_to(ROOT), line, said)
-            for path in sorted((ROOT / room).rglob("*.py"))
-            if not engines_own(path.relative_to(ROOT / room))
-            for line, said in mentions(ast.parse(path.read_text()))
-        ]
+        found = found_in(room)
         total += len(found)
         print(f"{len(found):4d}  {room}")
         for path, line, said in found if options.lines else ():
