@@ -1,0 +1,1 @@
+"""Float models from files: what ``quantize`` takes besides a module."""
