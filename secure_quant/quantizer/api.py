@@ -5,11 +5,12 @@ from __future__ import annotations
 from typing import Any, Literal, get_args
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from secure_quant.errors import CalibrationError, ConfigError
 from secure_quant.ir import Graph
 from secure_quant.quantizer._torchao import quiet
+from secure_quant.quantizer.files import opened
 from secure_quant.quantizer.floats import values_at
 from secure_quant.quantizer.gate import Bounds, Gate, check_accuracy, steps_off
 from secure_quant.quantizer.gate.floatgraph import FloatGraph
@@ -35,7 +36,7 @@ FINE_BITS = 12
 
 
 def quantize(
-    model: nn.Module,
+    model: Any,
     calibration: Any,
     *,
     mode: Mode = "static",
@@ -51,7 +52,8 @@ def quantize(
     """The integer graph of ``model``.
 
     model        a torch module: one float32[batch, ...] tensor in, one tensor out. It is copied
-                 and taken in eval mode.
+                 and taken in eval mode. Or a float ONNX model, an ExportedProgram or TorchScript,
+                 or the path of a file that holds one (.onnx, .pt2, .ts).
     calibration  float[n, *input shape] array or tensor of typical inputs, or an iterable of such
                  batches. Some hundred samples do.
     mode         static: int8 weights and activations. weight-only: int8 weights; activations get
@@ -91,6 +93,7 @@ def quantize(
         max_error, coarse=isinstance(settings.scheme, Log | KMeans), clipped=calibrator != "minmax"
     )
     batches = split_batches(calibration, batch_size)
+    model = opened(model, batches[:1])
     if mode == "qat" and (targets is None or not isinstance(settings.scheme, Uniform)):
         raise ConfigError("qat", expected="targets, and the uniform scheme")
     told, gate = progress or silent, Gate(model, batches)

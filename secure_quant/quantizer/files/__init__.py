@@ -1,1 +1,91 @@
-"""Float models from files: what ``quantize`` takes besides a module."""
+"""Float models from files and from other tools: what ``quantize`` takes besides a module."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.export import ExportedProgram
+
+from secure_quant.errors import ConfigError, UnsupportedModule
+from secure_quant.quantizer.files.programs import (
+    module_of_program,
+    module_of_script,
+    read_program,
+    read_script,
+)
+
+__all__ = ["SUFFIXES", "opened"]
+
+SUFFIXES = {
+    ".onnx": "an ONNX model",
+    ".pt2": "a program of torch.export.save",
+    ".ts": "TorchScript",
+    ".torchscript": "TorchScript",
+}
+"""Of the files that can be taken."""
+
+
+def opened(model: Any, examples: Sequence[Tensor]) -> Any:
+    """A module for an ONNX model, an ExportedProgram or TorchScript, or the path of a file that
+    holds one; anything else as it is.
+
+    ``examples``: a batch of each input. What is read of an ONNX file is compared on it with
+    onnxruntime. Raises MalformedModel, UnsupportedModule, CaptureMismatch; OSError for a file that
+    cannot be read.
+    """
+    if isinstance(model, str | Path):
+        model = _read(Path(model))
+    if isinstance(model, ExportedProgram):
+        return module_of_program(model)
+    if isinstance(model, torch.jit.ScriptModule):
+        return module_of_script(model, [x[:2] for x in examples])
+    if type(model).__module__.partition(".")[0] == "onnx":
+        return _checked_onnx(model, examples)
+    return model
+
+
+def _read(path: Path) -> Any:
+    kind = path.suffix.lower()
+    if kind not in SUFFIXES:
+        hint = None
+        if kind in (".pt", ".pth", ".bin", ".safetensors", ".ckpt"):
+            hint = "build the module and load these parameters into it"
+        raise UnsupportedModule(
+            f"the file {path.name}",
+            got=kind or "no suffix",
+            expected=" or ".join(SUFFIXES),
+            hint=hint,
+        )
+    if kind == ".onnx":
+        _need_onnx()
+        import onnx
+
+        from secure_quant.quantizer.files.onnx_model import loaded
+
+        model: onnx.ModelProto = loaded(path)
+        return model
+    return read_program(path) if kind == ".pt2" else read_script(path)
+
+
+def _need_onnx() -> None:
+    from importlib.util import find_spec
+
+    missing = [name for name in ("onnx", "onnxruntime") if find_spec(name) is None]
+    if missing:
+        raise ConfigError(
+            "a model in ONNX", got=f"no package {missing[0]}", hint="install secure-quant[onnx]"
+        )
+
+
+def _checked_onnx(proto: Any, examples: Sequence[Tensor]) -> nn.Module:
+    _need_onnx()
+    from secure_quant.quantizer.files.onnx_check import check_same
+    from secure_quant.quantizer.files.onnx_model import OnnxModule, checked
+
+    module = OnnxModule(checked(proto))
+    check_same(module, examples)
+    return module

@@ -26,7 +26,7 @@ from secure_quant.quantizer.files.onnx_layers import LAYERS
 from secure_quant.quantizer.files.onnx_node import Batch, Host, NodeView, Value
 from secure_quant.quantizer.files.onnx_values import VALUES
 
-__all__ = ["OnnxModule", "read_onnx"]
+__all__ = ["OnnxModule", "checked", "loaded", "read_onnx"]
 
 _OPERATORS = LAYERS | VALUES
 _DOMAINS = ("", "ai.onnx")
@@ -36,28 +36,31 @@ _QUANTIZED = ("QuantizeLinear", "DequantizeLinear", "QLinearConv", "QLinearMatMu
               "ConvInteger", "DynamicQuantizeLinear")  # fmt: skip
 
 
-def read_onnx(file: str | os.PathLike[str] | onnx.ModelProto) -> OnnxModule:
-    """The module of a float ONNX model: float32[batch, ...] in, what the file names as outputs out.
+def read_onnx(file: str | os.PathLike[str]) -> OnnxModule:
+    """The module of a float ONNX file: float32[batch, ...] in, what the file names as outputs out.
 
-    External data is read from beside the file. Raises MalformedModel for what is no ONNX model,
-    UnsupportedModule for operators that torch has no call for, with the node's name.
+    Raises as ``loaded`` and ``checked``; UnsupportedModule for operators that torch has no call
+    for, with the node's name.
     """
-    if isinstance(file, onnx.ModelProto):
-        return OnnxModule(_checked(file))
-    path = Path(file)
+    return OnnxModule(checked(loaded(file)))
+
+
+def loaded(file: str | os.PathLike[str]) -> onnx.ModelProto:
+    """A file, with the external data beside it. Raises MalformedModel, OSError."""
     try:
-        proto = onnx.load(path)
+        return onnx.load(file)
     except OSError:
         raise
     except Exception as error:  # protobuf's DecodeError, and what external data raises
-        raise MalformedModel(f"{path.name} as ONNX", got=f"{type(error).__name__}") from error
-    return OnnxModule(_checked(proto))
+        name, got = Path(file).name, type(error).__name__
+        raise MalformedModel(f"{name} as ONNX", got=got) from error
 
 
-def _checked(proto: onnx.ModelProto) -> onnx.ModelProto:
+def checked(proto: onnx.ModelProto) -> onnx.ModelProto:
+    """A model that is well-formed, its own functions in place. Raises MalformedModel."""
     try:
         onnx.checker.check_model(proto)
-    except onnx.checker.ValidationError as error:
+    except (onnx.checker.ValidationError, ValueError) as error:
         first = str(error).strip().splitlines()[0]
         raise MalformedModel("the ONNX model", got=first) from error
     return inliner.inline_local_functions(proto) if proto.functions else proto
@@ -165,7 +168,7 @@ class OnnxModule(nn.Module):
             return value
         if name not in self._parameters_of:
             tensor = torch.from_numpy(np.array(value, np.float32))
-            self._parameters_of[name] = nn.Parameter(tensor, requires_grad=False)
+            self._parameters_of[name] = nn.Parameter(tensor, requires_grad=value.ndim > 1)
         return self._parameters_of[name]
 
     def forward(self, *xs: Tensor) -> Any:
