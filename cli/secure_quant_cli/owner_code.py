@@ -1,7 +1,8 @@
-"""Runs the model owner's own Python file to get a float model from it."""
+"""The owner's float model: from their own Python file, which is run, or from a model file."""
 
 from __future__ import annotations
 
+import argparse
 import importlib.util
 import sys
 import traceback
@@ -10,9 +11,65 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from numpy.typing import NDArray
+
 from secure_quant.errors import ConfigError
 
-__all__ = ["build_model"]
+__all__ = ["MODEL_HELP", "add_weights", "build_model", "owner_model"]
+
+MODEL_HELP = "the float model: a factory in your own code, or a file (.onnx, .pt2, .ts)"
+WEIGHTS = (".safetensors", ".pt", ".pth", ".bin")
+
+
+def add_weights(parser: argparse.ArgumentParser) -> None:
+    """The option that goes with a factory."""
+    parser.add_argument("--weights", type=Path, metavar="FILE",
+                        help="parameters for what the factory makes: a state dict as safetensors, "
+                             "or by torch.save")  # fmt: skip
+
+
+def owner_model(reference: str, weights: Path | None, data: NDArray[Any]) -> Any:
+    """A torch.nn.Module from ``FILE.py:FACTORY`` or from a model file, with these parameters.
+
+    data: float[samples, ...], on which a file is checked. Raises ConfigError, ModelError.
+    """
+    from secure_quant.quantizer.calibration import split_batches
+    from secure_quant.quantizer.files import SUFFIXES, opened
+
+    path = Path(reference)
+    if path.suffix.lower() in SUFFIXES:
+        if weights is not None:
+            raise ConfigError("--weights", got=path.name, expected="FILE.py:FACTORY to load into")
+        if not path.is_file():
+            raise ConfigError(f"no such file {reference!r}")
+        return opened(path, split_batches(data, 64)[:1])
+    model = build_model(reference)
+    if weights is not None:
+        _load(model, weights)
+    return model
+
+
+def _load(model: Any, path: Path) -> None:
+    """Parameters into a module, all of them and no others. Nothing in the file is executed."""
+    import torch
+
+    if path.suffix.lower() not in WEIGHTS:
+        raise ConfigError("--weights", got=path.name, expected=" or ".join(WEIGHTS))
+    if not path.is_file():
+        raise ConfigError(f"no such file {str(path)!r}")
+    try:
+        if path.suffix.lower() == ".safetensors":
+            from safetensors.torch import load_file
+
+            state: Any = load_file(path)
+        else:
+            state = torch.load(path, map_location="cpu", weights_only=True)
+        if isinstance(state, dict) and isinstance(state.get("state_dict"), dict):
+            state = state["state_dict"]  # as trainers keep it beside their own state
+        model.load_state_dict(state)
+    except Exception as error:  # of four libraries, without a common base
+        first = " ".join(str(error).split())[:300]
+        raise ConfigError(f"--weights {path.name}", got=first) from error
 
 
 def build_model(reference: str) -> Any:
@@ -24,7 +81,8 @@ def build_model(reference: str) -> Any:
     file, separator, name = reference.rpartition(":")
     path = Path(file)
     if not separator or not name.isidentifier() or path.suffix != ".py":
-        raise ConfigError("model", got=reference, expected="FILE.py:FACTORY")
+        expected = "FILE.py:FACTORY, or a file .onnx, .pt2 or .ts"
+        raise ConfigError("model", got=reference, expected=expected)
     if not path.is_file():
         raise ConfigError(f"no such file {str(path)!r}")
     with _named(path):

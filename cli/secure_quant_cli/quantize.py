@@ -1,10 +1,12 @@
 """Turn a float torch model into an integer model file.
 
 The file is written only if the integers are close to the float model; from two fifths of the bound
-on with a warning. MODEL.py is executed to call its factory, so it must be your own code. DATA.npz
-holds representative inputs, float[samples, *input shape], as the array "x" or its only array; the
-mode qat, which trains, also reads labels, the integers "y". The mode leveled makes a shallow model,
-Linear and secure_quant.quantizer.leveled.Square in turn, for one approximate round trip of CKKS.
+on with a warning. MODEL is FILE.py:FACTORY, which is executed and so must be your own code, or a
+float model as .onnx (checked with onnxruntime), .pt2 of torch.export or .ts of TorchScript.
+DATA.npz holds representative inputs, float[samples, *input shape], as the array "x" or its only
+array; the mode qat, which trains, also reads labels, the integers "y". The mode leveled makes a
+shallow model, Linear and secure_quant.quantizer.leveled.Square in turn, for one approximate round
+trip of CKKS.
 """
 
 from __future__ import annotations
@@ -28,7 +30,10 @@ SCHEMES = ("uniform", "log", "clip", "kmeans")
 
 def configure(parser: argparse.ArgumentParser) -> None:
     """Add the options."""
-    parser.add_argument("model", metavar="MODEL.py:FACTORY", help="the float model")
+    from secure_quant_cli.owner_code import MODEL_HELP, add_weights
+
+    parser.add_argument("model", metavar="MODEL", help=MODEL_HELP)
+    add_weights(parser)
     parser.add_argument("--calibration", type=Path, required=True, metavar="DATA.npz")
     parser.add_argument("--out", type=Path, required=True, metavar="model.sq")
     parser.add_argument("--mode", choices=(*MODES, *_own_modes()), default="static")
@@ -49,7 +54,7 @@ def run(arguments: argparse.Namespace) -> int:
     from secure_quant_cli.console import human_bytes, print_json, progress, ratio
     from secure_quant_cli.engines import own_models
     from secure_quant_cli.models import quantize_shown
-    from secure_quant_cli.owner_code import build_model
+    from secure_quant_cli.owner_code import owner_model
     from secure_quant_cli.sizes import float_bytes
 
     can_write("--out", arguments.out)
@@ -64,7 +69,7 @@ def run(arguments: argparse.Namespace) -> int:
     data = read_array(arguments.calibration)
     targets = _labels(arguments.calibration, len(data)) if arguments.mode == "qat" else None
     with progress("importing the float model"):
-        model = build_model(arguments.model)
+        model = owner_model(arguments.model, arguments.weights, data)
     graph = quantize_shown(
         model, data, mode=arguments.mode, scheme=arguments.scheme, targets=targets,
         max_error=arguments.max_error,

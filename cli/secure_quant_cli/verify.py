@@ -37,7 +37,10 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--engines", metavar="LIST",
                         help=f"comma-separated, from: {', '.join(_packages())}; all that are "
                              "installed if left out")  # fmt: skip
-    parser.add_argument("--float", metavar="MODEL.py:FACTORY", help="the float model")
+    from secure_quant_cli.owner_code import MODEL_HELP, add_weights
+
+    parser.add_argument("--float", metavar="MODEL", help=MODEL_HELP)
+    add_weights(parser)
     parser.add_argument("--limit", type=int, metavar="N", help="the first N samples only")
     parser.add_argument("--batch", type=int, default=8, help="samples per encrypted inference")
     parser.add_argument("--html", type=Path, metavar="FILE", help="write a page with plots")
@@ -72,7 +75,7 @@ def run(arguments: argparse.Namespace) -> int:
         labels = labels[: arguments.limit]
         if labels.shape != (len(x),):
             raise ShapeMismatch("labels y", got=labels.shape, expected=(len(x),))
-    model, floats = _float_model(arguments.float, graph, x)
+    model, floats = _float_model(arguments, graph, x)
     found = compare(
         graph, x, engines, arguments.batch,
         floats=floats, labels=labels, skip_refused=not named,
@@ -116,15 +119,17 @@ def _need_matplotlib() -> None:
         raise ConfigError("--html", got="no matplotlib", expected=how_to_install("report"))
 
 
-def _float_model(factory: str | None, graph: Graph, x: Any) -> tuple[Any, FloatValues | None]:
+def _float_model(
+    arguments: argparse.Namespace, graph: Graph, x: Any
+) -> tuple[Any, FloatValues | None]:
     """The owner's model, and its values layer by layer."""
-    if factory is None:
+    if arguments.float is None:
         return None, None
     from secure_quant.quantizer.floats import float_values
     from secure_quant_cli.console import progress
-    from secure_quant_cli.owner_code import build_model
+    from secure_quant_cli.owner_code import owner_model
 
-    model = build_model(factory)
+    model = owner_model(arguments.float, arguments.weights, x[:FLOAT_SAMPLES])
     with progress("capturing the float model"):
         return model, float_values(model, graph, x[:FLOAT_SAMPLES])
 

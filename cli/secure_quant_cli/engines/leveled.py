@@ -38,11 +38,12 @@ def quantize(arguments: argparse.Namespace) -> int:
     from secure_quant_cli.arrays import read_array
     from secure_quant_cli.console import print_json, progress
     from secure_quant_cli.models import warned
-    from secure_quant_cli.owner_code import build_model
+    from secure_quant_cli.owner_code import owner_model
 
     data = read_array(arguments.calibration)
+    owned = owner_model(arguments.model, arguments.weights, data)
     with warned(), progress("quantizing for one round trip"):
-        layers = quantize_leveled(build_model(arguments.model), data, arguments.max_error)
+        layers = quantize_leveled(owned, data, arguments.max_error)
         model = LeveledModel.of(*layers)
         made = plan(model)  # refuse now what could not be served
     with os.fdopen(os.open(arguments.out, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "wb") as f:

@@ -138,9 +138,6 @@ def _instance_norm(node: NodeView, x: Tensor, scale: Tensor, bias: Tensor) -> Te
 
 def _group_norm(node: NodeView, x: Tensor, scale: Tensor, bias: Tensor) -> Tensor:
     groups = int(node.get("num_groups"))
-    if node.opset < 21:  # one factor a group then, one a channel now
-        repeats = x.shape[1] // groups
-        scale, bias = scale.repeat_interleave(repeats), bias.repeat_interleave(repeats)
     return functional.group_norm(x, groups, scale, bias, node.get("epsilon", 1e-5))
 
 

@@ -32,6 +32,8 @@ _OPERATORS = LAYERS | VALUES
 _DOMAINS = ("", "ai.onnx")
 _OLDEST = 7
 """Operator set from which on broadcasting is what it is today."""
+_SIZES = ("Resize", "Upsample")
+"""Operators whose float arguments tell of shapes."""
 _QUANTIZED = ("QuantizeLinear", "DequantizeLinear", "QLinearConv", "QLinearMatMul", "MatMulInteger",
               "ConvInteger", "DynamicQuantizeLinear")  # fmt: skip
 
@@ -58,8 +60,12 @@ def loaded(file: str | os.PathLike[str]) -> onnx.ModelProto:
 
 def checked(proto: onnx.ModelProto) -> onnx.ModelProto:
     """A model that is well-formed, its own functions in place. Raises MalformedModel."""
+    shaped = onnx.ModelProto()
+    shaped.CopyFrom(proto)
+    for output in shaped.graph.output:  # every runtime works without
+        output.type.tensor_type.shape.SetInParent()
     try:
-        onnx.checker.check_model(proto)
+        onnx.checker.check_model(shaped)
     except (onnx.checker.ValidationError, ValueError) as error:
         first = str(error).strip().splitlines()[0]
         raise MalformedModel("the ONNX model", got=first) from error
@@ -152,7 +158,7 @@ class OnnxModule(nn.Module):
                 hint="export the float model, before it was quantized" if quantized else None,
             )
         own = {
-            at: self._constant(name, constants.get(name))
+            at: self._constant(name, constants.get(name), node.op_type in _SIZES)
             for at, name in enumerate(node.input) if name in constants or not name
         }  # fmt: skip
         names = [name for name in node.input if name and name not in constants]
@@ -162,9 +168,9 @@ class OnnxModule(nn.Module):
         self.add_module(label, _Step(node, view, own))
         self.wiring.append(_Wire(label, names, list(node.output)))
 
-    def _constant(self, name: str, value: NDArray[Any] | None) -> Any:
+    def _constant(self, name: str, value: NDArray[Any] | None, sizes: bool) -> Any:
         """Floats take part in arithmetic, as parameters (one for each name); the rest is known."""
-        if value is None or value.dtype.kind != "f" or value.size == 1:
+        if value is None or value.dtype.kind != "f" or value.size == 1 or sizes:
             return value
         if name not in self._parameters_of:
             tensor = torch.from_numpy(np.array(value, np.float32))

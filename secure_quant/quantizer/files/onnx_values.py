@@ -208,8 +208,10 @@ def _pad(node: NodeView, x: Tensor, *more: Value) -> Tensor:
     axes = list(range(x.ndim)) if axes is None else [a % x.ndim for a in axes]
     pairs = {a: (pads[i], pads[i + len(axes)]) for i, a in enumerate(axes)}
     last = min((a for a, pair in pairs.items() if any(pair)), default=x.ndim)
+    if mode != "constant":
+        last = min(last, 2)  # torch pads every spatial axis then, or none
     flat = [p for a in reversed(range(last, x.ndim)) for p in pairs.get(a, (0, 0))]
-    if not flat:
+    if not any(flat):
         return x
     names = {"constant": "constant", "reflect": "reflect", "edge": "replicate", "wrap": "circular"}
     if mode == "constant":

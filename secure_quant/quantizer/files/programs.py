@@ -54,7 +54,13 @@ def module_of_program(program: ExportedProgram) -> nn.Module:
     # It was checked when it was exported, for that batch alone.
     module.check_input_constraints = False
     batch = _fixed_batch(program)
-    for part in module.modules():
+    module.meta.clear()
+    whole: Any = module.graph_module
+    for part in (*module.modules(), *whole.modules()):
+        for held in (vars(part), part._buffers):
+            for name, value in held.items():
+                if isinstance(value, Tensor):
+                    held[name] = value.detach()  # else it cannot be copied
         graph = getattr(part, "graph", None)
         if isinstance(graph, torch.fx.Graph):
             for node in graph.nodes:
@@ -105,7 +111,8 @@ def read_script(path: str | os.PathLike[str]) -> torch.jit.ScriptModule:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", DeprecationWarning)
-            return torch.jit.load(os.fspath(path), map_location="cpu").eval()
+            script: torch.jit.ScriptModule = torch.jit.load(os.fspath(path), map_location="cpu")  # type: ignore[no-untyped-call]
+            return script.eval()
     except (RuntimeError, ValueError) as error:
         got = first_line(error)
         raise MalformedModel(f"{Path(path).name} as TorchScript", got=got) from error
