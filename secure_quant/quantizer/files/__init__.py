@@ -53,7 +53,7 @@ def _read(path: Path) -> Any:
     if kind not in SUFFIXES:
         hint = None
         if kind in (".pt", ".pth", ".bin", ".safetensors", ".ckpt"):
-            hint = "build the module and load these parameters into it"
+            hint = "build the module, and load_state_dict these parameters into it"
         raise UnsupportedModule(
             f"the file {path.name}",
             got=kind or "no suffix",

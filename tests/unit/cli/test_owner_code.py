@@ -1,12 +1,18 @@
 """The owner's own file: what it raises is one line with its place."""
 
+import json
 from pathlib import Path
 
+import numpy as np
 import pytest
+import torch
+from safetensors.torch import save_file
 
+import secure_quant as sq
 from secure_quant.errors import ConfigError
+from secure_quant.quantizer import zoo
 from secure_quant_cli.main import main
-from secure_quant_cli.owner_code import build_model
+from secure_quant_cli.owner_code import build_model, owner_model
 
 
 @pytest.mark.parametrize(
@@ -45,3 +51,66 @@ def test_training_takes_labels_from_the_file(tmp_path: Path) -> None:
     assert sq.reference.run(sq.load(tmp_path / "m.sq"), x).shape == (32, 3)
     np.savez(tmp_path / "data.npz", x=x, y=y[:5])
     assert main([*command, "--out", f"{tmp_path}/m.sq", "--mode", "qat"]) == 2
+
+
+class TestFiles:
+    """Models and parameters that no owner's code makes."""
+
+    def test_a_model_file_is_quantized_and_verified(self, tmp_path: Path, capsys) -> None:
+        torch.manual_seed(0)
+        module, x = zoo.mlp().eval(), np.random.default_rng(0).normal(size=(32, 64))
+        np.savez(tmp_path / "x.npz", x=x.astype(np.float32))
+        torch.export.save(
+            torch.export.export(module, (torch.zeros(1, 64),)), tmp_path / "model.pt2"
+        )
+        made, data = str(tmp_path / "model.sq"), str(tmp_path / "x.npz")
+        command = ["quantize", str(tmp_path / "model.pt2"), "--calibration", data, "--out", made]
+        assert main(command) == 0
+        np.testing.assert_array_equal(
+            sq.reference.run(sq.load(made), x[:4]), sq.reference.run(sq.quantize(module, x), x[:4])
+        )
+        command = ["verify", made, "--input", data, "--engines", "reference", "--json"]
+        capsys.readouterr()
+        assert main([*command, "--float", str(tmp_path / "model.pt2"), "--limit", "4"]) == 0
+        assert 0 < json.loads(capsys.readouterr().out)["float_error_max"] < 0.1
+
+    @pytest.mark.parametrize("suffix", [".safetensors", ".pt"])
+    def test_weights_go_into_what_the_factory_makes(self, tmp_path: Path, suffix: str) -> None:
+        (tmp_path / "m.py").write_text(
+            "from torch import nn\ndef build():\n    return nn.Linear(3, 2)\n"
+        )
+        state = {"weight": torch.ones(2, 3), "bias": torch.zeros(2)}
+        path = tmp_path / f"w{suffix}"
+        if suffix == ".pt":
+            torch.save({"state_dict": state, "epoch": 3}, path)
+        else:
+            save_file(state, path)
+        data = np.zeros((2, 3), np.float32)
+        model = owner_model(f"{tmp_path}/m.py:build", path, data)
+        assert torch.equal(model.weight, state["weight"])
+        state["weight"] = torch.ones(2, 4)
+        torch.save(state, tmp_path / "other.pt")
+        with pytest.raises(ConfigError, match=r"other\.pt.*size mismatch"):
+            owner_model(f"{tmp_path}/m.py:build", tmp_path / "other.pt", data)
+
+    def test_weights_are_never_executed(self, tmp_path: Path) -> None:
+        (tmp_path / "m.py").write_text(
+            "from torch import nn\ndef build():\n    return nn.Linear(3, 2)\n"
+        )
+        torch.save({"weight": Path("harmless")}, tmp_path / "w.pt")  # an object, so pickled
+        with pytest.raises(ConfigError, match=r"w\.pt"):
+            owner_model(f"{tmp_path}/m.py:build", tmp_path / "w.pt", np.zeros((2, 3)))
+
+    @pytest.mark.parametrize(
+        ("model", "weights", "says"),
+        [("none.onnx", None, "no such file"), ("m.pt2", "w.pt", "--weights"),
+         ("m.py:build", "w.txt", r"w\.txt"), ("m.py:build", "none.pt", "no such file")],
+    )  # fmt: skip
+    def test_misuse_is_named(self, tmp_path: Path, model, weights, says) -> None:
+        (tmp_path / "m.py").write_text(
+            "from torch import nn\ndef build():\n    return nn.Linear(3, 2)\n"
+        )
+        (tmp_path / "m.pt2").write_bytes(b"")
+        given = None if weights is None else tmp_path / weights
+        with pytest.raises(ConfigError, match=says):
+            owner_model(f"{tmp_path}/{model}", given, np.zeros((2, 3), np.float32))

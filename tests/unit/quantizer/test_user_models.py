@@ -77,7 +77,6 @@ class Locked(nn.Module):
 @pytest.mark.parametrize(
     ("make", "word"),
     [
-        (lambda: torch.jit.trace(plain(), X), "TorchScript"),
         (lambda: nn.Sequential(torch.jit.trace(plain(), X)), "TorchScript"),
         (lambda: plain().state_dict(), "load_state_dict"),
         (lambda: "model.pt", "load_state_dict"),
@@ -86,7 +85,6 @@ class Locked(nn.Module):
         (lambda: torch.relu, "nn.Module"),
         (lambda: None, "NoneType"),
         (lambda: [plain()], "list"),
-        (lambda: torch.export.export(plain(), (X,)), "exported"),
         (lambda: torch.export.export(plain(), (X,)).module(), "exported"),
         (quantized_dynamically, "before it was quantized"),
         (prepared, "before it was quantized"),
