@@ -21,8 +21,8 @@ from secure_quant_client import AsyncHeClient, AsyncMpcClient, HeClient, MpcClie
 def _mpc(folder: Path, graph: Graph) -> Iterator[tuple[Any, Any]]:
     with start(folder, graph) as cluster:
         options = {"tls": tls(cluster), "expected_hash": graph.hash}
-        with MpcClient(cluster.parties, **options) as client:
-            yield client, lambda: AsyncMpcClient(cluster.parties, **options)
+        with MpcClient(cluster.targets["mpc"], **options) as client:
+            yield client, lambda: AsyncMpcClient(cluster.targets["mpc"], **options)
 
 
 @contextmanager
