@@ -8,7 +8,7 @@ from __future__ import annotations
 import time
 from functools import cache
 
-__all__ = ["scale", "seconds"]
+__all__ = ["ample", "scale"]
 
 WORK, WORK_S = 2_000_000, 0.06
 """Turns of a loop, and their time on an idle core of the machine for which limits are written."""
@@ -24,6 +24,6 @@ def scale() -> float:
     return min(MOST, max(1.0, (time.perf_counter() - begun) / WORK_S))
 
 
-def seconds(limit: float) -> float:
+def ample(limit: float) -> float:
     """A limit that is ample on an idle machine, for this one: twice, times ``scale``."""
     return 2 * limit * scale()

@@ -14,6 +14,7 @@ from queue import Empty, Queue
 from typing import Any
 
 import numpy as np
+from patience import ample
 
 from conformance.builder import Net
 from secure_quant import Graph
@@ -92,9 +93,9 @@ class HeServerProcess:
         for pid in [*self.workers(), *self.templates(), self.process.pid]:
             _signal(pid, signal.SIGCONT)
         self.process.kill()
-        self.process.wait(10)
+        self.process.wait(ample(10))
         self.process.stdin.close()
-        self._reader.join(10)
+        self._reader.join(ample(10))
 
     def tls(self, role: str = "client") -> Tls:
         return Tls.from_dir(self.certs, role)
@@ -103,7 +104,7 @@ class HeServerProcess:
         """The next log event of that name."""
         while True:
             try:
-                event = self._events.get(timeout=timeout)
+                event = self._events.get(timeout=ample(timeout))
             except Empty as error:
                 raise AssertionError(f"no event {name!r} in {timeout} s") from error
             if event["event"] == name:
@@ -135,7 +136,7 @@ def _children(pid: int) -> list[int]:
 
 def running_calls(metrics: str) -> int:
     """The server's own count of calls in progress."""
-    connection = HTTPConnection(metrics, timeout=5)
+    connection = HTTPConnection(metrics, timeout=ample(5))
     connection.request("GET", "/metrics")
     page = connection.getresponse().read().decode()
     (line,) = [x for x in page.splitlines() if x.startswith("secure_quant_calls_running ")]

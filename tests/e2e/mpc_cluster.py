@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
+from patience import ample
 
 from conformance.builder import Net
 from secure_quant import Graph
@@ -77,9 +78,9 @@ def kill(pid: int) -> None:
     os.kill(pid, signal.SIGKILL)
 
 
-def wait_until_served(cluster: Cluster, seconds: float = 60.0) -> None:
+def wait_until_served(cluster: Cluster, limit: float = 60.0) -> None:
     """Until both parties say that they can answer an inference."""
-    end = time.monotonic() + seconds
+    end = time.monotonic() + ample(limit)
     for party, address in enumerate(cluster.targets["mpc"]):
         while not is_serving(address, f"party{party}", tls(cluster)):
             if time.monotonic() > end:

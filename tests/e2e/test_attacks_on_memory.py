@@ -15,6 +15,7 @@ import grpc.aio
 import numpy as np
 import pytest
 from e2e.mpc_cluster import inputs, tls
+from patience import ample
 
 from conformance.builder import Net
 from secure_quant import Graph, reference
@@ -97,7 +98,7 @@ def front(cluster: Cluster, role: str) -> int:
 
 def at_rest(cluster: Cluster) -> dict[str, int]:
     """Once nothing grows any more."""
-    before, end = resident(cluster), time.monotonic() + 60
+    before, end = resident(cluster), time.monotonic() + ample(60)
     while time.monotonic() < end:
         time.sleep(2)
         now = resident(cluster)
@@ -121,7 +122,7 @@ async def attack(cluster: Cluster, role: str, caller: str) -> Counter[str]:
     ) as channel:
         call = channel.unary_unary(METHODS[role])
         answers = await asyncio.gather(
-            *(call(body, timeout=60) for _ in range(MESSAGES)), return_exceptions=True
+            *(call(body, timeout=ample(60)) for _ in range(MESSAGES)), return_exceptions=True
         )
     return Counter(
         type(raised(each)).__name__ if isinstance(each, grpc.RpcError) else "answered"

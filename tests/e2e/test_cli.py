@@ -11,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from patience import ample
 
 import secure_quant as sq
 from secure_quant.errors import PeerUnavailable
@@ -198,7 +199,7 @@ def test_roles_end_when_their_starter_is_killed(home: Path) -> None:
     starter.kill()
     starter.wait()
     starter.stdout.close()
-    deadline = time.monotonic() + 30
+    deadline = time.monotonic() + ample(30)
     while _runs(child) and time.monotonic() < deadline:
         time.sleep(0.05)
     left = _runs(child)
@@ -222,7 +223,7 @@ def test_an_interrupt_ends_every_role(
     while "sustained" not in bench.stderr.readline():
         assert bench.poll() is None
     bench.send_signal(number)
-    bench.communicate(timeout=30)
+    bench.communicate(timeout=ample(30))
     assert bench.returncode == code
     assert list(tmp_path.iterdir()) == []
     lines = [path for path in Path("/proc").glob("[0-9]*/cmdline") if _mentions(path, tmp_path)]
@@ -269,7 +270,7 @@ def test_ctrl_c_while_a_role_starts_is_one_line(after: float, home: Path) -> Non
     serve.stdout.readline()
     time.sleep(after)
     serve.send_signal(signal.SIGINT)
-    _, said = serve.communicate(timeout=30)
+    _, said = serve.communicate(timeout=ample(30))
     if serve.returncode == 0:  # it served already, and was stopped
         assert '"event": "stopped"' in said
     else:

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 from e2e.mpc_cluster import small_net
+from patience import ample
 
 from secure_quant.mpc.protocol.bundle import split
 from secure_quant.transport.certs import make_all
@@ -47,7 +48,7 @@ def heads(folder: Path) -> set[bytes]:
 
 def full(folder: Path) -> set[bytes]:
     """What lies there once the dealer has filled it."""
-    end, before = time.monotonic() + 30, -1
+    end, before = time.monotonic() + ample(30), -1
     while time.monotonic() < end:
         size = 0
         for path in folder.glob("*.item"):
@@ -71,18 +72,18 @@ def test_what_a_crash_leaves_is_deleted(
     first, folder = start(), tmp_path / "spool"
     left = full(folder)
     second = start()
-    _, said = second.communicate(timeout=30)
+    _, said = second.communicate(timeout=ample(30))
     assert second.returncode != 0
     assert "no other dealer" in said
     first.kill()
     first.wait()
     assert heads(folder) == left
     third = start()
-    end = time.monotonic() + 30
+    end = time.monotonic() + ample(30)
     while heads(folder) & left:
         assert time.monotonic() < end
         time.sleep(0.05)
     assert not full(folder) & left
     third.send_signal(signal.SIGTERM)
-    third.wait(timeout=20)
+    third.wait(timeout=ample(20))
     assert list(folder.glob("*.item")) == []

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from patience import ample
 
 IMAGES = 6
 
@@ -16,8 +17,9 @@ def run(*arguments: str, folder: Path, **options: Any) -> subprocess.CompletedPr
     command = [sys.executable, "-m", "secure_quant_cli", *arguments]
     environment = dict(os.environ, TMPDIR=str(folder))
     return subprocess.run(
-        command, capture_output=True, text=True, env=environment, cwd=folder, timeout=300, **options
-    )
+        command, capture_output=True, text=True, env=environment, cwd=folder,
+        timeout=ample(300), **options,
+    )  # fmt: skip
 
 
 def processes_that_mention(text: str) -> list[str]:

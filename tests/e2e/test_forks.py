@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from e2e.he_server import inputs, lenet
 from e2e.test_leveled import MODEL, Server
+from patience import ample
 from slow.client.forking import in_child
 from unit.he.leveled.models import extremes
 
@@ -67,7 +68,7 @@ def test_a_leveled_client(server: Server) -> None:
         def hold() -> None:
             with client._turn:
                 held.set()
-                free.wait(60)
+                free.wait(ample(60))
 
         def child() -> bool:
             gone = client._sessions.current is None and not keys._secret and not keys._ternary.size
@@ -80,7 +81,7 @@ def test_a_leveled_client(server: Server) -> None:
 
         holder = threading.Thread(target=hold)
         holder.start()
-        held.wait(60)
+        held.wait(ample(60))
         try:
             assert in_child(child)
         finally:

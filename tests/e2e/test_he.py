@@ -8,6 +8,7 @@ import grpc
 import numpy as np
 import pytest
 from e2e.he_server import HeServerProcess, inputs, lenet
+from patience import ample
 
 from secure_quant import Graph, reference
 from secure_quant.errors import (
@@ -84,7 +85,7 @@ def test_many_clients_at_once(server: HeServerProcess, graph: Graph) -> None:
             for q, y in zip(qs, ys, strict=True):
                 assert np.array_equal(y, reference.run_int(graph, q))
 
-    asyncio.run(asyncio.wait_for(main(), 60))
+    asyncio.run(asyncio.wait_for(main(), ample(60)))
 
 
 def test_asyncio_client_speaks_floats_and_has_stats(server: HeServerProcess, graph: Graph) -> None:
@@ -97,7 +98,7 @@ def test_asyncio_client_speaks_floats_and_has_stats(server: HeServerProcess, gra
             assert (await client.graph()).hash == graph.hash
             assert stats.rounds == 4
 
-    asyncio.run(asyncio.wait_for(main(), 60))
+    asyncio.run(asyncio.wait_for(main(), ample(60)))
 
 
 def test_a_batch_above_the_message_limit_goes_in_parts(
@@ -154,7 +155,7 @@ def _refused(server: HeServerProcess, credentials: grpc.ChannelCredentials) -> b
     options = [("grpc.ssl_target_name_override", "he.secure-quant.internal")]
     with grpc.secure_channel(server.target, credentials, options) as channel:
         with pytest.raises(grpc.RpcError) as caught:
-            SecureInferenceServiceStub(channel).GetModel(GetModelRequest(), timeout=5)
+            SecureInferenceServiceStub(channel).GetModel(GetModelRequest(), timeout=ample(5))
         return type(raised(caught.value)) is PeerUnavailable
 
 
@@ -187,7 +188,7 @@ def test_a_closed_client_says_so(server: HeServerProcess, graph: Graph) -> None:
         with pytest.raises(ServiceError, match="closed"):
             await client.infer_int8(inputs(graph, 1))
 
-    asyncio.run(asyncio.wait_for(main(), 60))
+    asyncio.run(asyncio.wait_for(main(), ample(60)))
 
 
 def test_two_models_a_budget_and_no_workers(graph: Graph, tmp_path: Path) -> None:

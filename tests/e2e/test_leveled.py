@@ -13,6 +13,7 @@ import grpc
 import numpy as np
 import pytest
 from e2e.he_server import HeServerProcess, inputs, lenet
+from patience import ample
 from unit.he.leveled.models import extremes, random_model
 
 from secure_quant import reference
@@ -152,7 +153,7 @@ def test_the_command_infers(
 
 def refused(call: Any, *arguments: Any) -> type[Exception]:
     with pytest.raises(grpc.RpcError) as caught:
-        call(*arguments, timeout=20)
+        call(*arguments, timeout=ample(20))
     return type(raised(caught.value))
 
 
@@ -171,7 +172,7 @@ def test_wrong_lengths_and_values_are_named(server: Server) -> None:
         def evaluate(session: bytes, data: bytes) -> EvaluateModelRequest:
             return EvaluateModelRequest(session_id=session, ciphertexts=data)
 
-        session = stub.OpenSession(upload(good), timeout=20).session_id
+        session = stub.OpenSession(upload(good), timeout=ample(20)).session_id
         for data in (b"", request[:-1], request + b"x", request * 65):
             assert refused(stub.EvaluateModel, evaluate(session, data)) is MalformedMessage
         beyond = request[:32] + b"\xff" * (len(request) - 32)
@@ -180,7 +181,7 @@ def test_wrong_lengths_and_values_are_named(server: Server) -> None:
         assert refused(stub.EvaluateModel, evaluate(session, zero)) is MalformedMessage
         assert refused(stub.EvaluateModel, evaluate(b"x" * 16, request)) is SessionNotFound
         # Keys of the right length whose residues are none: found when they are first used.
-        session = stub.OpenSession(upload(b"\xff" * len(good)), timeout=20).session_id
+        session = stub.OpenSession(upload(b"\xff" * len(good)), timeout=ample(20)).session_id
         assert refused(stub.EvaluateModel, evaluate(session, request)) is MalformedMessage
     with client_of(server) as client:  # and the worker is as good as before
         assert np.abs(client.infer(np.zeros((1, 9))) - MODEL.reference(np.zeros((1, 9)))).max() < 1

@@ -9,6 +9,7 @@ import grpc
 import numpy as np
 import pytest
 from e2e.mpc_cluster import inputs, small_net, start, tls
+from patience import ample
 
 from secure_quant import Graph, reference
 from secure_quant.errors import (
@@ -39,6 +40,8 @@ from secure_quant.wire.gen.share_inference_pb2_grpc import ShareInferenceService
 from secure_quant_cli.cluster import Cluster
 from secure_quant_client import AsyncMpcClient, MpcClient, Tls
 from secure_quant_client.mpc.model import MpcModel
+
+CALL_S = ample(5.0)
 
 
 @pytest.fixture(scope="module")
@@ -148,7 +151,7 @@ def _request(graph: Graph, **changes: object) -> InferRequest:
     return InferRequest(**(fields | changes))
 
 
-def _infer(cluster: Cluster, party: int, request: InferRequest, timeout: float = 5.0) -> object:
+def _infer(cluster: Cluster, party: int, request: InferRequest, timeout: float = CALL_S) -> object:
     target = cluster.targets["mpc"][party]
     with sync_channel(target, tls(cluster), server_role=f"party{party}") as channel:
         try:
@@ -216,11 +219,12 @@ def test_a_client_that_sends_one_share_holds_up_nobody(
 ) -> None:
     with ThreadPoolExecutor(8) as pool:
         lonely = [
-            pool.submit(_infer, cluster, party, _request(graph), timeout=3.0) for _ in range(8)
+            pool.submit(_infer, cluster, party, _request(graph), timeout=ample(3.0))
+            for _ in range(8)
         ]
         q = inputs(graph, 1)
         for _ in range(5):
-            answer = client.infer_int8(q, timeout=2.0)
+            answer = client.infer_int8(q, timeout=ample(2.0))
             assert np.array_equal(answer, reference.run_int(graph, q))
         for each in lonely:
             with pytest.raises(DeadlineExceeded):
@@ -274,7 +278,7 @@ def test_only_clients_may_ask_for_inference(cluster: Cluster, graph: Graph, role
         stub = ShareInferenceServiceStub(channel)
         request = ShareInferenceServiceGetModelRequest(model_hash=graph.hash)
         with pytest.raises(grpc.RpcError) as caught:
-            stub.GetModel(request, timeout=5)
+            stub.GetModel(request, timeout=ample(5))
     assert isinstance(raised(caught.value), PermissionDenied)
 
 
@@ -295,7 +299,7 @@ def test_the_dealer_deals_to_the_parties_alone(cluster, role, party, error) -> N
         target = dealer[dealer.index("--listen") + 1]
         channel = aio_channel(target, tls(cluster, role), server_role="dealer")
         async with channel:
-            call = DealerServiceStub(channel).Deal(timeout=5)
+            call = DealerServiceStub(channel).Deal(timeout=ample(5))
             try:
                 if party is not None:
                     opened = DealOpen(session_id=bytes(16), party=party)

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from patience import ample
 
 from secure_quant.transport.certs import make_all
 from secure_quant_cli.cluster import free_ports
@@ -35,14 +36,14 @@ def answers(tmp_path_factory: pytest.TempPathFactory) -> list[dict]:
             for rank in (1, 0)
         ]
         try:
-            outputs = [party.communicate(timeout=150)[0] for party in parties]
+            outputs = [party.communicate(timeout=ample(150))[0] for party in parties]
         finally:
             for party in parties:
                 party.kill()
                 party.wait()
     finally:
         serving.terminate()
-        assert serving.wait(20) == 0
+        assert serving.wait(ample(20)) == 0
     return [json.loads(output) for output in outputs]
 
 

@@ -19,11 +19,14 @@ from e2e.mpc_cluster import (
     tls,
     wait_until_served,
 )
+from patience import ample
 
 from secure_quant import Graph, reference
 from secure_quant.errors import ServiceError
 from secure_quant_cli.cluster import Cluster
 from secure_quant_client import MpcClient
+
+DEADLINE_S = 5.0
 
 
 @pytest.fixture(scope="module")
@@ -47,7 +50,7 @@ def keep_asking(cluster: Cluster, graph: Graph, until: float) -> tuple[int, list
         while time.monotonic() < until:
             begun = time.monotonic()
             try:
-                answer = client.infer_int8(q, timeout=5.0)
+                answer = client.infer_int8(q, timeout=ample(DEADLINE_S))
             except ServiceError as error:
                 failed.append(time.monotonic() - begun)
                 names.add(type(error).__name__)
@@ -64,7 +67,7 @@ def hit(cluster: Cluster, what: str) -> None:
     else:
         orphans = lane_workers(cluster, what) + children(cluster.processes[what].pid)
         kill(cluster.processes[what].pid)
-        end = time.monotonic() + 5
+        end = time.monotonic() + ample(5)
         while any(_alive(pid) for pid in orphans):
             assert time.monotonic() < end, "workers must end with their front"
             time.sleep(0.02)
@@ -82,11 +85,11 @@ def test_heals_after_a_kill(cluster: Cluster, graph: Graph, what: str) -> None:
         hit(cluster, what)
         for each in asking:
             _, failed, names = each.result()
-            # Quickly: nobody waits for a deadline of five seconds.
-            assert max(failed, default=0.0) < 2.0, (failed, names)
+            # Quickly: nobody waits for a deadline.
+            assert max(failed, default=0.0) < ample(0.4 * DEADLINE_S), (failed, names)
             assert names <= {"PeerUnavailable", "InternalError", "MaterialExhausted"}
     wait_until_served(cluster)
-    right, _, _ = keep_asking(cluster, graph, time.monotonic() + 0.7)
+    right, _, _ = keep_asking(cluster, graph, time.monotonic() + ample(0.7))
     assert right > 0
 
 
@@ -94,7 +97,7 @@ def test_stops_within_its_grace(cluster: Cluster) -> None:
     wait_until_served(cluster)
     begun = time.monotonic()
     cluster.stop()
-    assert time.monotonic() - begun < 9
+    assert time.monotonic() - begun < ample(9)
     assert all(process.returncode == 0 for process in cluster.processes.values())
 
 

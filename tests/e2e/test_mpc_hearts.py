@@ -4,6 +4,7 @@ import os
 import signal
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -17,6 +18,7 @@ from e2e.mpc_cluster import (
     tls,
     wait_until_served,
 )
+from patience import ample
 
 from secure_quant import Graph, reference
 from secure_quant_cli.cluster import Cluster
@@ -40,8 +42,8 @@ def serving(cluster: Cluster, party: int) -> bool:
     return is_serving(cluster.targets["mpc"][party], f"party{party}", tls(cluster))
 
 
-def wait_until(condition: Callable[[], bool], seconds: float = 30.0) -> None:
-    end = time.monotonic() + seconds
+def wait_until(condition: Callable[[], bool], limit: float = 30.0) -> None:
+    end = time.monotonic() + ample(limit)
     while not condition():
         assert time.monotonic() < end, "waited in vain"
         time.sleep(0.02)
@@ -84,9 +86,14 @@ def test_a_stuck_lane_is_noticed_at_both_parties_and_replaced(
     wait_until_served(cluster)
     time.sleep(1.0)  # a beat has been heard
     (stuck,) = lane_workers(cluster, role)
-    os.kill(stuck, signal.SIGSTOP)
-    for party in (0, 1):
-        wait_until(lambda party=party: not serving(cluster, party))
+    with ThreadPoolExecutor(2) as pool:  # neither is unready for long
+        noticed = [
+            pool.submit(wait_until, lambda party=party: not serving(cluster, party))
+            for party in (0, 1)
+        ]
+        os.kill(stuck, signal.SIGSTOP)
+        for each in noticed:
+            each.result()
     wait_until_served(cluster)
     assert stuck not in lane_workers(cluster, role)
     assert is_right(cluster, graph)

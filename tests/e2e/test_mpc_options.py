@@ -8,6 +8,7 @@ from secrets import token_bytes
 import numpy as np
 import pytest
 from e2e.mpc_cluster import inputs, small_net, start, tls
+from patience import ample
 
 from secure_quant import Graph, reference
 from secure_quant.errors import Unauthenticated
@@ -32,7 +33,8 @@ def graph() -> Graph:
 def cluster(graph: Graph, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
     folder = tmp_path_factory.mktemp("mpc")
     (folder / "tokens").write_text(LINE + "\n")
-    party = ("--link-protocol", "grpc", "--staged", "2", "--tokens", str(folder / "tokens"))
+    party = ("--link-protocol", "grpc", "--staged", "2", "--tokens", str(folder / "tokens"),
+             "--wait-seconds", "1000")  # fmt: skip
     options = {
         "party0": (*party, "--batch-wait-seconds", "0.1"), "party1": (*party, "--batch", "20")
     }  # fmt: skip
@@ -66,7 +68,7 @@ def test_a_client_that_sends_one_share_spoils_nobodys_batch(cluster: Cluster, gr
     metadata = (("authorization", f"Bearer {TOKEN}"),)
     with channel, ThreadPoolExecutor(CLIENTS) as pool:
         infer = ShareInferenceServiceStub(channel).Infer
-        half = infer.future(request, timeout=8, metadata=metadata)
+        half = infer.future(request, timeout=ample(60), metadata=metadata)
         assert all(pool.map(lambda seed: ask(cluster, graph, seed), range(CLIENTS)))
         assert not half.done()  # it still waits for its other share, alone
         half.cancel()

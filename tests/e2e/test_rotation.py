@@ -5,6 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from e2e.mpc_cluster import inputs, kill, restart, small_net, start, tls, wait_until_served
+from patience import ample
 
 from secure_quant import reference
 from secure_quant.errors import PeerUnavailable
@@ -29,11 +30,11 @@ def test_a_running_deployment_takes_new_certificates(tmp_path: Path, protocol: s
         restart(cluster, "dealer")
         wait_until_served(cluster)
         with MpcClient(cluster.targets["mpc"], tls=tls(cluster)) as client:
-            np.testing.assert_array_equal(client.infer_int8(q, timeout=20), expected)
+            np.testing.assert_array_equal(client.infer_int8(q, timeout=ample(20)), expected)
         with (
             MpcClient(cluster.targets["mpc"], tls=Tls(*old.values())) as client,
             pytest.raises(PeerUnavailable),
         ):
-            client.infer_int8(q, timeout=5)
+            client.infer_int8(q, timeout=ample(5))
         for role in ("party0", "party1"):  # no lane was started again
             assert (cluster.logs / f"{role}.log").read_text().count("lane lost") == 0

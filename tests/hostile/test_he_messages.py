@@ -9,6 +9,7 @@ import grpc
 import numpy as np
 import pytest
 from e2e.he_server import HeServerProcess, inputs, lenet
+from patience import ample
 
 from secure_quant import reference
 from secure_quant.errors import (
@@ -59,7 +60,7 @@ def send(channel: grpc.Channel, data: bytes, **fields: object) -> bytes | Secure
     chosen = {"model_hash": GRAPH.hash, "step": 0, "batch": 1} | fields
     request = EvaluateLinearRequest(ciphertexts=data, **chosen)
     try:
-        answer = SecureInferenceServiceStub(channel).EvaluateLinear(request, timeout=10)
+        answer = SecureInferenceServiceStub(channel).EvaluateLinear(request, timeout=ample(10))
     except grpc.RpcError as error:
         return raised(error)
     return answer.ciphertexts
@@ -120,7 +121,7 @@ def test_a_message_above_the_limit(channel: grpc.Channel) -> None:
 def test_bytes_that_are_no_protobuf(channel: grpc.Channel, data: bytes) -> None:
     call = channel.unary_unary("/secure_quant.v1.SecureInferenceService/EvaluateLinear")
     with pytest.raises(grpc.RpcError) as caught:
-        call(data, timeout=10)
+        call(data, timeout=ample(10))
     assert isinstance(raised(caught.value), InternalError | MalformedMessage)
 
 
@@ -129,7 +130,7 @@ def test_bytes_that_are_no_protobuf(channel: grpc.Channel, data: bytes) -> None:
 )
 def test_methods_that_are_not_there(channel: grpc.Channel, method: str) -> None:
     with pytest.raises(grpc.RpcError) as caught:
-        channel.unary_unary(method)(b"", timeout=10)
+        channel.unary_unary(method)(b"", timeout=ample(10))
     assert isinstance(raised(caught.value), SecureQuantError)
 
 

@@ -12,6 +12,7 @@ import pytest
 from hostile import model_forge as forge
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from patience import ample
 
 from secure_quant.errors import (
     HashMismatch,
@@ -391,7 +392,8 @@ def test_no_hostile_file_takes_much_memory():
     here = Path(__file__).parent
     code = CAP.format(paths=[str(here.parent), str(here.parent.parent)], limit=4 * 2**30)
     done = subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, text=True, timeout=100, check=False
-    )
+        [sys.executable, "-c", code], capture_output=True, text=True, timeout=ample(100),
+        check=False,
+    )  # fmt: skip
     assert done.returncode == 0, done.stderr
     assert int(done.stdout) * 1024 < 400 * 2**20

@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from patience import ample
 from unit.he.leveled.models import random_model
 from unit.he.models import lenet
 from unit.server.support import StandIn, serving, tls
@@ -149,7 +150,7 @@ def test_clients_send_nothing_under_such_a_plan() -> None:
             await use_async(target)
         assert not server.asked
 
-    asyncio.run(asyncio.wait_for(test(), 60))
+    asyncio.run(asyncio.wait_for(test(), ample(60)))
     assert "session-stock" not in {thread.name for thread in threading.enumerate()}
 
 

@@ -21,6 +21,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from patience import ample
 from readme.environments import ROOT, make_environment
 
 BLOCK = re.compile(r"(?:<!-- ([a-z]+): ([^>]+?) -->\n)?```(\w+)\n(.*?)```", re.DOTALL)
@@ -105,7 +106,7 @@ class Newcomer:
         for line in lines:
             done = subprocess.run(
                 line, cwd=self.home, env=self.environ(block.name), capture_output=True, text=True,
-                timeout=900,
+                timeout=ample(900),
             )  # fmt: skip
             assert done.returncode == 0, f"{line[1:3]}\n{done.stdout}\n{done.stderr}"
             printed += done.stdout
@@ -144,7 +145,7 @@ class Newcomer:
         for process in self.running:
             process.terminate()
         for process in self.running:
-            process.wait(timeout=60)
+            process.wait(timeout=ample(60))
 
 
 @pytest.fixture

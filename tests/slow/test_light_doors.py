@@ -5,7 +5,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from patience import seconds
+from patience import ample
 
 TESTS = Path(__file__).resolve().parents[1]
 HEAVY = {"torch", "crypten", "numba"}
@@ -43,7 +43,7 @@ def modules_after(code: str) -> set[str]:
     listing = "import sys; print('\\n'.join(sys.modules))"
     done = subprocess.run(
         [sys.executable, "-c", f"{code}\n{listing}"],
-        capture_output=True, text=True, timeout=seconds(60), check=True,
+        capture_output=True, text=True, timeout=ample(60), check=True,
     )  # fmt: skip
     return set(done.stdout.split())
 

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from patience import ample
 
 from secure_quant.transport.certs import make_all
 
@@ -37,7 +38,7 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def run(home: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-c", BLOCKED, *arguments]
-    return subprocess.run(command, capture_output=True, text=True, cwd=home, timeout=60)
+    return subprocess.run(command, capture_output=True, text=True, cwd=home, timeout=ample(60))
 
 
 @pytest.mark.parametrize(

@@ -6,6 +6,7 @@ import sys
 import time
 
 import pytest
+from patience import ample
 
 from secure_quant_cli.processes import cpu_seconds, descendants, peak_memory
 
@@ -13,7 +14,7 @@ from secure_quant_cli.processes import cpu_seconds, descendants, peak_memory
 def test_cpu_and_children_of_a_process() -> None:
     script = "import subprocess, sys\nsubprocess.run([sys.executable, '-c', 'input()'])"
     with subprocess.Popen([sys.executable, "-c", script], stdin=subprocess.PIPE) as parent:
-        deadline = time.monotonic() + 30
+        deadline = time.monotonic() + ample(30)
         while not (children := descendants(parent.pid)) and time.monotonic() < deadline:
             time.sleep(0.01)
         assert len(children) == 1

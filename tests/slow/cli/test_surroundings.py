@@ -6,6 +6,7 @@ import sys
 
 import numpy as np
 import pytest
+from patience import ample
 
 from secure_quant.ir import artifact
 
@@ -32,7 +33,7 @@ def run(folder, *arguments, python=(), **variables):
     command = [sys.executable, *python, "-m", "secure_quant_cli", *arguments]
     environment = {k: v for k, v in os.environ.items() if k not in ("PYTHONUTF8", "LC_ALL")}
     return subprocess.run(
-        command, cwd=folder, env=environment | variables, capture_output=True, timeout=600,
+        command, cwd=folder, env=environment | variables, capture_output=True, timeout=ample(600),
         check=False,
     )  # fmt: skip
 

@@ -3,6 +3,7 @@
 import asyncio
 from dataclasses import replace
 
+from patience import ample
 from unit.server.test_lanes import config
 
 from secure_quant.transport import Tls
@@ -32,4 +33,4 @@ def test_a_half_rotated_certificate_is_a_lost_lane_and_no_more(caplog, monkeypat
         await template.stop()
 
     with caplog.at_level("INFO", "secure_quant"):
-        asyncio.run(asyncio.wait_for(work(), 60))
+        asyncio.run(asyncio.wait_for(work(), ample(60)))

@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from patience import ample
 from slow.server.test_workers import MODULE, ask, kind, template
 from slow.server.worker_entries import Ask
 
@@ -75,9 +76,9 @@ def runs(pid: int) -> bool:
     return stat.rpartition(")")[2].split()[0] not in ("Z", "X")
 
 
-def survivors(pids: list[int], seconds: float = 30.0) -> list[int]:
+def survivors(pids: list[int], limit: float = 30.0) -> list[int]:
     """Of these, those that still run after so long."""
-    end = time.monotonic() + seconds
+    end = time.monotonic() + ample(limit)
     while any(map(runs, pids)) and time.monotonic() < end:
         time.sleep(0.02)
     return [pid for pid in pids if runs(pid)]
@@ -141,7 +142,7 @@ def test_a_worker_that_hangs_is_ended_though_its_template_has_gone(
             await idle.end(10.0)
             assert not runs(idle.pid)
 
-    asyncio.run(asyncio.wait_for(work(), 60))
+    asyncio.run(asyncio.wait_for(work(), ample(60)))
 
 
 TWICE = """
@@ -192,7 +193,7 @@ def test_a_template_that_still_imports_goes_too(tmp_path: Path, ended: list[int]
     with started(ended, IMPORTING, path=tmp_path) as front:
         assert front.stdout is not None
         ended.append(template := int(front.stdout.readline()))
-        end = time.monotonic() + 60
+        end = time.monotonic() + ample(60)
         while not (tmp_path / "begun").exists():
             assert time.monotonic() < end, "the template does not start"
             time.sleep(0.02)
@@ -207,7 +208,7 @@ def test_a_search_of_random_nets_takes_its_processes_along(ended: list[int]) -> 
     command = [sys.executable, str(tool), "--seed", "1", "--count", "2000", "--jobs", "2"]
     with subprocess.Popen(command, stdout=subprocess.DEVNULL) as search:
         ended.append(search.pid)
-        children, end = [], time.monotonic() + 120
+        children, end = [], time.monotonic() + ample(120)
         while not any(loads_torch(pid) for pid in children):  # past its initializer's start
             assert time.monotonic() < end, "the search does not start"
             time.sleep(0.1)

@@ -8,6 +8,7 @@ from itertools import count
 
 import numpy as np
 import pytest
+from patience import ample, scale
 
 from secure_quant import Graph, reference
 from secure_quant.errors import PeerUnavailable
@@ -48,8 +49,8 @@ def test_a_rest_ends_though_a_role_never_does(monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.setattr(Rest, "FIRST_S", 0.2)
     monkeypatch.setattr(Rest, "LONGEST_S", 0.05)
     rest = Rest(lambda: {"dealer": time.monotonic()})
-    assert 0.2 < rest() < 2
-    assert 0.05 < rest() < 2
+    assert 0.2 < rest() < ample(2)
+    assert 0.05 < rest() < ample(2)
 
 
 def test_online_rests_before_each_call_and_counts_what_differs(graph: Graph) -> None:
@@ -88,12 +89,13 @@ def test_sustained_keeps_every_client_busy_and_checks_every_answer(graph: Graph)
 
     clock = count()
     made = sustained(
-        graph, [infer] * 3, batch=2, seconds=0.4, cpu=lambda: {"dealer": float(next(clock))}
-    )
+        graph, [infer] * 3, batch=2, seconds=0.4 * scale(),
+        cpu=lambda: {"dealer": float(next(clock))},
+    )  # fmt: skip
     assert len(threads) == 3
     assert made.mismatches == 5
     assert made.cpu == {"dealer": 1.0}
-    assert 0.19 < made.seconds < 1
+    assert 0.19 * scale() < made.seconds < ample(1)
     # Three clients for half of the time, at least 10 ms a call.
     assert 3 <= len(made.latencies_ms) <= 3 * (made.seconds / 0.01 + 1)
     assert min(made.latencies_ms) >= 10
@@ -116,7 +118,7 @@ def test_a_client_that_fails_ends_the_run(graph: Graph) -> None:
         sustained(
             graph, [fails, lambda q: reference.run_int(graph, q)], batch=1, seconds=60, cpu=dict
         )
-    assert time.monotonic() - start < 10
+    assert time.monotonic() - start < ample(10)
 
 
 @pytest.mark.parametrize("objective", ["latency", "traffic"])

@@ -7,6 +7,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 
 import grpc.aio
+from patience import ample
 
 from conformance.builder import Net
 from secure_quant import Graph
@@ -108,7 +109,7 @@ def run(test: Callable[[], Awaitable[None]]) -> None:
     """One test in a loop of its own, never longer than 20 s."""
 
     async def bounded() -> None:
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(ample(20)):
             await test()
 
     asyncio.run(bounded())

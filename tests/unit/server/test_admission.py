@@ -12,6 +12,7 @@ import grpc.aio
 import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
+from patience import ample
 from unit.server.support import calling, graph, run, serving, tls
 from unit.server.test_guard import error_of, request
 
@@ -37,7 +38,7 @@ LINEAR = "/secure_quant.v1.SecureInferenceService/EvaluateLinear"
 
 
 async def eventually(holds: Callable[[], bool]) -> None:
-    end = time.monotonic() + 10
+    end = time.monotonic() + ample(10)
     while not holds():
         assert time.monotonic() < end
         await asyncio.sleep(0.01)
@@ -75,11 +76,11 @@ def test_idle_streams_of_one_client_stop_nobody() -> None:
             refused = [each for each in await asyncio.gather(*map(first, watches)) if each]
             assert len(refused) == 300 - OPEN_PER_CLIENT
             assert {type(each) for each in refused} == {Overloaded}
-            await bob.GetModel(GetModelRequest(), timeout=5)
-            await health_pb2_grpc.HealthStub(bob_channel).Check(ASK, timeout=5)
+            await bob.GetModel(GetModelRequest(), timeout=ample(5))
+            await health_pb2_grpc.HealthStub(bob_channel).Check(ASK, timeout=ample(5))
             # Alice's own calls have room too: health does not count against them.
             async with calling(server) as (alice, _):
-                await alice.GetModel(GetModelRequest(), timeout=5)
+                await alice.GetModel(GetModelRequest(), timeout=ample(5))
 
     run(test)
 
@@ -87,13 +88,13 @@ def test_idle_streams_of_one_client_stop_nobody() -> None:
 def test_streams_of_health_and_reflection_end() -> None:
     async def test() -> None:
         async with serving(watch_s=0.3) as server, calling(server) as (_, channel):
-            watch = health_pb2_grpc.HealthStub(channel).Watch(ASK, timeout=10)
+            watch = health_pb2_grpc.HealthStub(channel).Watch(ASK, timeout=ample(10))
             assert await first(watch) is None
             ended = await first(watch)
             assert type(ended) is not DeadlineExceeded
             assert isinstance(ended, ServiceError)
             listed = reflection_pb2_grpc.ServerReflectionStub(channel).ServerReflectionInfo(
-                timeout=10
+                timeout=ample(10)
             )
             await listed.write(reflection_pb2.ServerReflectionRequest(list_services=""))
             assert await first(listed) is None
@@ -115,10 +116,10 @@ def test_one_client_does_not_take_every_place() -> None:
             calling(server) as (alice, _),
             calling(server, tls("client/bob")) as (bob, _),
         ):
-            calls = [alice.EvaluateLinear(request(), timeout=10) for _ in range(5)]
+            calls = [alice.EvaluateLinear(request(), timeout=ample(10)) for _ in range(5)]
             said = [asyncio.ensure_future(names([call])) for call in calls]
             await eventually(lambda: sum(each.done() for each in said) == 2)
-            theirs = bob.EvaluateLinear(request(), timeout=10)
+            theirs = bob.EvaluateLinear(request(), timeout=ample(10))
             await asyncio.sleep(0.1)
             assert not theirs.done()
             held.set()
@@ -138,7 +139,7 @@ def test_one_connection_has_a_bound_on_its_streams() -> None:
             calling(server) as (_, channel),
         ):
             linear = channel.stream_unary(LINEAR)
-            calls = [linear(timeout=30) for _ in range(STREAMS + 50)]  # no body ever comes
+            calls = [linear(timeout=ample(30)) for _ in range(STREAMS + 50)]  # no body ever comes
             await eventually(lambda: _value(server) == STREAMS)
             await asyncio.sleep(0.3)
             assert _value(server) == STREAMS
@@ -210,7 +211,7 @@ def test_a_caller_without_the_right_is_refused_before_it_sends_its_body() -> Non
 
     async def test() -> None:
         async with serving() as server, calling(server, tls("dealer")) as (_, channel):
-            call = channel.stream_unary(LINEAR)(timeout=10)
+            call = channel.stream_unary(LINEAR)(timeout=ample(10))
             error = await error_of(call)
             assert type(error) is PermissionDenied
 
@@ -220,15 +221,16 @@ def test_a_caller_without_the_right_is_refused_before_it_sends_its_body() -> Non
 def test_a_body_that_is_no_message_is_named_and_counted() -> None:
     async def test() -> None:
         async with serving() as server, calling(server) as (stub, channel):
-            error = await error_of(channel.unary_unary(LINEAR)(b"\xff" * 9, timeout=5))
+            error = await error_of(channel.unary_unary(LINEAR)(b"\xff" * 9, timeout=ample(5)))
             assert type(error) is MalformedMessage
             assert "EvaluateLinear" in str(error)
-            empty = channel.stream_unary(LINEAR)(iter(()), timeout=5)
+            empty = channel.stream_unary(LINEAR)(iter(()), timeout=ample(5))
             assert type(await error_of(empty)) is MalformedMessage
             opening = channel.stream_unary(LINEAR.replace("EvaluateLinear", "OpenSession"))
-            assert type(await error_of(opening(iter([b"\xff" * 9]), timeout=5))) is MalformedMessage
+            error = await error_of(opening(iter([b"\xff" * 9]), timeout=ample(5)))
+            assert type(error) is MalformedMessage
             assert counted(server, "INVALID_ARGUMENT") == 3
-            await stub.GetModel(GetModelRequest(), timeout=5)
+            await stub.GetModel(GetModelRequest(), timeout=ample(5))
 
     run(test)
 

@@ -11,6 +11,7 @@ import grpc.aio
 import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
+from patience import ample
 from unit.server.support import calling, graph, run, serving, tls
 
 from secure_quant.errors import (
@@ -51,8 +52,8 @@ async def error_of(call: Awaitable[object]) -> SecureQuantError:
 def test_a_certified_client_is_answered() -> None:
     async def test() -> None:
         async with serving() as server, calling(server) as (stub, _):
-            assert (await stub.EvaluateLinear(request(), timeout=5)).ciphertexts == b"cba"
-            info = (await stub.GetModel(GetModelRequest(), timeout=5)).info
+            assert (await stub.EvaluateLinear(request(), timeout=ample(5))).ciphertexts == b"cba"
+            info = (await stub.GetModel(GetModelRequest(), timeout=ample(5))).info
             assert info.model_hash == graph().hash
 
     run(test)
@@ -62,7 +63,7 @@ def test_a_certified_client_is_answered() -> None:
 def test_other_roles_are_refused(role: str) -> None:
     async def test() -> None:
         async with serving() as server, calling(server, tls(role)) as (stub, _):
-            error = await error_of(stub.GetModel(GetModelRequest(), timeout=5))
+            error = await error_of(stub.GetModel(GetModelRequest(), timeout=ample(5)))
             assert type(error) is PermissionDenied
             assert role in str(error)
 
@@ -81,7 +82,7 @@ def test_other_roles_are_refused(role: str) -> None:
 def test_connections_that_must_not_come_about(security: Tls, role: str) -> None:
     async def test() -> None:
         async with serving() as server, calling(server, security, role) as (stub, _):
-            error = await error_of(stub.GetModel(GetModelRequest(), timeout=5))
+            error = await error_of(stub.GetModel(GetModelRequest(), timeout=ample(5)))
             assert type(error) is PeerUnavailable
 
     run(test)
@@ -95,7 +96,7 @@ def test_a_client_without_certificate_is_refused() -> None:
             target = f"127.0.0.1:{server.port}"
             async with grpc.aio.secure_channel(target, credentials, options) as channel:
                 call = channel.unary_unary("/secure_quant.v1.SecureInferenceService/GetModel")
-                assert type(await error_of(call(b"", timeout=5))) is PeerUnavailable
+                assert type(await error_of(call(b"", timeout=ample(5)))) is PeerUnavailable
 
     run(test)
 
@@ -105,7 +106,7 @@ def test_a_client_s_certificate_cannot_impersonate_the_server() -> None:
 
     async def test() -> None:
         async with serving(security=tls("client/eve")) as server, calling(server) as (stub, _):
-            error = await error_of(stub.GetModel(GetModelRequest(), timeout=5))
+            error = await error_of(stub.GetModel(GetModelRequest(), timeout=ample(5)))
             assert type(error) is PeerUnavailable
 
     run(test)
@@ -137,7 +138,7 @@ def test_an_unforeseen_exception_says_nothing(caplog: pytest.LogCaptureFixture) 
             assert record.fields["error"] == "RuntimeError"
             assert "s3cret" not in json.dumps(record.fields)
             # The server goes on.
-            await stub.GetModel(GetModelRequest(), timeout=5)
+            await stub.GetModel(GetModelRequest(), timeout=ample(5))
 
     with caplog.at_level(logging.DEBUG, "secure_quant"):
         run(test)
@@ -157,7 +158,7 @@ def test_a_caller_that_leaves_while_it_is_answered_is_no_failure(
     async def test() -> None:
         async with serving(gone) as server, calling(server) as (stub, _):
             with pytest.raises(grpc.aio.AioRpcError):  # the servicer's own abort
-                await stub.EvaluateLinear(request(), timeout=5)
+                await stub.EvaluateLinear(request(), timeout=ample(5))
             for raised in (MalformedMessage("x"), RuntimeError("x")):
                 guard = Guard(Access({}), Metrics(), Admission(
                     max_calls=1, per_client=1, message_bytes=1
@@ -195,10 +196,10 @@ def test_tokens() -> None:
                 assert type(error) is Unauthenticated
                 assert token not in str(error)
             ours = (("authorization", f"Bearer {token}"),)
-            await stub.GetModel(GetModelRequest(), metadata=ours, timeout=5)
+            await stub.GetModel(GetModelRequest(), metadata=ours, timeout=ample(5))
             # Health needs a certificate only.
             health = health_pb2_grpc.HealthStub(channel)
-            await health.Check(health_pb2.HealthCheckRequest(), timeout=5)
+            await health.Check(health_pb2.HealthCheckRequest(), timeout=ample(5))
 
     run(test)
 
@@ -225,7 +226,7 @@ def test_one_call_too_many_is_refused_at_once() -> None:
 
     async def test() -> None:
         async with serving(wait, max_calls=2) as server, calling(server) as (stub, _):
-            calls = [stub.EvaluateLinear(request(), timeout=10) for _ in range(3)]
+            calls = [stub.EvaluateLinear(request(), timeout=ample(10)) for _ in range(3)]
             done, _ = await asyncio.wait(
                 [asyncio.ensure_future(_finished(call)) for call in calls],
                 return_when=asyncio.FIRST_COMPLETED,
@@ -264,9 +265,9 @@ def test_health_follows_the_server_and_any_role_may_ask() -> None:
             for serving_now in (None, True, False):
                 if serving_now is not None:
                     await server.set_serving(serving_now)
-                statuses.append((await stub.Check(ask, timeout=5)).status)
+                statuses.append((await stub.Check(ask, timeout=ample(5))).status)
             assert statuses == [2, 1, 2]
-            watch = stub.Watch(ask, timeout=5)
+            watch = stub.Watch(ask, timeout=ample(5))
             assert (await watch.read()).status == 2
             await server.set_serving(True)
             assert (await watch.read()).status == 1
@@ -280,14 +281,14 @@ def test_reflection_lists_the_services() -> None:
         async with serving() as server, calling(server) as (_, channel):
             stub = reflection_pb2_grpc.ServerReflectionStub(channel)
             asked = reflection_pb2.ServerReflectionRequest(list_services="")
-            stream = stub.ServerReflectionInfo(iter([asked]), timeout=5)
+            stream = stub.ServerReflectionInfo(iter([asked]), timeout=ample(5))
             answer = await stream.read()
             names = {service.name for service in answer.list_services_response.service}
             assert {"secure_quant.v1.SecureInferenceService", "grpc.health.v1.Health"} <= names
             asked = reflection_pb2.ServerReflectionRequest(
                 file_containing_symbol="secure_quant.v1.SecureInferenceService"
             )
-            answer = await stub.ServerReflectionInfo(iter([asked]), timeout=5).read()
+            answer = await stub.ServerReflectionInfo(iter([asked]), timeout=ample(5)).read()
             assert len(answer.file_descriptor_response.file_descriptor_proto) >= 1
 
     run(test)
@@ -311,7 +312,7 @@ def test_metrics_count_calls_and_hold_no_caller(unused_port: Callable[[], int]) 
 
 
 def _get(address: str) -> str:
-    connection = http.client.HTTPConnection(address, timeout=5)
+    connection = http.client.HTTPConnection(address, timeout=ample(5))
     connection.request("GET", "/metrics")
     return connection.getresponse().read().decode()
 

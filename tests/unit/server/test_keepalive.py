@@ -9,6 +9,7 @@ import asyncio
 import grpc
 import pytest
 from grpc import ChannelConnectivity
+from patience import ample
 from unit.server.support import calling, graph, run, serving
 
 from secure_quant.errors import PeerUnavailable
@@ -38,11 +39,11 @@ def slow() -> EvaluateLinearRequest:
 def test_a_session_may_idle() -> None:
     async def test() -> None:
         async with serving(limits=FAST) as server, calling(server, limits=FAST) as (stub, channel):
-            await stub.GetModel(GetModelRequest(), timeout=5)
+            await stub.GetModel(GetModelRequest(), timeout=ample(5))
             gone = asyncio.create_task(lost(channel))
             await asyncio.sleep(PINGS * FAST.keepalive_s)
             assert not gone.done()
-            await stub.GetModel(GetModelRequest(), timeout=5)
+            await stub.GetModel(GetModelRequest(), timeout=ample(5))
             assert not gone.done()
             gone.cancel()
 
@@ -55,9 +56,9 @@ def test_a_call_may_take_long() -> None:
             serving(rest, limits=FAST) as server,
             calling(server, limits=FAST) as (stub, channel),
         ):
-            await stub.GetModel(GetModelRequest(), timeout=5)
+            await stub.GetModel(GetModelRequest(), timeout=ample(5))
             gone = asyncio.create_task(lost(channel))
-            assert (await stub.EvaluateLinear(slow(), timeout=15)).ciphertexts == b"x"
+            assert (await stub.EvaluateLinear(slow(), timeout=ample(15))).ciphertexts == b"x"
             assert not gone.done()
             gone.cancel()
 
@@ -70,7 +71,7 @@ def test_who_pings_without_end_is_sent_away() -> None:
     async def test() -> None:
         async with serving(rest) as server, calling(server, limits=FAST) as (stub, _):
             with pytest.raises(grpc.RpcError) as caught:
-                await stub.EvaluateLinear(slow(), timeout=15)
+                await stub.EvaluateLinear(slow(), timeout=ample(15))
             error = raised(caught.value)
             assert type(error) is PeerUnavailable
             assert "ping" in str(error).lower()

@@ -10,6 +10,7 @@ from typing import Literal
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from patience import ample
 
 from secure_quant import errors
 from secure_quant.errors import InternalError, MalformedMessage, SecureQuantError
@@ -137,7 +138,7 @@ def test_both_ends_and_both_ways(size: int) -> None:
         with pytest.raises(InternalError):
             pipe.send(message)
 
-    asyncio.run(asyncio.wait_for(work(), 20))
+    asyncio.run(asyncio.wait_for(work(), ample(20)))
 
 
 def test_a_body_above_the_bound_is_refused_by_its_length() -> None:
@@ -150,7 +151,7 @@ def test_a_body_above_the_bound_is_refused_by_its_length() -> None:
         pipe.close()
         theirs.close()
 
-    asyncio.run(asyncio.wait_for(work(), 20))
+    asyncio.run(asyncio.wait_for(work(), ample(20)))
 
 
 @pytest.mark.parametrize("name", errors.__all__)

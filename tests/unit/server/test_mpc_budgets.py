@@ -7,6 +7,7 @@ from secrets import token_bytes
 from types import SimpleNamespace
 
 import pytest
+from patience import ample
 from unit.server.support import graph
 
 from secure_quant.errors import BudgetExceeded, ModelNotFound
@@ -64,4 +65,4 @@ def test_by_hash_and_by_no_name(names: tuple[str, str]) -> None:
         assert unnamed == [ModelNotFound] * 4  # and so no second budget
         assert batcher.done == 3
 
-    asyncio.run(asyncio.wait_for(test(), 20))
+    asyncio.run(asyncio.wait_for(test(), ample(20)))

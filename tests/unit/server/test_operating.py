@@ -9,6 +9,7 @@ from collections.abc import Callable
 from contextlib import suppress
 
 import pytest
+from patience import ample
 from unit.server.support import calling, run, serving, tls
 from unit.server.test_guard import error_of, request
 
@@ -57,14 +58,14 @@ def test_connections_that_say_nothing_do_not_pile_up(monkeypatch: pytest.MonkeyP
     port = server.server_address[1]
     idle = [socket.create_connection(("127.0.0.1", port)) for _ in range(3 * AT_ONCE)]
     # Those above the bound are closed at once, the others when their time is over.
-    deadline = time.monotonic() + 20
+    deadline = time.monotonic() + ample(20)
     for each in idle:
         each.settimeout(max(0.1, deadline - time.monotonic()))
         with suppress(ConnectionResetError):
             assert each.recv(1) == b""
         each.close()
     while True:
-        connection = http.client.HTTPConnection("127.0.0.1", port, timeout=5)
+        connection = http.client.HTTPConnection("127.0.0.1", port, timeout=ample(5))
         try:
             connection.request("GET", "/metrics")
             assert b"secure_quant_calls" in connection.getresponse().read()
@@ -81,7 +82,7 @@ def test_a_client_that_tries_again_does_not_fill_the_log(caplog: pytest.LogCaptu
     async def test() -> None:
         async with serving() as server, calling(server) as (stub, _):
             for _ in range(40):
-                await error_of(stub.EvaluateLinear(request(batch=0), timeout=5))
+                await error_of(stub.EvaluateLinear(request(batch=0), timeout=ample(5)))
 
     with caplog.at_level(logging.INFO, "secure_quant"):
         run(test)
@@ -101,7 +102,7 @@ def test_a_proxy_of_the_environment_is_not_used_and_is_named(
     async def test() -> None:
         plain = InsecurePlaintext()
         async with serving(security=plain) as server, calling(server, plain) as (stub, _):
-            error = await error_of(stub.EvaluateLinear(request(batch=0), timeout=5))
+            error = await error_of(stub.EvaluateLinear(request(batch=0), timeout=ample(5)))
             assert type(error) is MalformedMessage  # it came through
 
     run(test)

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import grpc
 import pytest
+from patience import ample
 from unit.server.support import calling, run, serving
 
 from secure_quant.errors import CertificateMismatch, PeerUnavailable, Unauthenticated
@@ -46,7 +47,7 @@ async def answered(server: object, security: Tls) -> bool:
     """Over a connection of its own."""
     async with calling(server, security) as (stub, _):
         try:
-            await stub.GetModel(GetModelRequest(), timeout=5)
+            await stub.GetModel(GetModelRequest(), timeout=ample(5))
         except grpc.RpcError as error:
             said = raised(error)
         else:
@@ -65,7 +66,7 @@ def test_a_server_takes_new_files_for_new_connections(
             serving(security=write(tmp_path, old, "he")) as server,
             calling(server, client(old)) as (before, _),
         ):
-            await before.GetModel(GetModelRequest(), timeout=5)
+            await before.GetModel(GetModelRequest(), timeout=ample(5))
             write(tmp_path, new, "he", only="key")  # a rotation that is half done
             assert await answered(server, client(old))
             write(tmp_path, new, "party0")  # another role's
@@ -74,7 +75,7 @@ def test_a_server_takes_new_files_for_new_connections(
             write(tmp_path, new, "he")
             assert await answered(server, client(new))
             assert not await answered(server, client(old))
-            await before.GetModel(GetModelRequest(), timeout=5)  # its connection goes on
+            await before.GetModel(GetModelRequest(), timeout=ample(5))  # its connection goes on
 
     with caplog.at_level(logging.INFO, "secure_quant"):
         run(test)

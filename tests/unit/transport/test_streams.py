@@ -9,6 +9,7 @@ import pytest
 import uvloop
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from patience import ample
 
 from secure_quant.errors import ConfigError, MessageTooLarge, PeerUnavailable
 from secure_quant.transport import (
@@ -34,7 +35,7 @@ def certs(tmp_path_factory):
 
 @pytest.fixture(params=[asyncio.run, uvloop.run], ids=["asyncio", "uvloop"])
 def run(request):
-    return lambda work: request.param(asyncio.wait_for(work, 20))
+    return lambda work: request.param(asyncio.wait_for(work, ample(20)))
 
 
 async def echo(stream):
