@@ -53,7 +53,8 @@ def quantize(
 
     model        a torch module: one float32[batch, ...] tensor in, one tensor out. It is copied
                  and taken in eval mode. Or a float ONNX model, an ExportedProgram or TorchScript,
-                 or the path of a file that holds one (.onnx, .pt2, .ts).
+                 or the path of a file that holds one (.onnx, .pt2, .ts), or a fitted linear model
+                 or MLP of scikit-learn, with scalers before it.
     calibration  float[n, *input shape] array or tensor of typical inputs, or an iterable of such
                  batches. Some hundred samples do.
     mode         static: int8 weights and activations. weight-only: int8 weights; activations get

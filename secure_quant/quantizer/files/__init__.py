@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.export import ExportedProgram
 
 from secure_quant.errors import ConfigError, UnsupportedModule
+from secure_quant.quantizer.files.estimators import is_estimator, module_of_estimator
 from secure_quant.quantizer.files.programs import (
     module_of_program,
     module_of_script,
@@ -31,7 +32,7 @@ SUFFIXES = {
 
 def opened(model: Any, examples: Sequence[Tensor]) -> Any:
     """A module for an ONNX model, an ExportedProgram or TorchScript, or the path of a file that
-    holds one; anything else as it is.
+    holds one, or for a fitted estimator of scikit-learn; anything else as it is.
 
     ``examples``: a batch of each input. What is read of an ONNX file is compared on it with
     onnxruntime. Raises MalformedModel, UnsupportedModule, CaptureMismatch; OSError for a file that
@@ -43,6 +44,8 @@ def opened(model: Any, examples: Sequence[Tensor]) -> Any:
         return module_of_program(model)
     if isinstance(model, torch.jit.ScriptModule):
         return module_of_script(model, [x[:2] for x in examples])
+    if is_estimator(model) and not isinstance(model, nn.Module):
+        return module_of_estimator(model, examples[0])
     if type(model).__module__.partition(".")[0] == "onnx":
         return _checked_onnx(model, examples)
     return model
