@@ -1,12 +1,11 @@
 """`secure-quant doctor`: a sound deployment passes; what is broken is found and named."""
 
 import json
-from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
-from e2e.mpc_cluster import small_net, start
+from e2e.mpc_cluster import small_net
 
 from secure_quant.he.bundle import split as split_he
 from secure_quant.mpc.protocol.bundle import split as split_mpc
@@ -64,12 +63,6 @@ listen = "{at["he"]}"
 def option(cluster: Cluster, role: str, name: str) -> str:
     command = cluster.processes[role].args
     return command[command.index(name) + 1]
-
-
-@pytest.fixture(scope="module")
-def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
-    with start(tmp_path_factory.mktemp("mpc"), small_net()) as started:
-        yield started
 
 
 def test_a_sound_deployment_passes(

@@ -4,11 +4,13 @@ import asyncio
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
+from pathlib import Path
+from typing import Any
 
 import grpc
 import numpy as np
 import pytest
-from e2e.mpc_cluster import inputs, small_net, start, tls
+from e2e.mpc_cluster import inputs, small_net, tls
 from patience import ample
 
 from secure_quant import Graph, reference
@@ -44,15 +46,8 @@ from secure_quant_client.mpc.model import MpcModel
 CALL_S = ample(5.0)
 
 
-@pytest.fixture(scope="module")
-def graph() -> Graph:
-    return small_net()
-
-
-@pytest.fixture(scope="module")
-def cluster(graph: Graph, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
-    with start(tmp_path_factory.mktemp("mpc"), graph, lanes=2) as started:
-        yield started
+def told(folder: Path) -> dict[str, Any]:
+    return {"lanes": 2}
 
 
 @pytest.fixture

@@ -1,14 +1,14 @@
 """A certified client that misbehaves costs itself, and nobody else."""
 
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
+from pathlib import Path
 from secrets import token_bytes
+from typing import Any
 
 import grpc
 import numpy as np
-import pytest
-from e2e.mpc_cluster import inputs, small_net, start, tls
+from e2e.mpc_cluster import inputs, tls
 from patience import ample
 
 from secure_quant import Graph, reference
@@ -22,19 +22,13 @@ from secure_quant_server.common import make_token
 
 TOKENS = {name: make_token(name) for name in ("alice", "eve")}
 
-
-@pytest.fixture(scope="module")
-def graph() -> Graph:
-    return small_net(seed=13)
+SEED = 13
 
 
-@pytest.fixture(scope="module")
-def cluster(graph: Graph, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
-    folder = tmp_path_factory.mktemp("mpc")
+def told(folder: Path) -> dict[str, Any]:
     (folder / "tokens").write_text("".join(f"{line}\n" for _, line in TOKENS.values()))
     tokens = ("--tokens", str(folder / "tokens"))
-    with start(folder, graph, options={"party0": tokens, "party1": tokens}) as started:
-        yield started
+    return {"options": {"party0": tokens, "party1": tokens}}
 
 
 class Raw:

@@ -2,7 +2,6 @@
 lanes heal by themselves."""
 
 import time
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -14,8 +13,6 @@ from e2e.mpc_cluster import (
     kill,
     lane_workers,
     restart,
-    small_net,
-    start,
     tls,
     wait_until_served,
 )
@@ -28,16 +25,7 @@ from secure_quant_client import MpcClient
 
 DEADLINE_S = 5.0
 
-
-@pytest.fixture(scope="module")
-def graph() -> Graph:
-    return small_net(seed=8)
-
-
-@pytest.fixture(scope="module")
-def cluster(graph: Graph, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
-    with start(tmp_path_factory.mktemp("mpc"), graph) as started:
-        yield started
+SEED = 8
 
 
 def keep_asking(cluster: Cluster, graph: Graph, until: float) -> tuple[int, list[float], set[str]]:

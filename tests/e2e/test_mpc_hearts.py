@@ -3,9 +3,10 @@
 import os
 import signal
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -13,8 +14,6 @@ from e2e.mpc_cluster import (
     children,
     inputs,
     lane_workers,
-    small_net,
-    start,
     tls,
     wait_until_served,
 )
@@ -25,17 +24,11 @@ from secure_quant_cli.cluster import Cluster
 from secure_quant_cli.health import is_serving
 from secure_quant_client import MpcClient
 
-
-@pytest.fixture(scope="module")
-def graph() -> Graph:
-    return small_net(seed=21)
+SEED = 21
 
 
-@pytest.fixture(scope="module")
-def cluster(graph: Graph, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
-    folder = tmp_path_factory.mktemp("mpc")
-    with start(folder, graph, options={"party1": ("--border", "none")}) as started:
-        yield started
+def told(folder: Path) -> dict[str, Any]:
+    return {"options": {"party1": ("--border", "none")}}
 
 
 def serving(cluster: Cluster, party: int) -> bool:

@@ -1,13 +1,14 @@
 """Parties that join requests, link over gRPC, ask for tokens, take small batches: other ways to the
 same integers."""
 
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from secrets import token_bytes
+from typing import Any
 
 import numpy as np
 import pytest
-from e2e.mpc_cluster import inputs, small_net, start, tls
+from e2e.mpc_cluster import inputs, tls
 from patience import ample
 
 from secure_quant import Graph, reference
@@ -23,23 +24,17 @@ from secure_quant_server.common import make_token
 CLIENTS = 6
 TOKEN, LINE = make_token("alice")
 
-
-@pytest.fixture(scope="module")
-def graph() -> Graph:
-    return small_net(seed=3)
+SEED = 3
 
 
-@pytest.fixture(scope="module")
-def cluster(graph: Graph, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
-    folder = tmp_path_factory.mktemp("mpc")
+def told(folder: Path) -> dict[str, Any]:
     (folder / "tokens").write_text(LINE + "\n")
     party = ("--link-protocol", "grpc", "--staged", "2", "--tokens", str(folder / "tokens"),
              "--wait-seconds", "1000")  # fmt: skip
     options = {
         "party0": (*party, "--batch-wait-seconds", "0.1"), "party1": (*party, "--batch", "20")
     }  # fmt: skip
-    with start(folder, graph, options=options) as started:
-        yield started
+    return {"options": options}
 
 
 def ask(cluster: Cluster, graph: Graph, seed: int) -> bool:

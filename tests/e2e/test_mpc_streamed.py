@@ -1,9 +1,10 @@
 """A streamed model through real processes: material flows while samples run, within a window."""
 
 import time
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -11,8 +12,6 @@ from e2e.mpc_cluster import (
     inputs,
     kill,
     restart,
-    small_net,
-    start,
     tls,
     wait_until_served,
 )
@@ -24,16 +23,11 @@ from secure_quant.mpc.protocol.plan import plan
 from secure_quant_cli.cluster import Cluster
 from secure_quant_client import MpcClient
 
-
-@pytest.fixture(scope="module")
-def graph() -> Graph:
-    return small_net(seed=11)
+SEED = 11
 
 
-@pytest.fixture(scope="module")
-def cluster(graph: Graph, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
-    with start(tmp_path_factory.mktemp("mpc"), graph, streamed=True) as started:
-        yield started
+def told(folder: Path) -> dict[str, Any]:
+    return {"streamed": True}
 
 
 @pytest.mark.parametrize("batch", [1, 3, 20])

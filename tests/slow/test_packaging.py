@@ -16,6 +16,7 @@ from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 from packaging.version import Version
 
+from secure_quant import __version__
 from secure_quant.errors import ConfigError
 from secure_quant_cli import add_crypten, serve
 from secure_quant_cli.engines.mpc import start_party
@@ -72,7 +73,7 @@ def sdist(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (place / "out").mkdir()
     with tarfile.open(build("build_sdist", place / "tree", place / "out")) as archive:
         archive.extractall(place, filter="data")
-    return place / f"secure_quant-{PROJECT['version']}"
+    return place / f"secure_quant-{__version__}"
 
 
 @pytest.fixture(scope="module")
@@ -108,6 +109,7 @@ def test_the_wheel_holds_the_code_the_protos_and_nothing_else(wheel: zipfile.Zip
 
 
 def test_the_metadata_says_what_it_is(metadata: Message) -> None:
+    assert metadata["Version"] == __version__
     assert metadata["License-Expression"] == "Apache-2.0"
     assert metadata["Requires-Python"] == ">=3.11"
     classifiers = metadata.get_all("Classifier") or []

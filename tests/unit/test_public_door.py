@@ -67,12 +67,6 @@ def test_every_error_is_public_and_in_the_tree() -> None:
     assert defined == set(errors.__all__)
 
 
-def test_versions_agree() -> None:
-    from importlib.metadata import version
-
-    assert secure_quant.__version__ == version("secure-quant")
-
-
 def test_what_a_client_imports_is_there() -> None:
     assert secure_quant_client.__all__ == sorted(secure_quant_client.__all__)
     for name in secure_quant_client.__all__:

@@ -80,7 +80,7 @@ def _need_onnx() -> None:
     missing = [name for name in ("onnx", "onnxruntime") if find_spec(name) is None]
     if missing:
         raise ConfigError(
-            "a model in ONNX", got=f"no package {missing[0]}", hint="install secure-quant[onnx]"
+            "a model in ONNX", got=f"no package {missing[0]}", hint="install the extra 'onnx'"
         )
 
 

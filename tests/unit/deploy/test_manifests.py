@@ -1,6 +1,7 @@
 """Every command in the manifests is one that the real command line takes, and every container is
 hardened as SECURITY.md expects."""
 
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -8,6 +9,7 @@ from typing import Any
 import pytest
 import yaml
 
+from secure_quant import __version__
 from secure_quant_cli.main import build_parser
 
 DEPLOY = Path(__file__).parents[3] / "deploy"
@@ -73,6 +75,14 @@ def test_containers_are_hardened(deployment: dict[str, Any]) -> None:
     }
     assert {"limits", "requests"} <= set(one["resources"])
     assert all("latest" not in one["image"] and ":" in one["image"] for one in [one])
+
+
+def test_images_are_of_this_version() -> None:
+    named = [container(each)["image"] for each in deployments()]
+    named += [service["image"] for service in compose().values()]
+    named += re.findall(r" -t (\S+)", (DEPLOY / "README.md").read_text())
+    assert len(named) >= 2 * len(ROLES) + len(DOCKERFILES)
+    assert {image.rpartition(":")[2] for image in named} == {__version__}
 
 
 def test_only_its_own_secrets_reach_a_role() -> None:
