@@ -35,6 +35,7 @@ X, Y = load_digits(return_X_y=True)
 X, Y = X[:400].astype(np.float32) / 16, Y[:400]
 TWO = Y % 2
 
+SVD = TruncatedSVD(20, random_state=0)
 BOTH = np.stack([Y, TWO], 1)
 LINEAR = {
     "least squares": (LinearRegression(), Y),
@@ -44,14 +45,11 @@ LINEAR = {
     "logistic, two classes": (LogisticRegression(), TWO),
     "ridge classifier": (RidgeClassifier(), Y),
     "gradient descent": (SGDClassifier(random_state=0), Y),
-    "linear svc": (LinearSVC(), TWO),
+    "linear svc": (LinearSVC(random_state=0), TWO),
     "svc": (SVC(kernel="linear"), TWO),
     "standardized": (make_pipeline(StandardScaler(), LogisticRegression()), Y),
     "components": (make_pipeline(MinMaxScaler(), PCA(20, random_state=0), Ridge()), Y),
-    "three steps": (
-        make_pipeline(RobustScaler(), MaxAbsScaler(), TruncatedSVD(20), LinearSVC()),
-        TWO,
-    ),
+    "three steps": (make_pipeline(RobustScaler(), MaxAbsScaler(), SVD, Ridge()), TWO),
 }
 
 
