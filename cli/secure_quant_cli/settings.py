@@ -33,6 +33,7 @@ __all__ = [
     "read_config",
     "resolve",
     "settings_of",
+    "shown",
     "spelled",
 ]
 
@@ -46,7 +47,14 @@ _KINDS = {
 }  # fmt: skip
 _APART = {"security", "limits", "bundles", "party", "link"}
 """Fields that are told in another way."""
-LIMITS = {"message_bytes": "int", "keepalive_s": "float", "keepalive_grace_s": "float"}
+LIMITS = {
+    "message_bytes": ("int", "largest message sent or received; 64 MiB unless set, and never more "
+                      "than the models need"),
+    "keepalive_s": ("float", "idle time after which the peer is asked whether it lives; 20 s "
+                    "unless set"),
+    "keepalive_grace_s": ("float", "time it has to answer; 5 s unless set"),
+}  # fmt: skip
+"""Of secure_quant.transport.Limits, whose own docstring would bring gRPC: kind, help."""
 ALTERNATIVES = (
     {"tls", "tls_ca", "tls_cert", "tls_key", "insecure_plaintext"},
     {"peer", "link_listen"},
@@ -111,10 +119,7 @@ def settings_of(role: str) -> list[Setting]:
             field=each.name, default=None if required else each.default, choices=choices,
             required=required,
         ))  # fmt: skip
-    found += [
-        Setting(spelled(name), kind, f"see Limits.{name} in secure_quant.transport")
-        for name, kind in LIMITS.items()
-    ]
+    found += [Setting(spelled(name), kind, text) for name, (kind, text) in LIMITS.items()]
     return found
 
 
@@ -132,7 +137,7 @@ def add_settings(parser: argparse.ArgumentParser, role: str) -> None:
         kind = {"int": int, "float": float, "path": Path, "paths": Path}.get(each.kind, str)
         parser.add_argument(
             each.flag, type=kind, choices=each.choices, default=None, help=text,
-            metavar=None if each.choices else _shown(each),
+            metavar=None if each.choices else shown(each),
             action="append" if each.kind == "paths" else "store",
         )  # fmt: skip
 
@@ -170,7 +175,7 @@ def resolve(arguments: argparse.Namespace, environ: Mapping[str, str] = os.envir
             setattr(arguments, name, each.default)
         if each.required and getattr(arguments, name) is None:
             hint = f"a flag, {each.variable}, or {name} in [{arguments.role}]"
-            raise ConfigError(each.flag, got="nothing", expected=_shown(each), hint=hint)
+            raise ConfigError(each.flag, got="nothing", expected=shown(each), hint=hint)
 
 
 def _places(
@@ -207,7 +212,7 @@ def _from_text(setting: Setting, text: str) -> Any:
             return _TRUTH[text.lower()]
     except (ValueError, KeyError) as error:
         got = ascii(text[:80])
-        raise ConfigError(setting.variable, got=got, expected=_shown(setting)) from error
+        raise ConfigError(setting.variable, got=got, expected=shown(setting)) from error
     if setting.kind == "paths":
         return [Path(each) for each in text.split(os.pathsep) if each]
     return Path(text) if setting.kind == "path" else _chosen(setting, text, setting.variable)
@@ -226,7 +231,7 @@ def _from_toml(setting: Setting, value: Any, where: str, folder: Path) -> Any:
     }
     texts = [each for each in (several if isinstance(several, list) else [value]) if each]
     if not fits[setting.kind]() or any(isinstance(each, str) and "\0" in each for each in texts):
-        raise ConfigError(where, got=ascii(value)[:80], expected=_shown(setting))
+        raise ConfigError(where, got=ascii(value)[:80], expected=shown(setting))
     if setting.kind == "paths":
         return [folder / each for each in several]
     if setting.kind == "float":
@@ -240,7 +245,8 @@ def _chosen(setting: Setting, value: Any, where: str) -> Any:
     return value
 
 
-def _shown(setting: Setting) -> str:
+def shown(setting: Setting) -> str:
+    """What its value looks like."""
     if setting.kind == "text" and setting.choices is None:
         return "HOST:PORT"
     return {"int": "N", "float": "S", "bool": "true or false"}.get(setting.kind, "PATH")

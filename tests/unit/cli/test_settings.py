@@ -3,6 +3,7 @@
 import argparse
 import dataclasses
 import re
+import runpy
 import shlex
 from pathlib import Path
 from typing import get_args
@@ -141,7 +142,13 @@ def test_every_field_is_a_setting_with_help_and_the_field_s_default(role: str) -
 def test_the_few_words_are_those_of_the_code() -> None:
     assert CHOICES["link_protocol"] == get_args(LinkProtocol)
     assert CHOICES["border"] == get_args(Border)
-    assert set(LIMITS) <= {each.name for each in dataclasses.fields(Limits)}
+    kinds = {each.name: each.type for each in dataclasses.fields(Limits)}
+    assert {name: kind for name, (kind, _) in LIMITS.items()}.items() <= kinds.items()
+
+
+def test_the_page_of_settings_is_what_the_options_say() -> None:
+    done = runpy.run_path(str(DOC.parents[1] / "tools" / "gen_settings.py"))
+    assert (DOC.parent / "settings.md").read_text() == done["page"]()
 
 
 def test_the_documented_file_describes_every_role(tmp_path: Path) -> None:
