@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -152,6 +153,22 @@ class Builder:
                 scale=term.scale,
             )
         )
+        return self._finished()
+
+    def finish_ports(self, terms: Mapping[str, Term]) -> Graph:
+        """The verified graph with an output of each name, activations or plain accumulators."""
+        ports = []
+        for name, term in terms.items():
+            term = rescaled(self, term)
+            port = ops.OutputPort(
+                name=self.name(f"output.{name}"), inputs=(term.name,), port=name,
+                multiplier=term.multiplier, axis=term.axis, scale=term.scale,
+            )  # fmt: skip
+            ports.append(self.add(port))
+        self.add(ops.Output(name=self.name("output"), inputs=tuple(ports), scale=1.0))
+        return self._finished()
+
+    def _finished(self) -> Graph:
         kept = _live(self.nodes)
         names = {node.name for node in kept}
         parameters = {

@@ -14,7 +14,7 @@ from torch.nn.utils import prune
 from secure_quant.errors import CalibrationError, NotFinite, UnsupportedModule
 from secure_quant.quantizer.refuse import first_line
 
-__all__ = ["accepted", "check_forward", "check_output", "own_copy"]
+__all__ = ["accepted", "check_forward", "check_output", "own_copy", "unwrapped"]
 
 _FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 _INDICES = "inputs are real numbers: feed one-hot rows into nn.Linear, or embed at the client"
@@ -38,7 +38,7 @@ def own_copy(model: Any) -> nn.Module:
 
     Raises UnsupportedModule for what is no float module, NotFinite for NaN in its parameters.
     """
-    module = _unwrapped(model)
+    module = unwrapped(model)
     for path, part in module.named_modules():
         _check_part(part, path)
     for path, tensor in _tensors(module):
@@ -76,7 +76,8 @@ def check_forward(module: nn.Module, example: Tensor) -> Tensor:
         if isinstance(error, TypeError) and "argument" in got:
             raise UnsupportedModule(
                 what, got=got, expected="a forward of one tensor",
-                hint="wrap the model in a module that takes the one tensor that varies",
+                hint="pass every input by name, or wrap the model in a module that takes the one "
+                "tensor that varies",
             ) from error  # fmt: skip
         if isinstance(error, NotImplementedError) and "forward" in got:
             raise UnsupportedModule(
@@ -120,7 +121,7 @@ def _lone_tensor(made: Any, kind: str) -> Tensor:
     )  # fmt: skip
 
 
-def _unwrapped(model: Any) -> nn.Module:
+def unwrapped(model: Any) -> nn.Module:
     """The module behind DataParallel and torch.compile. Raises UnsupportedModule for others."""
     hint, got = None, type(model).__name__
     if isinstance(model, str | bytes | Path):
@@ -136,9 +137,9 @@ def _unwrapped(model: Any) -> nn.Module:
     elif not isinstance(model, nn.Module):
         hint = "write an nn.Module whose forward does it" if callable(model) else None
     elif isinstance(model, nn.DataParallel | nn.parallel.DistributedDataParallel):
-        return _unwrapped(model.module)
+        return unwrapped(model.module)
     elif isinstance(getattr(model, "_orig_mod", None), nn.Module):
-        return _unwrapped(model._orig_mod)
+        return unwrapped(model._orig_mod)
     else:
         return model
     raise UnsupportedModule("model", got=got, expected="a torch.nn.Module", hint=hint)

@@ -32,6 +32,7 @@ from secure_quant.quantizer.opset import (
     find_roots,
 )
 from secure_quant.quantizer.passes.edit import BITS, EXACT, LARGEST, POSITIVE
+from secure_quant.quantizer.ports import INPUT_PORT, OUTPUT_PORTS, ends_here
 from secure_quant.quantizer.refuse import unsupported
 
 __all__ = ["IntegerQuantizer"]
@@ -67,6 +68,9 @@ class IntegerQuantizer(Quantizer):  # type: ignore[misc]
                 self._annotate_concat(node)
                 continue
             specs = {node.args[1]: self._weight_spec(node)} if node.target in WEIGHTED else {}
+            if node.target is OUTPUT_PORTS:
+                shared = [n for n in node.all_input_nodes if _is_read_on(n, roots)]
+                specs = {n: self._activation_spec(self.bits) for n in shared}
             spec = self._own_spec(node) if _is_observed(node, roots) else None
             node.meta["quantization_annotation"] = QuantizationAnnotation(
                 input_qspec_map=specs, output_qspec=spec, _annotated=True
@@ -78,7 +82,8 @@ class IntegerQuantizer(Quantizer):  # type: ignore[misc]
         values, which no table can hold."""
         roots = find_roots(list(model.graph.nodes))
         for node in roots:
-            if node.op in ("placeholder", "output") or node.target is operator.getitem:
+            source = node.op == "placeholder" or node.target is INPUT_PORT
+            if source or ends_here(node) or node.target is operator.getitem:
                 continue
             if node.op != "call_function" or node.target not in OPS:
                 raise unsupported(node)
@@ -102,6 +107,9 @@ class IntegerQuantizer(Quantizer):  # type: ignore[misc]
     def _own_spec(self, node: Node) -> QuantizationSpec:
         if node.op == "placeholder":
             return self._activation_spec()
+        if node.target is INPUT_PORT:
+            whole = {} if node.args[2] == "float32" else {"whole": True}
+            return self._activation_spec(**whole)
         options = {
             name: node.meta[key]
             for name, key in (("largest", LARGEST), ("positive", POSITIVE))
@@ -122,7 +130,7 @@ class IntegerQuantizer(Quantizer):  # type: ignore[misc]
 
     def _weight_spec(self, node: Node) -> QuantizationSpec:
         # At the output the client applies the multipliers, where they cost nothing.
-        last = all(user.op == "output" for user in node.users)
+        last = all(map(ends_here, node.users))
         return QuantizationSpec(
             torch.int8, self.output_weight if last else self.weight, quant_min=-127, quant_max=127,
             qscheme=torch.per_channel_symmetric, ch_axis=0,
@@ -158,12 +166,21 @@ def _with_args(observer: Any, options: dict[str, Any]) -> Any:
 def _is_observed(node: Node, roots: dict[Node, Node]) -> bool:
     """True if ``node`` must be an integer activation: some reader is not fused with it."""
     if node.op == "placeholder":
+        return not any(user.target is INPUT_PORT for user in node.users)
+    if node.target is INPUT_PORT:
         return True
     if node.meta.get(EXACT) or node.target not in PRODUCTS | SUMS | ADDITIVE | ELEMENTWISE:
         return False
     accumulator = roots[node] is node and node.target not in _RESHAPED
     return any(
-        not accumulator if user.op == "output" else roots.get(user) is not roots[node]
+        not accumulator if ends_here(user) else roots.get(user) is not roots[node]
         for user in node.users
         if user in roots and user.target not in CONCAT  # a join observes its own edges
     )
+
+
+def _is_read_on(node: Node, roots: dict[Node, Node]) -> bool:
+    """True for an accumulator that is an output and is fused with what else reads it: it leaves as
+    an activation, made for the output alone."""
+    sums = node.target in PRODUCTS | SUMS | ADDITIVE and not _is_observed(node, roots)
+    return sums and not all(map(ends_here, node.users))

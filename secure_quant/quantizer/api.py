@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any, Literal, get_args
 
 import torch
@@ -10,10 +11,10 @@ from torch import Tensor
 from secure_quant.errors import CalibrationError, ConfigError
 from secure_quant.ir import Graph
 from secure_quant.quantizer._torchao import quiet
-from secure_quant.quantizer.files import opened
 from secure_quant.quantizer.floats import values_at
 from secure_quant.quantizer.gate import Bounds, Gate, check_accuracy, steps_off
 from secure_quant.quantizer.gate.floatgraph import FloatGraph
+from secure_quant.quantizer.inputs import as_one
 from secure_quant.quantizer.lower.record import Recorded, lower_recorded
 from secure_quant.quantizer.observers import Calibrator
 from secure_quant.quantizer.pipeline import (
@@ -23,8 +24,8 @@ from secure_quant.quantizer.pipeline import (
     Simulated,
     silent,
     simulated,
-    split_batches,
 )
+from secure_quant.quantizer.ports import loss_of
 from secure_quant.quantizer.qat import Training, trained_model
 from secure_quant.quantizer.refuse import failures_named, first_line
 from secure_quant.quantizer.schemes import KMeans, Log, Scheme, Uniform, make_scheme
@@ -93,8 +94,7 @@ def quantize(
     bounds = Bounds.of(
         max_error, coarse=isinstance(settings.scheme, Log | KMeans), clipped=calibrator != "minmax"
     )
-    batches = split_batches(calibration, batch_size)
-    model = opened(model, batches[:1])
+    model, batches = as_one(model, calibration, batch_size)
     if mode == "qat" and (targets is None or not isinstance(settings.scheme, Uniform)):
         raise ConfigError("qat", expected="targets, and the uniform scheme")
     told, gate = progress or silent, Gate(model, batches)
@@ -102,13 +102,21 @@ def quantize(
     with torch.random.fork_rng(devices=[]), quiet():
         if mode == "qat":
             inputs, goal = torch.cat(batches), _tensor(targets)
-            made = trained_model(model, gate, inputs, goal, settings, training or Training(), told)
+            trained = _packed_loss(training or Training(), model)
+            made = trained_model(model, gate, inputs, goal, settings, trained, told)
         else:
             made = simulated(model, gate, batches, settings, told)
         with failures_named(f"lowering {type(model).__name__}"):
             recorded = lower_recorded(made.converted, made.example, fine=fine, dynamic=dynamic)
             _check(recorded, made, gate.samples, bounds, dynamic)
     return recorded.graph
+
+
+def _packed_loss(training: Any, model: nn.Module) -> Any:
+    """``training`` with a loss of packed outputs; what is no Training is refused later."""
+    if not isinstance(training, Training) or not callable(training.loss):
+        return training
+    return replace(training, loss=loss_of(model, training.loss))
 
 
 def _tensor(targets: Any) -> Tensor:

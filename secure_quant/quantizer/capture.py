@@ -25,6 +25,8 @@ from secure_quant.quantizer.passes.batch_norm import lower_batch_norm
 from secure_quant.quantizer.passes.composite import lower_composites
 from secure_quant.quantizer.passes.fold import fold_constants
 from secure_quant.quantizer.passes.products import lower_products
+from secure_quant.quantizer.passes.real_ports import real_ports
+from secure_quant.quantizer.ports import OUTPUT_PORTS, check_used, ends_here
 from secure_quant.quantizer.refuse import unsupported
 
 __all__ = ["capture"]
@@ -69,6 +71,7 @@ def capture(model: nn.Module, example: Tensor) -> GraphModule:
     _named_anew(explicit)
     graph_module = functional_module(_export(explicit, wide))
     _own_tensors(graph_module)
+    real_ports(graph_module)
     drop_nothings(graph_module)
     if free_batch(graph_module, PROBE):
         _check_sizes(graph_module, module, example)
@@ -81,6 +84,7 @@ def capture(model: nn.Module, example: Tensor) -> GraphModule:
     graph_module.graph.eliminate_dead_code()
     graph_module.recompile()
     check_output(own, module)
+    check_used(graph_module, model)
     for name, parameter in graph_module.named_parameters():
         parameter.requires_grad_(name not in trained)
     return graph_module
@@ -115,7 +119,15 @@ def _named_anew(module: nn.Module) -> None:
 
 def _check_depends(module: GraphModule) -> None:
     """Raise UnsupportedModule for an output that is a constant."""
-    output = next(node for node in module.graph.nodes if node.op == "output")
+    output = next(node for node in module.graph.nodes if ends_here(node))
+    if output.target is OUTPUT_PORTS:
+        parts: Any = output.args[0]
+        for part, name in zip(parts, str(output.args[1]).split(), strict=True):
+            if part.op == "get_attr":
+                raise UnsupportedModule(
+                    f"output {name!r}", got="a value that does not depend on the inputs",
+                    expected="one computed from them", hint="leave it out of what forward returns",
+                )  # fmt: skip
     if all(node.op == "get_attr" for node in output.all_input_nodes):
         raise UnsupportedModule(
             "the model's output", got="a value that does not depend on the input",

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.fx import GraphModule, Node
 from torchao.quantization.pt2e.quantize_pt2e import convert_pt2e, prepare_pt2e
 
+from secure_quant import reference
 from secure_quant.errors import CaptureMismatch, UnsupportedModule
 from secure_quant.ir import Graph
 from secure_quant.quantizer._torchao import quiet
@@ -21,9 +22,10 @@ from secure_quant.quantizer.capture import capture
 from secure_quant.quantizer.gate import Gate
 from secure_quant.quantizer.gate.floatgraph import FloatGraph, captured_batch, in_batches
 from secure_quant.quantizer.gate.owner import Owner
+from secure_quant.quantizer.inputs import as_one, packed
 from secure_quant.quantizer.lower.record import Recorded, lower_recorded
 from secure_quant.quantizer.passes import rewrite, specialize
-from secure_quant.quantizer.pipeline import Settings, copied, make_quantizer, split_batches
+from secure_quant.quantizer.pipeline import Settings, copied, make_quantizer
 from secure_quant.quantizer.refuse import failures_named
 
 __all__ = ["FloatValues", "float_values", "values_at"]
@@ -45,17 +47,20 @@ def float_values(model: nn.Module, graph: Graph, x: Any) -> FloatValues:
     model would make, and all of a module that cannot be captured. Raises CalibrationError, and
     UnsupportedModule for a module that cannot be run.
     """
-    batches = split_batches(x, 64)
+    model, batches = as_one(model, x, 64)
     owner = Owner(model)
     captured: tuple[GraphModule, Recorded] | None = None
     with suppress(CaptureMismatch, UnsupportedModule):
         captured = _captured(model, graph, batches)
 
     def values(part: NDArray[Any]) -> dict[str, NDArray[np.float32]]:
-        inner = np.asarray(part, np.float32)
-        made = {} if captured is None else values_at(*captured, inner)
-        made[graph.input.name] = inner
+        inner = packed(model, part)
+        made = inputs_at(graph, inner)
+        if captured is not None:
+            made |= values_at(*captured, inner)
         whole = owner.run(torch.from_numpy(inner), torch.float32).numpy()
+        outputs = reference.named(graph, whole)
+        made |= {port.node: outputs[port.name] for port in graph.output_ports}
         made[graph.output.name] = whole.reshape(len(inner), *graph.values[graph.output.name].shape)
         return made
 
@@ -101,7 +106,7 @@ def values_at(
 
     graph = recorded.graph
     FloatGraph(floats, torch.float32, watch).evaluate(torch.from_numpy(x))
-    made = {graph.input.name: x}
+    made = inputs_at(graph, x)
     for source, parts in seen.items():
         value = torch.cat(parts)[: len(x)]
         for name in sources[source]:
@@ -109,6 +114,15 @@ def values_at(
             if value.numel() == math.prod(shape):
                 made[name] = value.reshape(shape).numpy()
     return made
+
+
+def inputs_at(graph: Graph, x: NDArray[Any]) -> dict[str, NDArray[np.float32]]:
+    """``x`` as it stands at the Input, or at each port of it."""
+    flat = x.reshape(len(x), -1)
+    return {
+        port.node: flat[:, port.start : port.stop].reshape(len(x), *port.shape)
+        for port in graph.input_ports
+    }
 
 
 def _same(graph: Graph, rebuilt: Graph, name: str) -> bool:

@@ -33,6 +33,7 @@ class RangeObserver(ObserverBase):  # type: ignore[misc]
     largest, so that the grid and the table are spent on what occurs.
 
     largest: |q - zero point| that must not be exceeded, 0 for any; the range then gets fewer steps.
+    whole: the values are integers, which stand for themselves where the range has room for them.
     """
 
     def __init__(
@@ -45,6 +46,7 @@ class RangeObserver(ObserverBase):  # type: ignore[misc]
         quant_max: int = 127,
         largest: int = 0,
         positive: bool = False,
+        whole: bool = False,
         is_dynamic: bool = False,
         **_: Any,
     ) -> None:
@@ -55,7 +57,7 @@ class RangeObserver(ObserverBase):  # type: ignore[misc]
             raise ConfigError("tail", got=tail, expected="a fraction below 0.5")
         self.calibrator, self.tail = calibrator, tail
         self.quant_min, self.quant_max = quant_min, quant_max
-        self.largest, self.positive = largest, positive
+        self.largest, self.positive, self.whole = largest, positive, whole
         self.qscheme = torch.per_tensor_affine
         self.low, self.high, self.least, self.seen = 0.0, 0.0, math.inf, False
         self.counts = torch.zeros(BINS, dtype=torch.float64)
@@ -135,6 +137,10 @@ class RangeObserver(ObserverBase):  # type: ignore[misc]
     def calculate_qparams(self) -> tuple[Tensor, Tensor]:
         """float32[1] scale and int64[1] zero point."""
         low, high = self.thresholds()
+        if self.whole and high - low <= self.quant_max - self.quant_min:
+            fits = self.quant_min <= low and high <= self.quant_max
+            zero_point = 0 if fits else self.quant_min - math.floor(low)
+            return torch.tensor([1.0]), torch.tensor([zero_point])
         scale = (high - low) / (self.quant_max - self.quant_min) or _OF_ZERO
         if self.largest:
             scale = max(scale, max(-low, high) / self.largest)

@@ -9,7 +9,7 @@ from torch.fx import Node
 
 from secure_quant.errors import SecureQuantError, UnsupportedModule
 
-__all__ = ["failures_named", "first_line", "module_path", "unsupported"]
+__all__ = ["INNER", "failures_named", "first_line", "module_path", "own_path", "unsupported"]
 
 _RECURRENT = "use 1-d convolutions or attention; recurrent cells are not lowered"
 _OWN_STATISTICS = "use BatchNorm2d, which folds into the convolution before it"
@@ -57,6 +57,15 @@ _HINTS = {
 """What to use instead, by the op's own name, or that of its overload."""
 
 
+INNER = "sq_inner"
+"""Attribute of a module of ours that holds the user's, where it has several inputs or outputs."""
+
+
+def own_path(path: str) -> str:
+    """A module's path as the user knows it."""
+    return path[len(INNER) :].removeprefix(".") if path.split(".")[0] == INNER else path
+
+
 def module_path(node: Node) -> str:
     """Dotted path of the module that made an fx node, "" for the model itself."""
     stack = node.meta.get("nn_module_stack") or {}
@@ -64,7 +73,7 @@ def module_path(node: Node) -> str:
     for name, _ in stack.values():
         if isinstance(name, str) and not name.startswith("_empty"):
             path = name
-    return path.removeprefix("L['self'].").removeprefix("L['self']")
+    return own_path(path.removeprefix("L['self'].").removeprefix("L['self']"))
 
 
 def unsupported(node: Node, why: str | None = None, hint: str | None = None) -> UnsupportedModule:

@@ -6,7 +6,7 @@ import math
 import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,6 +14,8 @@ from numpy.typing import NDArray
 from secure_quant import reference
 from secure_quant.errors import AccuracyLoss, ConfigError
 from secure_quant.ir import Graph
+from secure_quant.ir.ports import Port
+from secure_quant.reference.ports import quantize_packed
 from secure_quant.reference.units import units
 
 __all__ = [
@@ -77,7 +79,7 @@ def check_accuracy(
     graph: Graph, x: NDArray[np.float32], want: Real, values: Values, bounds: Bounds,
     steps: str | None = None,
 ) -> float:  # fmt: skip
-    """The relative error of ``graph`` at its output.
+    """The relative error of ``graph`` at its output, the largest of several.
 
     x       float32[n, *input shape]: calibration samples.
     want    what the float model gives for them, [n, ...].
@@ -86,25 +88,43 @@ def check_accuracy(
 
     Warns with AccuracyWarning or raises AccuracyLoss above the bounds.
     """
-    made = reference.trace(graph, reference.quantize_input(graph, x))
-    output = graph.output
-    got = reference.dequantize(graph, made[output.name])
-    largest = max(output.multiplier) * output.scale * graph.values[output.inputs[0]].range.magnitude
-    got = got.reshape(want.shape)
+    made = reference.trace(graph, quantize_packed(graph, x))
+    got = reference.named(graph, reference.dequantize(graph, made[graph.output.name]))
+    wanted = reference.named(graph, want)
+    found = [
+        _of_output(port, got[port.name], wanted[port.name], bounds) for port in graph.output_ports
+    ]
+    worst = max(found, key=lambda each: each.error)
+    several = f" at output {worst.port.name!r}" if len(found) > 1 else ""
+    if worst.error > min(bounds.refuse, bounds.warn):
+        where = several + _where(graph, made, values()) + (f"; {steps}" if steps else "")
+        judge(worst.error, bounds, where)
+        return worst.error
+    seldom = f"though the output is off the float model by {worst.error:.2g} only"
+    if steps is not None:
+        warnings.warn(f"{steps}, {seldom} ({_RESCALE})", AccuracyWarning, stacklevel=4)
+    for each in found:
+        if each.lost is not None:
+            where = f" at output {each.port.name!r}" if several else ""
+            warnings.warn(f"{each.lost}{where}, {seldom} ({_APART})", AccuracyWarning, stacklevel=4)
+    return worst.error
+
+
+class _Found(NamedTuple):
+    """Of one output: its error, and what ``_lost`` says."""
+
+    port: Port
+    error: float
+    lost: str | None
+
+
+def _of_output(port: Port, got: Real, want: Real, bounds: Bounds) -> _Found:
+    largest = max(port.multiplier) * port.value.scale * port.value.range.magnitude
     if bounds.clipped:
         kept = _best(got, want)
         got, want = got[kept], want[kept]
     error = relative_error(got, want, largest)
-    if error > min(bounds.refuse, bounds.warn):
-        judge(error, bounds, _where(graph, made, values()) + (f"; {steps}" if steps else ""))
-        return error
-    seldom = f"though the output is off the float model by {error:.2g} only"
-    if steps is not None:
-        warnings.warn(f"{steps}, {seldom} ({_RESCALE})", AccuracyWarning, stacklevel=4)
-    lost = _lost(got, want, 1e-6 * largest)
-    if lost is not None:
-        warnings.warn(f"{lost}, {seldom} ({_APART})", AccuracyWarning, stacklevel=4)
-    return error
+    return _Found(port, error, _lost(got, want, 1e-6 * largest))
 
 
 def judge(error: float, bounds: Bounds, where: str = "") -> None:

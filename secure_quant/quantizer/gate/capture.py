@@ -7,8 +7,9 @@ module there, several times over: constants were folded in float32.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
@@ -24,6 +25,7 @@ from secure_quant.quantizer.gate.places import (
 )
 from secure_quant.quantizer.gate.probes import MOST_VALUES, Probe, make_probes
 from secure_quant.quantizer.passes.edit import has_free_batch
+from secure_quant.quantizer.ports import OutputSpec, largest_of, parts_of
 from secure_quant.quantizer.refuse import first_line
 
 __all__ = ["Gate"]
@@ -47,25 +49,33 @@ class _Truth:
     probe: Probe
     value: Tensor
     noise: Tensor
+    outputs: tuple[OutputSpec, ...] = ()
+    """Of several: each is compared beside its own largest value."""
 
     def excess(self, other: Tensor) -> Tensor:
         """Difference over what is allowed, [n, ...]: more than 1 is wrong. Where the module itself
         gives NaN or infinity, nothing is asked."""
         finite = torch.isfinite(self.value)
         size = self.value.abs().where(finite, torch.zeros(()).double())
-        largest = float(size.max())
-        noise = (NOISE * self.noise).clamp(max=NOISIEST * largest)
-        allowed = RELATIVE * size.amax(0) + noise + FLOOR * (largest or 10.0)
+        largest = largest_of(size, self.outputs)
+        noise = torch.minimum(NOISE * self.noise, NOISIEST * largest)
+        floor = torch.where(largest > 0, largest, torch.full_like(largest, 10.0))
+        allowed = RELATIVE * size.amax(0) + noise + FLOOR * floor
         off = ((other.double() - self.value).abs() / allowed).nan_to_num(nan=torch.inf)
         return off.where(finite, torch.zeros(()).double())
 
-    def relative(self, other: Tensor) -> float:
-        """The largest difference over the largest value."""
-        finite = torch.isfinite(self.value)
-        if not finite.any():
-            return 0.0
-        off = (other.double() - self.value)[finite].abs().max()
-        return float(off / self.value[finite].abs().max().clamp(min=1e-30))
+    def relative(self, other: Tensor) -> str:
+        """In words, the largest difference over the largest value."""
+        found: list[tuple[float, str]] = []
+        for name, part in parts_of(self.value, self.outputs).items():
+            finite = torch.isfinite(part)
+            off = (parts_of(other.double(), self.outputs)[name] - part)[finite].abs()
+            if off.numel():
+                worst = off.max() / part[finite].abs().max().clamp(min=1e-30)
+                found.append((float(worst.nan_to_num(nan=math.inf)), name))
+        share, name = max(found, default=(0.0, ""))
+        where = f" {name!r}" if name else ""
+        return f"{share:.2g} of the largest output{where} off"
 
 
 class Gate:
@@ -145,7 +155,7 @@ class _Comparison:
             if not bool((excess <= 1).all()):
                 worst = int(excess.flatten(1).amax(1).argmax()) if excess.ndim > 1 else 0
                 place = where(truth.probe.x[worst : worst + 1])
-                got = f"{truth.relative(made):.2g} of the largest output off"
+                got = truth.relative(made)
                 raise self._mismatch(truth, f"{got}; {place}" if place else got)
 
     def refuse_sizes(self) -> None:
@@ -159,7 +169,7 @@ class _Comparison:
             many = typical.probe.x.repeat(times, *[1] * (typical.probe.x.ndim - 1))[:size]
             made = self.owner.run(many)
             whole = typical.value.repeat(times, *[1] * (typical.value.ndim - 1))[:size]
-            truth = _Truth(typical.probe, whole, typical.noise)
+            truth = replace(typical, value=whole)
             fits = made.shape == whole.shape
             if not fits or bool((truth.excess(made) > 1).any()):
                 raise UnsupportedModule(
@@ -184,10 +194,10 @@ class _Comparison:
         if self.owner.dtype is torch.float32:
             # No float64 to compare with: the size of float32's own error stands for it.
             size = value.abs().nan_to_num(0.0, 0.0, 0.0).amax(0).double()
-            noise = torch.full_like(size, float(size.max()) * 2**-20)
+            noise = largest_of(size[None], self.owner.outputs) * 2**-20 * torch.ones_like(size)
         else:
             noise = (single.double() - value).abs().nan_to_num(0.0, 0.0, 0.0).amax(0)
-        return _Truth(probe, value.double(), noise)
+        return _Truth(probe, value.double(), noise, self.owner.outputs)
 
     def _refuse_changes(self, before: dict[str, Tensor]) -> None:
         after = self.owner.state()
@@ -220,7 +230,7 @@ class _Comparison:
             alone = self.owner.run(typical.probe.x[place : place + 1])
             whole = typical.value[place : place + 1] if typical.value.ndim else typical.value
             fits = alone.numel() == whole.numel()
-            truth = _Truth(typical.probe, whole, typical.noise)
+            truth = replace(typical, value=whole)
             if not fits or bool((truth.excess(alone.reshape(whole.shape)) > 1).any()):
                 path = first_dependent(self.owner, typical.probe.x, place)
                 raise UnsupportedModule(

@@ -12,7 +12,8 @@ from torch.utils import _pytree
 
 from secure_quant.errors import UnsupportedModule
 from secure_quant.quantizer.accept import own_copy
-from secure_quant.quantizer.refuse import first_line
+from secure_quant.quantizer.ports import Ported
+from secure_quant.quantizer.refuse import first_line, own_path
 
 __all__ = ["Owner", "Seen"]
 
@@ -26,6 +27,7 @@ class Owner:
 
     def __init__(self, model: nn.Module) -> None:
         self.name = type(model).__name__
+        self.outputs = model.outputs if isinstance(model, Ported) else ()
         self._copies: dict[torch.dtype, nn.Module] = {}
         for dtype in (torch.float64, torch.float32):
             made = own_copy(model).eval().cpu()
@@ -64,7 +66,7 @@ class Owner:
         """Copies of parameters and buffers, also of those that are not saved."""
         module = self._copies[self.dtype]
         named = [*module.named_parameters(), *module.named_buffers()]
-        return {name: value.detach().clone() for name, value in named}
+        return {own_path(name): value.detach().clone() for name, value in named}
 
 
 @contextmanager
@@ -86,7 +88,9 @@ def _watched(module: nn.Module, seen: Seen | None) -> Iterator[None]:
         return hook
 
     handles = [
-        part.register_forward_hook(watch(path)) for path, part in module.named_modules() if path
+        part.register_forward_hook(watch(path))
+        for path, part in ((own_path(name), part) for name, part in module.named_modules())
+        if path
     ]
     try:
         yield

@@ -16,6 +16,7 @@ from torch.fx import GraphModule, Node
 
 from secure_quant.quantizer.gate.floatgraph import FloatGraph, captured_batch
 from secure_quant.quantizer.gate.owner import Owner
+from secure_quant.quantizer.refuse import own_path
 
 __all__ = ["first_dependent", "first_difference", "shared_points_differ"]
 
@@ -144,4 +145,4 @@ def _paths(node: Node) -> list[str]:
     """Paths of the modules that a node stands in, innermost last."""
     stack = node.meta.get("nn_module_stack") or {}
     names = [str(name) for name, _ in stack.values()]
-    return [name.removeprefix("L['self'].").removeprefix("L['self']") for name in names]
+    return [own_path(name.removeprefix("L['self'].").removeprefix("L['self']")) for name in names]

@@ -19,6 +19,7 @@ from secure_quant import reference
 from secure_quant.ir import Graph, ops
 from secure_quant.quantizer.gate.floatgraph import captured_batch, in_batches
 from secure_quant.reference.kernels import along
+from secure_quant.reference.ports import quantize_packed
 
 __all__ = ["largest_steps", "steps_off"]
 
@@ -50,7 +51,7 @@ def largest_steps(
 ) -> dict[str, float]:
     """Node of ``graph`` -> the most steps it is off, less what its table jumps there; for an output
     that is an accumulator, a step is _OUTPUT of the largest value, over ROUNDING."""
-    q = reference.quantize_input(graph, x)
+    q = quantize_packed(graph, x)
     found: dict[str, float] = {}
     size = captured_batch(converted)
     for start in range(0, len(q), size or len(q)):
@@ -60,10 +61,12 @@ def largest_steps(
         real = in_batches(run.evaluate, torch.from_numpy(x[part]), size)
         for name, steps in run.steps.items():
             found[name] = max(found.get(name, 0.0), steps)
-        name = graph.output.name
-        made = reference.dequantize(graph, values[name]).reshape(real.shape)
-        off = np.abs(made - real.numpy()).max() / (_OUTPUT * np.abs(real.numpy()).max() + 1e-30)
-        found[name] = max(found.get(name, 0.0), float(off) * ROUNDING)
+        made = reference.named(graph, reference.dequantize(graph, values[graph.output.name]))
+        want = reference.named(graph, real.numpy())
+        for port in graph.output_ports:
+            size = _OUTPUT * np.abs(want[port.name]).max() + 1e-30
+            off = np.abs(made[port.name] - want[port.name]).max() / size
+            found[port.node] = max(found.get(port.node, 0.0), float(off) * ROUNDING)
     return found
 
 

@@ -19,6 +19,7 @@ from secure_quant.ir.tables import Grid
 from secure_quant.ir.terms import Term, Weight
 from secure_quant.quantizer.lower.dynamic import feeds_only_layers
 from secure_quant.quantizer.opset import CONCAT, MONOTONE, OPS, SHAPING
+from secure_quant.quantizer.ports import INPUT_PORT, OUTPUT_PORTS
 from secure_quant.quantizer.refuse import module_path, unsupported
 
 __all__ = ["Lowering"]
@@ -40,6 +41,8 @@ class Lowering:
     builder: Builder
     env: dict[Node, Any] = field(default_factory=dict)
     dynamic: bool = False
+    packed: str = ""
+    """The Input that ports read."""
 
     @cached_property
     def rounds_once(self) -> bool:
@@ -53,6 +56,8 @@ class Lowering:
 
     def run(self) -> Graph:
         for node in self.module.graph.nodes:
+            if node.target is OUTPUT_PORTS:
+                return self.builder.finish_ports(self._outputs(node))
             if node.op == "output":
                 return self.builder.finish(self._result(node))
             self.env[node] = self._visit(node)
@@ -111,7 +116,9 @@ class Lowering:
 
     def _visit(self, node: Node) -> Any:
         if node.op == "placeholder":
-            return None
+            return self._packed_input(node)
+        if node.target is INPUT_PORT:
+            return None  # its quantize node makes the value
         if node.op == "get_attr":
             return _attribute(self.module, str(node.target))
         if node.target in _SPECIAL:
@@ -131,6 +138,20 @@ class Lowering:
         if node.op != "call_function" or any(isinstance(a, Term) for a in args):
             raise unsupported(node)
         return node.target(*args, **kwargs)  # type: ignore[operator]
+
+    def _packed_input(self, node: Node) -> None:
+        """The Input, where ports read it; else its quantize node makes it."""
+        if any(user.target is INPUT_PORT for user in node.users):
+            self.packed = self.builder.add(
+                ops.Input(name=self.builder.name("input"), shape=self.shape(node), scale=1.0,
+                          zero_point=0)
+            )  # fmt: skip
+
+    def _outputs(self, node: Node) -> dict[str, Term]:
+        """By name."""
+        parts: Any = node.args[0]
+        names = str(node.args[1]).split()
+        return {name: self.term(part, node) for name, part in zip(names, parts, strict=True)}
 
     def _result(self, node: Node) -> Term:
         made = node.args[0]
@@ -159,6 +180,8 @@ def _quantize(lowering: Lowering, node: Node) -> Term:
     args: Any = node.args
     source, scale, zero_point, low, high = args[:5]
     grid = Grid(short(float(scale)), int(zero_point), int(low), int(high))
+    if isinstance(source, Node) and source.target is INPUT_PORT:
+        return _input_port(lowering, source, grid)
     if isinstance(source, Node) and source.op == "placeholder":
         shape = lowering.shape(source)
         name = lowering.builder.add(
@@ -175,6 +198,18 @@ def _quantize(lowering: Lowering, node: Node) -> Term:
     if made.scale != grid.scale:
         _rescale_nodes(node, made.scale)
     return made
+
+
+def _input_port(lowering: Lowering, node: Node, grid: Grid) -> Term:
+    _, name, dtype, start, _, _ = node.args
+    shape = lowering.shape(node) or (1,)
+    port: Any = ops.InputPort(
+        name=lowering.builder.name(f"input.{name}"), inputs=(lowering.packed,), port=str(name),
+        dtype=str(dtype), start=int(start), shape=shape, scale=grid.scale,  # type: ignore[arg-type]
+        zero_point=grid.zero_point,
+    )  # fmt: skip
+    made = Interval(grid.low, grid.high)
+    return Term(lowering.builder.add(port), shape, made, grid.scale, grid.zero_point)
 
 
 def _shares(node: Node) -> bool:

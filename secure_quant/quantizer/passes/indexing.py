@@ -11,6 +11,7 @@ from torch.fx import GraphModule, Node
 
 from secure_quant.errors import NotFinite
 from secure_quant.quantizer.passes.edit import Editor, constant_of
+from secure_quant.quantizer.ports import first_data
 from secure_quant.quantizer.refuse import module_path, unsupported
 
 __all__ = ["UNWRITTEN", "Mover", "argument", "is_whole", "length", "rank_of"]
@@ -93,7 +94,7 @@ class Mover(Editor):
                 f"{module_path(self.node) or 'the model itself'}",
                 got="NaN or infinity", expected="finite numbers",
             )  # fmt: skip
-        source = next(n for n in self.module.graph.nodes if n.op == "placeholder")
+        source = first_data(self.module)
         batch = self.call(aten.sym_size.int, source, 0)
         flat = self.call(aten.reshape.default, source, [batch, -1])
         lone = self.call(aten.slice.Tensor, flat, 1, 0, 1)
