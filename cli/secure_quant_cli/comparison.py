@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from secure_quant.errors import OpNotSupported
 from secure_quant.ir import Graph, ops
 from secure_quant.reference.units import units
+from secure_quant_cli.arrays import Arrays, part_of
 
 if TYPE_CHECKING:
     from secure_quant.quantizer.floats import FloatValues
@@ -66,7 +67,7 @@ class _Errors:
 
 def compare(
     graph: Graph,
-    x: NDArray[Any],
+    x: Arrays,
     engines: Sequence[str],
     batch: int,
     *,
@@ -95,7 +96,7 @@ def compare(
         for start in range(0, len(q), batch):
             part = execute(q[start : start + batch])
             watch.add(part)
-            truths.add(x[start : start + batch], part.values)
+            truths.add(part_of(x, start, start + batch), part.values)
             line.note(f"{min(start + batch, len(q))}/{len(q)}")
     times = {"reference": watch.times()}
     refused: dict[str, str] = {}
@@ -184,8 +185,15 @@ def accuracy(y: NDArray[Any], labels: NDArray[Any], graph: Graph | None = None) 
     integers at its Output."""
     from secure_quant import reference
 
-    real = y if graph is None else reference.dequantize(graph, y)
+    real = y if graph is None else _scores(graph, reference.dequantize(graph, y))
     return float((real.reshape(len(real), -1).argmax(-1) == labels).mean())
+
+
+def _scores(graph: Graph, y: NDArray[Any]) -> NDArray[Any]:
+    """The first output of [n, *output shape]."""
+    from secure_quant import reference
+
+    return next(iter(reference.named(graph, y).values()))
 
 
 class _Watch:
@@ -212,6 +220,9 @@ class _Watch:
         return made
 
 
+_TALLIED = ops.Input | ops.InputPort | ops.Requantize | ops.DynamicQuantize
+
+
 class _Truths:
     """The reference's values as they come, against those of the float model."""
 
@@ -221,11 +232,13 @@ class _Truths:
         self.histograms: Histograms = {}
         self.outputs: dict[str, list[NDArray[Any]]] = {"int8": [], "float": []}
         self._units = units(graph)
+        ports = {port.node for port in graph.input_ports}
+        self._packed = {graph.input.name} - ports
         for node in graph.nodes:
             if isinstance(node, ops.Linear | ops.Conv2d):
                 self.histograms[node.name] = {"weight": _binned(graph.weight(node))}
 
-    def add(self, x: NDArray[Any], values: dict[str, Int]) -> None:
+    def add(self, x: Arrays, values: dict[str, Int]) -> None:
         """One batch."""
         from secure_quant import reference
 
@@ -237,14 +250,15 @@ class _Truths:
             if seen is not None and factor is not None:
                 self.errors[name].add((values[name] - value.zero_point) * factor, seen)
             int8 = value.range.lo >= -128 and value.range.hi <= 127
-            if int8 and isinstance(node, ops.Input | ops.Requantize | ops.DynamicQuantize):
+            if int8 and isinstance(node, _TALLIED) and name not in self._packed:
                 self._tally(name, "int8", values[name])
                 if seen is not None and factor is not None:
                     self._tally(name, "float", seen / factor + value.zero_point)
         output = self.graph.output.name
-        self.outputs["int8"].append(reference.dequantize(self.graph, values[output]))
+        real = reference.dequantize(self.graph, values[output])
+        self.outputs["int8"].append(_scores(self.graph, real))
         if floats:
-            self.outputs["float"].append(floats[output])
+            self.outputs["float"].append(_scores(self.graph, floats[output]))
 
     def _tally(self, name: str, kind: str, values: NDArray[Any]) -> None:
         counts = self.histograms.setdefault(name, {})
@@ -254,9 +268,9 @@ class _Truths:
         """Errors at the output, and accuracies."""
         made: dict[str, Any] = {}
         if self.outputs["float"]:
-            errors = self.errors[self.graph.output.name]
-            made["float_error_max"] = errors.largest
-            made["float_error_mean"] = errors.total / errors.count
+            errors = [self.errors[port.node] for port in self.graph.output_ports]
+            made["float_error_max"] = max(each.largest for each in errors)
+            made["float_error_mean"] = sum(e.total for e in errors) / sum(e.count for e in errors)
         if labels is not None:
             for kind in (kind for kind, parts in self.outputs.items() if parts):
                 made[f"accuracy_{kind}"] = accuracy(np.concatenate(self.outputs[kind]), labels)

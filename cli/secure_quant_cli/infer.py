@@ -1,7 +1,9 @@
 """Send inputs to running servers, protected, and open the answer.
 
 A --target for each server that clients call: two, party 0 and party 1, under secret sharing, else
-one. The inputs are the array "x" of X.npz or its only array, float[batch, *input shape].
+one. The inputs are the array "x" of X.npz or its only array, float[batch, *input shape]; of a model
+with several named inputs, an array of each name. Named outputs are printed and saved by name, an
+unnamed one as y.
 """
 
 from __future__ import annotations
@@ -26,10 +28,12 @@ def configure(parser: argparse.ArgumentParser) -> None:
         help="where the server listens; if there are several, each, or all with commas between",
     )  # fmt: skip
     parser.add_argument("--input", type=Path, required=True, metavar="X.npz")
-    parser.add_argument("--out", type=Path, metavar="Y.npz", help="save the answer as array y")
+    parser.add_argument("--out", type=Path, metavar="Y.npz",
+                        help="save the answer as array y, or the outputs by name")  # fmt: skip
     parser.add_argument("--model-hash", metavar="HEX", help="refuse any other model")
     parser.add_argument("--integers", action="store_true",
-                        help="the input is int8 and the answer stays in integers")  # fmt: skip
+                        help="the input is int8 and the answer stays in integers, both packed "
+                             "where there are several")  # fmt: skip
     parser.add_argument("--timeout", type=float, default=30.0, metavar="SECONDS")
     parser.add_argument("--json", action="store_true")
     add_tls_options(parser)
@@ -37,9 +41,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Print or save the answer."""
-    import numpy as np
-
-    from secure_quant_cli.arrays import read_array
+    from secure_quant_cli.arrays import read_inputs, readable, samples_of, write_arrays
     from secure_quant_cli.checks import can_write, durations, model_hash
     from secure_quant_cli.console import print_json, progress, warn
 
@@ -47,24 +49,39 @@ def run(arguments: argparse.Namespace) -> int:
     model_hash("--model-hash", arguments.model_hash)
     if arguments.out is not None:
         can_write("--out", arguments.out)
-    x = read_array(arguments.input)
+    readable(arguments.input)  # before a server is asked for anything
     with _client(arguments) as client:
         if arguments.model_hash is None:
             warn("no --model-hash: the servers choose the model that answers")
-        with progress(f"inferring {len(x)} samples"):
+        x = read_inputs(arguments.input, _names(arguments, client))
+        with progress(f"inferring {samples_of(x)} samples"):
             infer = client.infer_int8_with_stats if arguments.integers else client.infer_with_stats
             y, spent = infer(x, timeout=arguments.timeout)
     stats = stats_dict(spent)
     if arguments.out is not None:
-        with arguments.out.open("wb") as file:  # a name alone would get .npz appended
-            np.savez(file, y=y)
+        write_arrays(arguments.out, y if isinstance(y, dict) else {"y": y})
     if arguments.json:
         print_json({"y": y, "stats": stats})
         return 0
     if arguments.out is None:
-        for row in y.reshape(len(y), -1):
-            print(" ".join(f"{value:.6g}" for value in row))
+        _print(y)
     return 0
+
+
+def _names(arguments: argparse.Namespace, client: Any) -> list[str] | None:
+    """Of the model's inputs, None where it takes one array."""
+    graph = getattr(client, "graph", None)  # an approximate engine has none
+    if graph is None or arguments.integers or not graph.has_ports:
+        return None
+    return [port.name for port in graph.input_ports]
+
+
+def _print(y: Any) -> None:
+    for name, array in y.items() if isinstance(y, dict) else (("", y),):
+        if name:
+            print(f"{name}:")
+        for row in array.reshape(len(array), -1):
+            print(" ".join(f"{value:.6g}" for value in row))
 
 
 def stats_dict(stats: Any) -> dict[str, Any]:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from secure_quant.ir import Graph, Value, ops
+    from secure_quant.ir.ports import Port
 
 __all__ = ["HELP", "configure", "describe", "run"]
 
@@ -54,8 +55,21 @@ def describe(graph: Graph, stored: int, batch: int) -> dict[str, Any]:
         "bytes": stored,
         "float_bytes": float_bytes(graph),
         "batch": batch,
+        "inputs": [_port(port) for port in graph.input_ports],
+        "outputs": [_port(port) for port in graph.output_ports],
         "layers": [_layer(node, graph.values[node.name]) for node in graph.nodes],
         "plans": {name: _planned(name, graph, batch) for name in exact_names()},
+    }
+
+
+def _port(port: Port) -> dict[str, Any]:
+    """What a caller passes or gets under a name."""
+    return {
+        "name": port.name,
+        "dtype": port.dtype,
+        "shape": list(port.shape),
+        "scale": port.value.scale,
+        "zero_point": port.value.zero_point,
     }
 
 
@@ -92,7 +106,11 @@ def _show(found: dict[str, Any]) -> None:
     from secure_quant_cli.console import human_bytes, table
 
     print(f"hash   {found['hash']}")
-    print(f"size   {human_bytes(found['bytes'])}, {human_bytes(found['float_bytes'])} as float32\n")
+    print(f"size   {human_bytes(found['bytes'])}, {human_bytes(found['float_bytes'])} as float32")
+    for side in ("inputs", "outputs"):
+        named = (f"{p['name']} {p['dtype']}{p['shape']}" for p in found[side])
+        print(f"{side:8}{', '.join(named)}")
+    print()
     rows = [
         (
             layer["name"], layer["op"], "×".join(map(str, layer["shape"])), layer["bits"],

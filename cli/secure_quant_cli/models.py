@@ -55,9 +55,10 @@ def quantize_shown(
 ) -> Graph:  # fmt: skip
     """``quantize`` with its progress and its warning on stderr."""
     from secure_quant.quantizer import quantize
+    from secure_quant_cli.arrays import samples_of
     from secure_quant_cli.console import progress
 
-    with warned(), progress(f"quantizing with {len(data)} samples") as line:
+    with warned(), progress(f"quantizing with {samples_of(data)} samples") as line:
         return quantize(
             model, data, mode=mode, scheme=scheme, targets=targets, progress=line.step,
             max_error=max_error,

@@ -11,9 +11,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from numpy.typing import NDArray
-
 from secure_quant.errors import ConfigError
+from secure_quant_cli.arrays import Arrays
 
 __all__ = ["MODEL_HELP", "add_weights", "build_model", "owner_model"]
 
@@ -28,10 +27,10 @@ def add_weights(parser: argparse.ArgumentParser) -> None:
                              "or by torch.save")  # fmt: skip
 
 
-def owner_model(reference: str, weights: Path | None, data: NDArray[Any]) -> Any:
+def owner_model(reference: str, weights: Path | None, data: Arrays | None = None) -> Any:
     """A torch.nn.Module from ``FILE.py:FACTORY`` or from a model file, with these parameters.
 
-    data: float[samples, ...], on which a file is checked. Raises ConfigError, ModelError.
+    data: inputs, on which a file is checked. Raises ConfigError, ModelError.
     """
     from secure_quant.quantizer.calibration import split_batches
     from secure_quant.quantizer.files import SUFFIXES, opened
@@ -42,7 +41,8 @@ def owner_model(reference: str, weights: Path | None, data: NDArray[Any]) -> Any
             raise ConfigError("--weights", got=path.name, expected="FILE.py:FACTORY to load into")
         if not path.is_file():
             raise ConfigError(f"no such file {reference!r}")
-        return opened(path, split_batches(data, 64)[:1])
+        inputs = list(data.values()) if isinstance(data, dict) else [data]
+        return opened(path, [split_batches(x, 64)[0] for x in inputs])
     model = build_model(reference)
     if weights is not None:
         _load(model, weights)

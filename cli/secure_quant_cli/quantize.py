@@ -4,14 +4,15 @@ The file is written only if the integers are close to the float model; from two 
 on with a warning. MODEL is FILE.py:FACTORY, which is executed and so must be your own code, or a
 float model as .onnx (checked with onnxruntime), .pt2 of torch.export or .ts of TorchScript.
 DATA.npz holds representative inputs, float[samples, *input shape], as the array "x" or its only
-array; the mode qat, which trains, also reads labels, the integers "y". The mode leveled makes a
-shallow model, Linear and secure_quant.quantizer.leveled.Square in turn, for one approximate round
-trip of CKKS.
+array, or an array for each argument of a forward that takes several, under its name; the mode qat,
+which trains, also reads labels, the integers "y". The mode leveled makes a shallow model, Linear and
+secure_quant.quantizer.leveled.Square in turn, for one approximate round trip of CKKS.
 """
 
 from __future__ import annotations
 
 import argparse
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from secure_quant.engines import Engine
+    from secure_quant_cli.arrays import Arrays
 
 __all__ = ["HELP", "configure", "run"]
 
@@ -49,12 +51,11 @@ def run(arguments: argparse.Namespace) -> int:
     """Write the model file and say what it holds."""
     from secure_quant.errors import ConfigError
     from secure_quant.ir import save
-    from secure_quant_cli.arrays import read_array
+    from secure_quant_cli.arrays import readable, samples_of
     from secure_quant_cli.checks import can_write
     from secure_quant_cli.console import human_bytes, print_json, progress, ratio
     from secure_quant_cli.engines import own_models
     from secure_quant_cli.models import quantize_shown
-    from secure_quant_cli.owner_code import owner_model
     from secure_quant_cli.sizes import float_bytes
 
     can_write("--out", arguments.out)
@@ -66,10 +67,12 @@ def run(arguments: argparse.Namespace) -> int:
         raise ConfigError(f"--mode {arguments.mode}", got=got, expected="uniform")
     if own is not None:
         return own_models(own).quantize(arguments)
-    data = read_array(arguments.calibration)
-    targets = _labels(arguments.calibration, len(data)) if arguments.mode == "qat" else None
+    readable(arguments.calibration)
     with progress("importing the float model"):
-        model = owner_model(arguments.model, arguments.weights, data)
+        model, data = _model_and_data(arguments)
+    targets = None
+    if arguments.mode == "qat":
+        targets = _labels(arguments.calibration, samples_of(data))
     graph = quantize_shown(
         model, data, mode=arguments.mode, scheme=arguments.scheme, targets=targets,
         max_error=arguments.max_error,
@@ -93,6 +96,28 @@ def _own_modes() -> dict[str, Engine]:
     from secure_quant.engines import engines
 
     return {each.mode: each for each in engines() if each.mode is not None}
+
+
+def _model_and_data(arguments: argparse.Namespace) -> tuple[Any, Arrays]:
+    """What is quantized, and the inputs to calibrate with: those that a forward names, or all that
+    go with a model file."""
+    from secure_quant.quantizer.files import SUFFIXES
+    from secure_quant_cli.arrays import read_named
+    from secure_quant_cli.owner_code import owner_model
+
+    if Path(arguments.model).suffix.lower() in SUFFIXES:
+        data = read_named(arguments.calibration, lambda name: name != "y")
+        return owner_model(arguments.model, arguments.weights, data), data
+    model = owner_model(arguments.model, arguments.weights)
+    return model, read_named(arguments.calibration, _takes(model))
+
+
+def _takes(model: Any) -> Callable[[str], bool]:
+    """Whether a name is that of an argument of the model's forward."""
+    import inspect
+
+    parameters = inspect.signature(model.forward).parameters
+    return lambda name: name in parameters
 
 
 def _labels(path: Path, samples: int) -> NDArray[Any]:

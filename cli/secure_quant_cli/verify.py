@@ -5,9 +5,11 @@ mpc        both parties and the dealer; the output integers are compared
 he         client and server; every layer's integers are compared
 onnx       onnxruntime on the exported model; every layer's integers are compared
 
-With --float, each layer is also compared with the float model, and with labels "y" in the input
-file accuracies are shown. --html writes it all as one page with plots, which needs the extra
-"report"; with --float it also shows what each weight scheme would give on these inputs.
+The inputs are the array "x" of X.npz or its only array; of a model with several named inputs, an
+array of each name. With --float, each layer is also compared with the float model, and with labels
+"y" in the input file accuracies are shown, of the first output where there are several. --html
+writes it all as one page with plots, which needs the extra "report"; with --float it also shows
+what each weight scheme would give on these inputs.
 The exit status is 0 only if everything agrees to the last bit. A leveled model is approximate: its
 largest error is shown beside the bound that its plan proves, and must not exceed it.
 """
@@ -51,7 +53,7 @@ def run(arguments: argparse.Namespace) -> int:
     """Print the comparison; 0 if all integers agree, 1 if one differs."""
     from secure_quant.errors import ConfigError, ShapeMismatch
     from secure_quant.ir import load
-    from secure_quant_cli.arrays import read_array, read_labels
+    from secure_quant_cli.arrays import part_of, read_inputs, read_labels, samples_of
     from secure_quant_cli.checks import can_write, counts
     from secure_quant_cli.comparison import compare
     from secure_quant_cli.console import print_json
@@ -69,12 +71,15 @@ def run(arguments: argparse.Namespace) -> int:
     if own is not None:
         return own_models(own).verify(arguments)
     graph = load(arguments.model)
-    x = read_array(arguments.input)[: arguments.limit]
-    labels = read_labels(arguments.input)
+    names = [port.name for port in graph.input_ports]
+    x = part_of(
+        read_inputs(arguments.input, names if graph.has_ports else None), 0, arguments.limit
+    )
+    labels = None if "y" in names else read_labels(arguments.input)
     if labels is not None:
         labels = labels[: arguments.limit]
-        if labels.shape != (len(x),):
-            raise ShapeMismatch("labels y", got=labels.shape, expected=(len(x),))
+        if labels.shape != (samples_of(x),):
+            raise ShapeMismatch("labels y", got=labels.shape, expected=(samples_of(x),))
     model, floats = _float_model(arguments, graph, x)
     found = compare(
         graph, x, engines, arguments.batch,
@@ -126,12 +131,14 @@ def _float_model(
     if arguments.float is None:
         return None, None
     from secure_quant.quantizer.floats import float_values
+    from secure_quant_cli.arrays import part_of
     from secure_quant_cli.console import progress
     from secure_quant_cli.owner_code import owner_model
 
-    model = owner_model(arguments.float, arguments.weights, x[:FLOAT_SAMPLES])
+    some = part_of(x, 0, FLOAT_SAMPLES)
+    model = owner_model(arguments.float, arguments.weights, some)
     with progress("capturing the float model"):
-        return model, float_values(model, graph, x[:FLOAT_SAMPLES])
+        return model, float_values(model, graph, some)
 
 
 def _show(report: dict[str, Any]) -> None:

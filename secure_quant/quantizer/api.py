@@ -52,12 +52,15 @@ def quantize(
 ) -> Graph:
     """The integer graph of ``model``.
 
-    model        a torch module: one float32[batch, ...] tensor in, one tensor out. It is copied
-                 and taken in eval mode. Or a float ONNX model, an ExportedProgram or TorchScript,
-                 or the path of a file that holds one (.onnx, .pt2, .ts), or a fitted linear model
-                 or MLP of scikit-learn, with scalers before it.
+    model        a torch module of tensors [batch, ...] in and out: one of each, or several
+                 inputs, and outputs alone or in tuples, dicts and dataclasses. It is copied and
+                 taken in eval mode. Or a float ONNX model, an ExportedProgram or TorchScript, or
+                 the path of a file that holds one (.onnx, .pt2, .ts), or a fitted linear model or
+                 MLP of scikit-learn, with scalers before it.
     calibration  float[n, *input shape] array or tensor of typical inputs, or an iterable of such
-                 batches. Some hundred samples do.
+                 batches. Some hundred samples do. Of several inputs a mapping of names to arrays,
+                 a tuple in the order of a forward that needs as many, or batches of these; integers
+                 and bools stay such. The graph then has named inputs and outputs.
     mode         static: int8 weights and activations. weight-only: int8 weights; activations get
                  12 bits, so that next to nothing but the weights' rounding is felt, and encrypted
                  engines still run it, at a higher cost. The input itself is int8 in every mode.
@@ -71,7 +74,8 @@ def quantize(
     calibrator   how activation ranges are chosen; see ``RangeObserver``.
     grid         largest integer multiplier of a weight channel, 0 to choose; see
                  ``WeightObserver``.
-    targets      qat only: what the loss compares outputs with, one for each input.
+    targets      qat only: what the loss compares outputs with, one for each sample. The loss of
+                 several outputs gets them as a dict.
     training     qat only: epochs, learning rate, loss.
     progress     called with (stage, steps done, steps in all).
     max_error    the largest error at the output, root mean square over calibration samples,

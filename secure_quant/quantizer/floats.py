@@ -26,12 +26,14 @@ from secure_quant.quantizer.inputs import as_one, packed
 from secure_quant.quantizer.lower.record import Recorded, lower_recorded
 from secure_quant.quantizer.passes import rewrite, specialize
 from secure_quant.quantizer.pipeline import Settings, copied, make_quantizer
+from secure_quant.quantizer.ports import parts_of
 from secure_quant.quantizer.refuse import failures_named
 
-__all__ = ["FloatValues", "float_values", "values_at"]
+__all__ = ["FloatValues", "float_values", "outputs_of", "values_at"]
 
-FloatValues = Callable[[NDArray[Any]], dict[str, NDArray[np.float32]]]
-"""float[batch, *input shape] -> the float value at each node, float32[batch, *shape], by name."""
+FloatValues = Callable[[Any], dict[str, NDArray[np.float32]]]
+"""float[batch, *input shape], or arrays by name -> the float value at each node, float32[batch,
+*shape], by name."""
 
 
 def float_values(model: nn.Module, graph: Graph, x: Any) -> FloatValues:
@@ -53,7 +55,7 @@ def float_values(model: nn.Module, graph: Graph, x: Any) -> FloatValues:
     with suppress(CaptureMismatch, UnsupportedModule):
         captured = _captured(model, graph, batches)
 
-    def values(part: NDArray[Any]) -> dict[str, NDArray[np.float32]]:
+    def values(part: Any) -> dict[str, NDArray[np.float32]]:
         inner = packed(model, part)
         made = inputs_at(graph, inner)
         if captured is not None:
@@ -65,6 +67,15 @@ def float_values(model: nn.Module, graph: Graph, x: Any) -> FloatValues:
         return made
 
     return values
+
+
+def outputs_of(model: nn.Module, x: Any) -> list[NDArray[np.float32]]:
+    """What ``model`` itself gives, float32[n, ...] each; ``x``: an array, or arrays by name.
+    Raises CalibrationError, UnsupportedModule."""
+    module, batches = as_one(model, x, 64)
+    owner = Owner(module)
+    whole = torch.cat([owner.run(batch, torch.float32) for batch in batches])
+    return [part.numpy() for part in parts_of(whole, owner.outputs).values()]
 
 
 def _captured(

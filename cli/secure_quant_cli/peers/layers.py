@@ -27,6 +27,8 @@ class Layer:
 
 def layers(graph: Graph) -> Iterator[Layer]:
     """The layers in order. Raises OpNotSupported for a graph that is not a chain of these."""
+    if graph.has_ports:
+        raise OpNotSupported("peer comparison", got="named inputs or outputs", expected="one each")
     previous = graph.input.name
     for node in graph.nodes[1:]:
         if node.inputs != (previous,):

@@ -37,7 +37,7 @@ def render(found: Comparison, graph: Graph) -> str:
     """The page of a comparison, the same text for the same figures."""
     report = found.report
     parts = [
-        _verdict(report), _cards(report, graph), _engines(report), _errors(report),
+        _verdict(report), _cards(report, graph), _ports(graph), _engines(report), _errors(report),
         _histograms(found), _schemes(report), _costs(report), _layers(report),
     ]  # fmt: skip
     body = "\n".join(part for part in parts if part)
@@ -90,6 +90,20 @@ def _cards(report: dict[str, Any], graph: Graph) -> str:
         cards["largest"] = f"{report['float_error_max']:.2g}"
     made = "".join(f"<div><dt>{key}</dt><dd>{value}</dd></div>" for key, value in cards.items())
     return f'<dl class="cards">{made}</dl>'
+
+
+def _ports(graph: Graph) -> str:
+    if not graph.has_ports:
+        return ""
+    rows = [
+        [side, port.name, port.dtype, "×".join(map(str, port.shape)),
+         f"{port.value.scale:.4g}", str(port.value.zero_point)]
+        for side, ports in (("input", graph.input_ports), ("output", graph.output_ports))
+        for port in ports
+    ]  # fmt: skip
+    text = "Each has integers on a grid of its own; they travel end to end, in one vector each way."
+    header = ["", "name", "dtype", "shape of a sample", "scale", "zero point"]
+    return _section("Inputs and outputs", text, _table(header, rows, text=3))
 
 
 def _engines(report: dict[str, Any]) -> str:

@@ -6,7 +6,14 @@ import numpy as np
 import pytest
 
 from secure_quant.errors import ConfigError, InputError
-from secure_quant_cli.arrays import read_array, read_labels
+from secure_quant_cli.arrays import (
+    part_of,
+    read_array,
+    read_inputs,
+    read_labels,
+    samples_of,
+    write_arrays,
+)
 from secure_quant_cli.owner_code import build_model
 
 
@@ -96,3 +103,28 @@ def test_owner_code_is_called(owner: Path) -> None:
 def test_unusable_owner_code_is_a_named_error(owner: Path, reference: str, says: str) -> None:
     with pytest.raises(ConfigError, match=says):
         build_model(reference.format(owner))
+
+
+def test_arrays_of_named_inputs(tmp_path: Path) -> None:
+    path = tmp_path / "a.npz"
+    np.savez(path, ids=np.arange(6).reshape(2, 3), mask=np.ones((2, 3), bool), y=np.zeros(2, int))
+    found = read_inputs(path, ["mask", "ids"])
+    assert isinstance(found, dict)
+    assert list(found) == ["mask", "ids"]
+    assert samples_of(found) == 2
+    assert part_of(found, 1, None)["ids"].tolist() == [[3, 4, 5]]
+    with pytest.raises(InputError, match="no array 'age'"):
+        read_inputs(path, ["ids", "age"])
+    with pytest.raises(InputError, match="no array 'x'"):
+        read_inputs(path, None)
+    np.savez(tmp_path / "one.npz", whatever=np.ones((2, 3)))
+    assert list(read_inputs(tmp_path / "one.npz", ["row"])) == ["row"]
+
+
+def test_arrays_written_under_any_name(tmp_path: Path) -> None:
+    arrays = {"file": np.ones(2), "a/b": np.arange(3), "x.npy": np.zeros((2, 2), np.float32)}
+    write_arrays(tmp_path / "out", arrays)
+    with np.load(tmp_path / "out") as loaded:
+        assert {name: loaded[name].tolist() for name in arrays} == {
+            name: array.tolist() for name, array in arrays.items()
+        }
