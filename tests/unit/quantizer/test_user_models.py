@@ -111,7 +111,8 @@ A = nn.Linear(8, 8)
 @pytest.mark.parametrize(
     ("forward", "word"),
     [
-        (lambda m, x: (m.a(x), m.a(x)), "2 values"),
+        (lambda m, x: (m.a(x), m.a(x).argmax(1)), "int64"),
+        (lambda m, x: (m.a(x), "text"), "str"),
         (lambda *_: None, "NoneType"),
         (lambda m, x: m.a(x).argmax(1), "int64"),
         (lambda m, x: m.a(x) > 0, "bool"),
