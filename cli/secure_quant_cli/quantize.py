@@ -5,8 +5,8 @@ on with a warning. MODEL is FILE.py:FACTORY, which is executed and so must be yo
 float model as .onnx (checked with onnxruntime), .pt2 of torch.export or .ts of TorchScript.
 DATA.npz holds representative inputs, float[samples, *input shape], as the array "x" or its only
 array, or an array for each argument of a forward that takes several, under its name; the mode qat,
-which trains, also reads labels, the integers "y". The mode leveled makes a shallow model, Linear and
-secure_quant.quantizer.leveled.Square in turn, for one approximate round trip of CKKS.
+which trains, also reads labels, the integers "y". The mode leveled makes a shallow model, Linear
+and secure_quant.quantizer.leveled.Square in turn, for one approximate round trip of CKKS.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ def run(arguments: argparse.Namespace) -> int:
     """Write the model file and say what it holds."""
     from secure_quant.errors import ConfigError
     from secure_quant.ir import save
-    from secure_quant_cli.arrays import readable, samples_of
+    from secure_quant_cli.arrays import read_named, samples_of
     from secure_quant_cli.checks import can_write
     from secure_quant_cli.console import human_bytes, print_json, progress, ratio
     from secure_quant_cli.engines import own_models
@@ -67,12 +67,12 @@ def run(arguments: argparse.Namespace) -> int:
         raise ConfigError(f"--mode {arguments.mode}", got=got, expected="uniform")
     if own is not None:
         return own_models(own).quantize(arguments)
-    readable(arguments.calibration)
-    with progress("importing the float model"):
-        model, data = _model_and_data(arguments)
+    found = read_named(arguments.calibration, lambda name: name != "y")
     targets = None
     if arguments.mode == "qat":
-        targets = _labels(arguments.calibration, samples_of(data))
+        targets = _labels(arguments.calibration, samples_of(found))
+    with progress("importing the float model"):
+        model, data = _model_and_data(arguments, found)
     graph = quantize_shown(
         model, data, mode=arguments.mode, scheme=arguments.scheme, targets=targets,
         max_error=arguments.max_error,
@@ -98,16 +98,15 @@ def _own_modes() -> dict[str, Engine]:
     return {each.mode: each for each in engines() if each.mode is not None}
 
 
-def _model_and_data(arguments: argparse.Namespace) -> tuple[Any, Arrays]:
+def _model_and_data(arguments: argparse.Namespace, found: Arrays) -> tuple[Any, Arrays]:
     """What is quantized, and the inputs to calibrate with: those that a forward names, or all that
-    go with a model file."""
+    were ``found`` beside a model file."""
     from secure_quant.quantizer.files import SUFFIXES
     from secure_quant_cli.arrays import read_named
     from secure_quant_cli.owner_code import owner_model
 
     if Path(arguments.model).suffix.lower() in SUFFIXES:
-        data = read_named(arguments.calibration, lambda name: name != "y")
-        return owner_model(arguments.model, arguments.weights, data), data
+        return owner_model(arguments.model, arguments.weights, found), found
     model = owner_model(arguments.model, arguments.weights)
     return model, read_named(arguments.calibration, _takes(model))
 

@@ -6,7 +6,7 @@ from dataclasses import replace
 from typing import Any, Literal, get_args
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from secure_quant.errors import CalibrationError, ConfigError
 from secure_quant.ir import Graph

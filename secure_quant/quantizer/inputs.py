@@ -33,8 +33,8 @@ _WAY = "call the model on a batch of this data to see it fail"
 
 def as_one(model: Any, calibration: Any, batch_size: int) -> tuple[nn.Module, list[Tensor]]:
     """(a module of one tensor in and out, float32 batches for it): ``model`` as a module and its
-    data, or a Ported and packed batches, where inputs are given by name or where it has several inputs or
-    outputs.
+    data, or a Ported and packed batches, where inputs are given by name or where it has several
+    inputs or outputs.
 
     Raises CalibrationError, UnsupportedModule.
     """
