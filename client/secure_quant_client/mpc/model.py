@@ -33,8 +33,9 @@ if TYPE_CHECKING:
 
 __all__ = ["IN_FLIGHT", "Meter", "MpcModel"]
 
-UNSAID = 32
-"""Most samples of one call at a party that does not say how many it takes."""
+PART = 32
+"""Most samples of one call, also where the parties take more: all material of a call has to lie at
+the parties before it begins, and 64 samples of a LeNet are all that a lane's stock holds."""
 
 IN_FLIGHT = 4
 """Parts of one large input that are under way at once."""
@@ -81,8 +82,8 @@ class MpcModel:
         graph = graphs[0]
         up, down = prod(graph.input.shape), 8 * prod(graph.values[graph.output.name].shape)
         bound_unpinned("model", 2 * (8 * up + down), expected_hash)
-        taken = (answer.batch or UNSAID for answer in answers)
-        return cls(graph, max(1, min(*taken, (message_bytes - AROUND) // max(up, down))))
+        taken = (answer.batch or PART for answer in answers)
+        return cls(graph, max(1, min(PART, *taken, (message_bytes - AROUND) // max(up, down))))
 
     def infer(self, q: NDArray[Any], deadline: Deadline) -> Program[Inference[np.int64]]:
         """int8[batch, *input shape] -> int64[batch, *output shape]: a part is made when there is
