@@ -49,11 +49,12 @@ def main() -> int:
         scores = torch.cat([model(x) for x in torch.from_numpy(data.test_x).split(500)]).numpy()
     inputs = reference.quantize_input(graph, data.test_x)
     answers = np.concatenate([reference.run_int(graph, q) for q in np.array_split(inputs, 20)])
+    made = reference.dequantize(graph, answers)
     found: dict[str, Any] = {
         "images": len(answers),
         "accuracy_float": accuracy(scores, data.test_y),
-        "accuracy_int8": accuracy(answers, data.test_y),
-        "same_class": float(np.mean(scores.argmax(1) == answers.argmax(1))),
+        "accuracy_int8": accuracy(made, data.test_y),
+        "same_class": float(np.mean(scores.argmax(1) == made.argmax(1))),
         "engines": {},
     }
     for engine in arguments.engines:
