@@ -67,10 +67,16 @@ def _port(port: Port) -> dict[str, Any]:
     return {
         "name": port.name,
         "dtype": port.dtype,
-        "shape": list(port.shape),
+        "shape": list(port.asked),
+        "rows": port.rows or None,
         "scale": port.value.scale,
         "zero_point": port.value.zero_point,
     }
+
+
+def _named(port: dict[str, Any]) -> str:
+    rows = f" of {port['rows']} public rows" if port["rows"] else ""
+    return f"{port['name']} {port['dtype']}{port['shape']}{rows}"
 
 
 def _layer(node: ops.Node, value: Value) -> dict[str, Any]:
@@ -108,8 +114,7 @@ def _show(found: dict[str, Any]) -> None:
     print(f"hash   {found['hash']}")
     print(f"size   {human_bytes(found['bytes'])}, {human_bytes(found['float_bytes'])} as float32")
     for side in ("inputs", "outputs"):
-        named = (f"{p['name']} {p['dtype']}{p['shape']}" for p in found[side])
-        print(f"{side:8}{', '.join(named)}")
+        print(f"{side:8}{', '.join(map(_named, found[side]))}")
     print()
     rows = [
         (

@@ -51,7 +51,7 @@ def bench_model(name: str) -> Graph:
 
 def quantize_shown(
     model: Any, data: Any, *, mode: Any = "static", scheme: str = "uniform", targets: Any = None,
-    max_error: float | None = None,
+    max_error: float | None = None, embedding: Any = None,
 ) -> Graph:  # fmt: skip
     """``quantize`` with its progress and its warning on stderr."""
     from secure_quant.quantizer import quantize
@@ -61,7 +61,7 @@ def quantize_shown(
     with warned(), progress(f"quantizing with {samples_of(data)} samples") as line:
         return quantize(
             model, data, mode=mode, scheme=scheme, targets=targets, progress=line.step,
-            max_error=max_error,
+            max_error=max_error, embedding=embedding,
         )  # fmt: skip
 
 

@@ -44,6 +44,9 @@ def configure(parser: argparse.ArgumentParser) -> None:
                         help="largest error at the output, relative to the float model's output, "
                              "for which a file is written: 0.25 if left out, 0.5 with log and "
                              "kmeans; inf writes it at any")  # fmt: skip
+    parser.add_argument("--embedding", choices=("client",),
+                        help="client: tables that an integer input chooses rows of become public, "
+                             "and clients look them up themselves")  # fmt: skip
     parser.add_argument("--json", action="store_true", help="print the sizes as JSON")
 
 
@@ -75,7 +78,7 @@ def run(arguments: argparse.Namespace) -> int:
         model, data = _model_and_data(arguments, found)
     graph = quantize_shown(
         model, data, mode=arguments.mode, scheme=arguments.scheme, targets=targets,
-        max_error=arguments.max_error,
+        max_error=arguments.max_error, embedding=arguments.embedding,
     )  # fmt: skip
     save(graph, arguments.out)
     stored, plain = arguments.out.stat().st_size, float_bytes(graph)

@@ -11,6 +11,7 @@ from secure_quant.he.plan import HePlan, plan
 from secure_quant.he.search import Objective
 from secure_quant.ir import Graph
 from secure_quant.ir.artifact import decode, encode, read_tensors, write_tensors
+from secure_quant.ir.lookups import join_lookups
 from secure_quant.ir.public import decode_public, encode_public
 
 __all__ = ["load_client", "load_server", "split"]
@@ -26,9 +27,12 @@ def split(graph: Graph, objective: Objective = "latency", tier: Tier = "T1") -> 
     if graph.is_public:
         raise MissingParameters("server bundle", got="a public graph", expected="a whole model")
     text = plan(graph, objective, tier).to_json()
+    public = {"graph": encode_public(graph), "plan": text}
+    if graph.lookups:
+        public["lookups"] = join_lookups(graph.nodes, graph.lookups)
     return {
         "server": _write("he-server", graph, {"model": encode(graph), "plan": text}),
-        "client": _write("he-client", graph, {"graph": encode_public(graph), "plan": text}),
+        "client": _write("he-client", graph, public),
     }
 
 
@@ -47,12 +51,13 @@ def load_server(data: bytes, *, stock_memory: int = STOCK_MEMORY) -> Evaluator:
 
 def load_client(data: bytes) -> tuple[Graph, HePlan]:
     """Raises as ``load_server``."""
-    parts, metadata = _read("he-client", ("graph", "plan"), data)
+    parts, metadata = _read("he-client", ("graph", "plan"), data, ("lookups",))
     try:
         commitment = bytes.fromhex(metadata["commitment"])
     except ValueError as error:
         raise MalformedModel("commitment", got="no hexadecimal digits") from error
-    graph = decode_public(parts["graph"], commitment=commitment)
+    lookups = parts.get("lookups", b"")
+    graph = decode_public(parts["graph"], commitment=commitment, lookups=lookups)
     if graph.hash != metadata["hash"]:
         raise HashMismatch("model", got=graph.hash, expected=metadata["hash"][:64])
     return graph, HePlan.from_json(parts["plan"], graph)
@@ -68,7 +73,7 @@ def _write(role: str, graph: Graph, parts: dict[str, bytes]) -> bytes:
 
 
 def _read(
-    role: str, names: tuple[str, ...], data: bytes
+    role: str, names: tuple[str, ...], data: bytes, maybe: tuple[str, ...] = ()
 ) -> tuple[dict[str, bytes], dict[str, str]]:
     tensors, metadata = read_tensors(data)
     expected, got = f"secure-quant-{role}/{VERSION}", metadata.get("format", "nothing")
@@ -76,7 +81,8 @@ def _read(
         known = got.startswith(f"secure-quant-{role}/")
         kind = UnsupportedVersion if known else MalformedModel
         raise kind("bundle", got=got[:80], expected=expected)
-    whole = set(tensors) == set(names) and set(metadata) == {"format", "hash", "commitment"}
+    own = set(tensors) - set(maybe) == set(names)
+    whole = own and set(metadata) == {"format", "hash", "commitment"}
     if not whole or any(t.dtype != np.uint8 or t.ndim != 1 for t in tensors.values()):
         raise MalformedModel("bundle", got=sorted(tensors)[:8], expected=sorted(names))
     return {name: tensor.tobytes() for name, tensor in tensors.items()}, metadata

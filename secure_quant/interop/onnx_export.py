@@ -349,6 +349,7 @@ def _output(w: _Writer, node: Any) -> str:
 _RULES: Mapping[type[ops.Node], Callable[[_Writer, Any], str]] = {
     ops.Input: _input,
     ops.InputPort: _input_port,
+    ops.LookupPort: _input_port,
     ops.Linear: _linear,
     ops.Conv2d: _conv2d,
     ops.MatMul: _matmul,

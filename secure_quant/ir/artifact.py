@@ -4,7 +4,7 @@ Metadata: ``format``, ``commitment`` and ``hash`` in hex.
 Tensors: ``graph`` (canonical JSON, a byte each), ``tables`` (int8 if every entry fits, else int16),
 ``multipliers``, ``salt``, and per Linear or Conv2d ``NAME.bias`` and either ``NAME.weight`` (int8)
 or, where that is smaller, ``NAME.codes`` (two 4-bit codes a byte, low half first) with
-``NAME.codebook`` (int8[1 or out_channels, 16]).
+``NAME.codebook`` (int8[1 or out_channels, 16]); per LookupPort ``NAME.rows`` (int8).
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from secure_quant.errors import HashMismatch, MalformedModel, UnsupportedVersion
 from secure_quant.ir.codec import VERSIONS, PublicParts, parse_nodes, version_of
 from secure_quant.ir.container import MAX_FILE, Array, read_tensors, write_tensors
 from secure_quant.ir.graph import Graph
-from secure_quant.ir.ops import Node
+from secure_quant.ir.ops import LookupPort, Node
 from secure_quant.ir.public import check_canonical, to_parts
 from secure_quant.ir.verify import parameter_shapes
 
@@ -60,6 +60,8 @@ def encode(graph: Graph) -> bytes:
         "multipliers": np.frombuffer(parts.multipliers, np.uint8),
         "salt": np.frombuffer(graph.salt, np.uint8),
     }
+    for name, array in graph.lookups.items():
+        tensors[f"{name}.rows"] = array
     for name, array in graph.parameters.items():
         packed = _pack(array) if name.endswith(".weight") else None
         if packed is None:
@@ -99,7 +101,11 @@ def decode(data: bytes | memoryview, *, expected_hash: str | None = None) -> Gra
     nodes = parse_nodes(parts)
     if got != FORMATS[version_of(nodes)]:
         raise MalformedModel("format", got=got, expected=FORMATS[version_of(nodes)])
-    graph = Graph(nodes, _unpack(nodes, tensors), salt, commitment)
+    ports = [node.name for node in nodes if isinstance(node, LookupPort)]
+    lookups = {name: tensors.pop(f"{name}.rows") for name in ports if f"{name}.rows" in tensors}
+    if len(lookups) < len(ports):
+        raise MalformedModel("public tables", got=len(lookups), expected=len(ports))
+    graph = Graph(nodes, _unpack(nodes, tensors), salt, commitment, lookups)
     check_canonical(graph, parts)
     for claimed in (metadata["hash"], expected_hash):
         if claimed is not None and claimed != graph.hash:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
@@ -36,6 +37,7 @@ class Builder:
         self._int16_table = int16_table
         self.nodes: list[ops.Node] = []
         self.parameters: dict[str, NDArray[Any]] = {}
+        self.lookups: dict[str, NDArray[Any]] = {}
         self._names: set[str] = set()
         self.common: dict[str, float] = {}
         """Fixed-point value or run-time scale -> a common large value of it, in its own steps."""
@@ -169,12 +171,13 @@ class Builder:
         return self._finished()
 
     def _finished(self) -> Graph:
-        kept = _live(self.nodes)
+        kept = _packed(_live(self.nodes))
         names = {node.name for node in kept}
         parameters = {
             key: value for key, value in self.parameters.items() if key.rpartition(".")[0] in names
         }
-        return Graph(kept, parameters)
+        lookups = {name: table for name, table in self.lookups.items() if name in names}
+        return Graph(kept, parameters, lookups=lookups)
 
 
 def _live(nodes: list[ops.Node]) -> tuple[ops.Node, ...]:
@@ -184,6 +187,22 @@ def _live(nodes: list[ops.Node]) -> tuple[ops.Node, ...]:
         if node.name in needed:
             needed.update(node.inputs)
     return tuple(node for node in nodes if node.name in needed)
+
+
+def _packed(nodes: tuple[ops.Node, ...]) -> tuple[ops.Node, ...]:
+    """The ports of the Input, if there are any, behind it in the order of their starts, and end to
+    end."""
+    first, *others = nodes
+    ports = [node for node in others if isinstance(node, ops.InputPort)]
+    if not ports or not isinstance(first, ops.Input):
+        return nodes
+    placed: list[ops.Node] = []
+    place = 0
+    for port in sorted(ports, key=lambda each: each.start):
+        placed.append(replace(port, start=place))
+        place += math.prod(port.shape)
+    rest = [node for node in others if not isinstance(node, ops.InputPort)]
+    return (replace(first, shape=(place,)), *placed, *rest)
 
 
 def _unchanged(grid: Grid) -> Table:

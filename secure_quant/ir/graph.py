@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from secure_quant.errors import HashMismatch, InvalidGraph, MissingParameters
 from secure_quant.ir.codec import encode_nodes, joined
+from secure_quant.ir.lookups import checked_lookups
 from secure_quant.ir.ops import Conv2d, Input, Linear, Node, Output
 from secure_quant.ir.ports import Port, input_ports, output_ports
 from secure_quant.ir.values import Value
@@ -33,6 +34,8 @@ class Graph:
     parameters  secret arrays by name, or empty in a public graph.
     salt        32 secret bytes that keep ``commitment`` from being guessed; none in a public graph.
     commitment  SHA-256 over salt and parameters: binds the weights without showing them.
+    lookups     public tables of LookupPorts by node name, all or none: who quantizes inputs needs
+                them.
 
     Raises InvalidGraph, OverflowRisk or HashMismatch on construction; a Graph that exists is valid.
     """
@@ -41,12 +44,14 @@ class Graph:
     parameters: Mapping[str, Array] = field(default_factory=dict)
     salt: bytes = b""
     commitment: bytes = b""
+    lookups: Mapping[str, Array] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         frozen = {name: _frozen(array) for name, array in sorted(self.parameters.items())}
         object.__setattr__(self, "parameters", MappingProxyType(frozen))
         # `values` is filled by the verifier's own inference, once.
         object.__setattr__(self, "_values", MappingProxyType(verify(self.nodes, frozen)))
+        object.__setattr__(self, "lookups", checked_lookups(self.nodes, self.lookups))
         if len(self.salt) not in (0, 32) or len(self.commitment) not in (0, 32):
             got = (len(self.salt), len(self.commitment))
             raise InvalidGraph("bytes of salt and commitment", got=got, expected="32 or none")
@@ -129,6 +134,12 @@ class Graph:
             return self._parameter(f"{node.name}.bias")
         out = node.out_features if isinstance(node, Linear) else node.out_channels
         return np.zeros(out, np.int32)
+
+    def lookup(self, name: str) -> Array:
+        """int8[rows, width] of a LookupPort. Raises MissingParameters where they are not here."""
+        if name not in self.lookups:
+            raise MissingParameters("the public table of an input", got=f"none of {name!r}")
+        return self.lookups[name]
 
     def public(self) -> Graph:
         """The same graph without parameters and salt: what a client, party or dealer may see."""

@@ -25,6 +25,7 @@ __all__ = [
     "Input",
     "InputPort",
     "Linear",
+    "LookupPort",
     "MatMul",
     "MaxPool",
     "Mul",
@@ -78,6 +79,19 @@ class InputPort(Node):
     shape: tuple[int, ...]
     scale: float
     zero_point: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LookupPort(InputPort):
+    """An InputPort of rows of a public table, which the caller names by number: for integers
+    ``i[*shape[:-1]]`` from 0 to rows - 1, ``q = table[i]``, taken by the client.
+
+    The table int8[rows, shape[-1]] stands in ``Graph.lookups`` under the node's name; digest is
+    the SHA-256 of its bytes in hex. dtype is int64.
+    """
+
+    rows: int
+    digest: str
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -306,9 +320,9 @@ DYNAMIC = (DynamicScale, DynamicQuantize, Rescale)
 OPS: dict[str, type[Node]] = {
     op.__name__: op
     for op in (
-        Input, InputPort, Linear, Conv2d, MatMul, Mul, Add, SumPool, ReduceSum, Requantize, MaxPool,
-        DynamicScale, DynamicQuantize, Rescale, ReduceMax, Reshape, Transpose, Slice, Concat,
-        OutputPort, Output,
+        Input, InputPort, LookupPort, Linear, Conv2d, MatMul, Mul, Add, SumPool, ReduceSum,
+        Requantize, MaxPool, DynamicScale, DynamicQuantize, Rescale, ReduceMax, Reshape, Transpose,
+        Slice, Concat, OutputPort, Output,
     )
 }  # fmt: skip
 """Name in a file -> op; a name that is not here is refused."""

@@ -22,6 +22,7 @@ class Port:
     start       of its elements, which lie in row-major order in the packed vector of a sample.
     value       its shape per sample, scale, zero point and range.
     multiplier  of each channel along ``axis``, of an output.
+    rows        of the public table that the caller's numbers choose from; 0 where there is none.
     """
 
     name: str
@@ -31,10 +32,17 @@ class Port:
     value: Value
     multiplier: tuple[int, ...] = (1,)
     axis: int = -1
+    rows: int = 0
 
     @property
     def shape(self) -> tuple[int, ...]:
         return self.value.shape
+
+    @property
+    def asked(self) -> tuple[int, ...]:
+        """Shape of a sample that the caller passes or gets: that of the numbers where the integers
+        are rows of a table."""
+        return self.shape[:-1] if self.rows else self.shape
 
     @property
     def stop(self) -> int:
@@ -44,12 +52,15 @@ class Port:
 def input_ports(nodes: Sequence[ops.Node], values: Mapping[str, Value]) -> tuple[Port, ...]:
     """In their order in the Input; the whole Input where it has no ports."""
     found = tuple(
-        Port(node.port, node.name, node.dtype, node.start, values[node.name])
-        for node in nodes
-        if isinstance(node, ops.InputPort)
+        _input_port(node, values[node.name]) for node in nodes if isinstance(node, ops.InputPort)
     )
     name = nodes[0].name
     return found or (Port(name, name, "float32", 0, values[name]),)
+
+
+def _input_port(node: ops.InputPort, value: Value) -> Port:
+    rows = node.rows if isinstance(node, ops.LookupPort) else 0
+    return Port(node.port, node.name, node.dtype, node.start, value, rows=rows)
 
 
 def output_ports(nodes: Sequence[ops.Node], values: Mapping[str, Value]) -> tuple[Port, ...]:

@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 from secure_quant.errors import MalformedModel
 from secure_quant.ir.codec import PublicParts, encode_nodes, joined, parse_nodes
 from secure_quant.ir.graph import Graph
+from secure_quant.ir.lookups import split_lookups
 
 __all__ = ["check_canonical", "decode_public", "encode_public", "from_parts", "to_parts"]
 
@@ -25,10 +26,13 @@ def from_parts(
     parameters: Mapping[str, NDArray[Any]] | None = None,
     salt: bytes = b"",
     commitment: bytes = b"",
+    lookups: bytes = b"",
 ) -> Graph:
-    """Inverse of ``to_parts``. Raises MalformedModel, UnsupportedVersion, InvalidGraph,
-    OverflowRisk, HashMismatch."""
-    graph = Graph(parse_nodes(parts), parameters or {}, salt, commitment)
+    """Inverse of ``to_parts``; ``lookups``: the public tables, or none of them. Raises
+    MalformedModel, UnsupportedVersion, InvalidGraph, OverflowRisk, HashMismatch."""
+    nodes = parse_nodes(parts)
+    tables = split_lookups(nodes, lookups)
+    graph = Graph(nodes, parameters or {}, salt, commitment, tables)
     check_canonical(graph, parts)
     return graph
 
@@ -45,7 +49,7 @@ def encode_public(graph: Graph) -> bytes:
     return joined(to_parts(graph))
 
 
-def decode_public(data: bytes, *, commitment: bytes) -> Graph:
+def decode_public(data: bytes, *, commitment: bytes, lookups: bytes = b"") -> Graph:
     """Inverse of ``encode_public``; the graph is public. Raises as ``from_parts``."""
     found: list[bytes] = []
     rest = memoryview(data)
@@ -57,4 +61,4 @@ def decode_public(data: bytes, *, commitment: bytes) -> Graph:
         rest = rest[8 + size :]
     if len(rest):
         raise MalformedModel("public graph", got=f"{len(rest)} bytes too many", expected="none")
-    return from_parts(PublicParts(*found), commitment=commitment)
+    return from_parts(PublicParts(*found), commitment=commitment, lookups=lookups)

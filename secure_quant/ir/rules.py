@@ -34,6 +34,9 @@ __all__ = ["ARITY", "DTYPES", "RULES", "Given"]
 
 DTYPES = ("float32", "int64", "bool")
 """Of the arrays that a caller passes for ports."""
+MAX_ROWS = 2**24
+MAX_TABLES = 2**30
+"""Elements of one public table of rows."""
 
 
 @dataclass(frozen=True)
@@ -67,6 +70,17 @@ def _input_port(given: Given, node: Any, xs: list[Value]) -> Value:
     require(node, inside, "elements", (node.start, stop), f"inside the {x.size} of the Input")
     require(node, INT8.lo <= node.zero_point <= INT8.hi, "zero point", node.zero_point, "int8")
     return Value(node.shape, INT8, node.scale, node.zero_point, accumulator=False)
+
+
+def _lookup_port(given: Given, node: Any, xs: list[Value]) -> Value:
+    made = _input_port(given, node, xs)
+    require(node, node.dtype == "int64", "dtype", node.dtype, "int64, of row numbers")
+    require(node, 1 <= node.rows <= MAX_ROWS, "rows", node.rows, f"1 to {MAX_ROWS}")
+    size = node.rows * node.shape[-1]
+    require(node, size <= MAX_TABLES, "elements of the table", size, f"<= {MAX_TABLES}")
+    hexadecimal = len(node.digest) == 64 and not set(node.digest) - set("0123456789abcdef")
+    require(node, hexadecimal, "digest", "another text", "64 hex digits")
+    return made
 
 
 def _proven(given: Given, node: Any, x: Value) -> int | None:
@@ -302,6 +316,7 @@ ARITY: Mapping[type[ops.Node], int | None] = {
 RULES: Mapping[type[ops.Node], Callable[[Any, Any, list[Value]], Value]] = {
     ops.Input: _input,
     ops.InputPort: _input_port,
+    ops.LookupPort: _lookup_port,
     ops.Linear: _linear,
     ops.Conv2d: _conv2d,
     ops.MatMul: _matmul,

@@ -17,7 +17,10 @@ from secure_quant.quantizer.refuse import first_line
 __all__ = ["accepted", "check_forward", "check_output", "own_copy", "unwrapped"]
 
 _FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
-_INDICES = "inputs are real numbers: feed one-hot rows into nn.Linear, or embed at the client"
+_INDICES = (
+    'give row numbers as integers with embedding="client", which makes the table public to '
+    "clients, or feed one-hot rows into nn.Linear"
+)
 _WHOLE = "the float module, before it was quantized"
 
 

@@ -18,6 +18,7 @@ from torchao.quantization.pt2e.quantizer import (
 )
 
 from secure_quant.ir.values import INT32
+from secure_quant.quantizer.notes import TABLE_RANGE
 from secure_quant.quantizer.observers import RangeObserver, WeightObserver
 from secure_quant.quantizer.opset import (
     ADDITIVE,
@@ -32,7 +33,7 @@ from secure_quant.quantizer.opset import (
     find_roots,
 )
 from secure_quant.quantizer.passes.edit import BITS, EXACT, LARGEST, POSITIVE
-from secure_quant.quantizer.ports import INPUT_PORT, OUTPUT_PORTS, ends_here
+from secure_quant.quantizer.ports import INPUT_PORT, LOOKUP_PORT, OUTPUT_PORTS, PORTS, ends_here
 from secure_quant.quantizer.refuse import unsupported
 
 __all__ = ["IntegerQuantizer"]
@@ -82,7 +83,7 @@ class IntegerQuantizer(Quantizer):  # type: ignore[misc]
         values, which no table can hold."""
         roots = find_roots(list(model.graph.nodes))
         for node in roots:
-            source = node.op == "placeholder" or node.target is INPUT_PORT
+            source = node.op == "placeholder" or node.target in PORTS
             if source or ends_here(node) or node.target is operator.getitem:
                 continue
             if node.op != "call_function" or node.target not in OPS:
@@ -107,6 +108,8 @@ class IntegerQuantizer(Quantizer):  # type: ignore[misc]
     def _own_spec(self, node: Node) -> QuantizationSpec:
         if node.op == "placeholder":
             return self._activation_spec()
+        if node.target is LOOKUP_PORT:
+            return self._activation_spec(within=node.meta[TABLE_RANGE])
         if node.target is INPUT_PORT:
             whole = {} if node.args[2] == "float32" else {"whole": True}
             return self._activation_spec(**whole)
@@ -166,8 +169,8 @@ def _with_args(observer: Any, options: dict[str, Any]) -> Any:
 def _is_observed(node: Node, roots: dict[Node, Node]) -> bool:
     """True if ``node`` must be an integer activation: some reader is not fused with it."""
     if node.op == "placeholder":
-        return not any(user.target is INPUT_PORT for user in node.users)
-    if node.target is INPUT_PORT:
+        return not any(user.target in PORTS for user in node.users)
+    if node.target in PORTS:
         return True
     if node.meta.get(EXACT) or node.target not in PRODUCTS | SUMS | ADDITIVE | ELEMENTWISE:
         return False

@@ -32,6 +32,7 @@ from secure_quant.quantizer.schemes import KMeans, Log, Scheme, Uniform, make_sc
 
 __all__ = ["Mode", "quantize"]
 
+Embedding = Literal["client"]
 Mode = Literal["static", "dynamic", "weight-only", "qat"]
 FINE_BITS = 12
 
@@ -49,6 +50,7 @@ def quantize(
     training: Training | None = None,
     progress: Progress | None = None,
     max_error: float | None = None,
+    embedding: Embedding | None = None,
 ) -> Graph:
     """The integer graph of ``model``.
 
@@ -82,6 +84,10 @@ def quantize(
                  relative to that of the float output; inf gives a graph at any error. None is a
                  quarter, or half with the schemes of few levels, log and kmeans.
 
+    embedding    client: a table that an integer input chooses rows of becomes PUBLIC: clients get
+                 it with the model, look their rows up themselves and send those, int8. None
+                 refuses embeddings of inputs.
+
     The captured graph is compared with ``model`` itself before anything is rounded, and the
     integers with torch's simulation and the float model after. Warns with AccuracyWarning from two
     fifths of the usual bound on.
@@ -98,7 +104,10 @@ def quantize(
     bounds = Bounds.of(
         max_error, coarse=isinstance(settings.scheme, Log | KMeans), clipped=calibrator != "minmax"
     )
-    model, batches = as_one(model, calibration, batch_size)
+    if embedding not in (None, *get_args(Embedding)):
+        raise ConfigError("embedding", got=embedding, expected="'client' or None")
+    public = embedding == "client"
+    model, batches = as_one(model, calibration, batch_size, public_tables=public)
     if mode == "qat" and (targets is None or not isinstance(settings.scheme, Uniform)):
         raise ConfigError("qat", expected="targets, and the uniform scheme")
     told, gate = progress or silent, Gate(model, batches)

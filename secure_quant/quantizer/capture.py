@@ -24,6 +24,7 @@ from secure_quant.quantizer.passes.batch_first import keep_batch_first
 from secure_quant.quantizer.passes.batch_norm import lower_batch_norm
 from secure_quant.quantizer.passes.composite import lower_composites
 from secure_quant.quantizer.passes.fold import fold_constants
+from secure_quant.quantizer.passes.lookups import lower_lookups
 from secure_quant.quantizer.passes.products import lower_products
 from secure_quant.quantizer.passes.real_ports import real_ports
 from secure_quant.quantizer.ports import OUTPUT_PORTS, check_used, ends_here
@@ -71,6 +72,7 @@ def capture(model: nn.Module, example: Tensor) -> GraphModule:
     _named_anew(explicit)
     graph_module = functional_module(_export(explicit, wide))
     _own_tensors(graph_module)
+    lower_lookups(graph_module, model)
     real_ports(graph_module)
     drop_nothings(graph_module)
     if free_batch(graph_module, PROBE):

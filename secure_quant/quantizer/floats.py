@@ -49,7 +49,7 @@ def float_values(model: nn.Module, graph: Graph, x: Any) -> FloatValues:
     model would make, and all of a module that cannot be captured. Raises CalibrationError, and
     UnsupportedModule for a module that cannot be run.
     """
-    model, batches = as_one(model, x, 64)
+    model, batches = as_one(model, x, 64, public_tables=bool(graph.lookups))
     owner = Owner(model)
     captured: tuple[GraphModule, Recorded] | None = None
     with suppress(CaptureMismatch, UnsupportedModule):
@@ -128,12 +128,15 @@ def values_at(
 
 
 def inputs_at(graph: Graph, x: NDArray[Any]) -> dict[str, NDArray[np.float32]]:
-    """``x`` as it stands at the Input, or at each port of it."""
-    flat = x.reshape(len(x), -1)
-    return {
-        port.node: flat[:, port.start : port.stop].reshape(len(x), *port.shape)
-        for port in graph.input_ports
-    }
+    """``x`` as it stands at the Input, or at each port of it; not where rows are looked up."""
+    flat, start = x.reshape(len(x), -1), 0
+    made: dict[str, NDArray[np.float32]] = {}
+    for port in graph.input_ports:
+        stop = start + math.prod(port.asked)
+        if not port.rows:
+            made[port.node] = flat[:, start:stop].reshape(len(x), *port.shape)
+        start = stop
+    return made
 
 
 def _same(graph: Graph, rebuilt: Graph, name: str) -> bool:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 __all__ = [
     "BITS", "CENTRING", "CHANNELS", "EXACT", "FREE", "LARGEST", "NORMALIZED", "POSITIVE",
+    "TABLE_RANGE",
 ]  # fmt: skip
 
 BITS = "secure_quant_bits"
@@ -21,5 +22,7 @@ LARGEST = "secure_quant_largest"
 """Largest |x̂| that the activation may have, so that what is summed over it stays in int32."""
 NORMALIZED = "secure_quant_normalized"
 """True for the product that ends a normalization, before gain and bias."""
+TABLE_RANGE = "secure_quant_table_range"
+"""Least and largest value in the table that an input chooses rows of, and 0."""
 POSITIVE = "secure_quant_positive"
 """True where a value is never near 0 and its relative error counts."""

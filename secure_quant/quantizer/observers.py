@@ -33,6 +33,7 @@ class RangeObserver(ObserverBase):  # type: ignore[misc]
     largest, so that the grid and the table are spent on what occurs.
 
     largest: |q - zero point| that must not be exceeded, 0 for any; the range then gets fewer steps.
+    within: a range that holds what calibration need not have seen, with 0 in it.
     whole: the values are integers, which stand for themselves where the range has room for them.
     """
 
@@ -47,6 +48,7 @@ class RangeObserver(ObserverBase):  # type: ignore[misc]
         largest: int = 0,
         positive: bool = False,
         whole: bool = False,
+        within: tuple[float, float] = (0.0, 0.0),
         is_dynamic: bool = False,
         **_: Any,
     ) -> None:
@@ -59,7 +61,7 @@ class RangeObserver(ObserverBase):  # type: ignore[misc]
         self.quant_min, self.quant_max = quant_min, quant_max
         self.largest, self.positive, self.whole = largest, positive, whole
         self.qscheme = torch.per_tensor_affine
-        self.low, self.high, self.least, self.seen = 0.0, 0.0, math.inf, False
+        self.low, self.high, self.least, self.seen = *within, math.inf, False
         self.counts = torch.zeros(BINS, dtype=torch.float64)
 
     def forward(self, x: Tensor) -> Tensor:

@@ -20,7 +20,9 @@ from secure_quant.ir.ops import is_kind
 
 __all__ = [
     "INPUT_PORT",
+    "LOOKUP_PORT",
     "OUTPUT_PORTS",
+    "PORTS",
     "InputSpec",
     "OutputSpec",
     "Ported",
@@ -31,6 +33,7 @@ __all__ = [
     "leaves",
     "loss_of",
     "parts_of",
+    "port_name",
     "specs_of",
 ]
 
@@ -53,6 +56,18 @@ def _input_port(
 def _(packed: Tensor, name: str, dtype: str, start: int, shape: list[int], real: bool) -> Tensor:
     own = packed.dtype if real or dtype == "float32" else _DTYPES[dtype]
     return packed.new_empty((packed.shape[0], *shape), dtype=own)
+
+
+@torch.library.custom_op("secure_quant::lookup_port", mutates_args=())
+def _lookup_port(packed: Tensor, weight: Tensor, name: str, start: int, shape: list[int]) -> Tensor:
+    """Rows of ``weight`` by the numbers that start at ``start``: [batch, *shape, width]."""
+    numbers = packed[:, start : start + torch.Size(shape).numel()].round().long()
+    return weight[numbers.reshape(-1, *shape)]
+
+
+@_lookup_port.register_fake
+def _(packed: Tensor, weight: Tensor, name: str, start: int, shape: list[int]) -> Tensor:
+    return weight.new_empty((packed.shape[0], *shape, weight.shape[1]))
 
 
 @torch.library.custom_op("secure_quant::output_ports", mutates_args=())
@@ -80,6 +95,9 @@ def _backward(ctx: Any, grad: Tensor) -> tuple[list[Tensor], None]:
 _output_ports.register_autograd(_backward, setup_context=_shapes)
 
 INPUT_PORT = torch.ops.secure_quant.input_port.default
+LOOKUP_PORT = torch.ops.secure_quant.lookup_port.default
+PORTS = {INPUT_PORT, LOOKUP_PORT}
+"""What reads the packed inputs."""
 OUTPUT_PORTS = torch.ops.secure_quant.output_ports.default
 _DTYPES = {"int64": torch.int64, "bool": torch.bool}
 
@@ -112,7 +130,10 @@ class OutputSpec:
 
 
 class Ported(nn.Module):
-    """``module`` on packed vectors. positional: the inputs are passed in order, else by name."""
+    """``module`` on packed vectors. positional: the inputs are passed in order, else by name.
+    public_tables: tables that an input chooses rows of may be shown to clients."""
+
+    public_tables = False
 
     def __init__(
         self,
@@ -231,10 +252,15 @@ def ends_here(node: Node) -> bool:
     return node.op == "output" or node.target is OUTPUT_PORTS
 
 
+def port_name(node: Node) -> str:
+    """Of an input port."""
+    return str(node.args[2 if node.target is LOOKUP_PORT else 1])
+
+
 def first_data(module: GraphModule) -> Node:
     """A float input of the graph: its placeholder, or the first float port of it."""
     source: Node = next(node for node in module.graph.nodes if node.op == "placeholder")
-    ports = [user for user in source.users if user.target is INPUT_PORT]
+    ports = [user for user in source.users if user.target in PORTS]
     real = [port for port in ports if port.meta["val"].dtype.is_floating_point]
     return real[0] if real else source
 
@@ -244,7 +270,7 @@ def check_used(module: GraphModule, model: nn.Module) -> None:
     on."""
     if not isinstance(model, Ported):
         return
-    used = {str(node.args[1]) for node in module.graph.nodes if node.target is INPUT_PORT}
+    used = {port_name(node) for node in module.graph.nodes if node.target in PORTS}
     for spec in model.inputs:
         if spec.name not in used:
             raise UnsupportedModule(

@@ -21,7 +21,8 @@ _CASTS = "leave integers out: what is chosen or counted belongs to the client"
 
 _HINTS = {
     "hardshrink": "it jumps, which rounding before it makes large: use Softshrink",
-    "embedding": "feed one-hot rows into nn.Linear, or embed at the client",
+    "embedding": 'embedding="client" makes its table public to clients; or feed one-hot rows into '
+    "nn.Linear",
     **dict.fromkeys(
         ("lstm", "gru", "rnn_tanh", "rnn_relu", "lstm_cell", "gru_cell", "rnn_tanh_cell",
          "rnn_relu_cell"), _RECURRENT,

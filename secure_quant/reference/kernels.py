@@ -256,6 +256,7 @@ def _output(graph: Graph, node: Any, inputs: list[Int]) -> Int:
 
 _KERNELS: Mapping[type[ops.Node], Callable[[Graph, Any, list[Int]], Int]] = {
     ops.InputPort: _input_port,
+    ops.LookupPort: _input_port,
     ops.Linear: _linear,
     ops.Conv2d: _conv2d,
     ops.MatMul: _matmul,

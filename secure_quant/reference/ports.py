@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -23,7 +24,8 @@ def quantize_input(graph: Graph, x: ArrayLike | Mapping[str, ArrayLike]) -> NDAr
     Of a graph with ports: a mapping of every port's name to its array, each [batch, *shape] and
     quantized by its port (an array alone where there is one port); int8[batch, N], as they lie in
     the Input. Integer ports take integers and bool ports 0, 1 and booleans; what is outside an
-    integer port's range is refused, not clipped.
+    integer port's range is refused, not clipped. Where a port is rows of a public table, the array
+    has their numbers.
 
     The quotient is a float64 one. Raises ShapeMismatch, DtypeMismatch, ValueOutOfRange.
     """
@@ -42,17 +44,30 @@ def quantize_input(graph: Graph, x: ArrayLike | Mapping[str, ArrayLike]) -> NDAr
     counts = {port.name: len(array) for port, array in zip(ports, arrays, strict=True)}
     if len(set(counts.values())) > 1:
         raise ShapeMismatch("samples of the inputs", got=counts, expected="as many of each")
-    parts = [_quantized(port, array) for port, array in zip(ports, arrays, strict=True)]
+    parts = [_made(graph, port, array) for port, array in zip(ports, arrays, strict=True)]
     return _whole(graph, parts)
 
 
 def quantize_packed(graph: Graph, x: NDArray[Any]) -> NDArray[np.int8]:
-    """As ``quantize_input``, of finite reals that lie as they do in the Input: [batch, N], or
+    """As ``quantize_input``, of finite reals end to end, as a caller has them: [batch, N], or
     [batch, *input shape] without ports. Nothing is refused."""
     ports = graph.input_ports
     if ports[0].node == graph.input.name:
         return _quantized(ports[0], x)
-    return _whole(graph, [_quantized(port, x[:, port.start : port.stop]) for port in ports])
+    parts, start = [], 0
+    for port in ports:
+        stop = start + math.prod(port.asked)
+        parts.append(_made(graph, port, x[:, start:stop].reshape(len(x), *port.asked)))
+        start = stop
+    return _whole(graph, parts)
+
+
+def _made(graph: Graph, port: Port, array: NDArray[Any]) -> NDArray[np.int8]:
+    """The integers of a port: of a table's rows, or of real values."""
+    if port.rows:
+        made: NDArray[np.int8] = graph.lookup(port.node)[np.asarray(array).astype(np.int64)]
+        return made
+    return _quantized(port, array)
 
 
 def _whole(graph: Graph, parts: list[NDArray[np.int8]]) -> NDArray[np.int8]:
@@ -102,8 +117,9 @@ def _checked(port: Port, x: ArrayLike, is_named: bool) -> NDArray[Any]:
         raise DtypeMismatch(what, got=array.dtype, expected=expected)
     if is_named and port.shape == (1,) and array.ndim == 1:
         array = array[:, None]  # one number a sample
-    if array.ndim != len(port.shape) + 1 or array.shape[1:] != port.shape or len(array) == 0:
-        want = f"[batch >= 1, {', '.join(map(str, port.shape))}]"
+    shape = port.asked
+    if array.ndim != len(shape) + 1 or array.shape[1:] != shape or len(array) == 0:
+        want = f"[{', '.join(['batch >= 1', *map(str, shape)])}]"
         raise ShapeMismatch(what, got=list(array.shape), expected=want)
     if not np.isfinite(array).all():
         raise ValueOutOfRange(what, got="NaN or infinity", expected="finite numbers")
@@ -125,6 +141,8 @@ def _domain(port: Port) -> tuple[int, int]:
     """Of an integer port: what its int8 can stand for, rounded inwards."""
     if port.dtype == "bool":
         return 0, 1
+    if port.rows:
+        return 0, port.rows - 1
     ends = np.array([-128, 127], np.float64) - port.value.zero_point
     low, high = ends * port.value.scale
     return int(np.ceil(low)), int(np.floor(high))

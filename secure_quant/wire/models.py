@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from secure_quant.errors import HashMismatch, MalformedMessage
 from secure_quant.ir import Graph
 from secure_quant.ir.codec import PublicParts
+from secure_quant.ir.lookups import join_lookups
 from secure_quant.ir.public import from_parts, to_parts
 from secure_quant.wire.gen.model_pb2 import ModelInfo, PublicModel
 
@@ -39,6 +40,7 @@ def graph_to_proto(graph: Graph) -> PublicModel:
         tables=parts.tables,
         multipliers=parts.multipliers,
         commitment=graph.commitment,
+        lookups=join_lookups(graph.nodes, graph.lookups),
     )
 
 
@@ -49,7 +51,7 @@ def graph_from_proto(message: PublicModel) -> Graph:
         got = f"{len(message.commitment)} bytes"
         raise MalformedMessage("commitment", got=got, expected="32 bytes")
     parts = PublicParts(message.graph, message.tables, message.multipliers)
-    return from_parts(parts, commitment=message.commitment)
+    return from_parts(parts, commitment=message.commitment, lookups=message.lookups)
 
 
 def info_to_proto(graph: Graph, plan: bytes) -> ModelInfo:

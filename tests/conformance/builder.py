@@ -6,6 +6,7 @@ import numpy as np
 
 from secure_quant.ir import Graph, Interval, ops
 from secure_quant.ir.bounds import conv_output, linear_bound, public_bound, sum_bound
+from secure_quant.ir.lookups import digest_of
 
 
 class Net:
@@ -25,6 +26,7 @@ class Net:
         node = ops.Input(name="x", shape=shape, scale=scale, zero_point=zero_point)
         self._add(node, shape, Interval(-128, 127) - zero_point, zero_point, scale)
         self._taken = 0
+        self.lookups: dict[str, np.ndarray] = {}
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -202,6 +204,17 @@ class Net:
         self._taken += int(np.prod(shape))
         return self._add(node, shape, Interval(-128, 127) - zero_point, zero_point, 1 / 32)
 
+    def lookup(self, port: str, *shape: int, rows: int, zero_point: int = 0) -> str:
+        """The next elements of the Input as rows of a public table."""
+        table = self.rng.integers(-128, 128, (rows, shape[-1])).astype(np.int8)
+        node = ops.LookupPort(
+            **self._common("lookup", "x"), port=port, dtype="int64", start=self._taken, shape=shape,
+            scale=1 / 32, zero_point=zero_point, rows=rows, digest=digest_of(table),
+        )  # fmt: skip
+        self._taken += int(np.prod(shape))
+        self.lookups[node.name] = table
+        return self._add(node, shape, Interval(-128, 127) - zero_point, zero_point, 1 / 32)
+
     def out(self, port: str, *, per_channel: bool = False, axis: int = -1) -> str:
         """The head as an output; the head stays."""
         count = self.shape[axis] if per_channel else 1
@@ -216,7 +229,7 @@ class Net:
     def joined(self, *ports: str, salt: bytes = b"") -> Graph:
         """The graph with an Output of several."""
         node = ops.Output(name="y", inputs=ports, scale=1.0)
-        return Graph((*self.nodes, node), self.parameters, salt)
+        return Graph((*self.nodes, node), self.parameters, salt, lookups=self.lookups)
 
     def at(self, name: str) -> Net:
         self.head = name

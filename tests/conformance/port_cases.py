@@ -8,10 +8,12 @@ from secure_quant.ir import Graph
 
 
 def ports() -> Graph:
-    """Three inputs with grids of their own; outputs of every kind, one read on, two of one sum."""
-    net = Net(66, (2 * 36 + 10 + 3,), scale=1.0)
+    """Four inputs with grids of their own, one of them rows of a table; outputs of every kind, one
+    read on, two of one sum."""
+    net = Net(66, (2 * 36 + 10 + 3 + 8,), scale=1.0)
     picture = net.port("picture", 2, 6, 6, zero_point=-128)
     row, mask = net.port("row", 10, zero_point=9), net.port("mask", 3, dtype="bool")
+    words = net.lookup("words", 2, 4, rows=20, zero_point=-4)
     net.at(picture).conv(4, (3, 3), padding=(1, 1))
     seen = net.requantize(zero_point=-7)
     hidden = net.out("hidden")
@@ -29,9 +31,11 @@ def ports() -> Graph:
     gated = net.out("gated")
     net.at(flat).slice(0, 3, 140, 9)
     some = net.out("some")
+    net.at(words).linear(3)
+    read = net.out("read")
     net.at(mask)
     same = net.out("mask")
-    return net.joined(logits, masked, same, hidden, pooled, gated, again, some, salt=SALT)
+    return net.joined(logits, masked, same, hidden, pooled, gated, again, some, read, salt=SALT)
 
 
 def one_port_each() -> Graph:

@@ -55,6 +55,7 @@ def given() -> dict[str, np.ndarray]:
     rng = np.random.default_rng(8)
     return {
         "mask": rng.integers(0, 2, (3, 3)).astype(bool),
+        "words": rng.integers(0, 20, (3, 2)),
         "row": rng.normal(0, 2, (3, 10)).astype(np.float32),
         "picture": rng.normal(4, 2, (3, 2, 6, 6)).astype(np.float32),
     }
@@ -74,7 +75,7 @@ def test_names_in_names_out(clients: Any, graph: Graph, given: dict[str, np.ndar
     found = client.infer_with_stats(given)
     _equal(found.y, graph, given)
     assert found.stats.samples == 3
-    assert [port.name for port in client.graph.input_ports] == ["picture", "row", "mask"]
+    assert [port.name for port in client.graph.input_ports] == ["picture", "row", "mask", "words"]
 
 
 def test_asyncio(clients: Any, graph: Graph, given: dict[str, np.ndarray]) -> None:
@@ -95,6 +96,10 @@ def test_integers_are_packed(clients: Any, graph: Graph) -> None:
     [
         ({"mask": np.full((3, 3), 2)}, ValueOutOfRange),
         ({"mask": np.zeros((3, 3))}, DtypeMismatch),
+        ({"words": np.full((3, 2), 20)}, ValueOutOfRange),
+        ({"words": np.full((3, 2), -1)}, ValueOutOfRange),
+        ({"words": np.zeros((3, 2))}, DtypeMismatch),
+        ({"words": np.zeros((3, 2, 4), int)}, ShapeMismatch),
         ({"row": np.zeros((2, 10))}, ShapeMismatch),
         ({"other": np.zeros((3, 1))}, ShapeMismatch),
     ],

@@ -8,9 +8,12 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from secure_quant.errors import InvalidGraph, MalformedModel
+from secure_quant import reference
+from secure_quant.errors import HashMismatch, InvalidGraph, MalformedModel, MissingParameters
 from secure_quant.ir import artifact, ops
 from secure_quant.ir.codec import encode_nodes, joined
+from secure_quant.ir.lookups import digest_of
+from secure_quant.wire import graph_from_proto, graph_to_proto
 
 HALF = {"dtype": "float32", "scale": 0.5, "zero_point": 0}
 X = ops.Input(name="x", shape=(6,), scale=1.0, zero_point=0)
@@ -122,6 +125,70 @@ def test_refused_as_it_is_read(name):
     with pytest.raises(InvalidGraph) as caught:
         artifact.decode(file(BENT[name]))
     assert len(str(caught.value)) < 2000
+
+
+TABLE = np.arange(6, dtype=np.int8).reshape(3, 2)
+ROWS = ops.LookupPort(
+    name="b", inputs=("x",), port="right", dtype="int64", start=2, shape=(2, 2), scale=0.5,
+    zero_point=0, rows=3, digest=digest_of(TABLE),
+)  # fmt: skip
+
+
+def looked_up(table: np.ndarray | None = TABLE, **fields) -> bytes:
+    nodes = tuple(replace(ROWS, **fields) if node is B else node for node in HONEST)
+    tensors, metadata = artifact.read_tensors(file(nodes))
+    own = {} if table is None else {"b.rows": table}
+    return artifact.write_tensors(dict(tensors) | own, metadata)
+
+
+def test_a_public_table_is_read():
+    graph = artifact.decode(looked_up())
+    assert np.array_equal(graph.lookups["b"], TABLE)
+    assert artifact.encode(graph) == looked_up()
+    (_, port) = graph.input_ports
+    assert (port.rows, port.asked, port.shape) == (3, (2,), (2, 2))
+
+
+@pytest.mark.parametrize(
+    ("data", "error"),
+    [
+        (lambda: looked_up(None), MalformedModel),
+        (lambda: looked_up(TABLE[:2]), InvalidGraph),
+        (lambda: looked_up(TABLE.T), InvalidGraph),
+        (lambda: looked_up(TABLE.astype(np.int16)), InvalidGraph),
+        (lambda: looked_up(TABLE + np.int8(1)), HashMismatch),
+        (lambda: looked_up(rows=4), InvalidGraph),
+        (lambda: looked_up(rows=0), InvalidGraph),
+        (lambda: looked_up(rows=2**40), InvalidGraph),
+        (lambda: looked_up(digest="0" * 64), HashMismatch),
+        (lambda: looked_up(digest="0" * 63), InvalidGraph),
+        (lambda: looked_up(digest="G" * 64), InvalidGraph),
+        (lambda: looked_up(dtype="float32"), InvalidGraph),
+        (lambda: looked_up(start=1), InvalidGraph),
+    ],
+)
+def test_public_tables_that_do_not_fit(data, error):
+    with pytest.raises(error):
+        artifact.decode(data())
+
+
+def test_public_tables_from_the_wire():
+    graph = artifact.decode(looked_up())
+    message = graph_to_proto(graph)
+    assert np.array_equal(graph_from_proto(message).lookups["b"], TABLE)
+    for bent in (TABLE.tobytes()[:-1], TABLE.tobytes() + b"x", bytes(2**16)):
+        message.lookups = bent
+        with pytest.raises(MalformedModel):
+            graph_from_proto(message)
+    message.lookups = bytes(6)
+    with pytest.raises(HashMismatch):
+        graph_from_proto(message)
+    message.lookups = b""  # who serves no table cannot be asked by numbers
+    bare = graph_from_proto(message)
+    assert bare.hash == graph.hash
+    given = {"left": np.zeros((1, 2)), "right": np.zeros((1, 2), int)}
+    with pytest.raises(MissingParameters):
+        reference.quantize_input(bare, given)
 
 
 @pytest.mark.parametrize("port", ["", "a b", "é", "x" * 201, "line\nbreak"])

@@ -16,10 +16,21 @@ def test_inputs_and_outputs_by_name_and_the_same_integers():
         "picture": ("tensor(int8)", ["batch", 2, 6, 6]),
         "row": ("tensor(int8)", ["batch", 10]),
         "mask": ("tensor(int8)", ["batch", 3]),
+        "words": ("tensor(int8)", ["batch", 2, 4]),
     }
     names = [output.name for output in session.get_outputs()]
-    assert names == ["logits", "masked", "mask'", "hidden", "pooled", "gated", "again", "some"]
-    q = np.random.default_rng(5).integers(-128, 128, (20, 85)).astype(np.int8)
+    assert names == [
+        "logits",
+        "masked",
+        "mask'",
+        "hidden",
+        "pooled",
+        "gated",
+        "again",
+        "some",
+        "read",
+    ]
+    q = np.random.default_rng(5).integers(-128, 128, (20, 93)).astype(np.int8)
     made = dict(zip(names, session.run(None, feeds(graph, q)), strict=True))
     want = reference.named(graph, reference.run_int(graph, q))
     for name, values in made.items():
@@ -31,7 +42,7 @@ def test_inputs_and_outputs_by_name_and_the_same_integers():
 def test_inner_values_beside_them():
     graph = ports()
     session = onnxruntime.InferenceSession(to_onnx(graph, inner=True).SerializeToString())
-    q = np.random.default_rng(6).integers(-128, 128, (4, 85)).astype(np.int8)
+    q = np.random.default_rng(6).integers(-128, 128, (4, 93)).astype(np.int8)
     truth = reference.trace(graph, q)
     names = [output.name for output in session.get_outputs()]
     inner = 0

@@ -96,7 +96,7 @@ def _ports(graph: Graph) -> str:
     if not graph.has_ports:
         return ""
     rows = [
-        [side, port.name, port.dtype, "×".join(map(str, port.shape)),
+        [side, port.name, port.dtype, "×".join(map(str, port.asked)),
          f"{port.value.scale:.4g}", str(port.value.zero_point)]
         for side, ports in (("input", graph.input_ports), ("output", graph.output_ports))
         for port in ports

@@ -2,7 +2,8 @@
 
 Every bundle has the public graph, the commitment to the weights and the plan. A party's has the
 masked weights D_W = W + r_W, the seed of its share of r_W and its share of each bias; the dealer's
-has both seeds and no weight; the client's has nothing more.
+has both seeds and no weight; the client's has nothing more. Public tables that clients take rows of
+are in all but the dealer's.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from secure_quant.errors import HashMismatch, MalformedModel
 from secure_quant.ir import Graph
 from secure_quant.ir.artifact import read_tensors, write_tensors
 from secure_quant.ir.codec import PublicParts
+from secure_quant.ir.lookups import join_lookups
 from secure_quant.ir.public import from_parts, to_parts
 from secure_quant.keystream import SEED_BYTES, words_under
 from secure_quant.mpc.protocol.deal import DealerProgram
@@ -139,7 +141,11 @@ def _write(made: MpcPlan, role: str, tensors: Mapping[str, NDArray[Any]]) -> byt
         "public.tables": np.frombuffer(parts.tables, "<i2"),
         "public.multipliers": np.frombuffer(parts.multipliers, np.uint8),
     }
-    return write_tensors(public | dict(tensors), metadata)
+    lookups = {}
+    if role != "dealer" and made.graph.lookups:
+        rows = join_lookups(made.graph.nodes, made.graph.lookups)
+        lookups["public.lookups"] = np.frombuffer(rows, np.int8)
+    return write_tensors(public | lookups | dict(tensors), metadata)
 
 
 def _read(data: bytes, roles: tuple[str, ...]) -> tuple[str, MpcPlan, Tensors]:
@@ -159,7 +165,10 @@ def _read(data: bytes, roles: tuple[str, ...]) -> tuple[str, MpcPlan, Tensors]:
         _take(tensors, "public.tables", np.int16).tobytes(),
         _take(tensors, "public.multipliers", np.uint8).tobytes(),
     )
-    graph = from_parts(parts, commitment=commitment)
+    lookups = b""
+    if "public.lookups" in tensors:
+        lookups = _take(tensors, "public.lookups", np.int8).tobytes()
+    graph = from_parts(parts, commitment=commitment, lookups=lookups)
     if graph.hash != metadata["hash"]:
         raise HashMismatch("bundle", got=graph.hash, expected=ascii(metadata["hash"][:64]))
     return metadata["role"], MpcPlan.from_json(plan_text, graph), tensors

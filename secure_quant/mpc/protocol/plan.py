@@ -293,6 +293,7 @@ class Planner:
 _MAKERS: dict[type[ops.Node], Callable[[Planner, Any], Gate]] = {
     ops.Input: Planner.input,
     ops.InputPort: Planner.local,
+    ops.LookupPort: Planner.local,
     ops.Linear: Planner.linear,
     ops.Conv2d: Planner.linear,
     ops.MatMul: Planner.product,

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.fx import GraphModule, Node
@@ -14,12 +15,13 @@ from torch.fx import GraphModule, Node
 from secure_quant.errors import UnsupportedModule
 from secure_quant.ir import Graph, Interval, ops
 from secure_quant.ir.build import Builder, short
+from secure_quant.ir.lookups import digest_of
 from secure_quant.ir.run_time import at_run_time
 from secure_quant.ir.tables import Grid
 from secure_quant.ir.terms import Term, Weight
 from secure_quant.quantizer.lower.dynamic import feeds_only_layers
 from secure_quant.quantizer.opset import CONCAT, MONOTONE, OPS, SHAPING
-from secure_quant.quantizer.ports import INPUT_PORT, OUTPUT_PORTS
+from secure_quant.quantizer.ports import INPUT_PORT, LOOKUP_PORT, OUTPUT_PORTS, PORTS
 from secure_quant.quantizer.refuse import module_path, unsupported
 
 __all__ = ["Lowering"]
@@ -117,7 +119,7 @@ class Lowering:
     def _visit(self, node: Node) -> Any:
         if node.op == "placeholder":
             return self._packed_input(node)
-        if node.target is INPUT_PORT:
+        if node.target in PORTS:
             return None  # its quantize node makes the value
         if node.op == "get_attr":
             return _attribute(self.module, str(node.target))
@@ -141,7 +143,7 @@ class Lowering:
 
     def _packed_input(self, node: Node) -> None:
         """The Input, where ports read it; else its quantize node makes it."""
-        if any(user.target is INPUT_PORT for user in node.users):
+        if any(user.target in PORTS for user in node.users):
             self.packed = self.builder.add(
                 ops.Input(name=self.builder.name("input"), shape=self.shape(node), scale=1.0,
                           zero_point=0)
@@ -182,6 +184,8 @@ def _quantize(lowering: Lowering, node: Node) -> Term:
     grid = Grid(short(float(scale)), int(zero_point), int(low), int(high))
     if isinstance(source, Node) and source.target is INPUT_PORT:
         return _input_port(lowering, source, grid)
+    if isinstance(source, Node) and source.target is LOOKUP_PORT:
+        return _lookup_port(lowering, source, grid)
     if isinstance(source, Node) and source.op == "placeholder":
         shape = lowering.shape(source)
         name = lowering.builder.add(
@@ -210,6 +214,22 @@ def _input_port(lowering: Lowering, node: Node, grid: Grid) -> Term:
     )  # fmt: skip
     made = Interval(grid.low, grid.high)
     return Term(lowering.builder.add(port), shape, made, grid.scale, grid.zero_point)
+
+
+def _lookup_port(lowering: Lowering, node: Node, grid: Grid) -> Term:
+    """The table on the grid is public, and the client takes the rows."""
+    _, weight, name, start, _ = node.args
+    real = lowering.value(weight).double().numpy()
+    steps = np.rint(real / grid.scale) + grid.zero_point
+    table = np.clip(steps, grid.low, grid.high).astype(np.int8)
+    port: Any = ops.LookupPort(
+        name=lowering.builder.name(f"input.{name}"), inputs=(lowering.packed,), port=str(name),
+        dtype="int64", start=int(start), shape=lowering.shape(node),  # type: ignore[arg-type]
+        scale=grid.scale, zero_point=grid.zero_point, rows=len(table), digest=digest_of(table),
+    )  # fmt: skip
+    lowering.builder.lookups[port.name] = table
+    made = Interval(grid.low, grid.high)
+    return Term(lowering.builder.add(port), port.shape, made, grid.scale, grid.zero_point)
 
 
 def _shares(node: Node) -> bool:

@@ -24,7 +24,7 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1bsecure_quant/v1/model.proto\x12\x0fsecure_quant.v1\"U\n\x0bPublicModel\x12\r\n\x05graph\x18\x01 \x01(\x0c\x12\x0e\n\x06tables\x18\x02 \x01(\x0c\x12\x13\n\x0bmultipliers\x18\x03 \x01(\x0c\x12\x12\n\ncommitment\x18\x04 \x01(\x0c\"Z\n\tModelInfo\x12\x12\n\nmodel_hash\x18\x01 \x01(\t\x12+\n\x05model\x18\x02 \x01(\x0b\x32\x1c.secure_quant.v1.PublicModel\x12\x0c\n\x04plan\x18\x03 \x01(\x0c\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1bsecure_quant/v1/model.proto\x12\x0fsecure_quant.v1\"f\n\x0bPublicModel\x12\r\n\x05graph\x18\x01 \x01(\x0c\x12\x0e\n\x06tables\x18\x02 \x01(\x0c\x12\x13\n\x0bmultipliers\x18\x03 \x01(\x0c\x12\x12\n\ncommitment\x18\x04 \x01(\x0c\x12\x0f\n\x07lookups\x18\x05 \x01(\x0c\"Z\n\tModelInfo\x12\x12\n\nmodel_hash\x18\x01 \x01(\t\x12+\n\x05model\x18\x02 \x01(\x0b\x32\x1c.secure_quant.v1.PublicModel\x12\x0c\n\x04plan\x18\x03 \x01(\x0c\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -32,7 +32,7 @@ _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'secure_quant.wire.gen.model
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
   _globals['_PUBLICMODEL']._serialized_start=48
-  _globals['_PUBLICMODEL']._serialized_end=133
-  _globals['_MODELINFO']._serialized_start=135
-  _globals['_MODELINFO']._serialized_end=225
+  _globals['_PUBLICMODEL']._serialized_end=150
+  _globals['_MODELINFO']._serialized_start=152
+  _globals['_MODELINFO']._serialized_end=242
 # @@protoc_insertion_point(module_scope)

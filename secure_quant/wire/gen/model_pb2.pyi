@@ -28,6 +28,7 @@ class PublicModel(_message.Message):
     TABLES_FIELD_NUMBER: _builtins.int
     MULTIPLIERS_FIELD_NUMBER: _builtins.int
     COMMITMENT_FIELD_NUMBER: _builtins.int
+    LOOKUPS_FIELD_NUMBER: _builtins.int
     graph: _builtins.bytes
     """Canonical JSON of the nodes, UTF-8."""
     tables: _builtins.bytes
@@ -36,6 +37,10 @@ class PublicModel(_message.Message):
     """Every multiplier in node order, uint8."""
     commitment: _builtins.bytes
     """SHA-256 over a secret salt and the weights."""
+    lookups: _builtins.bytes
+    """The public table of every LookupPort in node order, int8, row-major; each is bound by the digest
+    in its node. Empty where there are none.
+    """
     def __init__(
         self,
         *,
@@ -43,10 +48,11 @@ class PublicModel(_message.Message):
         tables: _builtins.bytes = ...,
         multipliers: _builtins.bytes = ...,
         commitment: _builtins.bytes = ...,
+        lookups: _builtins.bytes = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["commitment", b"commitment", "graph", b"graph", "multipliers", b"multipliers", "tables", b"tables"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["commitment", b"commitment", "graph", b"graph", "lookups", b"lookups", "multipliers", b"multipliers", "tables", b"tables"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
