@@ -22,6 +22,7 @@ from secure_quant_server.he.frames import ANSWERS
 from secure_quant_server.he.pool import Pool
 
 MODULE = "slow.server.worker_entries"
+LIMIT_S = ample(30.0)
 KIND = WorkerKind(name="t", entry=f"{MODULE}:evaluate", modules=(MODULE,), answers=ANSWERS)
 
 
@@ -32,7 +33,7 @@ def _importable(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @asynccontextmanager
 async def pool(
-    workers: int = 1, limit_s: float = 30.0, bundles=(b"a", b"b")
+    workers: int = 1, limit_s: float = LIMIT_S, bundles=(b"a", b"b")
 ) -> AsyncIterator[Pool]:
     made = Pool(bundles, workers, KIND, limit_s=limit_s)
     try:

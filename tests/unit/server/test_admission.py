@@ -104,9 +104,10 @@ def test_streams_of_health_and_reflection_end() -> None:
 
 
 def test_one_client_does_not_take_every_place() -> None:
-    held = asyncio.Event()
+    held, begun = asyncio.Event(), []
 
     async def wait(data: bytes) -> bytes:
+        begun.append(data)
         await held.wait()
         return data
 
@@ -120,8 +121,7 @@ def test_one_client_does_not_take_every_place() -> None:
             said = [asyncio.ensure_future(names([call])) for call in calls]
             await eventually(lambda: sum(each.done() for each in said) == 2)
             theirs = bob.EvaluateLinear(request(), timeout=ample(10))
-            await asyncio.sleep(0.1)
-            assert not theirs.done()
+            await eventually(lambda: len(begun) == 4)  # three of alice's, and bob's
             held.set()
             await theirs
             found = sum((await asyncio.gather(*said)), Counter())
@@ -137,11 +137,13 @@ def test_one_connection_has_a_bound_on_its_streams() -> None:
         async with (
             serving(max_calls=1000, per_client=1000) as server,
             calling(server) as (_, channel),
+            calling(server, tls("client/bob")) as (bob, _),  # over another connection
         ):
             linear = channel.stream_unary(LINEAR)
             calls = [linear(timeout=ample(30)) for _ in range(STREAMS + 50)]  # no body ever comes
             await eventually(lambda: _value(server) == STREAMS)
-            await asyncio.sleep(0.3)
+            for _ in range(10):  # round trips, in which one more would have arrived
+                await bob.GetModel(GetModelRequest(), timeout=ample(5))
             assert _value(server) == STREAMS
             for call in calls:
                 call.cancel()

@@ -257,8 +257,10 @@ def test_a_peer_that_does_not_read_makes_the_writer_wait(run, certs):
                     await stream.drain()
 
             writing = asyncio.ensure_future(write())
-            await asyncio.sleep(0.5)
-            stalled = written
+            stalled = -1
+            while stalled != written:  # until it goes on no more
+                stalled = written
+                await asyncio.sleep(0.5)
             release.set()
             await writing
             answer = await stream.read()
