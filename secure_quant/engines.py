@@ -271,7 +271,33 @@ _HE_LEVELED = Engine(
     commands="secure_quant_cli.engines.leveled:COMMANDS",
 )
 
-_ROWS: list[Engine] = [_MPC, _HE, _HE_LEVELED]
+_ONE_HOST = Engine(
+    name="onehost",
+    title="one host",
+    package="numba",
+    extra="onehost",
+    spec="docs/spec/one-host.md",
+    roles=(
+        Role(
+            name="onehost",
+            title="one host",
+            help="the one server, which holds the weights and sees no input",
+            bundle="server",
+            options="secure_quant_server.options:OneHostOptions",
+            start="secure_quant_cli.engines.onehost:start",
+            model_of="secure_quant_cli.engines.onehost:model_of",
+            workers="workers",
+        ),
+    ),
+    called=("onehost",),
+    split="secure_quant.onehost.bundle:split",
+    plan="secure_quant.onehost.plan:plan",
+    client="secure_quant_client.onehost.client:OneHostClient",
+    aio_client="secure_quant_client.onehost.client:AsyncOneHostClient",
+    commands="secure_quant_cli.engines.onehost:COMMANDS",
+)
+
+_ROWS: list[Engine] = [_MPC, _HE, _HE_LEVELED, _ONE_HOST]
 
 
 def engines() -> tuple[Engine, ...]:

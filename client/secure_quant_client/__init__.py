@@ -19,11 +19,13 @@ if TYPE_CHECKING:
     from secure_quant_client.he.client import AsyncHeClient, HeClient
     from secure_quant_client.leveled.client import AsyncLeveledClient, LeveledClient
     from secure_quant_client.mpc.client import AsyncMpcClient, MpcClient
+    from secure_quant_client.onehost.client import AsyncOneHostClient, OneHostClient
 
 __all__ = [
     "AsyncHeClient",
     "AsyncLeveledClient",
     "AsyncMpcClient",
+    "AsyncOneHostClient",
     "HeClient",
     "Inference",
     "InferenceStats",
@@ -32,6 +34,7 @@ __all__ = [
     "Limits",
     "MpcClient",
     "NamedInference",
+    "OneHostClient",
     "Tls",
     "errors",
 ]

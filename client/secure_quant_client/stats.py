@@ -29,6 +29,9 @@ class InferenceStats:
     bytes_up, bytes_down        payload this client sent and received, gRPC framing not counted.
     online_bytes_per_direction  payload between the parties.
     offline_bytes_party0, _1    dealt material consumed.
+    offline_bytes_up, _down     payload sent and received ahead of time for this inference.
+    offline_seconds             in which that was made, beside other work.
+    flights                     messages that something waits for; both ends may send in one.
     engine_seconds              of ``latency``, not spent waiting for the network (see the client).
     """
 
@@ -40,6 +43,10 @@ class InferenceStats:
     online_bytes_per_direction: int | None = None
     offline_bytes_party0: int | None = None
     offline_bytes_party1: int | None = None
+    offline_bytes_up: int | None = None
+    offline_bytes_down: int | None = None
+    offline_seconds: float | None = None
+    flights: int | None = None
     engine_seconds: float | None = None
 
 

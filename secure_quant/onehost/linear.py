@@ -9,11 +9,11 @@ z, both known ahead; z MUST be 0 only where the Output reads this very layer.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
-from secure_quant.he.evaluate import Evaluator
 from secure_quant.ir.ops import Linear
 from secure_quant.mpc.protocol.cost import packed_bytes
 from secure_quant.mpc.protocol.gates.linear import LinearGate, weight_shape
@@ -27,8 +27,16 @@ __all__ = ["HostLinear", "receive", "serve_mask", "words"]
 Int = NDArray[np.int64]
 
 
+class Evaluates(Protocol):
+    """An ``Evaluator`` that skips no zeros, or what stands before one."""
+
+    def evaluate(
+        self, step: int, batch: int, ciphertexts: bytes, hidden: NDArray[np.uint64]
+    ) -> bytes: ...
+
+
 def serve_mask(
-    plan: MaskedPlan, evaluator: Evaluator, name: str, batch: int, random: Ring
+    plan: MaskedPlan, evaluator: Evaluates, name: str, batch: int, random: Ring
 ) -> Joint[Ring]:
     """The server's end of the offline half: u, uint64[batch, *shape], below 2^k.
 

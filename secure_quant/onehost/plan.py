@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass
 from functools import cached_property
 from math import prod
+from typing import Any
 
-from secure_quant.errors import OpNotSupported
+from secure_quant.errors import HashMismatch, MalformedModel, OpNotSupported, UnsupportedVersion
 from secure_quant.ir import Graph, ops
 from secure_quant.mpc.protocol.cost import packed_bytes
 from secure_quant.mpc.protocol.gates.base import Gate
@@ -16,14 +18,25 @@ from secure_quant.mpc.protocol.gates.maximum import MaximumGate
 from secure_quant.mpc.protocol.gates.product import ProductGate
 from secure_quant.mpc.protocol.gates.requantize import RequantizeGate
 from secure_quant.onehost import masked
+from secure_quant.onehost.cot import STEP_BYTES
 from secure_quant.onehost.edge import JointInput
 from secure_quant.onehost.masked import MaskedPlan
 from secure_quant.onehost.maximum import JointMaximum
 from secure_quant.onehost.order import ordered
 from secure_quant.onehost.product import JointProduct
 from secure_quant.onehost.requantize import JointRequantize
+from secure_quant.onehost.softspoken import GRAIN, SECURITY, Field, extension_bytes
 
-__all__ = ["NUMBER_BYTES", "Half", "OneHostCost", "OneHostPlan", "plan"]
+__all__ = ["CALLS", "KAPPA", "MAX_BATCH", "NUMBER_BYTES", "Half", "OneHostCost", "OneHostPlan",
+           "plan"]  # fmt: skip
+
+VERSION = 1
+KAPPA: Field = 4
+"""Of every pairing that is served."""
+MAX_BATCH = 8
+"""Samples of one item that is served."""
+CALLS = (2**20, 2**16, 2**12, 2**10)
+"""Samples of one client that a plan is made for unless told: the first that its layers allow."""
 
 NUMBER_BYTES = 8
 """By which both ends name the item they use."""
@@ -41,15 +54,43 @@ class OneHostCost:
     material_down: int
     online_up: int
     online_down: int
+    flights: int
+    """Messages online that something waits for; both ends may send in one."""
+
+    @property
+    def offline_bytes_up(self) -> int:
+        """Ahead of time from client to server, the extension of an empty stock included."""
+        return self.material_up + STEP_BYTES + _extension(self.cots[0])
+
+    @property
+    def offline_bytes_down(self) -> int:
+        """The same, back."""
+        return self.material_down + STEP_BYTES + _extension(self.cots[1])
+
+    @property
+    def bytes_up(self) -> int:
+        """Online."""
+        return self.online_up
+
+    @property
+    def bytes_down(self) -> int:
+        """Online."""
+        return self.online_down
+
+
+def _extension(cots: int) -> int:
+    return extension_bytes(-(-cots // GRAIN) * GRAIN, KAPPA)
 
 
 @dataclass(frozen=True, eq=False)
 class OneHostPlan:
-    """graph: public. gates: one per node, in the nodes' order. masked: of the linear layers."""
+    """graph: public. gates: one per node, in the nodes' order. masked: of the linear layers. calls:
+    samples of one client for which it was made."""
 
     graph: Graph
     gates: tuple[Gate, ...]
     masked: MaskedPlan
+    calls: int
 
     @cached_property
     def by_name(self) -> dict[str, Gate]:
@@ -93,29 +134,107 @@ class OneHostPlan:
         """Exact bytes of one call with ``batch`` samples."""
         joint = [half.sent_bytes(batch) for half in self.halves.values()]
         linear = self.masked.he.cost(batch)
-        up = down = NUMBER_BYTES
-        for gate in self.gates:
-            if isinstance(gate, LinearGate):
-                down += packed_bytes(batch * prod(gate.shape), gate.bits)
-                continue
-            half = self.halves.get(gate.name)
-            sizes = gate.payload_bytes(batch)
-            if isinstance(half, JointMaximum):
-                sizes = half.payload_bytes(batch)
-            up, down = up + sum(sizes), down + sum(sizes)
-        for gate in self.answers:
-            if gate.name not in self.bare:
-                down += packed_bytes(batch * prod(gate.shape), gate.bits)
+        online = [self._online(gate, batch) for gate in self.gates]
         return OneHostCost(
             self.cots(batch),
             sum(one for one, _ in joint) + linear.bytes_up,
             sum(two for _, two in joint) + linear.bytes_down,
-            up, down,
+            NUMBER_BYTES + sum(up for up, _ in online),
+            NUMBER_BYTES + sum(down for _, down in online),
+            self.flights,
         )  # fmt: skip
 
+    def _online(self, gate: Gate, batch: int) -> tuple[int, int]:
+        """What party 0 and party 1 send for ``gate`` in a call, the answer's mask included."""
+        own = packed_bytes(batch * prod(gate.shape), gate.bits)
+        if isinstance(gate, LinearGate):
+            return 0, own
+        half = self.halves.get(gate.name)
+        sizes = gate.payload_bytes(batch)
+        if isinstance(half, JointMaximum):
+            sizes = half.payload_bytes(batch)
+        answers = self.answers.count(gate)
+        return sum(sizes), sum(sizes) + answers * own
 
-def plan(graph: Graph, calls: int = 1000) -> OneHostPlan:
-    """calls: samples that one client may be served. Raises OpNotSupported."""
+    def layers(self) -> dict[str, tuple[tuple[int, int], tuple[int, int]]]:
+        """Gate -> bytes of a sample that party 0 and party 1 send for it (online, ahead)."""
+        made = {}
+        for gate in self.gates:
+            ahead = (0, 0)
+            if isinstance(gate, LinearGate):
+                linear = self.masked.he.steps[self.masked.step(gate.name)].call(1).cost
+                ahead = linear.bytes_up, linear.bytes_down
+            elif gate.name in self.halves:
+                half = self.halves[gate.name]
+                first, second = half.sent_bytes(1)
+                one, two = half.cots(1)
+                bits = SECURITY // KAPPA - 1
+                ahead = first + one * bits // 8, second + two * bits // 8
+            made[gate.name] = self._online(gate, 1), ahead
+        return made
+
+    @cached_property
+    def flights(self) -> int:
+        """Exchanges of a call: gates that run side by side share theirs."""
+        ends: dict[str, int] = {}
+        for gate in self.gates:
+            start = max((ends[name] for name in gate.inputs), default=0)
+            half = self.halves.get(gate.name)
+            rounds = len(half.payload_bytes(1) if isinstance(half, JointMaximum)
+                         else gate.payload_bytes(1))  # fmt: skip
+            ends[gate.name] = start + (1 if isinstance(gate, LinearGate) else rounds)
+        return max(ends.values()) + sum(gate.name not in self.bare for gate in self.answers)
+
+    def to_json(self) -> bytes:
+        """Canonical; equal for equal plans."""
+        cost = self.cost()
+        document = {
+            "engine": "onehost",
+            "version": VERSION,
+            "model": self.graph.hash,
+            "calls": self.calls,
+            "kappa": KAPPA,
+            "cots": cost.cots,
+            "material": [cost.material_up, cost.material_down],
+            "online": [cost.online_up, cost.online_down, cost.flights],
+            "gates": [gate.describe() for gate in self.gates],
+            "linear": json.loads(self.masked.he.to_json()),
+        }
+        return json.dumps(document, sort_keys=True, separators=(",", ":")).encode()
+
+    @staticmethod
+    def from_json(data: bytes, graph: Graph) -> OneHostPlan:
+        """The plan of ``graph``, made anew; refused unless it is the one that ``data`` states.
+
+        Raises MalformedModel, UnsupportedVersion, HashMismatch, OpNotSupported.
+        """
+        document = _document(data)
+        if document.get("version") != VERSION:
+            got = ascii(document.get("version"))[:16]
+            hint = "split the model again with this release"
+            raise UnsupportedVersion("plan", got=got, expected=VERSION, hint=hint)
+        calls = document.get("calls")
+        if type(calls) is not int or not 1 <= calls < 2**63:
+            raise MalformedModel("samples of a plan", got=ascii(calls)[:40], expected=">= 1")
+        made = plan(graph, calls)
+        if made.to_json() != bytes(data):
+            raise HashMismatch("plan", got="another plan", expected="the one that the graph gives")
+        return made
+
+
+def _document(data: bytes) -> dict[str, Any]:
+    try:
+        document = json.loads(data)
+    except (ValueError, RecursionError) as error:
+        raise MalformedModel("plan", got="not JSON") from error
+    if not isinstance(document, dict) or document.get("engine") != "onehost":
+        raise MalformedModel("plan", got="another engine's", expected="onehost")
+    return document
+
+
+def plan(graph: Graph, calls: int | None = None) -> OneHostPlan:
+    """calls: samples that one client may be served; by default the first of CALLS that the layers
+    allow. Raises OpNotSupported."""
     for node in graph.nodes:
         if isinstance(node, ops.DYNAMIC):
             raise OpNotSupported(
@@ -123,8 +242,17 @@ def plan(graph: Graph, calls: int = 1000) -> OneHostPlan:
                 got="a scale chosen at run time, which depends on the secret input",
                 hint="quantize with mode='static' or 'weight-only'",
             )  # fmt: skip
-    gates = ordered(graph.public())
+    public = graph.public()
+    gates = ordered(public)
     bits = {gate.name: gate.bits for gate in gates if isinstance(gate, LinearGate)}
-    made = OneHostPlan(graph.public(), gates, masked.plan(graph, bits, calls))
+    tried = CALLS if calls is None else (calls,)
+    for each in tried:
+        try:
+            layers = masked.plan(public, bits, each)
+            break
+        except OpNotSupported:
+            if each == tried[-1]:
+                raise
+    made = OneHostPlan(public, gates, layers, each)
     made.cots(1)  # refuses here what no joint half can do
     return made

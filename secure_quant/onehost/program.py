@@ -11,6 +11,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Generator
 from dataclasses import dataclass, field
 from math import prod
+from threading import Lock
 from typing import Any
 
 import numpy as np
@@ -57,11 +58,11 @@ class Item:
 
 
 class Host:
-    """The server's weights: of every linear layer in the clear."""
+    """The server's weights: of every linear layer in the clear. For all pairings and threads."""
 
     def __init__(self, graph: Graph, plan: OneHostPlan) -> None:
         """graph: with parameters."""
-        self.evaluator = Evaluator(graph, plan.masked.he, skip_zeros=False)
+        self._evaluator, self._turn = Evaluator(graph, plan.masked.he, skip_zeros=False), Lock()
         self.layers = {
             gate.name: HostLinear.of(
                 gate, graph.parameters[f"{gate.name}.weight"], graph.bias(gate.node)
@@ -70,12 +71,25 @@ class Host:
             if isinstance(gate, LinearGate)
         }
 
+    def evaluate(
+        self, step: int, batch: int, ciphertexts: bytes, hidden: NDArray[np.uint64]
+    ) -> bytes:
+        """As ``Evaluator.evaluate``, one at a time: its memory is that of one call."""
+        with self._turn:
+            return self._evaluator.evaluate(step, batch, ciphertexts, hidden)
+
 
 class _Program(ABC):
-    """What both ends do alike. One thread at a time."""
+    """What both ends do alike. One thread at a time prepares; calls, which take nothing of the
+    pairing but their item, may run beside it."""
 
     def __init__(self, plan: OneHostPlan, pairing: Pairing) -> None:
         self.plan, self.pairing, self._items = plan, pairing, 0
+
+    @property
+    def next_item(self) -> int:
+        """The number of the item that ``prepare`` makes next."""
+        return self._items + 1
 
     def prepare(self, batch: int) -> Joint[Item]:
         """Material for one call of ``batch`` samples. Raises MalformedMessage, PairingSpent."""
@@ -253,7 +267,7 @@ class HostProgram(_Program):
     def _layer(self, gate: LinearGate, r: Ring) -> Joint[tuple[Ring, Any]]:
         masked, batch, layer = self.plan.masked, len(r), self._host.layers[gate.name]
         random = self.pairing.random(words(masked, gate.name, batch))
-        u = yield from serve_mask(masked, self._host.evaluator, gate.name, batch, random)
+        u = yield from serve_mask(masked, self._host, gate.name, batch, random)
         if gate.name in self.plan.bare:
             return np.zeros((batch, *gate.shape), np.uint64), layer.state(r, u, None)
         fresh = self.pairing.random(batch * prod(gate.shape)).reshape(batch, *gate.shape)

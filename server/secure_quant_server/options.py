@@ -18,7 +18,8 @@ from secure_quant.mpc.runtime.options import LaneOptions
 if TYPE_CHECKING:
     from secure_quant.transport import Limits, Security
 
-__all__ = ["CHOICES", "DealerOptions", "HeOptions", "PartyOptions", "ServerOptions"]
+__all__ = ["CHOICES", "DealerOptions", "HeOptions", "OneHostOptions", "PartyOptions",
+           "ServerOptions"]  # fmt: skip
 
 CHOICES = {
     name: get_args(kind)
@@ -146,3 +147,34 @@ class HeOptions(ServerOptions):
     workers: int | None = None
     worker_memory: int | None = None
     evaluate_s: float = 30.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class OneHostOptions(ServerOptions):
+    """bundles: one server bundle per model, paths or bytes. The budget is paid when an item of
+    material is made, which serves one inference.
+
+    workers              threads that make items ahead at once; None for one per core.
+    stock                samples for which one pairing may hold items.
+    pairings             at once, of all clients; each holds its stock and two threads.
+    pairings_per_client  of one client.
+    step_s               longest wait for a client's next message of what is under way.
+    idle_s               time after which a pairing that says nothing ends, with its items.
+    ledger               file that counts the samples each client was served, across restarts; a
+                         plan is good for so many and no more. None counts in memory.
+    """
+
+    bundles: Sequence[str | os.PathLike[str] | bytes]
+    workers: int | None = None
+    stock: int = 16
+    pairings: int = 64
+    pairings_per_client: int = 8
+    step_s: float = 30.0
+    idle_s: float = 900.0
+    ledger: str | os.PathLike[str] | None = None
+
+    def __post_init__(self) -> None:
+        for name in ("workers", "stock", "pairings", "pairings_per_client", "step_s", "idle_s"):
+            value = getattr(self, name)
+            if value is not None and not 0 < value < float("inf"):
+                raise ConfigError(name, got=value, expected="> 0")

@@ -61,6 +61,8 @@ def inputs(graph: Graph, batch: int, seed: int = 0) -> np.ndarray:
 class HeServerProcess:
     """Starts on entry, killed on exit. ``options`` go to HeOptions."""
 
+    main, split = _MAIN, staticmethod(split)
+
     def __init__(self, directory: Path, *graphs: Graph, port: int = 0, **options: Any) -> None:
         self.certs = directory / "certs"
         if not self.certs.exists():
@@ -68,7 +70,7 @@ class HeServerProcess:
         paths = []
         for graph in graphs:
             path = directory / f"{graph.hash}.sqb"
-            path.write_bytes(split(graph)["server"])
+            path.write_bytes(self.split(graph)["server"])
             paths.append(str(path))
         self._options = {"certs": str(self.certs), "bundles": paths, "workers": 1}
         self._options |= {"listen": f"127.0.0.1:{port}"} | options
@@ -76,7 +78,7 @@ class HeServerProcess:
 
     def __enter__(self) -> HeServerProcess:
         self.process = subprocess.Popen(
-            [sys.executable, "-c", _MAIN, json.dumps(self._options)],
+            [sys.executable, "-c", self.main, json.dumps(self._options)],
             stdin=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
         )  # fmt: skip
         self._reader = threading.Thread(target=self._read)

@@ -1,1 +1,2 @@
-"""The client's secrets of the engine with one host, which is being built and not served yet."""
+"""The client's secrets with one host: its halves of items, the keys they are made with, its share
+of every answer."""

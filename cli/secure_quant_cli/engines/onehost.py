@@ -1,0 +1,119 @@
+"""One host without a dealer, in the commands."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Coroutine
+from typing import TYPE_CHECKING, Any
+
+from secure_quant.errors import MalformedMessage
+from secure_quant_cli.engines import Costs, Exact
+from secure_quant_cli.inprocess import Executor, Run
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+    from secure_quant.ir import Graph
+    from secure_quant.onehost.exchange import Exchange, Joint
+    from secure_quant_client import InferenceStats
+
+__all__ = ["COMMANDS", "model_of", "start"]
+
+
+def in_process(graph: Graph) -> Executor:
+    """Client and server over one pairing, an item for every call; only the integers at the Output
+    are ever opened. Raises OpNotSupported."""
+    from secure_quant.onehost.bundle import load_client, load_server, split
+    from secure_quant.onehost.cot import Pairing
+    from secure_quant.onehost.plan import KAPPA
+    from secure_quant.onehost.program import ClientProgram, Host, HostProgram
+    from secure_quant_client.onehost.masks import MaskKeys
+
+    bundles = split(graph)
+    plan, (whole, own) = load_client(bundles["client"]), load_server(bundles["server"])
+    (one, two), _, _ = _both(Pairing.make(0, KAPPA), Pairing.make(1, KAPPA))
+    keys: list[MaskKeys] = []
+
+    def share(name: str, r: NDArray[np.uint64]) -> Joint[NDArray[np.uint64]]:
+        return keys[-1].share(name, r)
+
+    client, server = ClientProgram(plan, one, share), HostProgram(own, two, Host(whole, own))
+
+    def run(q: NDArray[np.int8]) -> Run:
+        keys[:] = [MaskKeys(plan.masked)]
+        (mine, theirs), _, _ = _both(client.prepare(len(q)), server.prepare(len(q)))
+        (y, _), flights, sent = _both(client.run(mine, q), server.run(theirs))
+        return Run({graph.output.name: y}, flights, sent)
+
+    return run
+
+
+def _both(first: Joint[Any], second: Joint[Any]) -> tuple[list[Any], int, int]:
+    """Both ends to their end: (results, exchanges, bytes sent by both)."""
+    messages: list[bytes | None] = [None, None]
+    exchanges = sent = 0
+    while True:
+        made: list[Exchange] = []
+        results: list[Any] = []
+        for run, message in zip((first, second), messages, strict=True):
+            try:
+                made.append(next(run) if message is None else run.send(message))
+            except StopIteration as end:
+                results.append(end.value)
+        if len(results) == 2:
+            return results, exchanges, sent
+        if results:
+            raise MalformedMessage("one end stopped before the other")
+        messages = [made[1].sent, made[0].sent]
+        exchanges, sent = exchanges + 1, sent + sum(len(each.sent) for each in made)
+
+
+def costs(graph: Graph) -> Costs:
+    """Bytes online and ahead of time, both ways, of everything that is sent for a node."""
+    from secure_quant.onehost.plan import plan
+
+    made = plan(graph)
+    cost = made.cost()
+    return (
+        {"online": cost.bytes_up + cost.bytes_down,
+         "ahead": cost.offline_bytes_up + cost.offline_bytes_down},
+        {name: {"online": sum(online), "ahead": sum(ahead)}
+         for name, (online, ahead) in made.layers().items()},
+    )  # fmt: skip
+
+
+def bytes_sent(stats: InferenceStats) -> dict[str, dict[str, int]]:
+    """By client and server."""
+    return {
+        "client": {"online": stats.bytes_up, "offline": stats.offline_bytes_up or 0},
+        "server": {"online": stats.bytes_down, "offline": stats.offline_bytes_down or 0},
+    }
+
+
+def start(told: argparse.Namespace) -> Coroutine[Any, Any, None]:
+    """What serves the host."""
+    from secure_quant_cli.settings import options_of
+    from secure_quant_cli.tls_options import tls_from
+    from secure_quant_server.onehost import OneHostOptions, serve_onehost
+
+    security = tls_from(told, "onehost")
+    return serve_onehost(OneHostOptions(bundles=told.bundle, security=security, **options_of(told)))
+
+
+def model_of(role: str, data: bytes) -> str:
+    """The hash of a bundle's model. Raises MalformedModel and its kin."""
+    from secure_quant.onehost.bundle import load_server
+
+    return load_server(data)[0].hash
+
+
+COMMANDS = Exact(
+    in_process=in_process,
+    costs=costs,
+    summary=("flights", "bytes_up", "bytes_down", "offline_bytes_up", "offline_bytes_down"),
+    columns={"online": ("online",), "ahead": ("ahead",)},
+    traffic={"online": "online, both ways", "ahead": "made ahead, both ways"},
+    times={},
+    bytes_sent=bytes_sent,
+)

@@ -1,0 +1,332 @@
+"""One pairing at the server: what a client's stream says, in order, and two threads that run it.
+
+The event loop reads the stream and judges the order of things; one thread pairs and makes items,
+another answers inferences. Whatever goes wrong ends the pairing, with all of its items.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections.abc import AsyncIterator, Callable
+from contextlib import AbstractContextManager, nullcontext, suppress
+from dataclasses import dataclass
+from queue import SimpleQueue
+from typing import TypeVar
+
+from secure_quant.errors import (
+    BudgetExceeded,
+    DeadlineExceeded,
+    InternalError,
+    MalformedMessage,
+    MaterialReused,
+    Overloaded,
+    PeerUnavailable,
+    SecureQuantError,
+)
+from secure_quant.onehost.cot import PAIRING_BYTES, Pairing
+from secure_quant.onehost.exchange import Joint
+from secure_quant.onehost.plan import KAPPA, MAX_BATCH, OneHostPlan
+from secure_quant.onehost.program import Host, HostProgram, Item
+from secure_quant.onehost.stream import Inbox, drive
+from secure_quant.wire.gen.one_host_pb2 import (
+    PairMake,
+    PairMaking,
+    PairOpened,
+    PairRefused,
+    PairRequest,
+    PairResponse,
+)
+from secure_quant_server.common import logs
+from secure_quant_server.common.messages import error_to_bytes
+
+__all__ = ["Bounds", "Served", "Session"]
+
+Result = TypeVar("Result")
+
+
+@dataclass(frozen=True)
+class Served:
+    """A model that is served. plan, host: of all its pairings."""
+
+    hash: str
+    plan: OneHostPlan
+    host: Host
+
+
+@dataclass(frozen=True)
+class Bounds:
+    """samples: in stock for one pairing. step_s: longest wait for a message of a run. idle_s:
+    without any frame. turn: around what is computed ahead. charge: (samples) -> None, raises
+    BudgetExceeded. noted: (kind of a run, samples), when it is done."""
+
+    samples: int
+    step_s: float
+    idle_s: float
+    turn: Callable[[], AbstractContextManager[object]]
+    charge: Callable[[int], None]
+    noted: Callable[[str, int], None]
+
+
+@dataclass(frozen=True)
+class _Answering:
+    """An inference that was asked for. number: of its item."""
+
+    number: int
+    inbox: Inbox
+
+
+class _Stock:
+    """Items by number. One may be claimed while it is being made: the client has its half when it
+    heard the last message, which may be before the server has computed its own."""
+
+    def __init__(self, most: int) -> None:
+        """most: samples of items that nobody claimed."""
+        self._most, self._made = most, 0
+        self._free: dict[int, int] = {}  # number -> samples
+        self._items: dict[int, Item] = {}
+        self._dropped: set[int] = set()
+        self._closed = False
+        self._changed = threading.Condition()
+
+    def begin(self, number: int, batch: int) -> None:
+        """Room for an item that is made from now on. Raises Overloaded."""
+        with self._changed:
+            if (samples := sum(self._free.values()) + batch) > self._most:
+                expected = f"<= {self._most}"
+                raise Overloaded("samples in stock", got=samples, expected=expected)
+            self._free[number] = batch
+
+    def undo(self, number: int) -> None:
+        """It is not made after all."""
+        with self._changed:
+            self._free.pop(number, None)
+
+    def put(self, item: Item) -> None:
+        """It is made."""
+        with self._changed:
+            self._made = item.number
+            if item.number not in self._dropped and not self._closed:
+                self._items[item.number] = item
+            self._dropped.discard(item.number)
+            self._changed.notify_all()
+
+    def claim(self, number: int) -> int:
+        """Its samples; nobody can claim it again. Raises MaterialReused for one that is gone,
+        MalformedMessage for one that never was."""
+        with self._changed:
+            batch = self._free.pop(number, None)
+            if batch is not None:
+                return batch
+            if 1 <= number <= self._made:
+                raise MaterialReused("item of material", got=f"{number}, used or given up before")
+            raise MalformedMessage("item of material", got=number, expected=f"<= {self._made}")
+
+    def drop(self, number: int) -> None:
+        """Raises as ``claim``."""
+        self.claim(number)
+        with self._changed:
+            if self._items.pop(number, None) is None:
+                self._dropped.add(number)
+
+    def take(self, number: int, seconds: float) -> Item:
+        """One that was claimed, once it is made. Raises DeadlineExceeded."""
+        with self._changed:
+            self._changed.wait_for(lambda: self._closed or number in self._items, seconds)
+            if number not in self._items:
+                raise DeadlineExceeded("an item of material", expected=f"within {seconds:g} s")
+            return self._items.pop(number)
+
+    def close(self) -> None:
+        """Forget everything, and take nothing more."""
+        with self._changed:
+            self._closed = True
+            self._free.clear()
+            self._items.clear()
+            self._changed.notify_all()
+
+
+class Session:
+    """``frames``: reads the stream to its end. ``answers``: what goes back."""
+
+    def __init__(self, served: Served, bounds: Bounds) -> None:
+        """In the event loop."""
+        self._served, self._bounds = served, bounds
+        self._loop = asyncio.get_running_loop()
+        self._outgoing: asyncio.Queue[PairResponse | SecureQuantError | None] = asyncio.Queue()
+        self._stock = _Stock(bounds.samples)
+        self._ahead, self._online = Inbox(PAIRING_BYTES), Inbox(0)
+        self._makes: SimpleQueue[PairMake | None] = SimpleQueue()
+        self._calls: SimpleQueue[_Answering | None] = SimpleQueue()
+        self._asked, self._running = 0, 0  # makes and inferences that are not done
+        self._ended: SecureQuantError | None = None
+        self._counts = threading.Lock()
+        self._program: HostProgram | None = None
+        for name, work in (("pairing-ahead", self._make_all), ("pairing-online", self._answer_all)):
+            threading.Thread(target=self._guarded, args=(work,), name=name, daemon=True).start()
+
+    # ---- in the event loop
+
+    async def answers(self, frames: AsyncIterator[PairRequest]) -> AsyncIterator[PairResponse]:
+        """Until the stream ends. Raises what ended it, unless the client did."""
+        self._send(PairResponse(opened=PairOpened(samples=self._bounds.samples)))
+        reader = asyncio.create_task(self._read(frames))
+        try:
+            while (answer := await self._outgoing.get()) is not None:
+                if isinstance(answer, SecureQuantError):
+                    raise answer
+                yield answer
+        finally:
+            self.end(PeerUnavailable("the pairing", got="a stream that ended"))
+            reader.cancel()
+            await asyncio.gather(reader, return_exceptions=True)
+
+    @property
+    def busy(self) -> bool:
+        """An inference is under way."""
+        return self._running > 0
+
+    def end(self, error: SecureQuantError) -> None:
+        """Everything that runs stops, and the items are forgotten. From any thread; the first
+        error counts."""
+        with self._counts:
+            if self._ended is not None:
+                return
+            self._ended = error
+        self._makes.put(None)
+        self._calls.put(None)
+        for inbox in (self._ahead, self._online):
+            inbox.fail(error)
+        self._stock.close()
+        self._put(error)
+
+    async def _read(self, frames: AsyncIterator[PairRequest]) -> None:
+        try:
+            while True:
+                async with asyncio.timeout(self._bounds.idle_s):
+                    frame = await anext(frames, None)
+                if frame is None:
+                    self._put(None)
+                    return
+                self._heard(frame)
+        except TimeoutError:
+            expected = f"a frame in {self._bounds.idle_s:g} s"
+            self.end(DeadlineExceeded("an idle pairing", expected=expected))
+        except SecureQuantError as error:
+            self.end(error)
+
+    def _heard(self, frame: PairRequest) -> None:
+        """Raises MalformedMessage for what is out of order, MaterialReused."""
+        match frame.WhichOneof("message"):
+            case "ahead":
+                self._ahead.feed(frame.ahead)
+            case "online":
+                self._online.feed(frame.online)
+            case "make":
+                self._begin_make(frame.make)
+            case "infer":
+                self._begin_call(frame.infer.item)
+            case "drop":
+                self._stock.drop(frame.drop.item)
+            case other:
+                raise MalformedMessage(
+                    "frame of a pairing", got=other or "none known", expected="one in its turn"
+                )
+
+    def _begin_make(self, asked: PairMake) -> None:
+        if not 1 <= asked.batch <= MAX_BATCH:
+            raise MalformedMessage("batch", got=asked.batch, expected=f"1 to {MAX_BATCH}")
+        with self._counts:
+            if self._asked > 1 or not self._ahead.complete:
+                raise MalformedMessage("item to be made", got="another", expected="one at a time")
+            self._asked += 1
+        self._makes.put(asked)
+
+    def _begin_call(self, number: int) -> None:
+        with self._counts:
+            if self._running > 1 or not self._online.complete:
+                raise MalformedMessage("inference", got="another", expected="one at a time")
+            self._running += 1
+        batch = self._stock.claim(number)  # from here on it is gone, whatever comes
+        self._online = Inbox(self._served.plan.cost(batch).online_up)
+        self._calls.put(_Answering(number, self._online))
+
+    # ---- in threads
+
+    def _guarded(self, work: Callable[[], None]) -> None:
+        """Unforeseen errors end the pairing as well, and say nothing to the client."""
+        try:
+            work()
+        except SecureQuantError as error:
+            self.end(error)
+        except Exception as error:  # noqa: BLE001  the border of a thread
+            logs.failure("a pairing failed", error)
+            self.end(InternalError("the pairing failed", hint="pair anew"))
+
+    def _make_all(self) -> None:
+        pairing = self._run(Pairing.make(1, KAPPA), self._ahead)
+        program = self._program = HostProgram(self._served.plan, pairing, self._served.host)
+        self._bounds.noted("pairing", 1)
+        while (asked := self._makes.get()) is not None:
+            self._make(program, asked)
+            with self._counts:
+                self._asked -= 1
+
+    def _make(self, program: HostProgram, asked: PairMake) -> None:
+        """Raises MalformedMessage, PairingSpent, DeadlineExceeded."""
+        if asked.item != program.next_item:
+            raise MalformedMessage("item to be made", got=asked.item, expected=program.next_item)
+        plan, batch = self._served.plan, asked.batch
+        try:
+            self._admit(asked)
+        except (BudgetExceeded, Overloaded) as error:
+            refused = PairRefused(item=asked.item, details=error_to_bytes(error))
+            self._send(PairResponse(refused=refused))
+            return
+        extension, _ = program.pairing.fill_bytes(*plan.cots(batch))
+        self._listen(Inbox(extension + plan.cost(batch).material_up))
+        self._send(PairResponse(making=PairMaking(item=asked.item)))
+        self._stock.put(self._run(program.prepare(batch), self._ahead))
+        self._bounds.noted("item", batch)
+
+    def _admit(self, asked: PairMake) -> None:
+        """Room for a new item, and the client's right to it. Raises Overloaded, BudgetExceeded."""
+        self._stock.begin(asked.item, asked.batch)
+        try:
+            self._bounds.charge(asked.batch)
+        except SecureQuantError:
+            self._stock.undo(asked.item)
+            raise
+
+    def _listen(self, inbox: Inbox) -> None:
+        with self._counts:
+            self._ahead, ended = inbox, self._ended
+        if ended is not None:
+            inbox.fail(ended)
+
+    def _answer_all(self) -> None:
+        while (asked := self._calls.get()) is not None:
+            program = self._program
+            if program is None:
+                raise MalformedMessage("inference", got="no pairing yet")
+            item = self._stock.take(asked.number, self._bounds.step_s)
+            self._run(program.run(item), asked.inbox, ahead=False)
+            with self._counts:
+                self._running -= 1
+            self._bounds.noted("inference", item.batch)
+
+    def _run(self, run: Joint[Result], inbox: Inbox, *, ahead: bool = True) -> Result:
+        """To its end. Raises MalformedMessage, PairingSpent, DeadlineExceeded."""
+
+        def send(piece: bytes) -> None:
+            self._send(PairResponse(ahead=piece) if ahead else PairResponse(online=piece))
+
+        turn = self._bounds.turn if ahead else nullcontext
+        return drive(run, send, inbox, lambda: self._bounds.step_s, turn).result
+
+    def _send(self, answer: PairResponse) -> None:
+        self._put(answer)
+
+    def _put(self, answer: PairResponse | SecureQuantError | None) -> None:
+        with suppress(RuntimeError):  # the loop has ended, and with it the stream
+            self._loop.call_soon_threadsafe(self._outgoing.put_nowait, answer)

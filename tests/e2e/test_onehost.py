@@ -1,0 +1,273 @@
+"""One host through a real server process over mutual TLS."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from e2e.he_server import inputs, lenet
+from e2e.onehost_server import OneHostProcess
+from patience import ample
+
+from secure_quant import Graph, reference
+from secure_quant.errors import (
+    BudgetExceeded,
+    ConfigError,
+    DeadlineExceeded,
+    HashMismatch,
+    Overloaded,
+    PeerUnavailable,
+    SecureQuantError,
+    ServiceError,
+    ShapeMismatch,
+)
+from secure_quant.onehost.bundle import load_client, split
+from secure_quant_client import AsyncOneHostClient, OneHostClient
+from secure_quant_client.onehost.link import Link
+
+
+@pytest.fixture(scope="module")
+def graph() -> Graph:
+    return lenet()
+
+
+@pytest.fixture(scope="module")
+def server(graph: Graph, tmp_path_factory: pytest.TempPathFactory) -> Iterator[OneHostProcess]:
+    with OneHostProcess(tmp_path_factory.mktemp("onehost"), graph) as started:
+        yield started
+
+
+def wait_until(condition: Callable[[], bool], limit: float) -> None:
+    end = time.monotonic() + limit
+    while not condition():
+        assert time.monotonic() < end, "waited in vain"
+        time.sleep(0.01)
+
+
+def exact(client: OneHostClient, graph: Graph, seed: int = 0, batch: int = 1) -> bool:
+    q = inputs(graph, batch, seed)
+    y = client.infer_int8(q, timeout=ample(30))
+    return np.array_equal(y, reference.run_int(graph, q))
+
+
+def test_tens_of_inferences_are_exact(server: OneHostProcess, graph: Graph) -> None:
+    with OneHostClient(server.target, tls=server.tls(), expected_hash=graph.hash) as client:
+        assert all(exact(client, graph, seed) for seed in range(25))
+        assert all(exact(client, graph, batch, batch) for batch in (2, 9))
+
+
+def test_float_in_float_out(server: OneHostProcess, graph: Graph) -> None:
+    x = np.random.default_rng(4).normal(0, 2, (2, *graph.input.shape)).astype(np.float32)
+    with OneHostClient(server.target, tls=server.tls(), stock=0) as client:
+        assert np.array_equal(client.infer(x, timeout=ample(30)), reference.run(graph, x))
+
+
+def test_what_was_sent_is_what_the_plan_says(server: OneHostProcess, graph: Graph) -> None:
+    plan = load_client(split(graph)["client"])
+    with OneHostClient(server.target, tls=server.tls(), stock=0) as client:
+        for batch in (1, 2):
+            q = inputs(graph, batch)
+            stats = client.infer_int8_with_stats(q, timeout=ample(30)).stats
+            cost = plan.cost(batch)
+            assert (stats.bytes_up, stats.bytes_down) == (cost.bytes_up, cost.bytes_down)
+            assert stats.flights == stats.rounds == cost.flights
+            # What is left of an extension serves the next item.
+            assert 0 <= cost.offline_bytes_up - stats.offline_bytes_up < 1024
+            assert 0 <= cost.offline_bytes_down - stats.offline_bytes_down < 1024
+            assert stats.samples == batch
+
+
+def test_two_clients_at_once_and_both_kinds(server: OneHostProcess, graph: Graph) -> None:
+    async def main() -> list[np.ndarray]:
+        async with (
+            AsyncOneHostClient(server.target, tls=server.tls()) as first,
+            AsyncOneHostClient(server.target, tls=server.tls(), stock=0) as second,
+        ):
+            await first.prepare(timeout=ample(30))
+            calls = [
+                client.infer_int8(inputs(graph, 1, seed), timeout=ample(60))
+                for client in (first, second)
+                for seed in range(4)
+            ]
+            return await asyncio.gather(*calls)
+
+    for place, y in enumerate(asyncio.run(main())):
+        assert np.array_equal(y, reference.run_int(graph, inputs(graph, 1, place % 4)))
+
+
+def test_threads_take_turns(server: OneHostProcess, graph: Graph) -> None:
+    found: list[bool] = []
+    with OneHostClient(server.target, tls=server.tls()) as client:
+        threads = [
+            threading.Thread(target=lambda seed=seed: found.append(exact(client, graph, seed)))
+            for seed in range(4)
+        ]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join(ample(60))
+    assert found == [True] * 4
+
+
+def test_wrong_input_and_wrong_model(server: OneHostProcess, graph: Graph) -> None:
+    with OneHostClient(server.target, tls=server.tls()) as client:
+        with pytest.raises(ShapeMismatch):
+            client.infer_int8(np.zeros((1, 3), np.int8))
+        assert exact(client, graph)
+    with pytest.raises(ServiceError):
+        client.infer_int8(inputs(graph, 1))
+    other = OneHostClient(server.target, tls=server.tls(), expected_hash="0" * 64)
+    with other, pytest.raises((HashMismatch, ServiceError)):
+        other.infer_int8(inputs(graph, 1))
+    with pytest.raises(ConfigError):
+        OneHostClient(server.target, tls=server.tls(), stock=-1)
+
+
+class Spy:
+    """Every item that clients asked to use or to drop, by link."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.seen: list[tuple[int, int]] = []
+        self.links: list[Link] = []  # kept, so that ids stay theirs
+        plain = Link.send
+
+        def send(link: Link, frame: Any) -> None:
+            kind = frame.WhichOneof("message")
+            if kind in ("infer", "drop"):
+                self.links.append(link)
+                self.seen.append((id(link), getattr(frame, kind).item))
+            plain(link, frame)
+
+        monkeypatch.setattr(Link, "send", send)
+
+    def check(self, inferences: int) -> None:
+        assert len(self.seen) == len(set(self.seen)) >= inferences
+
+
+def test_a_server_that_stalls_costs_the_item_and_the_pairing(
+    server: OneHostProcess, graph: Graph, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    spy = Spy(monkeypatch)
+    with OneHostClient(server.target, tls=server.tls(), stock=3) as client:
+        client.prepare(timeout=ample(30))
+        assert exact(client, graph)
+        first = client._model._paired
+        os.kill(server.process.pid, signal.SIGSTOP)
+        try:
+            with pytest.raises(DeadlineExceeded):
+                client.infer_int8(inputs(graph, 1), timeout=1.0)
+        finally:
+            os.kill(server.process.pid, signal.SIGCONT)
+        assert not first.alive
+        assert not first._ready
+        assert exact(client, graph, 1)
+        assert client._model._paired is not first
+    spy.check(3)
+
+
+def test_the_server_dies_between_and_during_inferences(
+    graph: Graph, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    spy = Spy(monkeypatch)
+    with OneHostProcess(tmp_path, graph) as first:
+        port = int(first.target.rpartition(":")[2])
+        client = OneHostClient(first.target, tls=first.tls())
+        client.prepare(timeout=ample(30))
+        assert exact(client, graph)
+        first.process.kill()
+        first.process.wait(ample(10))
+        wait_until(lambda: not client._model._paired.alive, ample(20))
+        with pytest.raises(PeerUnavailable):
+            client.infer_int8(inputs(graph, 1), timeout=ample(5))
+    with OneHostProcess(tmp_path, graph, port=port) as second:
+        client.prepare(timeout=ample(30))  # pairs anew
+        assert exact(client, graph, 1)
+        failed: list[SecureQuantError] = []
+
+        def ask() -> None:
+            try:
+                client.infer_int8(inputs(graph, 1), timeout=ample(30))
+            except SecureQuantError as error:
+                failed.append(error)
+
+        client.prepare(timeout=ample(30))
+        os.kill(second.process.pid, signal.SIGSTOP)
+        asked = threading.Thread(target=ask)
+        before = len(spy.seen)
+        asked.start()
+        wait_until(lambda: len(spy.seen) > before, ample(20))  # it is under way
+        second.process.kill()
+        asked.join(ample(30))
+        assert isinstance(failed[0], PeerUnavailable)
+    with OneHostProcess(tmp_path, graph, port=port), client:
+        assert exact(client, graph, 2)
+    spy.check(4)
+
+
+def test_budgets_and_bounds(graph: Graph, tmp_path: Path) -> None:
+    with OneHostProcess(
+        tmp_path, graph, budget=4, budget_window_s=1e6, pairings_per_client=1, stock=2
+    ) as server, OneHostClient(server.target, tls=server.tls(), stock=9) as client:  # fmt: skip
+        client.prepare(timeout=ample(30))
+        assert len(client._model._paired._ready) == 2  # what the host allows
+        with (
+            OneHostClient(server.target, tls=server.tls()) as other,
+            pytest.raises(Overloaded, match="pairings of one client"),
+        ):
+            other.infer_int8(inputs(graph, 1), timeout=ample(30))
+        # Those that were paid for are served.
+        assert all(exact(client, graph, seed) for seed in range(4))
+        with pytest.raises(BudgetExceeded):
+            client.infer_int8(inputs(graph, 1), timeout=ample(30))
+        assert client._model._paired.alive
+
+
+def test_a_client_s_samples_are_counted_across_restarts(graph: Graph, tmp_path: Path) -> None:
+    ledger = tmp_path / "ledger.json"
+    with OneHostProcess(tmp_path, graph, ledger=str(ledger)) as server:
+        with OneHostClient(server.target, tls=server.tls(), stock=0) as client:
+            assert exact(client, graph)
+        server.process.send_signal(signal.SIGTERM)
+        server.process.wait(ample(20))
+    text = ledger.read_text()
+    assert ": 1}" in text
+    plan = load_client(split(graph)["client"])
+    ledger.write_text(text.replace(": 1}", f": {plan.calls - 1}}}"))
+    with (
+        OneHostProcess(tmp_path, graph, ledger=str(ledger)) as server,
+        OneHostClient(server.target, tls=server.tls(), stock=0) as client,
+    ):
+        assert exact(client, graph)
+        with pytest.raises(BudgetExceeded, match="for ever"):
+            client.infer_int8(inputs(graph, 1), timeout=ample(30))
+
+
+def test_idle_pairings_end_and_clients_pair_anew(graph: Graph, tmp_path: Path) -> None:
+    with (
+        OneHostProcess(tmp_path, graph, idle_s=ample(1.0)) as server,
+        OneHostClient(server.target, tls=server.tls(), stock=1) as client,
+    ):
+        assert exact(client, graph)
+        wait_until(lambda: not client._model._paired.alive, ample(30))
+        assert exact(client, graph, 1)
+
+
+def test_a_stop_ends_pairings_in_order(graph: Graph, tmp_path: Path) -> None:
+    with (
+        OneHostProcess(tmp_path, graph) as server,
+        OneHostClient(server.target, tls=server.tls()) as client,
+    ):
+        assert exact(client, graph)
+        server.process.send_signal(signal.SIGTERM)
+        assert server.process.wait(ample(20)) == 0
+        wait_until(lambda: not client._model._paired.alive, ample(20))
+        with pytest.raises(PeerUnavailable):
+            client.infer_int8(inputs(graph, 1), timeout=ample(5))
