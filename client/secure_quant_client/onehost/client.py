@@ -20,16 +20,16 @@ from secure_quant_client.connection import (
     OneServer,
     Service,
 )
-from secure_quant_client.onehost.model import OneHostModel
-from secure_quant_client.onehost.pairing import Paired
 
-if TYPE_CHECKING:
+if TYPE_CHECKING:  # numba and TenSEAL come with the first call, not with the name
     from secure_quant.onehost.plan import OneHostPlan
+    from secure_quant_client.onehost.model import OneHostModel
+    from secure_quant_client.onehost.pairing import Paired
 
 __all__ = ["AsyncOneHostClient", "OneHostClient"]
 
 
-class _OneHost(OneServer[OneHostModel]):
+class _OneHost(OneServer["OneHostModel"]):
     """What both faces share."""
 
     _service = Service(("onehost",), OneHostServiceStub, OneHostServiceGetModelRequest)
@@ -41,17 +41,21 @@ class _OneHost(OneServer[OneHostModel]):
         self._target, self._tls, self._stock = target, connection["tls"], stock
 
     def _receive(self, answers: Sequence[OneHostServiceGetModelResponse]) -> OneHostModel:
+        from secure_quant_client.onehost.model import OneHostModel
+
         return OneHostModel.receive(answers[0].info, self._expected_hash, self._pair)
 
     def _pair(self, plan: OneHostPlan) -> Paired:
         """On a channel of its own: a pairing is as good as its connection."""
+        from secure_quant_client.onehost.pairing import Paired
+
         channel = sync_channel(self._target, self._tls, server_role="onehost", limits=self._limits)
         return Paired(
             channel, self._metadata, plan, stock=self._stock, step_s=self._limits.deadline_s
         )
 
 
-class OneHostClient(_OneHost, IntegerClient[OneHostModel]):
+class OneHostClient(_OneHost, IntegerClient["OneHostModel"]):
     """A pairing with the one server; for threads, which take turns. See AsyncOneHostClient.
 
     target, tls, expected_hash, token, limits: as HeClient.
@@ -76,7 +80,7 @@ class OneHostClient(_OneHost, IntegerClient[OneHostModel]):
         self._connect(deadline).prepare(batch, deadline)
 
 
-class AsyncOneHostClient(_OneHost, AsyncIntegerClient[OneHostModel]):
+class AsyncOneHostClient(_OneHost, AsyncIntegerClient["OneHostModel"]):
     """OneHostClient for asyncio: the same arguments, the same answers, the same errors. Make it
     inside the event loop that uses it; inferences run in threads, so that the loop stays free. One
     that is cancelled ends in its thread, at its timeout at the latest, with its item."""
