@@ -12,7 +12,7 @@ __all__ = ["ample", "scale"]
 
 WORK, WORK_S = 2_000_000, 0.06
 """Turns of a loop, and their time on an idle core of the machine for which limits are written."""
-MOST = 20.0
+MOST = 6.0
 
 
 @cache

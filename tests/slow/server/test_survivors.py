@@ -147,8 +147,8 @@ def test_a_worker_that_hangs_is_ended_though_its_template_has_gone(
 
 TWICE = """
 import asyncio, json, os, signal
-from unit.server.test_workers import Place, ask, kind
-from unit.server.worker_entries import Ask
+from slow.server.test_workers import Place, ask, kind
+from slow.server.worker_entries import Ask
 from secure_quant_server.common import workers
 from secure_quant_server.common.workers import Template
 

@@ -67,8 +67,10 @@ def evaluate(link: socket.socket) -> int:
             raise KeyError("a secret")
         if bytes(data) == b"malformed":
             raise MalformedMessage("ciphertexts")
-        if bytes(data) in (b"slow", b"stuck"):
-            time.sleep(1.0 if bytes(data) == b"slow" else 3600.0)
+        if bytes(data) == b"slow":
+            time.sleep(1.0)
+        if bytes(data) == b"endless":
+            _spin(3600.0)  # one that sleeps would be taken to hang
         return bytes(data)[::-1]
 
     def work(link: socket.socket) -> None:
