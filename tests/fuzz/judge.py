@@ -18,12 +18,12 @@ from secure_quant.interop.onnx_export import to_onnx
 from secure_quant.ir import Graph
 from secure_quant.quantizer import AccuracyWarning, Training, api
 from secure_quant.quantizer.gate.floatgraph import FloatGraph, captured_batch
-from secure_quant.quantizer.gate.steps import ROUNDING, largest_steps
+from secure_quant.quantizer.gate.steps import is_too_far, largest_steps
 
 __all__ = ["MODES", "Verdict", "judge", "judge_module"]
 
 MODES = (*["static"] * 6, *["weight-only"] * 2, "dynamic", "qat")
-CLOSE = 0.25
+CLOSE = 0.15
 """Relative error, root mean square, that calibration samples may have without a warning."""
 BLENDS = 0.5
 """The same for inputs between calibration samples, in units of the calibration samples' output."""
@@ -144,7 +144,7 @@ def _wrong(
     if mode != "dynamic":
         steps = largest_steps(graph, made.converted, recorded.places, x.numpy())
         verdict.steps = max(steps.values(), default=0.0)
-        if verdict.steps > ROUNDING and not verdict.warned:
+        if is_too_far(verdict.steps) and not verdict.warned:
             return f"{verdict.steps:.2g} steps off torch's simulation, without a word"
     return _onnx(graph, verdict.seed) if mode != "dynamic" else None
 
