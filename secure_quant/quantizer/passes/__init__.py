@@ -17,6 +17,7 @@ from secure_quant.quantizer.passes.norm import (
 )
 from secure_quant.quantizer.passes.order import activation_before_pool
 from secure_quant.quantizer.passes.pools import lower_pools
+from secure_quant.quantizer.passes.spread import spread_features
 from secure_quant.quantizer.passes.writes import lower_writes
 
 __all__ = ["rewrite", "specialize"]
@@ -43,6 +44,8 @@ def specialize(module: GraphModule, batches: Sequence[Tensor], bits: int = 8) ->
     if bits == 8:
         keep_sums_exact(module)
     equalize(_cleaned(module), batches, exact=bits == 8)
+    if bits == 8:
+        spread_features(_cleaned(module), batches)
     return _cleaned(module)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -41,6 +42,15 @@ class Editor:
         made.meta["val"] = target(*values)
         made.meta |= {f"secure_quant_{key}": value for key, value in meta.items()}
         return made
+
+    def copy(self, made: Mapping[Node, Node]) -> Node:
+        """The node once more, of what ``made`` has in place of its inputs."""
+        with self._module.graph.inserting_before(self._node):
+            node = self._module.graph.node_copy(self._node, lambda n: made.get(n, n))
+        args, kwargs = torch.fx.map_arg((node.args, node.kwargs), lambda n: n.meta["val"])
+        target: Any = node.target
+        node.meta["val"] = target(*args, **kwargs)
+        return node
 
     def parameter(self, value: Tensor, name: str, *, trained: bool = True) -> Node:
         """A get_attr node of a new parameter; training leaves it alone if it is not ``trained``."""

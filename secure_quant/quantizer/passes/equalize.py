@@ -31,7 +31,7 @@ from secure_quant.quantizer.passes.edit import (
 )
 from secure_quant.quantizer.passes.norm import affine_readers, fold
 
-__all__ = ["equalize"]
+__all__ = ["Sizes", "equalize"]
 
 aten = torch.ops.aten
 UNEVEN = 4.0
@@ -51,7 +51,7 @@ def equalize(module: GraphModule, batches: Sequence[Tensor], *, exact: bool) -> 
     if not normalized and not branches:
         return
     wanted = {*normalized, *(n.args[0] for n in normalized), *branches}
-    sizes = _Sizes(module, wanted).over(batches)
+    sizes = Sizes(module, wanted).over(batches)
     for node in branches:
         _scale_branch(module, node, sizes[node])
     for node in normalized:
@@ -73,7 +73,7 @@ def _is_branch(module: GraphModule, node: Node, exact: bool) -> bool:
     return plain and same
 
 
-class _Sizes(Interpreter):
+class Sizes(Interpreter):
     """Runs the float module and keeps max |x| of each channel of the nodes ``wanted``."""
 
     def __init__(self, module: GraphModule, wanted: set[Node]) -> None:
