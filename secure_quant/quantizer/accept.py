@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.nn.utils import prune
 
 from secure_quant.errors import CalibrationError, NotFinite, UnsupportedModule
+from secure_quant.quantizer.memory import Filled, refuse_unwritten
 from secure_quant.quantizer.refuse import first_line
 
 __all__ = ["accepted", "check_forward", "check_output", "own_copy", "unwrapped"]
@@ -70,7 +71,7 @@ def check_forward(module: nn.Module, example: Tensor) -> Tensor:
     """
     kind = type(module).__name__
     try:
-        with torch.no_grad():
+        with torch.no_grad(), Filled():
             made = module(example.clone())
     except Exception as error:
         if isinstance(error, UnsupportedModule):
@@ -100,6 +101,7 @@ def check_forward(module: nn.Module, example: Tensor) -> Tensor:
             f"output of {kind}", got=made.dtype, expected="floats",
             hint="return the scores; take argmax, comparisons and casts to the client",
         )  # fmt: skip
+    refuse_unwritten(kind, lambda: _lone_tensor(module(example.clone()), kind))
     return made
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from dataclasses import replace
 from typing import Any, Literal, get_args
 
@@ -89,8 +90,8 @@ def quantize(
                  refuses embeddings of inputs.
 
     The captured graph is compared with ``model`` itself before anything is rounded, and the
-    integers with torch's simulation and the float model after. Warns with AccuracyWarning from two
-    fifths of the usual bound on.
+    integers with torch's simulation and the float model after. Warns with AccuracyWarning from a
+    fifth of the usual bound on.
 
     Raises UnsupportedModule (with the op, the module's path and a hint), CaptureMismatch,
     AccuracyLoss, CalibrationError, ConfigError, OverflowRisk.
@@ -121,7 +122,7 @@ def quantize(
             made = simulated(model, gate, batches, settings, told)
         with failures_named(f"lowering {type(model).__name__}"):
             recorded = lower_recorded(made.converted, made.example, fine=fine, dynamic=dynamic)
-            _check(recorded, made, gate.samples, bounds, dynamic)
+            _check(recorded, made, gate, bounds, dynamic)
     return recorded.graph
 
 
@@ -141,13 +142,21 @@ def _tensor(targets: Any) -> Tensor:
         ) from error
 
 
-def _check(
-    recorded: Recorded, made: Simulated, samples: Tensor, bounds: Bounds, dynamic: bool
-) -> None:
+def _check(recorded: Recorded, made: Simulated, gate: Gate, bounds: Bounds, dynamic: bool) -> None:
     """The integers against torch's simulation and the float graph, which equals the module."""
-    graph, x = recorded.graph, samples.numpy()
+    graph, samples = recorded.graph, gate.samples
+    x = samples.numpy()
     steps = None  # torch's simulation has no activations of run-time scales
     if not dynamic:
         steps = steps_off(graph, made.converted, recorded.places, x)
     want = FloatGraph(made.floats).evaluate(samples).numpy()
-    check_accuracy(graph, x, want, lambda: values_at(made.floats, recorded, x), bounds, steps)
+    shape = graph.values[graph.output.name].shape
+    if want.shape[1:] != shape:
+        warnings.warn(
+            f"the module gives {['n', *want.shape[1:]]}, the graph {['n', *shape]}: reshape its "
+            "output before comparing, or it broadcasts", UserWarning, stacklevel=3,
+        )  # fmt: skip
+    check_accuracy(
+        graph, x, want, lambda: values_at(made.floats, recorded, x), bounds, steps,
+        noise=gate.noise.numpy(),
+    )  # fmt: skip

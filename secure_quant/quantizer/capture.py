@@ -54,6 +54,9 @@ _NOTHING = _DROPOUTS | {
 PROBE = 61
 """Samples in the batch that is exported: a number that hardly any shape has for another reason."""
 
+_VALUES = (
+    "take asserts, branches and .item() on values out of forward: check inputs before the call"
+)
 _CASTS = {aten.to.dtype, aten.to.device, aten.to.other, aten._to_copy.default, aten.to.dtype_layout}
 
 
@@ -207,6 +210,7 @@ def _export_fixed(module: nn.Module, example: Tensor) -> torch.export.ExportedPr
             f"{type(module).__name__} cannot be captured by torch.export",
             got=reason[0][:300] if reason else type(error).__name__,
             expected="one tensor in, one tensor out, no branch that depends on values",
+            hint=_VALUES if any("data-dependent" in line for line in reason) else None,
         ) from error
 
 
@@ -220,6 +224,11 @@ def drop_nothings(module: GraphModule) -> None:
             )
         if node.target in (aten.view.default, aten._unsafe_view.default):
             node.target = aten.reshape.default
+        if node.target in _CASTS and _rounds(node):
+            raise unsupported(
+                node, f"a cast to {node.meta['val'].dtype}",
+                "leave it out: weights and values become integers, whatever they were",
+            )  # fmt: skip
         if node.target in _NOTHING or (node.target in _CASTS and _is_float(node)):
             node.replace_all_uses_with(node.args[0])
             module.graph.erase_node(node)
@@ -227,6 +236,12 @@ def drop_nothings(module: GraphModule) -> None:
             module.graph.erase_node(node)
     module.graph.eliminate_dead_code()
     module.recompile()
+
+
+def _rounds(node: Node) -> bool:
+    """True for a cast to fewer bits than float32 has, which is rounding."""
+    made: Any = node.meta.get("val")
+    return isinstance(made, Tensor) and made.dtype in (torch.float16, torch.bfloat16)
 
 
 def _is_float(node: Node) -> bool:

@@ -43,6 +43,8 @@ def functional_module(program: ExportedProgram) -> GraphModule:
     _drop_dropout(program.graph)
     writes = [n for n in program.graph.nodes if _writes(n)]
     if not all(_is_simple(node) for node in writes):
+        for node in writes:
+            _refuse_windows(node)
         try:
             program = program.run_decompositions({})
         except Exception as error:
@@ -57,6 +59,19 @@ def functional_module(program: ExportedProgram) -> GraphModule:
     _return_a_tensor(module)
     module.recompile()
     return module
+
+
+def _refuse_windows(write: Node) -> None:
+    """Raise UnsupportedModule for a write through ``unfold``, whose functional form holds for one
+    size of the batch."""
+    changed: Any = write.args[0]
+    while isinstance(changed, Node) and changed.target not in _FRESH and changed.args:
+        if changed.target is aten.unfold.default:
+            raise unsupported(
+                changed, "a write through its windows",
+                "write into slices of the tensor itself: h[:, ::2] = 0",
+            )  # fmt: skip
+        changed = changed.args[0]
 
 
 def _return_a_tensor(module: GraphModule) -> None:

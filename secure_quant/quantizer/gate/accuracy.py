@@ -32,9 +32,11 @@ MAX_ERROR = 0.25
 given, unless the caller says so."""
 COARSE = 2
 """Times as much with weights of few levels, which are chosen for their size."""
-_WARNED = 0.4
+_WARNED = 0.2
 """Of the usual bound: from there on a graph is given with a warning."""
 _JUMP = 2.0
+_LEAST = 1e-12
+"""Of the largest output: smaller ones are what constants were rounded to."""
 
 Real = NDArray[Any]
 Values = Callable[[], Mapping[str, Real]]
@@ -77,7 +79,7 @@ def relative_error(got: Real, want: Real, floor: float = 0.0) -> float:
 
 def check_accuracy(
     graph: Graph, x: NDArray[np.float32], want: Real, values: Values, bounds: Bounds,
-    steps: str | None = None,
+    steps: str | None = None, noise: Real | None = None,
 ) -> float:  # fmt: skip
     """The relative error of ``graph`` at its output, the largest of several.
 
@@ -85,14 +87,17 @@ def check_accuracy(
     want    what the float model gives for them, [n, ...].
     values  the float model's values at the graph's nodes, asked for only if the error is large.
     steps   what ``steps_off`` found: never given without a word.
+    noise   size of what is nothing but float32's own rounding, [...], at each place.
 
     Warns with AccuracyWarning or raises AccuracyLoss above the bounds.
     """
     made = reference.trace(graph, quantize_packed(graph, x))
     got = reference.named(graph, reference.dequantize(graph, made[graph.output.name]))
     wanted = reference.named(graph, want)
+    rounding = reference.named(graph, np.zeros_like(want[:1]) if noise is None else noise[None])
     found = [
-        _of_output(port, got[port.name], wanted[port.name], bounds) for port in graph.output_ports
+        _of_output(port, got[port.name], wanted[port.name], rounding[port.name], bounds)
+        for port in graph.output_ports
     ]
     worst = max(found, key=lambda each: each.error)
     several = f" at output {worst.port.name!r}" if len(found) > 1 else ""
@@ -118,13 +123,13 @@ class _Found(NamedTuple):
     lost: str | None
 
 
-def _of_output(port: Port, got: Real, want: Real, bounds: Bounds) -> _Found:
+def _of_output(port: Port, got: Real, want: Real, noise: Real, bounds: Bounds) -> _Found:
     largest = max(port.multiplier) * port.value.scale * port.value.range.magnitude
     if bounds.clipped:
         kept = _best(got, want)
         got, want = got[kept], want[kept]
     error = relative_error(got, want, largest)
-    return _Found(port, error, _lost(got, want, 1e-6 * largest))
+    return _Found(port, error, _lost(got, want, noise))
 
 
 def judge(error: float, bounds: Bounds, where: str = "") -> None:
@@ -149,16 +154,17 @@ def _best(got: Real, want: Real) -> NDArray[np.int64]:
     return np.argsort(errors, kind="stable")[: max(len(errors) * 9 // 10, 1)]
 
 
-def _lost(got: Real, want: Real, least: float) -> str | None:
+def _lost(got: Real, want: Real, noise: Real) -> str | None:
     """In words, how many places of the output are off by more than half of their own size; None
-    for one in sixteen or fewer, and for probabilities, of which the small ones are meant to be."""
+    for one in sixteen or fewer, and for probabilities, of which the small ones are meant to be.
+    Nothing is asked of places that are no larger than ``noise``."""
     if want.min() >= 0 and want.max() <= 1:
         return None
     off, size = (
         np.sqrt((part.astype(np.float64).reshape(len(want), -1) ** 2).mean(0))
         for part in (got - want, want)
     )
-    seen = size > max(1e-6 * size.max(), least)
+    seen = size > np.maximum(noise.reshape(-1), _LEAST * size.max())
     lost = seen & (off > size / 2)
     if 16 * lost.sum() <= seen.sum():
         return None

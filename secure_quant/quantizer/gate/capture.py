@@ -90,6 +90,13 @@ class Gate:
         """Calibration samples for further checks: float32[n, *input shape]."""
         return self._probes[0].x
 
+    @property
+    def noise(self) -> Tensor:
+        """At each place of the output, what is no more than float32's rounding: float64[...]."""
+        if self._comparison is None:
+            return torch.zeros(()).double()
+        return self._comparison.noise
+
     def check(self, prepared: GraphModule, *, typical: bool = False) -> None:
         """Compare a graph whose weights are still float; observers see nothing of it. ``typical``:
         on calibration samples alone, for a graph that is made for their like.
@@ -119,6 +126,11 @@ class _Comparison:
         self._truths = tuple(self._truth(probe) for probe in probes)
         self._refuse_changes(before)
         self._refuse_other_results()
+
+    @property
+    def noise(self) -> Tensor:
+        """Of calibration samples, several times over."""
+        return NOISE * self._truths[0].noise
 
     def run(self, prepared: GraphModule, typical: bool) -> None:
         """Outputs, and the submodules' outputs that the graph has."""
@@ -225,6 +237,14 @@ class _Comparison:
                 expected="the same result in each call",
                 hint="random steps and states: pass training=self.training to "
                      "functional.dropout, and keep nothing from call to call",
+            )  # fmt: skip
+        fresh = self.owner.run_fresh(typical.probe.x)
+        if fresh.shape != typical.value.shape or bool((typical.excess(fresh) > 1).any()):
+            raise UnsupportedModule(
+                f"{self.owner.name}, copied anew", got="another result for the same input",
+                expected="a result that is made of its parameters",
+                hint="its first call draws or keeps something: draw it in __init__, and keep it "
+                     "in a buffer",
             )  # fmt: skip
         for place in (0, len(typical.probe.x) - 1):
             alone = self.owner.run(typical.probe.x[place : place + 1])

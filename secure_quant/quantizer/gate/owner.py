@@ -12,6 +12,7 @@ from torch.utils import _pytree
 
 from secure_quant.errors import UnsupportedModule
 from secure_quant.quantizer.accept import own_copy
+from secure_quant.quantizer.memory import Filled
 from secure_quant.quantizer.ports import Ported
 from secure_quant.quantizer.refuse import first_line, own_path
 
@@ -28,17 +29,18 @@ class Owner:
     def __init__(self, model: nn.Module) -> None:
         self.name = type(model).__name__
         self.outputs = model.outputs if isinstance(model, Ported) else ()
-        self._copies: dict[torch.dtype, nn.Module] = {}
-        for dtype in (torch.float64, torch.float32):
-            made = own_copy(model).eval().cpu()
-            self._copies[dtype] = made.requires_grad_(False).to(dtype)
+        self._model = model
+        self._copies = {dtype: self._copy(dtype) for dtype in (torch.float64, torch.float32)}
         self.dtype = torch.float64
+
+    def _copy(self, dtype: torch.dtype) -> nn.Module:
+        return own_copy(self._model).eval().cpu().requires_grad_(False).to(dtype)
 
     def run(self, x: Tensor, dtype: torch.dtype | None = None, seen: Seen | None = None) -> Tensor:
         """The one output for float[n, *input shape], in ``dtype`` (else in float64 where the module
         can). Raises UnsupportedModule if it fails or returns anything but one tensor."""
         dtype = dtype or self.dtype
-        with torch.no_grad(), _watched(self._copies[dtype], seen):
+        with torch.no_grad(), Filled(), _watched(self._copies[dtype], seen):
             try:
                 made = self._copies[dtype](x.to(dtype, copy=True))
             except Exception as error:
@@ -53,6 +55,15 @@ class Owner:
                 hint="return the one that is asked for, from a module around this one",
             )  # fmt: skip
         return tensors[0].detach().clone()
+
+    def run_fresh(self, x: Tensor) -> Tensor:
+        """As ``run``, in a new copy, for which it is the first call."""
+        kept = self._copies[self.dtype]
+        self._copies[self.dtype] = self._copy(self.dtype)
+        try:
+            return self.run(x)
+        finally:
+            self._copies[self.dtype] = kept
 
     def settle(self, x: Tensor) -> None:
         """Find out whether the module runs in float64, as most do. Raises as ``run``."""

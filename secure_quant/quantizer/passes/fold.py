@@ -28,6 +28,8 @@ _OF_SHAPE = {
     aten.new_full.default, aten.new_empty.default,
 }  # fmt: skip
 """Ops that look at the shape of their input only."""
+_SIZES = (1e-24, 1e15)
+"""Of the largest weight of a layer."""
 _EMPTY = {aten.empty_like.default, aten.new_empty.default, aten.empty.memory_format}
 
 
@@ -165,13 +167,29 @@ def _untie(module: GraphModule) -> None:
     module.graph.eliminate_dead_code()
 
 
+def _check_size(node: Node, value: Tensor) -> None:
+    """Raise UnsupportedModule for a layer's weights that no scale of a graph can express."""
+    low, high = _SIZES
+    largest = float(value.abs().max()) if value.numel() else 0.0
+    for user in node.users:
+        layer = user.target in WEIGHTED and user.args[1] is node
+        if layer and largest and not low <= largest <= high:
+            raise unsupported(
+                user, f"weights of up to {largest:.3g}",
+                f"rescale that layer and its neighbours: scales go from {low:g} to {high:g}",
+            )  # fmt: skip
+
+
 def _check_finite(module: GraphModule) -> None:
     """Raise NotFinite for NaN or infinity in the parameters of layers."""
     for node in module.graph.nodes:
         if node.op != "get_attr":
             continue
         value = constant_of(module, node)
-        if value is None or not value.dtype.is_floating_point or bool(torch.isfinite(value).all()):
+        if value is None or not value.dtype.is_floating_point:
+            continue
+        if bool(torch.isfinite(value).all()):
+            _check_size(node, value)
             continue
         for user in node.users:
             if user.target in WEIGHTED or "norm" in str(user.target):

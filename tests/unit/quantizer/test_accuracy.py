@@ -185,15 +185,34 @@ def test_leveled_layers_are_compared_with_the_module():
         quantize_leveled(nn.Sequential(*layers), x, max_error=1e-6)
 
 
-def test_small_outputs_beside_large_ones_are_not_lost_in_silence():
+@pytest.mark.parametrize("times", [1e3, 1e5, 1e8])
+def test_small_outputs_beside_large_ones_are_not_lost_in_silence(times):
     class Apart(nn.Module):
         def __init__(self):
             super().__init__()
             self.a, self.b = nn.Linear(8, 4), nn.Linear(8, 4)
 
         def forward(self, x):
-            return torch.cat([self.a(x) * 1000, self.b(x)], 1)
+            return torch.cat([self.a(x) * times, self.b(x)], 1)
 
     torch.manual_seed(0)
     with pytest.warns(AccuracyWarning, match="4 of 8 values of the output"):
         quantize(Apart(), torch.randn(64, 8))
+
+
+def test_what_is_nothing_but_rounding_is_not_missed():
+    """h - h computed two ways is 1e-8 in float32, and 0."""
+
+    class Cancels(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.a = nn.Linear(8, 4)
+
+        def forward(self, x):
+            h = self.a(x)
+            return torch.cat([h, (h * 3 - h) / 2 - h], 1)
+
+    torch.manual_seed(0)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", AccuracyWarning)
+        quantize(Cancels(), torch.randn(64, 8))

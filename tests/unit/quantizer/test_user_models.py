@@ -126,6 +126,8 @@ A = nn.Linear(8, 8)
         (lambda m, x: m.a(x) if x.sum() > 0 else x, "torch.export"),
         (lambda m, x: torch.log(m.a(x) - 1e6), "NaN or infinity"),
         (lambda m, x: m.nothing(x), "nothing"),
+        (lambda m, x: m.a(x.half().float()), "leave it out"),
+        (lambda m, x: m.a(x.to(torch.bfloat16).to(torch.float32)), "leave it out"),
     ],
 )
 def test_forwards_that_have_no_integer_meaning_are_refused(forward, word):
@@ -143,6 +145,67 @@ def test_the_ways_out_that_hints_name_work(formula, hint):
     model = Net(lambda m, x: formula(m.a(x), x), a=A)
     want = hint(A(X), X).detach().numpy()
     assert relative_error(reference.run(quantize(model, X), X.numpy()), want) < 0.05
+
+
+def asserted(m, x):
+    torch._assert(x.abs().max() < 100, "large")
+    return m.a(x)
+
+
+def into_windows(m, x):
+    h = m.a(x)
+    h.unfold(1, 2, 2)[:, :, 0] = 0.0
+    return h + x
+
+
+def into_slices(m, x):
+    h = m.a(x)
+    h[:, ::2] = 0.0
+    return h + x
+
+
+def drawn_at_the_first_call(m, x):
+    if not hasattr(m, "drawn"):
+        m.drawn = torch.randn(8)
+    return m.a(x) + m.drawn
+
+
+@pytest.mark.parametrize(
+    ("forward", "hint"),
+    [(asserted, "take asserts"), (into_windows, "h[:, ::2] = 0"),
+     (drawn_at_the_first_call, "draw it in __init__")],
+    ids=lambda v: v.__name__ if callable(v) else "",
+)  # fmt: skip
+def test_a_hint_is_the_way_out_of_what_was_met(forward, hint):
+    with pytest.raises(UnsupportedModule) as caught:
+        quantize(Net(forward, a=A), X)
+    assert hint in caught.value.hint
+
+
+def test_what_is_written_into_slices_is_what_windows_would_have():
+    windows, slices = (Net(f, a=A)(X).detach().numpy() for f in (into_windows, into_slices))
+    assert np.array_equal(windows, slices)
+    graph = quantize(Net(into_slices, a=A), X)
+    assert relative_error(reference.run(graph, X.numpy()), windows) < 0.05
+
+
+@pytest.mark.parametrize("size", [1e-38, 1e-30, 1e20, 1e30])
+def test_weights_of_no_scale_are_refused_with_the_layer_and_a_way_out(size):
+    model = plain()
+    with torch.no_grad():
+        model[2].weight.mul_(size)
+    with pytest.raises(UnsupportedModule, match="weights of up to") as caught:
+        quantize(model, X)
+    assert "rescale" in caught.value.hint
+    assert "in 2" in str(caught.value)
+
+
+def test_one_number_a_sample_is_told_of():
+    model = Net(lambda m, x: m.a(x).sum(1), a=A)
+    with pytest.warns(UserWarning, match="reshape"):
+        graph = quantize(model, X)
+    got = reference.run(graph, X.numpy()).reshape(-1)
+    assert relative_error(got, A(X).sum(1).detach().numpy()) < 0.05
 
 
 def test_a_slope_for_each_channel():

@@ -6,9 +6,9 @@ from torch import nn
 from torch.nn import functional
 from unit.quantizer.nets import Net, follows
 
-from secure_quant.errors import NotFinite, UnsupportedModule
+from secure_quant.errors import UnsupportedModule
 from secure_quant.ir import ops
-from secure_quant.quantizer import quantize
+from secure_quant.quantizer import memory, quantize
 
 MASK = torch.tensor([True, False] * 4)
 
@@ -289,15 +289,31 @@ def test_what_cannot_be_followed_is_refused_by_name(write, word):
     assert caught.value.hint
 
 
-def test_memory_that_nobody_wrote_is_refused():
+def halves_of(make):
     def forward(m, x):
-        z = torch.empty_like(x)
+        z = make(x)
         z[:, :4] = m.a(x)[:, 4:]
         return torch.where(MASK, torch.zeros(()), z).clamp(-9, 9)
 
-    # What lies in that memory decides who finds it first.
-    with pytest.raises((UnsupportedModule, NotFinite), match=r"never written|NaN"):
-        quantize(Net(forward, a=nn.Linear(8, 8)), torch.randn(32, 8))
+    return Net(forward, a=nn.Linear(8, 8))
+
+
+EMPTIES = {
+    "empty": lambda x: torch.empty(x.shape),
+    "empty_like": torch.empty_like,
+    "new_empty": lambda x: x.new_empty(x.shape),
+    "empty_strided": lambda x: torch.empty_strided(x.shape, (8, 1)),
+    "integers": lambda x: torch.empty(x.shape, dtype=torch.int32).float(),
+}
+
+
+@pytest.mark.parametrize("lies", [0.0, 3.0, float("nan"), float("inf")])
+@pytest.mark.parametrize("kind", EMPTIES)
+def test_memory_that_nobody_wrote_is_refused(kind, lies):
+    """Whatever lies there."""
+    with memory.Filled(lies), pytest.raises(UnsupportedModule, match="never written") as caught:
+        quantize(halves_of(EMPTIES[kind]), torch.randn(32, 8))
+    assert caught.value.hint
 
 
 class Counting(nn.Module):
