@@ -331,6 +331,11 @@ def _slice(w: _Writer, node: Any) -> str:
     return w.op("Slice", w.names[node.inputs[0]], *bounds)
 
 
+def _gather(w: _Writer, node: Any) -> str:
+    index = w.constant(np.array(node.index, np.int64))
+    return w.op("Gather", w.names[node.inputs[0]], index, axis=node.axis + 1)
+
+
 def _concat(w: _Writer, node: Any) -> str:
     kinds = {w.is_int8(name) for name in node.inputs}
     names = [w.names[name] for name in node.inputs]
@@ -363,6 +368,7 @@ _RULES: Mapping[type[ops.Node], Callable[[_Writer, Any], str]] = {
     ops.Reshape: _reshape,
     ops.Transpose: _transpose,
     ops.Slice: _slice,
+    ops.Gather: _gather,
     ops.Concat: _concat,
     ops.OutputPort: _output_port,
     ops.Output: _output,

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from secure_quant.errors import MalformedModel, UnsupportedVersion
 from secure_quant.ir.container import unique_keys
-from secure_quant.ir.ops import OPS, InputPort, Node, OutputPort, is_kind
+from secure_quant.ir.ops import OPS, Gather, InputPort, Node, OutputPort, is_kind
 from secure_quant.ir.verify import MAX_NODES, MAX_TABLE
 
 __all__ = ["VERSIONS", "PublicParts", "encode_nodes", "joined", "parse_nodes", "version_of"]
@@ -39,7 +39,7 @@ class PublicParts:
 
 def version_of(nodes: Iterable[Node]) -> int:
     """The least version of the format that has all these ops."""
-    return 2 if any(isinstance(node, InputPort | OutputPort) for node in nodes) else 1
+    return 2 if any(isinstance(node, InputPort | OutputPort | Gather) for node in nodes) else 1
 
 
 def encode_nodes(nodes: Sequence[Node]) -> PublicParts:

@@ -22,6 +22,7 @@ __all__ = [
     "Conv2d",
     "DynamicQuantize",
     "DynamicScale",
+    "Gather",
     "Input",
     "InputPort",
     "Linear",
@@ -281,6 +282,15 @@ class Slice(Node):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Gather(Node):
+    """Elements index[0], index[1], ... along ``axis`` of the sample, in that order, any of them any
+    number of times, as ``numpy.take``."""
+
+    axis: int
+    index: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Concat(Node):
     """Values joined along ``axis`` of the sample; all have one scale and one zero point."""
 
@@ -322,7 +332,7 @@ OPS: dict[str, type[Node]] = {
     for op in (
         Input, InputPort, LookupPort, Linear, Conv2d, MatMul, Mul, Add, SumPool, ReduceSum,
         Requantize, MaxPool, DynamicScale, DynamicQuantize, Rescale, ReduceMax, Reshape, Transpose,
-        Slice, Concat, OutputPort, Output,
+        Slice, Gather, Concat, OutputPort, Output,
     )
 }  # fmt: skip
 """Name in a file -> op; a name that is not here is refused."""

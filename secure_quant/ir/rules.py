@@ -275,6 +275,18 @@ def _slice(given: Given, node: Any, xs: list[Value]) -> Value:
     return _same(x, tuple(shape))
 
 
+def _gather(given: Given, node: Any, xs: list[Value]) -> Value:
+    (x,) = xs
+    activation(node, x)
+    require(node, 0 <= node.axis < len(x.shape), "axis", node.axis, f"an axis of {x.shape}")
+    length = x.shape[node.axis]
+    inside = bool(node.index) and min(node.index) >= 0 and max(node.index) < length
+    require(node, inside, "index", f"{len(node.index)} places", f"some, from 0 to {length - 1}")
+    shape = (*x.shape[: node.axis], len(node.index), *x.shape[node.axis + 1 :])
+    check_shape(node, shape)
+    return _same(x, shape)
+
+
 def _concat(given: Given, node: Any, xs: list[Value]) -> Value:
     first = xs[0]
     inside = 0 <= node.axis < len(first.shape)
@@ -333,6 +345,7 @@ RULES: Mapping[type[ops.Node], Callable[[Any, Any, list[Value]], Value]] = {
     ops.Reshape: _reshape,
     ops.Transpose: _transpose,
     ops.Slice: _slice,
+    ops.Gather: _gather,
     ops.Concat: _concat,
     ops.OutputPort: _output,
     ops.Output: _output,

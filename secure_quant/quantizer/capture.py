@@ -78,11 +78,12 @@ def capture(model: nn.Module, example: Tensor) -> GraphModule:
     lower_lookups(graph_module, model)
     real_ports(graph_module)
     drop_nothings(graph_module)
-    if free_batch(graph_module, PROBE):
-        _check_sizes(graph_module, module, example)
+    freed = free_batch(graph_module, PROBE)
     keep_batch_first(graph_module)
     lower_composites(graph_module)
     fold_constants(graph_module, PROBE)
+    if freed:
+        _check_sizes(graph_module, module, example)
     _check_depends(graph_module)
     lower_products(graph_module)
     lower_batch_norm(graph_module)

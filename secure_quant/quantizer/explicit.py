@@ -31,19 +31,21 @@ class _Attention(nn.Module):
 
     def __init__(self, source: nn.MultiheadAttention, path: str) -> None:
         super().__init__()
-        self.path, self.heads = path, source.num_heads
-        _refuse(not source.batch_first, self, "batch_first=False", "use batch_first=True")
+        self.path, self.heads, self.batch_first = path, source.num_heads, source.batch_first
         extra = source.bias_k is not None or source.bias_v is not None or source.add_zero_attn
         _refuse(extra, self, "add_bias_kv or add_zero_attn", "leave both off")
-        same = source.in_proj_weight is not None
-        _refuse(
-            not same, self, "kdim or vdim other than embed_dim", "project keys and values first"
-        )
         width = source.embed_dim
-        self.qkv = nn.Linear(width, 3 * width, bias=source.in_proj_bias is not None)
-        self.qkv.weight = source.in_proj_weight
-        if source.in_proj_bias is not None:
-            self.qkv.bias = source.in_proj_bias
+        self.qkv: nn.Linear | None = None
+        self.projections: nn.ParameterList | None = None
+        self.projection_bias = source.in_proj_bias
+        if source.in_proj_weight is not None:
+            self.qkv = nn.Linear(width, 3 * width, bias=source.in_proj_bias is not None)
+            self.qkv.weight = source.in_proj_weight
+            if source.in_proj_bias is not None:
+                self.qkv.bias = source.in_proj_bias
+        else:
+            own = (source.q_proj_weight, source.k_proj_weight, source.v_proj_weight)
+            self.projections = nn.ParameterList(own)
         self.out_proj = source.out_proj
 
     def forward(
@@ -57,18 +59,32 @@ class _Attention(nn.Module):
         average_attn_weights: bool = True,
         is_causal: bool = False,
     ) -> tuple[Tensor, None]:
-        """[batch, length, width] -> the same shape, and None in place of the weights."""
+        """[batch, length, width], or [length, batch, width] unless ``batch_first`` -> the same
+        shape, and None in place of the weights."""
         _refuse_padding(self, key_padding_mask, attn_mask)
-        alone = query is key and key is value
-        _refuse(not alone, self, "attention between different tensors",
-                "pass one tensor as query, key and value")  # fmt: skip
+        alone = query is key and key is value and self.qkv is not None
+        query, key, value = (
+            x if self.batch_first else x.transpose(0, 1) for x in (query, key, value)
+        )
         batch, length, width = query.shape
-        qkv = self.qkv(query).reshape(batch, length, 3, self.heads, width // self.heads)
-        q, k, v = qkv.permute(0, 2, 3, 1, 4).unbind(1)
+        shape = (batch, -1, self.heads, width // self.heads)
+        if alone:
+            qkv = self.qkv(query).reshape(batch, length, 3, *shape[2:])  # type: ignore[misc]
+            q, k, v = qkv.permute(0, 2, 3, 1, 4).unbind(1)
+        else:
+            q, k, v = (y.reshape(shape).transpose(1, 2) for y in self._projected(query, key, value))
         if attn_mask is not None and attn_mask.dtype is torch.bool:
             attn_mask = ~attn_mask  # this module's True hides a key, the function's shows it
         y = functional.scaled_dot_product_attention(q, k, v, attn_mask)
-        return self.out_proj(y.transpose(1, 2).reshape(batch, length, width)), None
+        y = self.out_proj(y.transpose(1, 2).reshape(batch, length, width))
+        return y if self.batch_first else y.transpose(0, 1), None
+
+    def _projected(self, *values: Tensor) -> list[Tensor]:
+        """Queries, keys and values of different tensors, each through its part of the weights."""
+        weights: Any = self.projections if self.qkv is None else self.qkv.weight.chunk(3)
+        bias: Any = self.projection_bias
+        biases = (None, None, None) if bias is None else bias.chunk(3)
+        return [functional.linear(*x) for x in zip(values, weights, biases, strict=True)]
 
 
 class _Layer(nn.Module):

@@ -120,6 +120,7 @@ def free_batch(module: GraphModule, batch: int) -> bool:
 _SHAPE_ARGUMENT: dict[Any, int] = {
     aten.reshape.default: 1,
     aten.expand.default: 1,
+    aten.broadcast_to.default: 1,
     aten.new_zeros.default: 1,
     aten.new_ones.default: 1,
     aten.new_full.default: 1,

@@ -124,6 +124,7 @@ OPS: dict[Any, Op] = {
     aten.mT.default: Op(Kind.MOVE, moves.transpose_last, (ops.Transpose,)),
     aten.slice.Tensor: Op(Kind.MOVE, moves.narrow, (ops.Slice,)),
     aten.select.int: Op(Kind.MOVE, moves.select, (ops.Slice, ops.Reshape)),
+    aten.index_select.default: Op(Kind.MOVE, moves.gather, (ops.Gather,)),
     aten.chunk.default: _SPLIT,
     aten.split.Tensor: _SPLIT,
     aten.split_with_sizes.default: _SPLIT,

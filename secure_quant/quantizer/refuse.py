@@ -52,8 +52,9 @@ _HINTS = {
     **dict.fromkeys(("rand_like", "randn_like", "bernoulli", "rand", "randn"),
                     "draw random numbers once, and keep them in a buffer"),
     "wrap_with_autocast": "leave autocast out; the graph is of int8 anyhow",
-    "t": "keep the batch axis first and alone in every step",
+    "repeat_interleave": "repeat by one whole number, or index with a constant vector of places",
     "as_strided": "use slices, reshape and transpose",
+    "t": "keep the batch axis first and alone in every step",
 }  # fmt: skip
 """What to use instead, by the op's own name, or that of its overload."""
 

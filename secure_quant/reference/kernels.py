@@ -235,6 +235,11 @@ def _slice(graph: Graph, node: Any, inputs: list[Int]) -> Int:
     return inputs[0][tuple(index)]
 
 
+def _gather(graph: Graph, node: Any, inputs: list[Int]) -> Int:
+    made: Int = inputs[0].take(node.index, axis=node.axis + 1)
+    return made
+
+
 def _concat(graph: Graph, node: Any, inputs: list[Int]) -> Int:
     return np.concatenate(inputs, axis=node.axis + 1)
 
@@ -273,6 +278,7 @@ _KERNELS: Mapping[type[ops.Node], Callable[[Graph, Any, list[Int]], Int]] = {
     ops.Reshape: _reshape,
     ops.Transpose: _transpose,
     ops.Slice: _slice,
+    ops.Gather: _gather,
     ops.Concat: _concat,
     ops.OutputPort: _pass,
     ops.Output: _output,

@@ -182,6 +182,12 @@ class Net:
         node = ops.Slice(**self._common("slice"), axis=axis, start=start, stop=stop, step=step)
         return self._move(node, tuple(shape))
 
+    def gather(self, axis: int, *index: int) -> str:
+        shape = list(self.shape)
+        shape[axis] = len(index)
+        node = ops.Gather(**self._common("gather"), axis=axis, index=index)
+        return self._move(node, tuple(shape))
+
     def concat(self, axis: int, *names: str) -> str:
         node = ops.Concat(**self._common("concat", *names), axis=axis)
         shape = list(self.shapes[names[0]])

@@ -201,6 +201,20 @@ def shapes() -> Graph:
     return net.done(salt=SALT)
 
 
+def gathers() -> Graph:
+    """Places along an axis: in another order, left out, repeated."""
+    net = Net(16, (3, 5, 4), zero_point=7)
+    net.gather(1, 4, 3, 3, 0)
+    net.gather(2, 1, 0, 3, 2, 1)
+    net.conv(2, (2, 3))
+    net.requantize()
+    net.gather(0, 1, 0, 1)
+    net.reshape(27)
+    net.gather(0, *range(26, -1, -2))
+    net.linear(3)
+    return net.done(salt=SALT)
+
+
 def output_activation() -> Graph:
     net = Net(15, (2, 6, 6))
     net.conv(3, (3, 3))
@@ -374,7 +388,7 @@ NAMED: tuple[Callable[[], Graph], ...] = (
     saturating, nothing_saturates, odd_tables, requantize_activation, shapes, output_activation,
     moves_only, softmax, attention, two_heads, zero_weights, extreme_weights, wide, large_picture,
     lenet, sums_of_accumulators, sums_by_channel, run_time_scales, run_time_scale_of_int16, ports,
-    one_port_each,
+    one_port_each, gathers,
 )  # fmt: skip
 
 

@@ -65,6 +65,9 @@ def run(graph: Graph, q: np.ndarray) -> dict[str, np.ndarray]:
             case ops.Slice():
                 kept = range(node.start, node.stop, node.step)
                 made = np.stack([inputs[0].take(i, node.axis + 1) for i in kept], node.axis + 1)
+            case ops.Gather():
+                lines = np.moveaxis(inputs[0], node.axis + 1, 0)
+                made = np.moveaxis(np.array([lines[i] for i in node.index]), 0, node.axis + 1)
             case ops.Concat():
                 parts = [part for x in inputs for part in np.moveaxis(x, node.axis + 1, 0)]
                 made = np.stack(parts, node.axis + 1)

@@ -39,7 +39,7 @@ STYLE: dict[str, Any] = {
 COLUMNS = 4
 TOGETHER = 4
 """Integers of an activation that share a bar; both ends of int8 are ends of a bar."""
-MOVES = {"Reshape", "Transpose", "Slice"}
+MOVES = {"Reshape", "Transpose", "Slice", "Gather"}
 """Ops that keep every value, whose errors are those of the layer before."""
 WIDTH = 10.0
 """Inches of every figure; the page scales them."""

@@ -307,6 +307,7 @@ _MAKERS: dict[type[ops.Node], Callable[[Planner, Any], Gate]] = {
     ops.Reshape: Planner.local,
     ops.Transpose: Planner.local,
     ops.Slice: Planner.local,
+    ops.Gather: Planner.local,
     ops.Concat: Planner.local,
     ops.OutputPort: Planner.output,
     ops.Output: Planner.output,

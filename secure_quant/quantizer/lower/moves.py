@@ -15,6 +15,7 @@ from secure_quant.quantizer.refuse import unsupported
 
 __all__ = [
     "concat",
+    "gather",
     "narrow",
     "permute",
     "reshape",
@@ -117,6 +118,18 @@ def narrow(walk: Walk, node: Node) -> Term:
     size = x.shape[dim - 1]
     start, stop, _ = slice(start, stop).indices(size)
     return _cut(walk, node, x, dim - 1, start, stop, argument(node, 4, "step", 1))
+
+
+def gather(walk: Walk, node: Node) -> Term:
+    """index_select with constant places."""
+    x = walk.activation(node.args[0], node)
+    axis = _axis(node, x, argument(node, 1, "dim"))
+    index = walk.value(argument(node, 2, "index"))
+    size = x.shape[axis]
+    places = tuple(int(place) % size for place in index.reshape(-1))
+    shape = (*x.shape[:axis], len(places), *x.shape[axis + 1 :])
+    moved = ops.Gather(name=walk.name(node), inputs=(x.name,), axis=axis, index=places)
+    return walk.builder.move(moved, x, shape)
 
 
 def select(walk: Walk, node: Node) -> Term:

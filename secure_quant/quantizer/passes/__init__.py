@@ -10,6 +10,7 @@ from torch.fx import GraphModule
 from secure_quant.quantizer.passes.attention import lower_attention, lower_softmax
 from secure_quant.quantizer.passes.constants import lower_constants
 from secure_quant.quantizer.passes.equalize import equalize
+from secure_quant.quantizer.passes.moved import lower_moves
 from secure_quant.quantizer.passes.norm import (
     keep_sums_exact,
     lower_layer_norm,
@@ -25,6 +26,7 @@ __all__ = ["rewrite", "specialize"]
 
 def rewrite(module: GraphModule) -> GraphModule:
     """Composite ops in simpler ones, in place: in real numbers the same for any input."""
+    lower_moves(module)
     lower_pools(module)
     lower_writes(module)
     lower_attention(module)

@@ -1,8 +1,11 @@
-"""Steps that move the batch axis, and a later one that brings it back, as steps that leave it.
+"""The batch axis back in front and alone, wherever a forward moves it or merges it with others.
 
-What attention by hand does, ``q, k, v = qkv.reshape(b, n, 3, h, d).permute(2, 0, 3, 1, 4)``, has
-the batch first again in each of the three. A permutation is passed on from reader to reader until
-the batch is first; where it never is, the lowering refuses it as before.
+Windows of an image as rows of a larger batch, ``x.view(b * windows, n, c)``, sequences with the
+batch second, ``qkv.permute(2, 0, 3, 1, 4)``: each is a value V with an axis that holds
+outer · batch · inner rows in row-major order. In its place stands R, [batch, axes of V] with
+outer · inner in place of that axis, the rows of one sample in their own order. A reshape of V is
+the same reshape of R then, a permutation the same permutation, and a step on the other axes the
+same step. Where the batch is first and alone again, V is R.
 """
 
 from __future__ import annotations
@@ -13,135 +16,90 @@ from typing import Any
 import torch
 from torch.fx import GraphModule, Node
 
-from secure_quant.quantizer.opset import ELEMENTWISE
+from secure_quant.quantizer.passes.batch_layout import PLAIN, Folded, Folder, Walk, hint
+from secure_quant.quantizer.passes.batch_rules import MOVING, rule_of
 from secure_quant.quantizer.passes.edit import Editor
+from secure_quant.quantizer.refuse import unsupported
 
 __all__ = ["keep_batch_first"]
 
 aten = torch.ops.aten
 
-_REDUCTIONS = {aten.mean.dim, aten.sum.dim_IntList, aten.amax.default}
-_NAMES = {aten.swapaxes.default, aten.swapdims.default, aten.movedim.int}
+_OF_SHAPE = {
+    aten.sym_size.int, aten.sym_numel.default, aten.zeros_like.default, aten.ones_like.default,
+    aten.full_like.default, aten.empty_like.default, aten.new_zeros.default, aten.new_ones.default,
+    aten.new_full.default, aten.new_empty.default,
+}  # fmt: skip
+"""Ops that look at the shape of their input only."""
+_MERGED = "values whose batch axis is merged with others, or not the first"
+_HINT = "bring the batch axis back before this step, first and alone"
+
+
+class _Pass(Walk):
+    def visit(self, node: Node) -> None:
+        read = [n for n in node.all_input_nodes if n in self.data]
+        if node.target in _OF_SHAPE:
+            self._sized(node)
+            return
+        if not read:
+            return
+        self.data.add(node)
+        if node.target is operator.getitem:
+            source: Any = node.args[0]
+            place: Any = node.args[1]
+            if source in self.parts:
+                self._settle(node, self.parts[source][place])
+            return
+        folded = any(n in self.at or n in self.parts for n in read)
+        if not (folded or node.target in MOVING):
+            return
+        rule = rule_of(node)
+        made = rule(Folder(self, node), node) if rule is not None else None
+        if isinstance(made, list):
+            self.parts[node] = made
+        elif made is not None:
+            self._settle(node, made)
+        elif folded:
+            raise unsupported(node, _MERGED, _HINT)
+
+    def _settle(self, node: Node, made: Folded) -> None:
+        self.data.add(made.data)
+        if made.layout != PLAIN:
+            self.at[node] = made
+        elif made.data is not node:
+            Editor(self.module, node).replace(made.data)
+
+    def _sized(self, node: Node) -> None:
+        """The size of an axis of a V, without V."""
+        x: Any = node.args[0]
+        if node.target is not aten.sym_size.int or x not in self.at:
+            return
+        given: Any = node.args[1]
+        layout, dim = self.at[x].layout, given % self.at[x].rank
+        if dim == layout.axis:
+            edit = Editor(self.module, node)
+            edit.replace(edit.call(operator.mul, self.size, layout.rows))
+        else:
+            size = hint(x.meta["val"].shape[dim])
+            swap: dict[Node, Any] = {node: size}
+            for user in list(node.users):
+                user.args = torch.fx.map_arg(user.args, lambda n: swap.get(n, n))
 
 
 def keep_batch_first(module: GraphModule) -> None:
-    """Pass permutations on that do not leave the batch first. Changes no value of the output."""
+    """Bring the batch axis to the front of every value, in place; no value of the output changes.
+
+    Raises UnsupportedModule for a step that has no meaning for one sample."""
+    walk = _Pass(module)
     for node in list(module.graph.nodes):
-        if node.target in _NAMES:
-            _as_permute(module, node)
-    node = next(iter(module.graph.nodes))
-    while node.op != "root":
-        if node.target is aten.stack.default and _dim(node, 1, 0, node) == 0:
-            node = _stacked(module, node)
-        order = _order(node)
-        if order is not None and order[0] != 0:
-            for user in list(node.users):
-                _pass_on(module, node.args[0], order, node, user)
-        node = node.next
+        if node.op == "call_function":
+            walk.visit(node)
+    output = next(node for node in module.graph.nodes if node.op == "output")
+    for node in output.all_input_nodes:
+        if node in walk.at:
+            raise unsupported(node, _MERGED, _HINT)
+    for node in reversed(list(module.graph.nodes)):
+        if not node.users and (node in walk.at or node in walk.parts):
+            module.graph.erase_node(node)  # also where torch keeps it for its random numbers
     module.graph.eliminate_dead_code()
     module.recompile()
-
-
-def _as_permute(module: GraphModule, node: Node) -> None:
-    """swapaxes and movedim, which no later pass knows."""
-    edit, rank, args = Editor(module, node), int(node.meta["val"].ndim), node.args
-    order = list(range(rank))
-    a, b = (int(d) % rank for d in args[1:3])  # type: ignore[arg-type]
-    if node.target is aten.movedim.int:
-        order.insert(b, order.pop(a))
-    else:
-        order[a], order[b] = order[b], order[a]
-    x: Any = args[0]
-    edit.replace(edit.call(aten.permute.default, x, order))
-
-
-def _stacked(module: GraphModule, node: Node) -> Node:
-    """stack(parts, 0) as a permutation of stack(parts, 1)."""
-    parts: Any = node.args[0]
-    if not parts[0].meta["val"].ndim:
-        return node
-    edit = Editor(module, node)
-    wide = edit.call(aten.stack.default, parts, 1)
-    made = edit.call(aten.transpose.int, wide, 0, 1)
-    edit.replace(made)
-    return made
-
-
-def _order(node: Node) -> list[int] | None:
-    """Which axis of its input each axis of ``node`` is; None if it is no permutation."""
-    if node.target is aten.permute.default:
-        dims: Any = node.args[1]
-        return [d % len(dims) for d in dims]
-    if node.target in (aten.transpose.int, aten.t.default):
-        order = list(range(node.meta["val"].ndim))
-        if len(order) > 1:
-            a, b = (_dim(node, 1, 0, node), _dim(node, 2, 1, node))
-            order[a], order[b] = order[b], order[a]
-        return order
-    return None
-
-
-def _dim(node: Node, place: int, default: int, of: Node) -> int:
-    """An argument that is an axis of the value of ``of``."""
-    given: Any = node.args[place] if len(node.args) > place else node.kwargs.get("dim", default)
-    return int(given) % int(of.meta["val"].ndim)
-
-
-def _pass_on(module: GraphModule, x: Any, order: list[int], node: Node, user: Node) -> None:
-    """``user`` of ``node``, which is ``x`` in ``order``, computed of ``x`` and then permuted."""
-    edit, inner = Editor(module, user), _order(user)
-    if user.kwargs or list(user.all_input_nodes)[:1] != [node] or user.args[0] is not node:
-        return
-    if inner is not None:
-        edit.replace(_permuted(edit, x, [order[i] for i in inner]))
-    elif user.target is aten.select.int:
-        edit.replace(_selected(edit, x, order, _dim(user, 1, 0, node), user.args[2]))
-    elif user.target is aten.unbind.int:
-        for part in [p for p in user.users if p.target is operator.getitem]:
-            own = Editor(module, part)
-            own.replace(_selected(own, x, order, _dim(user, 1, 0, node), part.args[1]))
-    elif user.target is aten.max.dim:
-        for part in [p for p in user.users if p.args[1] == 0]:
-            _reduce(Editor(module, part), x, order, user)
-    elif user.target in _REDUCTIONS:
-        _reduce(edit, x, order, user)
-    elif _commutes(user, order):
-        edit.replace(_permuted(edit, edit.call(user.target, x, *user.args[1:]), order))
-    elif user.target is aten.softmax.int and len(user.args) == 2:
-        made = edit.call(user.target, x, order[_dim(user, 1, 0, node)])
-        edit.replace(_permuted(edit, made, order))
-
-
-def _commutes(user: Node, order: list[int]) -> bool:
-    """True for a function of each element, or of rows that stay the last axis."""
-    if user.target is aten.linear.default:
-        return order[-1] == len(order) - 1
-    return user.target in ELEMENTWISE and len(user.all_input_nodes) == 1
-
-
-def _selected(edit: Editor, x: Node, order: list[int], dim: int, index: Any) -> Node:
-    axis = order[dim]
-    made = edit.call(aten.select.int, x, axis, index)
-    return _permuted(edit, made, _without(order, {axis}))
-
-
-def _reduce(edit: Editor, x: Node, order: list[int], user: Node) -> None:
-    """A sum, mean or maximum over the same axes; of max(dim) the values, which edit's node is."""
-    dims: Any = user.args[1] if len(user.args) > 1 else None
-    if dims is None or dims == []:
-        return
-    given = [dims] if isinstance(dims, int) else dims
-    axes = [order[d % len(order)] for d in given]
-    kept = len(user.args) > 2 and bool(user.args[2])
-    target = aten.amax.default if user.target is aten.max.dim else user.target
-    made = edit.call(target, x, axes, kept)
-    edit.replace(_permuted(edit, made, order if kept else _without(order, set(axes))))
-
-
-def _without(order: list[int], gone: set[int]) -> list[int]:
-    """The order of the axes that are left once those ``gone`` are."""
-    return [axis - sum(g < axis for g in gone) for axis in order if axis not in gone]
-
-
-def _permuted(edit: Editor, x: Node, order: list[int]) -> Node:
-    return x if order == list(range(len(order))) else edit.call(aten.permute.default, x, order)

@@ -19,8 +19,8 @@ __all__ = ["UNWRITTEN", "Mover", "argument", "is_whole", "length", "rank_of"]
 aten = torch.ops.aten
 UNWRITTEN = "secure_quant_unwritten"
 """Key in ``node.meta``: true for values of memory that nobody wrote."""
-_PIECES = 512
-"""Slices that one gather may take; the plan of an engine grows with each."""
+_PIECES = 8
+"""Slices that one gather may take; more are one step with a list of places."""
 
 
 class Mover(Editor):
@@ -111,18 +111,26 @@ class Mover(Editor):
         return self.call(aten.reshape.default, made, [batch, *value.shape[1:]])
 
     def gather(self, x: Node, axis: int, indices: Sequence[int]) -> Node:
-        """x[..., indices, ...], as few slices as there are even runs of indices."""
-        size = length(x, axis)
+        """x[..., indices, ...], as slices where there are few even runs of indices."""
+        size, value = length(x, axis), self.value(x)
+        if value is not None:
+            return self.constant(value.index_select(axis, torch.tensor(list(indices)) % size))
         if len(set(indices)) == 1 and len(indices) > 1:
             return self.repeat(self.cut(x, axis, indices[0], indices[0] + 1), axis, len(indices))
         runs = _runs([i % size for i in indices])
         if not runs:
             raise unsupported(self.node, "a result without elements")
         if len(runs) > _PIECES:
-            raise unsupported(
-                self.node, f"an order of {len(runs)} pieces", f"at most {_PIECES} even runs"
-            )
+            return self.pick(x, axis, [i % size for i in indices])
         return self.join([self.cut(x, axis, *run) for run in runs], axis)
+
+    def pick(self, x: Node, axis: int, places: Sequence[int]) -> Node:
+        """x at ``places`` along an axis, none negative, in one step."""
+        runs = _runs(places)
+        if len(runs) == 1:
+            return self.cut(x, axis, *runs[0])
+        index = self.constant(torch.tensor(list(places)))
+        return self.call(aten.index_select.default, x, axis, index)
 
     def repeat(self, x: Node, axis: int, count: int) -> Node:
         """``count`` copies of x in a row."""

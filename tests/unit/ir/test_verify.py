@@ -192,6 +192,10 @@ RULES = {
         [src(), ops.Slice(name="s", inputs=("x",), axis=0, start=a, stop=b, step=c), end("s")]
         for a, b, c in ((-1, 2, 1), (2, 2, 1), (0, 5, 1), (0, 4, 0), (3, 0, -1))
     ],
+    "index": [
+        [src(), ops.Gather(name="s", inputs=("x",), axis=0, index=i), end("s")]
+        for i in ((), (-1,), (4,), (0, 2**31))
+    ],
     "scale and zero point": [
         [src(), requantize(scale=2.0), ops.Concat(name="k", inputs=("x", "q"), axis=0), end("k")],
         [src(), requantize(zero_point=1),

@@ -48,6 +48,25 @@ class Crossed(Attention):
         return self.inner(x, functional.relu(x), x)[0]
 
 
+class Narrow(Attention):
+    def __init__(self):
+        super().__init__(kdim=8, vdim=12)
+
+    def forward(self, x):
+        return self.inner(x[:, :4], x[..., :8], x[..., :12])[0]
+
+
+class BatchSecond(nn.Module):
+    def __init__(self, inner):
+        super().__init__()
+        self.inner, self.attends = inner, isinstance(inner, nn.MultiheadAttention)
+
+    def forward(self, x):
+        x = x.transpose(0, 1)
+        y = self.inner(x, x, x)[0] if self.attends else self.inner(x)
+        return y.transpose(0, 1)
+
+
 def layer(**options):
     options = {"dim_feedforward": 24, "batch_first": True, "dropout": 0.1} | options
     return nn.TransformerEncoderLayer(16, 2, **options)
@@ -66,6 +85,10 @@ MODELS = {
     "layer, norm first, gelu": lambda: layer(norm_first=True, activation="gelu"),
     "layer, activation module": lambda: layer(activation=nn.SiLU()),
     "encoder": lambda: encoder(nn.LayerNorm(16), norm_first=True),
+    "attention between two": Crossed,
+    "attention between two, of other widths": Narrow,
+    "attention, batch second": lambda: BatchSecond(nn.MultiheadAttention(16, 2)),
+    "encoder, batch second": lambda: BatchSecond(encoder(batch_first=False)),
     "causal encoder": lambda: Causal(torch.float32),
     "causal encoder, bool": lambda: Causal(torch.bool),
 }
@@ -90,7 +113,9 @@ def test_written_out_modules_compute_the_same(name):
     torch.testing.assert_close(exported, want, rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.parametrize("name", ["attention", "layer", "encoder", "causal encoder"])
+@pytest.mark.parametrize(
+    "name", ["attention", "layer", "encoder", "encoder, batch second", "causal encoder"]
+)
 def test_quantized_they_stay_close_to_float(name):
     model, x = built(name)
     with torch.no_grad():
@@ -111,12 +136,11 @@ def test_encrypted_they_equal_the_reference(executor):
 @pytest.mark.parametrize(
     ("model", "words"),
     [
-        (lambda: Attention(batch_first=False), ("inner", "batch_first")),
+        (lambda: Attention(batch_first=False), ("inner", "batch axis")),
         (lambda: Attention(add_bias_kv=True), ("inner", "add_bias_kv")),
         (lambda: Attention(add_zero_attn=True), ("inner", "add_zero_attn")),
         (Padded, ("inner", "padding", "one length")),
-        (Crossed, ("inner", "one tensor")),
-        (lambda: layer(batch_first=False), ("self_attn", "batch_first")),
+        (lambda: layer(batch_first=False), ("self_attn", "batch axis")),
     ],
 )
 def test_what_they_cannot_do_is_refused_by_name(model, words):

@@ -67,6 +67,8 @@ def _moved(node: ops.Node, xs: list[Ring]) -> Ring:
             index = [slice(None)] * x.ndim
             index[node.axis + 1] = slice(node.start, node.stop, node.step)
             return x[tuple(index)]
+        case ops.Gather():
+            return x.take(node.index, axis=node.axis + 1)
         case ops.Concat():
             return np.concatenate(xs, axis=node.axis + 1)
     raise TypeError(f"{type(node).__name__} is not a local op")
