@@ -266,6 +266,75 @@ def view(net: RandomNet) -> Lines:
     return [f"{net.fresh()} = {form}"]
 
 
+_MOVES = [
+    "{v}.flip(-1)", "{v}.roll(2, -1)", "{v}[..., {p}]", "{v}.tile(2)",
+    "functional.pad({v}, (1, 2))",
+    "{v}.index_select(-1, torch.tensor({p}))", "functional.pad({v}, (-1, 2), value=0.5)",
+    "{v}.repeat_interleave(2, -1)", "{v}.unfold(-1, 2, 1)", "torch.diag_embed({v})",
+    "{v}.gather(-1, torch.tensor({p}).expand(*{v}.shape[:-1], -1))", "{v}.expand(*{v}.shape)",
+    "torch.stack([{v}, {v}.flip(1)], -1)", "{v}.flatten(1).reshape_as({v})",
+    "{v}.unflatten(0, (-1, 1)).expand({v}.shape[0], 2, *{v}.shape[1:])",
+]  # fmt: skip
+_MOVES_OF_ROWS = [
+    "{v}[:, [0, -1], ..., [1, 0]]", "{v}.tril()", "{v}.triu(1)", "torch.rot90({v}, 1, (1, -1))",
+    "{v}.mean(1, keepdim=True) + {v}.mean(-1, keepdim=True)", "{v}.roll((1, -1), (1, -1))",
+    "{v}.moveaxis(1, -1)", "functional.pad({v}.flatten(1, -2), (1, 1), mode='reflect')",
+]  # fmt: skip
+_MOVES_OF_IMAGES = [
+    "functional.interpolate({v}, scale_factor=2)", "functional.interpolate({v}, size=(3, 4))",
+    "functional.unfold({v}, 2)", "functional.pad({v}, (1, 0, 2, 1), mode='circular')",
+    "functional.pad({v}, (0, 1, 1, 2), mode='replicate')", "functional.pixel_unshuffle({v}, 2)",
+    "functional.channel_shuffle({v}, {v}.shape[1])",
+]  # fmt: skip
+
+
+def move(net: RandomNet) -> Lines:
+    """Values in other places: by constant places, windows, pads, repeats."""
+    a = net.any()
+    shape = net.shape(a)
+    if not shape:
+        return None
+    places = [int(i) for i in net.rng.integers(shape[-1], size=int(net.rng.integers(1, 6)))]
+    options = [*_MOVES]
+    options += _MOVES_OF_ROWS if len(shape) > 1 else []
+    options += _MOVES_OF_IMAGES if len(shape) == 3 else []
+    return [f"{net.fresh()} = {net.pick(options).format(v=a, p=places)}"]
+
+
+_INNER = [
+    "{l}(r)", "{l}(r).relu()", "r * 0.5 + {l}(r).mean(-1, keepdim=True)", "r.softmax(-1) + 1",
+    "functional.layer_norm(r, ({n},))", "r + torch.linspace(0, 1, {n})",
+]  # fmt: skip
+
+
+def folded(net: RandomNet) -> Lines:
+    """The batch axis elsewhere, or with other rows in it, and back."""
+    a = net.any()
+    shape = net.shape(a)
+    if len(shape) < 2:
+        return None
+    last, batch = shape[-1], f"{a}.shape[0]"
+    layers = [
+        n for n, m in net.made.items() if isinstance(m, nn.Linear) and m.in_features == last
+    ]  # fmt: skip
+    layer = f"self.{net.pick(layers)}" if layers else "torch.tanh"
+    rows = math.prod(shape[:-1])
+    axes = [*range(1, len(shape)), 0, len(shape)]
+    away, back = net.pick([
+        (f"{a}.flatten(0, 1)", f".view({batch}, {shape[0]}, *r.shape[1:-1], -1)"),
+        (f"{a}.transpose(0, 1)", ".transpose(0, 1)"),
+        (f"{a}.transpose(0, 1).contiguous()", ".flip(0).transpose(0, 1)"),
+        (f"{a}.reshape(-1, {last})", f".view({batch}, {rows}, -1)"),
+        (f"torch.cat([{a}, {a}.flip(1)], 0)", ".chunk(2, 0)[1]"),
+        (f"torch.stack([{a}, {a} * 2], 0)", "[1]"),
+        (f"{a}.movedim(0, -2)", ".movedim(-2, 0)"),
+        (f"{a}.repeat_interleave(2, 0)", f".reshape({batch}, 2, -1)[:, 1]"),
+        (f"{a}.permute({axes})", ".mean(0)"),
+    ])  # fmt: skip
+    inner = net.pick(_INNER).format(l=layer, n=last)
+    return [f"{net.fresh()} = (lambda r: ({inner}){back})({away})"]
+
+
 def join(net: RandomNet) -> Lines:
     """cat and stack, of a value with itself too."""
     a = net.any()
@@ -326,6 +395,6 @@ def inplace_module(net: RandomNet) -> Lines:
 
 KINDS: list[_Kind] = [
     linear, linear, linear, tied, convolution, convolution, convolution, norm, norm, norm, function,
-    function, scalar, constant, constant, pair, pair, product, reduction, pool, view, view, join,
-    write, write, write, inplace_module,
+    function, scalar, constant, constant, pair, pair, product, reduction, pool, view, view, move,
+    folded, join, write, write, write, inplace_module,
 ]  # fmt: skip
