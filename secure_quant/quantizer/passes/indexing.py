@@ -127,6 +127,8 @@ class Mover(Editor):
     def pick(self, x: Node, axis: int, places: Sequence[int]) -> Node:
         """x at ``places`` along an axis, none negative, in one step."""
         runs = _runs(places)
+        if not runs:
+            raise unsupported(self.node, "a result without elements")
         if len(runs) == 1:
             return self.cut(x, axis, *runs[0])
         index = self.constant(torch.tensor(list(places)))

@@ -77,9 +77,8 @@ def constant_places(edit: Mover, node: Node, index: Any, size: int) -> list[int]
 def _index_select(edit: Mover, node: Node) -> Node:
     x: Node = argument(node, 0, "self")
     axis = edit.axis(argument(node, 1, "dim"), rank_of(x))
-    return edit.gather(
-        x, axis, constant_places(edit, node, argument(node, 2, "index"), length(x, axis))
-    )
+    places = constant_places(edit, node, argument(node, 2, "index"), length(x, axis))
+    return edit.pick(x, axis, places)
 
 
 def lone_index(edit: Mover, node: Node, rank: int) -> tuple[int, Any]:

@@ -145,8 +145,6 @@ def test_moves_of_pixels(layer):
         (lambda m, x: torch.einsum("bi,bj->bi", m.a(x), x), "einsum"),
         (lambda m, x: functional.normalize(m.a(x), p=3.0), "linalg_vector_norm"),
         (lambda m, x: torch.stack([m.a(x), x]) + 0, "batch axis"),
-        (lambda m, x: functional.interpolate(m.a(x)[:, None, None], scale_factor=(1, 1.5)),
-         "whole factors"),
         (lambda m, x: m.a(x) + torch.randn_like(x), "random steps"),
         (lambda m, x: functional.batch_norm(m.a(x), None, None, training=True), "of the batch"),
         (lambda m, x: m.a(x).min(1)[0][:, None], "amax"),

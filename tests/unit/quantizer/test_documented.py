@@ -14,7 +14,7 @@ ROOT = Path(__file__).parents[3]
 TEXT = (ROOT / "docs" / "quantization.md").read_text()
 USED = TEXT.split("## What can be used")[1].split("\n## ")[0].lower()
 SYNONYMS = {
-    "add": "a + b", "bmm": "@", "clamp_max": "clamp", "clamp_min": "clamp",
+    "add": "a + b", "index_select": "index", "bmm": "@", "clamp_max": "clamp", "clamp_min": "clamp",
     "mT": "transpose", "matmul": "@", "mul": "a * b", "rsub": "−", "split_with_sizes": "split",
     "sub": "a − b", "t": "transpose",
 }  # fmt: skip
