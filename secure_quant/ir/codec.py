@@ -23,7 +23,7 @@ from secure_quant.ir.verify import MAX_NODES, MAX_TABLE
 __all__ = ["VERSIONS", "PublicParts", "encode_nodes", "joined", "parse_nodes", "version_of"]
 
 VERSIONS = (1, 2)
-"""2 is 1 with ports."""
+"""2 is 1 with ports and Gather."""
 MAX_JSON = 4 * 2**20
 
 
