@@ -43,7 +43,8 @@ FIGURES = (
     "inferences_per_second", "in_a_row_ms_median", "in_a_row_ms_p90", "clients",
     "sustained_per_second", "sustained_latency_ms_median",
     "sustained_latency_ms_p90", "rounds", "online_bytes_per_direction", "offline_bytes_party0",
-    "offline_bytes_party1", "bytes_up", "bytes_down", "key_bytes", "cpu_ms_per_inference",
+    "offline_bytes_party1", "bytes_up", "bytes_down", "offline_bytes_up", "offline_bytes_down",
+    "flights", "offline_seconds", "key_bytes", "cpu_ms_per_inference",
     "offline_cpu_ms_per_inference", "peak_memory_bytes", "peak_memory_bytes_by_role",
     "mismatches",
 )  # fmt: skip
@@ -159,7 +160,8 @@ def _measure(graph: Graph, service: Service, arguments: argparse.Namespace) -> d
     stats = client.infer_int8_with_stats(zeros).stats
     for name in (
         "rounds", "online_bytes_per_direction", "offline_bytes_party0", "offline_bytes_party1",
-        "bytes_up", "bytes_down",
+        "bytes_up", "bytes_down", "offline_bytes_up", "offline_bytes_down", "flights",
+        "offline_seconds",
     ):  # fmt: skip
         figures[name] = getattr(stats, name)
     figures["key_bytes"] = exact(engine).key_bytes
