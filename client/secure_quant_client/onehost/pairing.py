@@ -59,7 +59,8 @@ class Paired:
     """channel: of its own. stock: samples of the size asked for last that lie ready. step_s:
     longest wait for a message of what is made ahead.
 
-    One inference at a time; items are made beside it.
+    One inference at a time. An item that was begun is made beside it; the next waits until it is
+    over.
     """
 
     def __init__(
@@ -70,7 +71,7 @@ class Paired:
         self._process = os.getpid()
         self._changed = Condition()
         self._ready: deque[Made] = deque()
-        self._batch, self._waiting = 1, False
+        self._batch, self._waiting, self._busy = 1, False, False
         self._quota = 0
         self._refused: SecureQuantError | None = None
         self._program: ClientProgram | None = None
@@ -117,6 +118,10 @@ class Paired:
             named = error if isinstance(error, SecureQuantError) else None
             self.end(named or PairingSpent("a pairing", got="an inference that was broken off"))
             raise
+        finally:
+            with self._changed:
+                self._busy = False
+                self._changed.notify_all()
 
     def _begin(self, batch: int, deadline: Deadline) -> tuple[Made, Inbox, ClientProgram]:
         """Take an item of ``batch`` samples, once there is one, and tell the host."""
@@ -131,6 +136,7 @@ class Paired:
             if made is None or program is None:
                 raise PairingSpent("a pairing", got="no item", hint="pair anew")
             self._ready.remove(made)
+            self._busy = True
             inbox = self._link.listen("online", self._plan.cost(batch).online_down)
             self._link.send(PairRequest(infer=PairInfer(item=made.item.number)))
             self._changed.notify_all()
@@ -245,7 +251,7 @@ class Paired:
             while True:
                 if self._link.error is not None:
                     return None
-                if self._refused is None and self._quota and self._short():
+                if self._refused is None and not self._busy and self._short():
                     batch = self._batch
                     break
                 self._changed.wait()
