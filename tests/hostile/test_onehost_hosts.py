@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -15,6 +16,7 @@ import pytest
 from patience import ample
 
 from secure_quant.errors import (
+    BudgetExceeded,
     DeadlineExceeded,
     HashMismatch,
     InternalError,
@@ -39,6 +41,8 @@ from secure_quant.wire.gen.one_host_pb2_grpc import (
     add_OneHostServiceServicer_to_server,
 )
 from secure_quant_client import InsecurePlaintext, OneHostClient
+from secure_quant_client.onehost.link import Link
+from secure_quant_server.common.messages import error_to_bytes
 from tests.unit.mpc.protocol import graphs
 
 GRAPH = graphs.mlp()
@@ -127,7 +131,9 @@ DEVIATIONS: dict[str, tuple[Script, type[SecureQuantError]]] = {
     "an empty frame": (says(PairResponse()), MalformedMessage),
     "no opening": (says(PairResponse(making=PairMaking(item=1))), MalformedMessage),
     "no stock": (says(PairResponse(opened=PairOpened())), MalformedMessage),
-    "bytes too early": (says(PairResponse(ahead=b"x")), MalformedMessage),
+    "bytes in place of an opening": (
+        says(PairResponse(ahead=bytes(PAIRING_BYTES + 1))), MalformedMessage,
+    ),
     "bytes of no inference": (says(OPENED, PairResponse(online=b"x")), MalformedMessage),
     "an empty piece": (says(OPENED, PairResponse(ahead=b"")), MalformedMessage),
     "points that are none": (
@@ -169,6 +175,21 @@ def test_every_deviation_has_a_name(what: str) -> None:
             with pytest.raises(SecureQuantError):
                 client.infer_int8(Q, timeout=ample(20))
             assert host.pairings > before  # anew, and not on the old one
+
+
+def test_the_host_s_first_bytes_may_come_with_its_answer(monkeypatch: pytest.MonkeyPatch) -> None:
+    plain = Link.answered
+
+    def slowly(link: Link, seconds: float) -> PairResponse:
+        found = plain(link, seconds)
+        time.sleep(0.2)
+        return found
+
+    monkeypatch.setattr(Link, "answered", slowly)
+    details = error_to_bytes(BudgetExceeded("samples"))
+    refusal = PairResponse(refused=PairRefused(item=1, details=details))
+    with hosted(paired_then(refusal)) as (_, client), pytest.raises(BudgetExceeded):
+        client.infer_int8(Q, timeout=ample(20))
 
 
 def test_silence_ends_with_the_caller_s_time() -> None:

@@ -180,12 +180,14 @@ class Paired:
             raise
 
     def _work(self) -> None:
+        # Before the first word: the host's first bytes follow its answer at once.
+        inbox = self._link.listen("ahead", PAIRING_BYTES)
         opening = PairOpen(model_hash=self._plan.graph.hash, protocol=PROTOCOL)
         self._link.send(PairRequest(open=opening))
         answer = self._link.answered(self._step_s)
         if answer.WhichOneof("message") != "opened" or answer.opened.samples < 1:
             raise MalformedMessage("the host's first answer", expected="opened")
-        made = self._run(Pairing.make(0, KAPPA), PAIRING_BYTES)
+        made = drive(Pairing.make(0, KAPPA), self._ahead, inbox, lambda: self._step_s)
         self.pair_bytes = made.sent
         keys: list[MaskKeys] = []
 
@@ -209,7 +211,6 @@ class Paired:
         """None where the host refused. Raises MalformedMessage, PairingSpent, DeadlineExceeded."""
         start, number, plan = time.perf_counter(), program.next_item, self._plan
         _, extension = program.pairing.fill_bytes(*plan.cots(batch))
-        # Before it is asked for: the host's first bytes follow its answer at once.
         total = extension + plan.cost(batch).material_down
         inbox = self._link.listen("ahead", total)
         self._link.send(PairRequest(make=PairMake(item=number, batch=batch)))
@@ -226,10 +227,6 @@ class Paired:
                 return Made(driven.result, driven.sent, driven.received, seconds)
             case other:
                 raise MalformedMessage("the host's answer", got=other, expected="making")
-
-    def _run(self, run: Joint[Any], total: int) -> Driven[Any]:
-        inbox = self._link.listen("ahead", total)
-        return drive(run, self._ahead, inbox, lambda: self._step_s)
 
     def _ahead(self, piece: bytes) -> None:
         self._link.send(PairRequest(ahead=piece))
