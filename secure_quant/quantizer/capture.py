@@ -24,6 +24,7 @@ from secure_quant.quantizer.passes.batch_first import keep_batch_first
 from secure_quant.quantizer.passes.batch_norm import lower_batch_norm
 from secure_quant.quantizer.passes.composite import lower_composites
 from secure_quant.quantizer.passes.fold import fold_constants
+from secure_quant.quantizer.passes.input_masks import lower_batch_index, lower_input_masks
 from secure_quant.quantizer.passes.lookups import lower_lookups
 from secure_quant.quantizer.passes.products import lower_products
 from secure_quant.quantizer.passes.real_ports import real_ports
@@ -81,9 +82,11 @@ def capture(model: nn.Module, example: Tensor) -> GraphModule:
     freed = free_batch(graph_module, PROBE)
     keep_batch_first(graph_module)
     lower_composites(graph_module)
+    lower_batch_index(graph_module, PROBE)
     fold_constants(graph_module, PROBE)
     if freed:
         _check_sizes(graph_module, module, example)
+    lower_input_masks(graph_module)
     _check_depends(graph_module)
     lower_products(graph_module)
     lower_batch_norm(graph_module)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 __all__ = [
-    "BITS", "CENTRING", "CHANNELS", "EXACT", "FREE", "LARGEST", "NORMALIZED", "POSITIVE",
+    "BITS", "CENTRING", "CHANNELS", "EXACT", "FREE", "HIDES", "LARGEST", "NORMALIZED", "POSITIVE",
     "TABLE_RANGE",
 ]  # fmt: skip
 
@@ -18,6 +18,8 @@ EXACT = "secure_quant_exact"
 """True where a sum stays an accumulator, because only sums read it."""
 FREE = "secure_quant_free"
 """Of the input: true where a size that the exporter fixed was made free."""
+HIDES = "secure_quant_hides"
+"""True for a mask that is an input, as real numbers, and for the sum by which it hides scores."""
 LARGEST = "secure_quant_largest"
 """Largest |x̂| that the activation may have, so that what is summed over it stays in int32."""
 NORMALIZED = "secure_quant_normalized"

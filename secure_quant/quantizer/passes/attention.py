@@ -15,8 +15,17 @@ import torch
 from torch import Tensor
 from torch.fx import GraphModule, Node
 
+from secure_quant.quantizer.notes import HIDES
 from secure_quant.quantizer.passes.edit import Editor, constant_of, sample_rank
-from secure_quant.quantizer.passes.masks import Mask, Range, mask_scores, peel, score_ranges
+from secure_quant.quantizer.passes.input_masks import hide, unhidden
+from secure_quant.quantizer.passes.masks import (
+    Mask,
+    Range,
+    mask_by_input,
+    mask_scores,
+    peel,
+    score_ranges,
+)
 from secure_quant.quantizer.refuse import unsupported
 
 __all__ = ["lower_attention", "lower_softmax"]
@@ -46,6 +55,9 @@ def lower_attention(module: GraphModule) -> None:
         edit = Editor(module, node)
         scores = edit.call(aten.matmul.default, q, edit.call(aten.transpose.int, k, -2, -1))
         scores = edit.call(aten.mul.Tensor, scores, scale)
+        hides = given.get("attn_mask")
+        if isinstance(hides, Node) and hides.meta.get(HIDES):
+            scores, given["attn_mask"] = hide(edit, scores, hides), None
         mask = _additive_mask(module, node, given, scores)
         if mask is not None:
             scores = edit.call(aten.add.Tensor, scores, edit.fixed(mask, "mask"))
@@ -78,7 +90,9 @@ def _additive_mask(
     mask = constant_of(module, given["attn_mask"])
     if mask is None:
         raise unsupported(
-            node, "a mask that is no constant", "make it a buffer: one for every sample"
+            node,
+            "a mask that is no constant",
+            "make it a buffer, one for every sample, or a boolean mask of an input of 0 and 1",
         )
     if mask.dtype is torch.bool:
         return torch.zeros(mask.shape).masked_fill(~mask, -math.inf)
@@ -89,6 +103,11 @@ def lower_softmax(module: GraphModule, batches: Sequence[Tensor]) -> None:
     """Every softmax, with the masks before it. ``batches`` show the range of what enters it."""
     found = [n for n in module.graph.nodes if n.target in _SOFTMAX]
     peeled = {node: peel(module, node) for node in found}
+    kept: dict[Node, Node] = {}
+    for node, (scores, mask) in peeled.items():
+        hidden_by_input = unhidden(scores)
+        if hidden_by_input is not None:
+            peeled[node], kept[node] = (hidden_by_input[0], mask), hidden_by_input[1]
     masks: dict[Node, Mask | None] = {}
     for scores, mask in peeled.values():
         if scores in masks:
@@ -99,6 +118,10 @@ def lower_softmax(module: GraphModule, batches: Sequence[Tensor]) -> None:
         x, mask = peeled[node]
         edit, seen, threshold = Editor(module, node), ranges.get(x, Range()), 0.0
         hides = hidden.get(x)
+        if node in kept:
+            x, threshold = mask_by_input(edit, x, kept[node], seen)
+            edit.replace(_softmax(edit, x, threshold))
+            continue
         if mask is not None and hides is not None:
             shift = mask.shift(hides)
             if bool(shift.any()):

@@ -18,7 +18,7 @@ from secure_quant.quantizer.opset import ADDITIVE, ELEMENTWISE, WEIGHTED
 from secure_quant.quantizer.passes.edit import Editor, constant_of, has_free_batch
 from secure_quant.quantizer.refuse import module_path, unsupported
 
-__all__ = ["fold_constants"]
+__all__ = ["constants_for", "fold_constants"]
 
 aten = torch.ops.aten
 
@@ -50,6 +50,14 @@ def fold_constants(module: GraphModule, batch: int) -> None:
     _untie(module)
     _check_finite(module)
     module.recompile()
+
+
+def constants_for(module: GraphModule, batch: int) -> dict[Node, Any]:
+    """The value of every node that does not depend on the input, for ``batch`` samples."""
+    run = _Run(module, batch)
+    for node in module.graph.nodes:
+        run.visit(node)
+    return run.values
 
 
 class _Run:

@@ -9,13 +9,23 @@ from torch import nn
 from torch.fx import GraphModule, Node
 
 from secure_quant.quantizer.notes import TABLE_RANGE
+from secure_quant.quantizer.opset import find_roots
 from secure_quant.quantizer.passes.edit import Editor, constant_of
 from secure_quant.quantizer.ports import INPUT_PORT, LOOKUP_PORT, Ported
 from secure_quant.quantizer.refuse import unsupported
 
 __all__ = ["lower_lookups"]
 
-_EMBEDDING = torch.ops.aten.embedding.default
+aten = torch.ops.aten
+
+_EMBEDDING = aten.embedding.default
+_KEEPING = {
+    aten.view.default, aten.reshape.default, aten._unsafe_view.default, aten.contiguous.default,
+    aten.clone.default, aten.alias.default, aten.slice.Tensor, aten.to.dtype, aten.to.device,
+    aten.to.dtype_layout, aten._to_copy.default,
+}  # fmt: skip
+"""Ops that may leave row numbers as they are."""
+_AS_INPUT = "give what is made of them as an input of its own, as an attention mask is"
 
 
 def lower_lookups(module: GraphModule, model: nn.Module) -> None:
@@ -25,14 +35,20 @@ def lower_lookups(module: GraphModule, model: nn.Module) -> None:
     is used for anything else besides.
     """
     public = isinstance(model, Ported) and model.public_tables
+    roots = find_roots(list(module.graph.nodes))
     for node in list(module.graph.nodes):
         if node.target is not _EMBEDDING:
             continue
-        weight, numbers = node.args[:2]
-        if not isinstance(numbers, Node) or numbers.target is not INPUT_PORT:
-            continue  # of constant numbers, or of numbers that are computed
+        weight, given = node.args[:2]
+        if given not in roots:
+            continue  # constant numbers
         if not public:
             raise unsupported(node)
+        numbers = _behind(given)
+        if numbers.target is not INPUT_PORT:
+            raise unsupported(
+                node, f"row numbers that {_name(numbers)} computes of an input", _AS_INPUT
+            )
         table = constant_of(module, weight)
         if table is None:
             raise unsupported(node, "a table that is computed", "keep the table as one parameter")
@@ -48,17 +64,22 @@ def lower_lookups(module: GraphModule, model: nn.Module) -> None:
     module.recompile()
 
 
+def _behind(node: Any) -> Node:
+    """The numbers behind moves that leave every one in its place."""
+    while node.target in _KEEPING and node.args[0].meta["val"].shape == node.meta["val"].shape:
+        node = node.args[0]
+    made: Node = node
+    return made
+
+
 def _check_alone(node: Node, numbers: Node) -> None:
     """The client sends rows, and nobody has their numbers any more."""
-    others: list[Any] = [user for user in numbers.users if user is not node and _reads(user)]
-    if others:
-        what = str(others[0].target).removeprefix("aten.").split(".")[0]
-        raise unsupported(
-            node, f"row numbers that {what} reads too",
-            "give what is made of them as an input of its own, as an attention mask is",
-        )  # fmt: skip
+    for user in numbers.users:
+        if user.target in _KEEPING and user.meta["val"].shape == numbers.meta["val"].shape:
+            _check_alone(node, user)
+        elif user is not node and user.target is not aten.sym_size.int:
+            raise unsupported(node, f"row numbers that {_name(user)} reads too", _AS_INPUT)
 
 
-def _reads(user: Node) -> bool:
-    """False for what only asks for a size."""
-    return user.target is not torch.ops.aten.sym_size.int
+def _name(node: Node) -> str:
+    return str(node.target).removeprefix("aten.").split(".")[0]

@@ -21,7 +21,7 @@ from secure_quant.quantizer.gate.floatgraph import captured_batch, in_batches
 from secure_quant.quantizer.passes.edit import Editor, constant_of
 from secure_quant.quantizer.refuse import unsupported
 
-__all__ = ["Mask", "Range", "mask_scores", "peel", "score_ranges"]
+__all__ = ["Mask", "Range", "mask_by_input", "mask_scores", "peel", "score_ranges"]
 
 aten = torch.ops.aten
 SPAN = 14.0
@@ -197,6 +197,15 @@ def _run(
         for batch in batches if wanted else ():
             in_batches(watch.once, batch.clone(), captured_batch(module))
     return watch.ranges
+
+
+def mask_by_input(edit: Editor, scores: Node, kept: Node, seen: Range) -> tuple[Node, float]:
+    """As ``mask_scores``, with ``kept`` an input: 1 where a score counts, 0 where it is hidden."""
+    span = max(SPAN, (seen.high - seen.low) / 50)
+    low = edit.call(aten.sub.Tensor, scores, seen.low - span)
+    made = edit.call(aten.mul.Tensor, edit.call(aten.clamp.default, low, span), kept)
+    step = (seen.high - seen.low + span) / 255
+    return made, math.exp(-span + step)
 
 
 def mask_scores(edit: Editor, scores: Node, hidden: Tensor, seen: Range) -> tuple[Node, float]:

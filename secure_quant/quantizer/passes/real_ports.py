@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from torch.fx import GraphModule, Node
 
-from secure_quant.quantizer.opset import SHAPING, aten
+from secure_quant.quantizer.opset import ADDITIVE, CONCAT, SHAPING, aten
 from secure_quant.quantizer.passes.edit import Editor
 from secure_quant.quantizer.ports import INPUT_PORT
 
@@ -20,11 +20,17 @@ _MOVES = SHAPING | {
 }  # fmt: skip
 
 
+_PROMOTING = ADDITIVE | CONCAT | {
+    aten.to.dtype, aten.to.device, aten.to.other, aten.to.dtype_layout, aten._to_copy.default,
+}  # fmt: skip
+
+
 def real_ports(module: GraphModule) -> None:
-    """Give every op with a real result the real value of what it reads of an integer port."""
+    """Give casts, sums and products with a real result the real value of what they read of an
+    integer port. A boolean mask of attention is no number and stays."""
     known: dict[Node, Node | None] = {}
     for node in list(module.graph.nodes):
-        if not _is_real(node):
+        if not _is_real(node) or node.target not in _PROMOTING:
             continue
         for source in list(node.all_input_nodes):
             real = None if _is_real(source) else _real(module, source, known)

@@ -242,9 +242,12 @@ def _both_wide(edit: Mover, node: Node) -> Node:
 
 
 def _as_data(edit: Mover, node: Node) -> Node:
-    """Constants [1, ...] among data, in ops that have no form for them, become data."""
+    """Constants [1, ...] among data, in ops that have no form for them, become data; a mask does
+    not."""
+    attends = node.target is aten.scaled_dot_product_attention.default
+    mask = argument(node, 3, "attn_mask") if attends else None
     for source in node.all_input_nodes:
-        value = edit.value(source)
+        value = None if source is mask else edit.value(source)
         if value is not None and value.ndim == rank_of(node) and len(value) == 1:
             node.replace_input_with(source, edit.data(source))
     return node
