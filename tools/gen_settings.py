@@ -12,10 +12,10 @@ import sys
 from collections import defaultdict
 from pathlib import Path
 
+from secure_quant.engines import served
 from secure_quant_cli.settings import Setting, settings_of, shown
 
 PAGE = Path(__file__).resolve().parent.parent / "docs" / "settings.md"
-ROLES = ("party0", "party1", "dealer", "he")
 HEAD = """# Settings
 
 Made by `tools/gen_settings.py` from the options that the roles' code reads; do not edit. A setting
@@ -30,17 +30,20 @@ which place counts.
 
 def page() -> str:
     """What docs/settings.md is to say."""
+    every = [role for role in served() if role != "party"]  # which is either of two of them
     roles: dict[Setting, list[str]] = defaultdict(list)
-    for role in ROLES:
+    for role in every:
         for each in settings_of(role):
             roles[each].append(role)
-    return HEAD + "".join(_row(each, which) for each, which in roles.items())
+    rows = (
+        _row(each, "all" if which == every else ", ".join(which)) for each, which in roles.items()
+    )
+    return HEAD + "".join(rows)
 
 
-def _row(setting: Setting, which: list[str]) -> str:
+def _row(setting: Setting, named: str) -> str:
     default = "required" if setting.required else "" if setting.default is None else setting.default
     value = " or ".join(setting.choices) if setting.choices else shown(setting)
-    named = "all" if which == list(ROLES) else ", ".join(which)
     cells = (f"`{setting.name}`", named, value, str(default), setting.help)
     return "| " + " | ".join(each.replace("|", r"\|") for each in cells) + " |\n"
 
