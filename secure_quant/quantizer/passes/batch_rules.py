@@ -270,6 +270,33 @@ def _index(edit: Folder, node: Node) -> Made:
     return Folded(made, own.layout, own.rank)
 
 
+def _scatter(edit: Folder, node: Node) -> Made:
+    """A functional write along one axis, of a slice or, where the source lacks that, of a place."""
+    base: Any = node.args[0]
+    source: Any = node.args[1]
+    rank = len(edit.shape(node))
+    dim = argument(node, 2, "dim", 0) % rank
+    lacks = node.target is aten.select_scatter.default
+    found = []
+    for x, own in ((base, False), (source, lacks)):
+        if edit.is_data(x):
+            layout = edit.of(x).layout
+            found.append(layout._replace(axis=layout.axis + (own and dim <= layout.axis)))
+    layout = found[0]
+    if layout.axis == dim or any(other != layout for other in found):
+        return None
+    places = (layout.axis - rank, layout.axis - rank + (lacks and dim > layout.axis))
+    values = [
+        edit.of(x).data if edit.is_data(x) else constant_beside(edit, x, layout._replace(axis=at))
+        for x, at in zip((base, source), places, strict=True)
+    ]
+    if None in values:
+        return None
+    place = Folded(node, layout, rank).place(dim)
+    made = edit.op(node.target, (*values, place, *node.args[3:]), node.kwargs)
+    return Folded(made, layout, rank)
+
+
 _RESHAPES = (
     aten.reshape.default, aten.view.default, aten._unsafe_view.default, aten.flatten.using_ints,
     aten.unflatten.int, aten.unsqueeze.default, aten.squeeze.default, aten.squeeze.dim,
@@ -301,6 +328,12 @@ _RULES: Mapping[Any, Rule] = {
     aten.addmm.default: _addmm,
     aten.scaled_dot_product_attention.default: _attention,
     aten.index.Tensor: _index,
+    aten.copy.default: _broadcast,
+    aten.fill.Scalar: _broadcast,
+    aten.fill.Tensor: _broadcast,
+    aten.zero.default: _broadcast,
+    aten.select_scatter.default: _scatter,
+    aten.slice_scatter.default: _scatter,
     **dict.fromkeys(ELEMENTWISE, _broadcast),
 }
 

@@ -1,11 +1,16 @@
 """Forwards that move, merge or split the batch axis, and bring it back."""
 
+from functools import cache
+
+import numpy as np
 import pytest
 import torch
 from torch import nn
 from torch.nn import functional
 from unit.quantizer.nets import Net, follows
 
+from conformance.executors import He, Mpc
+from secure_quant import reference
 from secure_quant.errors import UnsupportedModule
 from secure_quant.quantizer import quantize
 
@@ -104,7 +109,19 @@ def repeated(net, x):
     return net.out(h.relu()).view(len(x), 16)
 
 
-FORWARDS = [swin, grid, patches, second, frames, doubled, letters, repeated]
+def written(net, x):
+    """Places written in rows of a larger batch, and with the batch second."""
+    rows = net.out(x.flatten(2).mT).flatten(0, 1)
+    kept = rows.clone()
+    kept[:, 2] = rows[:, 5] * 2
+    kept[:, 4:6] = 0.5
+    second = kept.view(len(x), 16, 8).transpose(0, 1).clone()
+    second[3] = second[4].relu()
+    second[8:, :, 1] = 1.0
+    return second.transpose(0, 1).flatten(1)
+
+
+FORWARDS = [swin, grid, patches, second, frames, doubled, letters, repeated, written]
 SHAPES = {swin: (8, 4, 4), frames: (16, 4, 4)}
 
 
@@ -122,6 +139,20 @@ def network(forward):
 @pytest.mark.parametrize("forward", FORWARDS)
 def test_the_batch_comes_back(forward):
     follows(network(forward), samples(*SHAPES.get(forward, (8, 4, 4))), bound=0.1)
+
+
+@cache
+def windowed():
+    x = samples(*SHAPES[swin])
+    graph = quantize(network(swin), x)
+    return graph, reference.quantize_input(graph, x[:2].numpy())
+
+
+@pytest.mark.parametrize("executor", [Mpc("balanced"), He("latency")], ids=repr)
+def test_encrypted_windows_equal_the_reference(executor):
+    graph, q = windowed()
+    got = executor.prepare(graph).run(q)[graph.output.name]
+    assert np.array_equal(got, reference.run_int(graph, q))
 
 
 @pytest.mark.parametrize(
