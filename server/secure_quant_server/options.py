@@ -166,7 +166,7 @@ class OneHostOptions(ServerOptions):
 
     bundles: Sequence[str | os.PathLike[str] | bytes]
     workers: int | None = None
-    stock: int = 16
+    stock: int = 8
     pairings: int = 64
     pairings_per_client: int = 8
     step_s: float = 30.0

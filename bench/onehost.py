@@ -1,0 +1,82 @@
+"""CPU time of either end with one host, apart from any network: items made and used in one process.
+
+    python bench/onehost.py lenet 10
+
+Milliseconds of this thread, medians; 0 integers may differ from the reference.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import time
+from typing import Any
+
+import numpy as np
+
+from secure_quant import reference
+from secure_quant.onehost.cot import Pairing
+from secure_quant.onehost.plan import KAPPA, plan
+from secure_quant.onehost.program import ClientProgram, Host, HostProgram
+from secure_quant_cli.models import bench_model
+from secure_quant_client.onehost.masks import MaskKeys
+
+
+def both(*runs: Any) -> tuple[list[Any], list[float]]:
+    """Both ends to their end: (results, CPU milliseconds of each)."""
+    messages: list[Any] = [None, None]
+    spent = [0.0, 0.0]
+    while True:
+        made, results = [], []
+        for end, run in enumerate(runs):
+            begun = time.thread_time()
+            try:
+                made.append(run.send(messages[end]))
+            except StopIteration as stop:
+                results.append(stop.value)
+            spent[end] += 1e3 * (time.thread_time() - begun)
+        if results:
+            return results, spent
+        messages = [made[1].sent, made[0].sent]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("model")
+    parser.add_argument("runs", type=int)
+    options = parser.parse_args()
+    graph = bench_model(options.model)
+    made = plan(graph)
+    pairings, pairing = both(Pairing.make(0, KAPPA), Pairing.make(1, KAPPA))
+    keys: list[MaskKeys] = []
+    client = ClientProgram(made, pairings[0], lambda name, r: keys[-1].share(name, r))
+    host = HostProgram(made, pairings[1], Host(graph, made))
+    rng, ahead, online, wrong = np.random.default_rng(1), [], [], 0
+    for _ in range(options.runs + 1):
+        q = rng.integers(-128, 128, (1, *graph.input.shape)).astype(np.int8)
+        begun = time.thread_time()
+        keys[:] = [MaskKeys(made.masked)]
+        key_ms = 1e3 * (time.thread_time() - begun)
+        items, spent = both(client.prepare(1), host.prepare(1))
+        ahead.append([spent[0] + key_ms, spent[1]])
+        results, spent = both(client.run(items[0], q), host.run(items[1]))
+        online.append(spent)
+        wrong += int((results[0] != reference.run_int(graph, q)).sum())
+    cost = made.cost()
+    figures = {
+        "model": options.model,
+        "pairing_cpu_ms": pairing,
+        "ahead_cpu_ms": [statistics.median(each) for each in zip(*ahead[1:], strict=True)],
+        "online_cpu_ms": [statistics.median(each) for each in zip(*online[1:], strict=True)],
+        "flights": cost.flights,
+        "online_bytes": [cost.bytes_up, cost.bytes_down],
+        "offline_bytes": [cost.offline_bytes_up, cost.offline_bytes_down],
+        "samples_of_a_client": made.calls,
+        "mismatches": wrong,
+    }
+    print(json.dumps(figures))
+
+
+if __name__ == "__main__":
+    main()
