@@ -12,8 +12,9 @@ from torch import Tensor, nn
 from secure_quant.errors import CalibrationError, ConfigError
 from secure_quant.ir import Graph
 from secure_quant.quantizer._torchao import quiet
+from secure_quant.quantizer.calibration import shows_little
 from secure_quant.quantizer.floats import values_at
-from secure_quant.quantizer.gate import Bounds, Gate, check_accuracy, steps_off
+from secure_quant.quantizer.gate import AccuracyWarning, Bounds, Gate, check_accuracy, steps_off
 from secure_quant.quantizer.gate.floatgraph import FloatGraph
 from secure_quant.quantizer.inputs import as_one
 from secure_quant.quantizer.lower.record import Recorded, lower_recorded
@@ -111,6 +112,12 @@ def quantize(
     model, batches = as_one(model, calibration, batch_size, public_tables=public)
     if mode == "qat" and (targets is None or not isinstance(settings.scheme, Uniform)):
         raise ConfigError("qat", expected="targets, and the uniform scheme")
+    little = shows_little(batches)
+    if little is not None:
+        warnings.warn(
+            f"{little}: inputs outside of what it shows are cut off (give some hundred typical "
+            "samples)", AccuracyWarning, stacklevel=2,
+        )  # fmt: skip
     told, gate = progress or silent, Gate(model, batches)
     # torch.export draws from the caller's generator
     with torch.random.fork_rng(devices=[]), quiet():

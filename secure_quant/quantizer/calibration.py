@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -12,9 +12,10 @@ from torch.utils.data import DataLoader
 
 from secure_quant.errors import CalibrationError
 
-__all__ = ["check_calibration", "split_batches"]
+__all__ = ["check_calibration", "shows_little", "split_batches"]
 
 _SMALLEST, _LARGEST = 1e-30, 1e18
+_FEW = 4
 _ONLY_INPUTS = "pass inputs only: an array, or (x for x, *rest in batches)"
 
 
@@ -37,6 +38,18 @@ def split_batches(calibration: Any, batch_size: int) -> list[Tensor]:
             "calibration shapes", got=shapes, expected="one shape", hint=_ONLY_INPUTS
         )
     return batches
+
+
+def shows_little(batches: Sequence[Tensor]) -> str | None:
+    """In words, why ranges seen on ``batches`` can hardly be those of other inputs; None if nothing
+    speaks for it."""
+    first = batches[0].reshape(-1)[0]
+    if all(bool((batch == first).all()) for batch in batches):
+        return f"calibration holds no number but {float(first):g}"
+    count = sum(map(len, batches))
+    if count < _FEW:
+        return f"calibration holds {count} sample{'s' * (count > 1)}"
+    return None
 
 
 def _sources(calibration: Any) -> Iterable[Any]:
@@ -64,7 +77,10 @@ def check_calibration(x: object) -> Tensor:
         )  # fmt: skip
     if not torch.isfinite(tensor).all():
         raise CalibrationError(
-            "calibration batch", got="NaN or infinity", expected="finite numbers, as float32"
+            "calibration batch",
+            got="NaN or infinity",
+            expected="finite numbers, as float32",
+            hint="leave those samples out, or fill them as inputs to come will be",
         )
     largest = float(tensor.abs().max())
     if largest > _LARGEST or 0 < largest < _SMALLEST:

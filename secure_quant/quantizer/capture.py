@@ -233,6 +233,8 @@ def drop_nothings(module: GraphModule) -> None:
                 node, f"a cast to {node.meta['val'].dtype}",
                 "leave it out: weights and values become integers, whatever they were",
             )  # fmt: skip
+        if node.target is aten.cat.default:
+            _drop_empty(node)
         if node.target in _NOTHING or (node.target in _CASTS and _is_float(node)):
             node.replace_all_uses_with(node.args[0])
             module.graph.erase_node(node)
@@ -240,6 +242,14 @@ def drop_nothings(module: GraphModule) -> None:
             module.graph.erase_node(node)
     module.graph.eliminate_dead_code()
     module.recompile()
+
+
+def _drop_empty(join: Node) -> None:
+    """A join without operands that have no elements."""
+    joined: Any = join.args[0]
+    kept = [n for n in joined if 0 not in [d for d in n.meta["val"].shape if isinstance(d, int)]]
+    if 0 < len(kept) < len(joined):
+        join.update_arg(0, kept)
 
 
 def _rounds(node: Node) -> bool:

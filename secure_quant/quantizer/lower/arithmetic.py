@@ -89,7 +89,9 @@ def _common_factors(
     scale_a: float, scale_b: float, most: int, allowed: float
 ) -> tuple[Whole, float]:
     """int64[2, 1] and the unit. The factors only approximate the ratio: the unit splits the error
-    between both."""
+    between both. A scale of 0 is that of a value times 0."""
+    if not (scale_a and scale_b):
+        return np.array([[int(scale_a > 0)], [int(scale_b > 0)]]), scale_a or scale_b
     f, g = factors(scale_a / scale_b, most, allowed)
     unit = math.sqrt(scale_a / f * scale_b / g) if f and g else max(scale_a * f, scale_b * g)
     return np.array([[f], [g]]), unit

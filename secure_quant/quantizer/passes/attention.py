@@ -60,6 +60,11 @@ def lower_attention(module: GraphModule) -> None:
             scores, given["attn_mask"] = hide(edit, scores, hides), None
         mask = _additive_mask(module, node, given, scores)
         if mask is not None:
+            if bool((mask == -math.inf).all(-1).any()):
+                raise unsupported(
+                    node, "a mask that hides every key from some query",
+                    "let each query see one at least, itself for instance",
+                )  # fmt: skip
             scores = edit.call(aten.add.Tensor, scores, edit.fixed(mask, "mask"))
         weights = edit.call(aten.softmax.int, scores, -1)
         edit.replace(edit.call(aten.matmul.default, weights, v))

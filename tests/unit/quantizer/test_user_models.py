@@ -21,7 +21,7 @@ from secure_quant.errors import (
     SecureQuantError,
     UnsupportedModule,
 )
-from secure_quant.quantizer import Training, quantize
+from secure_quant.quantizer import AccuracyWarning, Training, quantize
 from secure_quant.quantizer.pipeline import converted_model
 
 X = torch.randn(64, 8, generator=torch.Generator().manual_seed(0))
@@ -108,6 +108,12 @@ def test_what_is_no_float_module_is_refused(make, word, mode):
 A = nn.Linear(8, 8)
 
 
+def hidden_whole(m, x):
+    rows = m.a(x).view(-1, 2, 4)
+    mask = torch.tensor([[True, True], [False, False]])
+    return functional.scaled_dot_product_attention(rows, rows, rows, attn_mask=mask)
+
+
 @pytest.mark.parametrize(
     ("forward", "word"),
     [
@@ -127,6 +133,7 @@ A = nn.Linear(8, 8)
         (lambda m, x: torch.log(m.a(x) - 1e6), "NaN or infinity"),
         (lambda m, x: m.nothing(x), "nothing"),
         (lambda m, x: m.a(x.half().float()), "leave it out"),
+        (hidden_whole, "let each query see one"),
         (lambda m, x: m.a(x.to(torch.bfloat16).to(torch.float32)), "leave it out"),
     ],
 )
@@ -198,6 +205,25 @@ def test_weights_of_no_scale_are_refused_with_the_layer_and_a_way_out(size):
         quantize(model, X)
     assert "rescale" in caught.value.hint
     assert "in 2" in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "forward",
+    [lambda m, x: torch.add(m.a(x), x, alpha=0), lambda m, x: torch.sub(x, m.a(x), alpha=0),
+     lambda m, x: torch.add(m.a(x).mean(1, keepdim=True), x, alpha=0.0),
+     lambda m, x: torch.cat([x[:, :0], m.a(x), x[:, 8:]], 1),
+     lambda m, x: torch.cat([m.a(x), x[:, :0], x], 1)],
+)  # fmt: skip
+def test_what_counts_for_nothing_is_no_obstacle(forward):
+    model = Net(forward, a=A)
+    got = reference.run(quantize(model, X), X.numpy())
+    assert relative_error(got, model(X).detach().numpy()) < 0.03
+
+
+@pytest.mark.parametrize("data", [X[:1], X[:3], torch.zeros(64, 8), torch.ones(64, 8)])
+def test_calibration_that_shows_little_is_told_of(data):
+    with pytest.warns(AccuracyWarning, match="calibration holds"):
+        quantize(plain(), data)
 
 
 def test_one_number_a_sample_is_told_of():
