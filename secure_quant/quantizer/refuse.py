@@ -13,7 +13,7 @@ __all__ = ["INNER", "failures_named", "first_line", "module_path", "own_path", "
 
 _RECURRENT = "use 1-d convolutions or attention; recurrent cells are not lowered"
 _OWN_STATISTICS = "use BatchNorm2d, which folds into the convolution before it"
-_RESIZE = "resize at the client, or to the nearest by whole factors"
+_RESIZE = "resize at the client, or to the nearest"
 _WHOLE_BATCH = "name the axes of the sample to reduce over: dim=..., without the batch"
 _ORDER = "return the scores, and sort or choose at the client"
 _COMPARISON = "use an activation function such as relu or clamp; compare results at the client"

@@ -127,6 +127,22 @@ def _addmm(edit: Folder, node: Node) -> Made:
     return Folded(edit.call(aten.add.Tensor, made, node.args[0]), own.layout, own.rank)
 
 
+def _baddbmm(edit: Folder, node: Node) -> Made:
+    """beta · input + alpha · (a @ b)."""
+    found = aligned(edit, node.args[:3], tail=2)
+    if found is None or len(node.args) > 3:
+        return None
+    (shift, a, b), relative = found
+    made = edit.call(aten.matmul.default, a, b)
+    alpha: Any = node.kwargs.get("alpha", 1)
+    beta: Any = node.kwargs.get("beta", 1)
+    made = made if alpha == 1 else edit.call(aten.mul.Tensor, made, alpha)
+    if beta != 0:
+        shift = shift if beta == 1 else edit.call(aten.mul.Tensor, shift, beta)
+        made = edit.call(aten.add.Tensor, made, shift)
+    return Folded(made, relative._replace(axis=3 + relative.axis), 3)
+
+
 def _attention(edit: Folder, node: Node) -> Made:
     mask = argument(node, 3, "attn_mask")
     found = aligned(edit, [*node.args[:3], *([] if mask is None else [mask])], tail=2)
@@ -326,6 +342,7 @@ _RULES: Mapping[Any, Rule] = {
     aten.bmm.default: _matmul,
     aten.mm.default: _matmul,
     aten.addmm.default: _addmm,
+    aten.baddbmm.default: _baddbmm,
     aten.scaled_dot_product_attention.default: _attention,
     aten.index.Tensor: _index,
     aten.copy.default: _broadcast,

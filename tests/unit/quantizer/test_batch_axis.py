@@ -79,6 +79,15 @@ def second(net, x):
     return torch.cat([h[:8], h[8:].flip(0)], 0).mean(0)
 
 
+def heads(net, x):
+    """Heads as rows of a larger batch, as torch's own attention has them."""
+    q = net.out(x.flatten(2).mT).reshape(len(x), 16, 2, 4).transpose(1, 2).reshape(-1, 16, 4)
+    mask = torch.zeros(16, 16).masked_fill(torch.ones(16, 16).triu(1) > 0, -1e9)
+    mask = mask.expand(len(q), 16, 16)
+    y = torch.bmm(torch.baddbmm(mask, q * 0.5, q.transpose(1, 2)).softmax(-1), q)
+    return y.view(len(x), 2, 16, 4).transpose(1, 2).flatten(2)
+
+
 def frames(net, x):
     """One network for each half of an image."""
     b = x.shape[0]
@@ -121,7 +130,7 @@ def written(net, x):
     return second.transpose(0, 1).flatten(1)
 
 
-FORWARDS = [swin, grid, patches, second, frames, doubled, letters, repeated, written]
+FORWARDS = [swin, grid, patches, second, frames, doubled, letters, repeated, written, heads]
 SHAPES = {swin: (8, 4, 4), frames: (16, 4, 4)}
 
 
