@@ -152,7 +152,7 @@ class HeOptions(ServerOptions):
 @dataclass(frozen=True, kw_only=True)
 class OneHostOptions(ServerOptions):
     """bundles: one server bundle per model, paths or bytes. The budget is paid when an item of
-    material is made, which serves one inference.
+    material is made, which serves one inference; pairings count against one of the same size.
 
     workers              threads that make items ahead at once; None for one per core.
     stock                samples for which one pairing may hold items.

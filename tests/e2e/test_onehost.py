@@ -16,6 +16,7 @@ import pytest
 from e2e.he_server import inputs, lenet
 from e2e.onehost_server import OneHostProcess
 from patience import ample
+from slow.client.forking import in_child
 
 from secure_quant import Graph, reference
 from secure_quant.errors import (
@@ -24,6 +25,7 @@ from secure_quant.errors import (
     DeadlineExceeded,
     HashMismatch,
     Overloaded,
+    PairingSpent,
     PeerUnavailable,
     SecureQuantError,
     ServiceError,
@@ -271,3 +273,24 @@ def test_a_stop_ends_pairings_in_order(graph: Graph, tmp_path: Path) -> None:
         wait_until(lambda: not client._model._paired.alive, ample(20))
         with pytest.raises(PeerUnavailable):
             client.infer_int8(inputs(graph, 1), timeout=ample(5))
+
+
+def test_a_forked_child_has_no_pairing(server: OneHostProcess, graph: Graph) -> None:
+    with OneHostClient(server.target, tls=server.tls()) as client:
+        client.prepare(timeout=ample(30))
+        model, paired = client._model, client._model._paired
+        pairing = paired._program.pairing
+
+        def child() -> bool:
+            gone = model._paired is None and not paired._ready and paired._program is None
+            for use in (lambda: client.infer_int8(inputs(graph, 1)), client.prepare):
+                with pytest.raises(ConfigError, match="forked process"):
+                    use()
+            with pytest.raises(PairingSpent, match="another process"):
+                pairing.random(1)
+            client.close()
+            return gone
+
+        with model._choosing, paired._changed:  # as if other threads were in the midst of it
+            assert in_child(child)
+        assert exact(client, graph)

@@ -77,7 +77,7 @@ def hosted(script: Script, stated: bytes | None = None) -> Iterator[tuple[Host, 
     port = server.add_insecure_port("127.0.0.1:0")
     server.start()
     try:
-        with OneHostClient(f"127.0.0.1:{port}", tls=InsecurePlaintext(), stock=1) as client:
+        with OneHostClient(f"127.0.0.1:{port}", tls=InsecurePlaintext(), stock=0) as client:
             yield host, client
     finally:
         server.stop(None)

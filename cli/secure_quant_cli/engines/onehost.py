@@ -76,9 +76,9 @@ def costs(graph: Graph) -> Costs:
     made = plan(graph)
     cost = made.cost()
     return (
-        {"online": cost.bytes_up + cost.bytes_down,
-         "ahead": cost.offline_bytes_up + cost.offline_bytes_down},
-        {name: {"online": sum(online), "ahead": sum(ahead)}
+        {"online_bytes": cost.bytes_up + cost.bytes_down,
+         "ahead_bytes": cost.offline_bytes_up + cost.offline_bytes_down},
+        {name: {"online_bytes": sum(online), "ahead_bytes": sum(ahead)}
          for name, (online, ahead) in made.layers().items()},
     )  # fmt: skip
 
@@ -112,8 +112,8 @@ COMMANDS = Exact(
     in_process=in_process,
     costs=costs,
     summary=("flights", "bytes_up", "bytes_down", "offline_bytes_up", "offline_bytes_down"),
-    columns={"online": ("online",), "ahead": ("ahead",)},
-    traffic={"online": "online, both ways", "ahead": "made ahead, both ways"},
+    columns={"online": ("online_bytes",), "ahead": ("ahead_bytes",)},
+    traffic={"online_bytes": "online, both ways", "ahead_bytes": "made ahead, both ways"},
     times={},
     bytes_sent=bytes_sent,
 )

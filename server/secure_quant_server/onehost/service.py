@@ -117,7 +117,7 @@ class OneHost(OneHostServiceServicer):
                 del self._of_client[caller]
 
     def _open(self, asked: PairOpen, caller: str) -> Session:
-        """Raises ModelNotFound, UnsupportedVersion, Overloaded, PeerUnavailable."""
+        """Raises ModelNotFound, UnsupportedVersion, Overloaded, BudgetExceeded, PeerUnavailable."""
         if self._stopping:
             raise _stopping()
         if asked.protocol != PROTOCOL:
@@ -131,6 +131,8 @@ class OneHost(OneHostServiceServicer):
         ):
             if now >= most:
                 raise Overloaded(f"{what} at once", expected=f"<= {most}")
+        with self._charging:
+            self._budgets.charge(caller, (served.hash, "pairing"), 1)
         session = Session(served, Bounds(
             samples=options.stock, step_s=options.step_s, idle_s=options.idle_s,
             turn=lambda: self._turn, charge=lambda samples: self._charge(caller, served, samples),

@@ -214,6 +214,8 @@ class Session:
             self.end(DeadlineExceeded("an idle pairing", expected=expected))
         except SecureQuantError as error:
             self.end(error)
+        except Exception as error:  # noqa: BLE001  or nobody would hear of it
+            self._unforeseen(error)
 
     def _heard(self, frame: PairRequest) -> None:
         """Raises MalformedMessage for what is out of order, MaterialReused."""
@@ -260,8 +262,11 @@ class Session:
         except SecureQuantError as error:
             self.end(error)
         except Exception as error:  # noqa: BLE001  the border of a thread
-            logs.failure("a pairing failed", error)
-            self.end(InternalError("the pairing failed", hint="pair anew"))
+            self._unforeseen(error)
+
+    def _unforeseen(self, error: Exception) -> None:
+        logs.failure("a pairing failed", error)
+        self.end(InternalError("the pairing failed", hint="pair anew"))
 
     def _make_all(self) -> None:
         pairing = self._run(Pairing.make(1, KAPPA), self._ahead)
