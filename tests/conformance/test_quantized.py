@@ -16,7 +16,18 @@ from secure_quant.ir import Graph, ops
 from secure_quant.quantizer import quantize
 from secure_quant.quantizer.zoo import ResNet, RowClassifier
 
+
+def apart() -> nn.Module:
+    """Hidden features of which two are far larger: they enter the second layer several times."""
+    model = nn.Sequential(nn.Linear(8, 32), nn.GELU(), nn.Linear(32, 4))
+    with torch.no_grad():
+        model[0].weight[3] *= 12
+        model[0].weight[20] *= 5
+    return model
+
+
 MODELS = {
+    "large features": (apart, (3, 8)),
     "transformer": (lambda: RowClassifier(length=4, width=16, heads=2, hidden=24), (4, 8)),
     "residual": (lambda: ResNet(1, width=4), (3, 32, 32)),
     "convolution": (
@@ -53,3 +64,9 @@ def test_executor_equals_the_reference(executor, name: str, mode: str) -> None:
         return
     got = executor.prepare(graph).run(q)[graph.output.name]
     assert np.array_equal(got, want)
+
+
+def test_large_features_are_joined_more_than_once() -> None:
+    graph, *_ = made("large features", "static")
+    (join,) = (node for node in graph.nodes if isinstance(node, ops.Concat))
+    assert len(join.inputs) > len(set(join.inputs)) > 1
