@@ -142,6 +142,7 @@ DEVIATIONS: dict[str, tuple[Script, type[SecureQuantError]]] = {
     "more than a pairing": (
         says(OPENED, PairResponse(ahead=bytes(PAIRING_BYTES + 1))), MalformedMessage,
     ),
+    "answers that nobody asked for": (says(*[OPENED] * 50), MalformedMessage),
     "the end": (ends, PeerUnavailable),
     "another item": (paired_then(PairResponse(making=PairMaking(item=2))), MalformedMessage),
     "open again": (paired_then(OPENED), MalformedMessage),

@@ -23,6 +23,9 @@ from secure_quant_client.driver import Metadata
 
 __all__ = ["Link"]
 
+UNASKED = 4
+"""Frames of no run that may lie unread; honest hosts send one for each request."""
+
 
 class Link:
     """One stream on a channel of its own, which ends with it. A thread reads."""
@@ -103,5 +106,7 @@ class Link:
             raise MalformedMessage("frame of a pairing", got="none known")
         if kind in self._inboxes:
             self._inboxes[kind].feed(getattr(frame, kind))
+        elif self._control.qsize() >= UNASKED:
+            raise MalformedMessage("frame of a pairing", got=f"{kind}, which nobody asked for")
         else:
             self._control.put(frame)

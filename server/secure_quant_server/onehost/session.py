@@ -43,6 +43,8 @@ from secure_quant_server.common.messages import error_to_bytes
 __all__ = ["Bounds", "Served", "Session"]
 
 Result = TypeVar("Result")
+UNREAD = 2**20
+"""Bytes for a client that may wait to be sent when another item is begun."""
 
 
 @dataclass(frozen=True)
@@ -82,7 +84,7 @@ class _Stock:
 
     def __init__(self, most: int) -> None:
         """most: samples of items that nobody claimed."""
-        self._most, self._made = most, 0
+        self._most, self._begun = most, 0
         self._free: dict[int, int] = {}  # number -> samples
         self._items: dict[int, Item] = {}
         self._dropped: set[int] = set()
@@ -95,17 +97,17 @@ class _Stock:
             if (samples := sum(self._free.values()) + batch) > self._most:
                 expected = f"<= {self._most}"
                 raise Overloaded("samples in stock", got=samples, expected=expected)
-            self._free[number] = batch
+            self._free[number], self._begun = batch, number
 
     def undo(self, number: int) -> None:
         """It is not made after all."""
         with self._changed:
             self._free.pop(number, None)
+            self._begun = number - 1
 
     def put(self, item: Item) -> None:
         """It is made."""
         with self._changed:
-            self._made = item.number
             if item.number not in self._dropped and not self._closed:
                 self._items[item.number] = item
             self._dropped.discard(item.number)
@@ -118,9 +120,9 @@ class _Stock:
             batch = self._free.pop(number, None)
             if batch is not None:
                 return batch
-            if 1 <= number <= self._made:
+            if 1 <= number <= self._begun:
                 raise MaterialReused("item of material", got=f"{number}, used or given up before")
-            raise MalformedMessage("item of material", got=number, expected=f"<= {self._made}")
+            raise MalformedMessage("item of material", got=number, expected=f"<= {self._begun}")
 
     def drop(self, number: int) -> None:
         """Raises as ``claim``."""
@@ -161,6 +163,7 @@ class Session:
         self._asked, self._running = 0, 0  # makes and inferences that are not done
         self._ended: SecureQuantError | None = None
         self._counts = threading.Lock()
+        self._unsent, self._flowing = 0, threading.Condition()
         self._program: HostProgram | None = None
         for name, work in (("pairing-ahead", self._make_all), ("pairing-online", self._answer_all)):
             threading.Thread(target=self._guarded, args=(work,), name=name, daemon=True).start()
@@ -176,6 +179,7 @@ class Session:
                 if isinstance(answer, SecureQuantError):
                     raise answer
                 yield answer
+                self._sent(answer)
         finally:
             self.end(PeerUnavailable("the pairing", got="a stream that ended"))
             reader.cancel()
@@ -198,7 +202,15 @@ class Session:
         for inbox in (self._ahead, self._online):
             inbox.fail(error)
         self._stock.close()
+        with self._flowing:
+            self._flowing.notify_all()
         self._put(error)
+
+    def _sent(self, answer: PairResponse) -> None:
+        """The transport took it."""
+        with self._flowing:
+            self._unsent -= answer.ByteSize()
+            self._flowing.notify_all()
 
     async def _read(self, frames: AsyncIterator[PairRequest]) -> None:
         try:
@@ -273,9 +285,25 @@ class Session:
         program = self._program = HostProgram(self._served.plan, pairing, self._served.host)
         self._bounds.noted("pairing", 1)
         while (asked := self._makes.get()) is not None:
+            self._require_read()
             self._make(program, asked)
             with self._counts:
                 self._asked -= 1
+
+    def _require_read(self) -> None:
+        """That the client takes what it was sent before it is sent more: else whoever asks and
+        never reads fills our memory. Raises DeadlineExceeded, or what ended the pairing."""
+
+        def may_go_on() -> bool:
+            return self._unsent <= UNREAD or self._ended is not None
+
+        with self._flowing:
+            read = self._flowing.wait_for(may_go_on, self._bounds.step_s)
+            if self._ended is not None:
+                raise self._ended
+            if not read:
+                expected = f"read within {self._bounds.step_s:g} s"
+                raise DeadlineExceeded("what a client was sent", expected=expected)
 
     def _make(self, program: HostProgram, asked: PairMake) -> None:
         """Raises MalformedMessage, PairingSpent, DeadlineExceeded."""
@@ -330,6 +358,8 @@ class Session:
         return drive(run, send, inbox, lambda: self._bounds.step_s, turn).result
 
     def _send(self, answer: PairResponse) -> None:
+        with self._flowing:
+            self._unsent += answer.ByteSize()
         self._put(answer)
 
     def _put(self, answer: PairResponse | SecureQuantError | None) -> None:
