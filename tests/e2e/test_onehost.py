@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import os
 import signal
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -294,3 +297,21 @@ def test_a_forked_child_has_no_pairing(server: OneHostProcess, graph: Graph) -> 
         with model._choosing, paired._changed:  # as if other threads were in the midst of it
             assert in_child(child)
         assert exact(client, graph)
+
+
+def test_the_command_infers(server: OneHostProcess, graph: Graph, tmp_path: Path) -> None:
+    q, out = inputs(graph, 3), tmp_path / "y.npz"
+    np.savez(tmp_path / "x.npz", x=q)
+    done = subprocess.run(
+        [sys.executable, "-m", "secure_quant_cli", "infer", "--engine", "onehost",
+         "--target", server.target, "--input", str(tmp_path / "x.npz"), "--out", str(out),
+         "--tls", str(server.certs), "--model-hash", graph.hash, "--integers", "--json",
+         "--timeout", str(ample(30))],
+        capture_output=True, text=True, timeout=ample(60),
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert np.array_equal(np.load(out)["y"], reference.run_int(graph, q))
+    stats = json.loads(done.stdout)["stats"]
+    assert stats["samples"] == 3
+    assert stats["flights"] == load_client(split(graph)["client"]).cost(3).flights
+    assert min(stats["offline_bytes_up"], stats["offline_bytes_down"]) > 0
