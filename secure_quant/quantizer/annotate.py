@@ -41,7 +41,7 @@ __all__ = ["IntegerQuantizer"]
 aten = torch.ops.aten
 
 _TWO = "write it with +, -, * and functions of one value"
-_RESHAPED = SUMS | {aten.conv1d.default, aten.conv1d.padding}
+_RESHAPED = SUMS | {aten.conv1d.default}
 """Their accumulators have another shape than the model's values, so they cannot be the output."""
 
 

@@ -28,6 +28,7 @@ from secure_quant.quantizer.passes.input_masks import lower_batch_index, lower_i
 from secure_quant.quantizer.passes.lookups import lower_lookups
 from secure_quant.quantizer.passes.products import lower_products
 from secure_quant.quantizer.passes.real_ports import real_ports
+from secure_quant.quantizer.passes.recurrent import lower_recurrent
 from secure_quant.quantizer.ports import OUTPUT_PORTS, check_used, ends_here
 from secure_quant.quantizer.refuse import unsupported
 
@@ -80,6 +81,7 @@ def capture(model: nn.Module, example: Tensor) -> GraphModule:
     real_ports(graph_module)
     drop_nothings(graph_module)
     freed = free_batch(graph_module, PROBE)
+    lower_recurrent(graph_module)
     keep_batch_first(graph_module)
     lower_composites(graph_module)
     lower_batch_index(graph_module, PROBE)
@@ -165,8 +167,6 @@ def _check_sizes(graph: GraphModule, module: nn.Module, example: Tensor) -> None
 def _check_causes(graph: GraphModule) -> None:
     """Raise UnsupportedModule for a step that makes a forward differ by itself, or by the batch."""
     for node in graph.graph.nodes:
-        if node.target in (aten.gru.input, aten.lstm.input, aten.rnn_tanh.input):
-            raise unsupported(node)
         if node.target is aten.batch_norm.default and node.args[5]:
             raise unsupported(
                 node, "normalization by the statistics of the batch",

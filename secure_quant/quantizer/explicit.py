@@ -6,6 +6,7 @@ parameters and compute the same function; what they cannot compute is refused by
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import torch
@@ -18,35 +19,35 @@ __all__ = ["make_explicit"]
 
 
 def make_explicit(module: nn.Module, path: str = "") -> nn.Module:
-    """``module`` with every MultiheadAttention, TransformerEncoderLayer and TransformerEncoder in
-    it replaced, in place but for ``module`` itself. Raises UnsupportedModule."""
+    """``module`` with every MultiheadAttention and every part of a Transformer in it replaced, in
+    place but for ``module`` itself. Raises UnsupportedModule."""
     kind = _EXPLICIT.get(type(module))
     for name, child in list(module.named_children()):
         setattr(module, name, make_explicit(child, f"{path}.{name}" if path else name))
     return module if kind is None else kind(module, path)
 
 
-class _Attention(nn.Module):
-    """nn.MultiheadAttention: projections, scaled dot products with a mask or none, projection."""
+class _Attention(nn.MultiheadAttention):
+    """Projections, scaled dot products with a mask or none, projection. A subclass, since a forward
+    may ask what it is and for its sizes; nothing of the parent's is left."""
 
     def __init__(self, source: nn.MultiheadAttention, path: str) -> None:
-        super().__init__()
+        nn.Module.__init__(self)
         self.path, self.heads, self.batch_first = path, source.num_heads, source.batch_first
+        self.num_heads, self.embed_dim = source.num_heads, source.embed_dim
+        self.head_dim, self.dropout = source.head_dim, source.dropout
         extra = source.bias_k is not None or source.bias_v is not None or source.add_zero_attn
         _refuse(extra, self, "add_bias_kv or add_zero_attn", "leave both off")
-        width = source.embed_dim
+        width, bias = source.embed_dim, source.in_proj_bias
         self.qkv: nn.Linear | None = None
-        self.projections: nn.ParameterList | None = None
-        self.projection_bias = source.in_proj_bias
         if source.in_proj_weight is not None:
-            self.qkv = nn.Linear(width, 3 * width, bias=source.in_proj_bias is not None)
-            self.qkv.weight = source.in_proj_weight
-            if source.in_proj_bias is not None:
-                self.qkv.bias = source.in_proj_bias
+            self.qkv = _linear(source.in_proj_weight, bias)
+            weights = list(source.in_proj_weight.chunk(3))
         else:
-            own = (source.q_proj_weight, source.k_proj_weight, source.v_proj_weight)
-            self.projections = nn.ParameterList(own)
-        self.out_proj = source.out_proj
+            weights = [source.q_proj_weight, source.k_proj_weight, source.v_proj_weight]
+        biases = [None] * 3 if bias is None else list(bias.chunk(3))
+        self.each = nn.ModuleList(map(_linear, weights, biases))
+        self.width, self.out_proj = width, source.out_proj
 
     def forward(
         self,
@@ -58,33 +59,49 @@ class _Attention(nn.Module):
         attn_mask: Tensor | None = None,
         average_attn_weights: bool = True,
         is_causal: bool = False,
-    ) -> tuple[Tensor, None]:
-        """[batch, length, width], or [length, batch, width] unless ``batch_first`` -> the same
-        shape, and None in place of the weights."""
+    ) -> tuple[Tensor, Tensor | None]:
+        """[batch, length, width] -> the shape of query, and weights if they are wanted."""
         _refuse_padding(self, key_padding_mask, attn_mask)
         alone = query is key and key is value and self.qkv is not None
-        query, key, value = (
-            x if self.batch_first else x.transpose(0, 1) for x in (query, key, value)
-        )
-        batch, length, width = query.shape
-        shape = (batch, -1, self.heads, width // self.heads)
-        if alone:
-            qkv = self.qkv(query).reshape(batch, length, 3, *shape[2:])  # type: ignore[misc]
-            q, k, v = qkv.permute(0, 2, 3, 1, 4).unbind(1)
-        else:
-            q, k, v = (y.reshape(shape).transpose(1, 2) for y in self._projected(query, key, value))
+        if not self.batch_first:
+            query, key, value = (x.transpose(0, 1) for x in (query, key, value))
+        q, k, v = self._together(query) if alone else self._apart(query, key, value)
         if attn_mask is not None and attn_mask.dtype is torch.bool:
             attn_mask = ~attn_mask  # this module's True hides a key, the function's shows it
-        y = functional.scaled_dot_product_attention(q, k, v, attn_mask)
-        y = self.out_proj(y.transpose(1, 2).reshape(batch, length, width))
-        return y if self.batch_first else y.transpose(0, 1), None
+        weights = None
+        if need_weights:
+            scores = q @ k.transpose(-2, -1) / math.sqrt(q.shape[-1])
+            if attn_mask is not None and attn_mask.dtype is torch.bool:
+                attn_mask = torch.zeros(attn_mask.shape).masked_fill(~attn_mask, -math.inf)
+            weights = (scores if attn_mask is None else scores + attn_mask).softmax(-1)
+            y = weights @ v
+            weights = weights.mean(1) if average_attn_weights else weights
+        else:
+            y = functional.scaled_dot_product_attention(q, k, v, attn_mask)
+        y = self.out_proj(y.transpose(1, 2).reshape(query.shape[0], query.shape[1], self.width))
+        return y if self.batch_first else y.transpose(0, 1), weights
 
-    def _projected(self, *values: Tensor) -> list[Tensor]:
-        """Queries, keys and values of different tensors, each through its part of the weights."""
-        weights: Any = self.projections if self.qkv is None else self.qkv.weight.chunk(3)
-        bias: Any = self.projection_bias
-        biases = (None, None, None) if bias is None else bias.chunk(3)
-        return [functional.linear(*x) for x in zip(values, weights, biases, strict=True)]
+    def _together(self, x: Tensor) -> list[Tensor]:
+        """[batch, heads, length, d] of queries, keys and values of one tensor."""
+        assert self.qkv is not None  # noqa: S101  its caller has looked
+        batch, length, _ = x.shape
+        parts = self.qkv(x).reshape(batch, length, 3, self.heads, self.width // self.heads)
+        return list(parts.permute(0, 2, 3, 1, 4).unbind(1))
+
+    def _apart(self, *given: Tensor) -> list[Tensor]:
+        made = []
+        for x, layer in zip(given, self.each, strict=True):
+            parts = layer(x).reshape(x.shape[0], x.shape[1], self.heads, self.width // self.heads)
+            made.append(parts.transpose(1, 2))
+        return made
+
+
+def _linear(weight: Tensor, bias: Tensor | None) -> nn.Linear:
+    made = nn.Linear(weight.shape[1], weight.shape[0], bias=bias is not None)
+    made.weight = nn.Parameter(weight, weight.requires_grad)
+    if bias is not None:
+        made.bias = nn.Parameter(bias, bias.requires_grad)
+    return made
 
 
 class _Layer(nn.Module):
@@ -96,6 +113,7 @@ class _Layer(nn.Module):
         self.self_attn, self.activation = source.self_attn, source.activation
         self.linear1, self.linear2 = source.linear1, source.linear2
         self.norm1, self.norm2 = source.norm1, source.norm2
+        self.batch_first = _take_batch(self.self_attn)
 
     def forward(
         self,
@@ -106,6 +124,11 @@ class _Layer(nn.Module):
     ) -> Tensor:
         """[batch, length, width] -> the same shape."""
         _refuse_padding(self, src_key_padding_mask, src_mask)
+        if not self.batch_first:
+            return self._layer(src.transpose(0, 1), src_mask).transpose(0, 1)
+        return self._layer(src, src_mask)
+
+    def _layer(self, src: Tensor, src_mask: Tensor | None) -> Tensor:
         if self.norm_first:
             x = src + self._attend(self.norm1(src), src_mask)
             return x + self._feed(self.norm2(x))
@@ -114,12 +137,99 @@ class _Layer(nn.Module):
         return made
 
     def _attend(self, x: Tensor, mask: Tensor | None) -> Tensor:
-        made: Tensor = self.self_attn(x, x, x, attn_mask=mask)[0]
+        made: Tensor = self.self_attn(x, x, x, attn_mask=mask, need_weights=False)[0]
         return made
 
     def _feed(self, x: Tensor) -> Tensor:
         made: Tensor = self.linear2(self.activation(self.linear1(x)))
         return made
+
+
+class _DecoderLayer(nn.Module):
+    """nn.TransformerDecoderLayer, with masks or none; norms first or last."""
+
+    def __init__(self, source: nn.TransformerDecoderLayer, path: str) -> None:
+        super().__init__()
+        self.path, self.norm_first = path, source.norm_first
+        self.self_attn, self.multihead_attn = source.self_attn, source.multihead_attn
+        self.linear1, self.linear2 = source.linear1, source.linear2
+        self.activation = source.activation
+        self.norm1, self.norm2, self.norm3 = source.norm1, source.norm2, source.norm3
+        self.batch_first = _take_batch(self.self_attn)
+        _take_batch(self.multihead_attn)
+
+    def forward(
+        self,
+        tgt: Tensor,
+        memory: Tensor,
+        tgt_mask: Tensor | None = None,
+        memory_mask: Tensor | None = None,
+        tgt_key_padding_mask: Tensor | None = None,
+        memory_key_padding_mask: Tensor | None = None,
+        tgt_is_causal: bool = False,
+        memory_is_causal: bool = False,
+    ) -> Tensor:
+        """[batch, length, width] and the encoder's rows -> the shape of tgt."""
+        _refuse_padding(self, tgt_key_padding_mask, tgt_mask)
+        _refuse_padding(self, memory_key_padding_mask, memory_mask)
+        if self.batch_first:
+            return self._layer(tgt, memory, tgt_mask, memory_mask)
+        tgt, memory = tgt.transpose(0, 1), memory.transpose(0, 1)
+        return self._layer(tgt, memory, tgt_mask, memory_mask).transpose(0, 1)
+
+    def _layer(
+        self, x: Tensor, memory: Tensor, mask: Tensor | None, memory_mask: Tensor | None
+    ) -> Tensor:
+        def own(y: Tensor) -> Tensor:
+            made: Tensor = self.self_attn(y, y, y, attn_mask=mask, need_weights=False)[0]
+            return made
+
+        def across(y: Tensor) -> Tensor:
+            made: Tensor = self.multihead_attn(
+                y, memory, memory, attn_mask=memory_mask, need_weights=False
+            )[0]
+            return made
+
+        def feed(y: Tensor) -> Tensor:
+            made: Tensor = self.linear2(self.activation(self.linear1(y)))
+            return made
+
+        for norm, step in ((self.norm1, own), (self.norm2, across), (self.norm3, feed)):
+            x = x + step(norm(x)) if self.norm_first else norm(x + step(x))
+        return x
+
+
+class _Decoder(nn.Module):
+    """nn.TransformerDecoder, with masks or none."""
+
+    def __init__(self, source: nn.TransformerDecoder, path: str) -> None:
+        super().__init__()
+        self.path, self.layers, self.norm = path, source.layers, source.norm
+
+    def forward(
+        self,
+        tgt: Tensor,
+        memory: Tensor,
+        tgt_mask: Tensor | None = None,
+        memory_mask: Tensor | None = None,
+        tgt_key_padding_mask: Tensor | None = None,
+        memory_key_padding_mask: Tensor | None = None,
+        tgt_is_causal: bool | None = None,
+        memory_is_causal: bool = False,
+    ) -> Tensor:
+        """[batch, length, width] and the encoder's rows -> the shape of tgt."""
+        _refuse_padding(self, tgt_key_padding_mask, tgt_mask)
+        _refuse_padding(self, memory_key_padding_mask, memory_mask)
+        for layer in self.layers:
+            tgt = layer(tgt, memory, tgt_mask, memory_mask)
+        return tgt if self.norm is None else self.norm(tgt)
+
+
+def _take_batch(attention: Any) -> bool:
+    """Whether an attention has the batch first; from now on it has."""
+    first = bool(attention.batch_first)
+    attention.batch_first = True
+    return first
 
 
 class _Encoder(nn.Module):
@@ -153,8 +263,9 @@ def _refuse_padding(module: Any, padding: Tensor | None, mask: Tensor | None) ->
 
 def _refuse(wrong: bool, module: Any, what: str, hint: str) -> None:
     if wrong:
-        name = {_Attention: "MultiheadAttention", _Layer: "TransformerEncoderLayer",
-                _Encoder: "TransformerEncoder"}[type(module)]  # fmt: skip
+        name = next(
+            torch_s.__name__ for torch_s, ours in _EXPLICIT.items() if isinstance(module, ours)
+        )
         where = module.path or "the model itself"
         raise UnsupportedModule(f"{name} at {where}", got=what, hint=hint)
 
@@ -163,4 +274,6 @@ _EXPLICIT: dict[type[nn.Module], Any] = {
     nn.MultiheadAttention: _Attention,
     nn.TransformerEncoderLayer: _Layer,
     nn.TransformerEncoder: _Encoder,
+    nn.TransformerDecoderLayer: _DecoderLayer,
+    nn.TransformerDecoder: _Decoder,
 }

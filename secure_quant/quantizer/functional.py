@@ -15,6 +15,7 @@ from torch.utils._pytree import tree_leaves, tree_structure
 
 from secure_quant.errors import UnsupportedModule
 from secure_quant.quantizer.opset import ADDITIVE, ELEMENTWISE, PRODUCTS, SUMS
+from secure_quant.quantizer.passes.convolutions import CONVOLUTIONS
 from secure_quant.quantizer.passes.edit import FREE, has_free_batch
 from secure_quant.quantizer.refuse import module_path, unsupported
 
@@ -22,10 +23,11 @@ __all__ = ["free_batch", "functional_module", "make_functional"]
 
 aten = torch.ops.aten
 
-_FRESH = PRODUCTS | SUMS | ADDITIVE | ELEMENTWISE | {
+_FRESH = PRODUCTS | SUMS | ADDITIVE | ELEMENTWISE | CONVOLUTIONS | {
     aten.batch_norm.default, aten.layer_norm.default, aten.softmax.int, aten.cat.default,
     aten.stack.default, aten.max_pool2d.default, aten.amax.default,
-    aten.scaled_dot_product_attention.default, aten.clone.default,
+    aten.scaled_dot_product_attention.default, aten.clone.default, aten.group_norm.default,
+    aten.max_pool3d.default, aten.avg_pool3d.default, aten.upsample_bilinear2d.vec,
 }  # fmt: skip
 """Ops whose result shares memory with nothing."""
 

@@ -11,42 +11,34 @@ from secure_quant.errors import SecureQuantError, UnsupportedModule
 
 __all__ = ["INNER", "failures_named", "first_line", "module_path", "own_path", "unsupported"]
 
-_RECURRENT = "use 1-d convolutions or attention; recurrent cells are not lowered"
-_OWN_STATISTICS = "use BatchNorm2d, which folds into the convolution before it"
-_RESIZE = "resize at the client, or to the nearest"
 _WHOLE_BATCH = "name the axes of the sample to reduce over: dim=..., without the batch"
 _ORDER = "return the scores, and sort or choose at the client"
-_COMPARISON = "use an activation function such as relu or clamp; compare results at the client"
+_COMPARISON = "compare a value with a number, or two values; the batch axis first"
 _CASTS = "leave integers out: what is chosen or counted belongs to the client"
+_PRODUCT = "take the logarithm before, and exp of the sum, or multiply a few values one by one"
+_SOLVE = "invert constants before; else return what is to be solved, and solve it at the client"
+_COMPLEX = "take real parts: multiply by constant matrices of cosines and sines"
+_SHAPES = "keep every shape fixed: multiply by a mask, and drop what is masked at the client"
 
 _HINTS = {
-    "hardshrink": "it jumps, which rounding before it makes large: use Softshrink",
     "embedding": 'embedding="client" makes its table public to clients; or feed one-hot rows into '
     "nn.Linear",
-    **dict.fromkeys(
-        ("lstm", "gru", "rnn_tanh", "rnn_relu", "lstm_cell", "gru_cell", "rnn_tanh_cell",
-         "rnn_relu_cell"), _RECURRENT,
-    ),
-    **dict.fromkeys(("group_norm", "native_group_norm", "instance_norm"), _OWN_STATISTICS),
-    **dict.fromkeys(
-        ("upsample_nearest1d", "upsample_nearest2d", "upsample_bilinear2d", "upsample_bicubic2d",
-         "upsample_linear1d"), _RESIZE,
-    ),
-    **dict.fromkeys(
-        ("conv_transpose1d", "conv_transpose2d", "conv_transpose3d"),
-        "resize at the client, then use Conv2d",
-    ),
-    "conv3d": "use Conv2d on reshaped frames",
-    **dict.fromkeys(("max", "min", "sum", "mean", "std", "var", "prod"), _WHOLE_BATCH),
-    "maximum": "write relu(a - b) + b",
-    "minimum": "write a - relu(a - b)",
-    **dict.fromkeys(("amin", "min.dim"), "write -(-x).amax(dim)"),
-    "adaptive_max_pool2d": "use MaxPool2d with a fixed kernel, or amax over whole axes",
-    "einsum": "two operands at a time, the batch first; sum before what only one of them has",
-    "log_softmax": "return the scores, and take log_softmax at the client",
-    **dict.fromkeys(("sort", "topk", "argmax", "argmin", "argsort", "kthvalue", "median"), _ORDER),
-    **dict.fromkeys(("gt", "ge", "lt", "le", "eq", "ne", "sign", "round", "floor", "ceil"),
+    **dict.fromkeys(("max", "min", "sum", "mean", "std", "var"), _WHOLE_BATCH),
+    **dict.fromkeys(("prod", "cumprod"), _PRODUCT),
+    **dict.fromkeys(("grid_sampler", "grid_sampler_2d", "grid_sampler_3d"),
+                    "resize by constant amounts, or sample at the client"),
+    "einsum": "no letter twice in one operand; the batch first in data and result",
+    **dict.fromkeys(("sort", "topk", "argmax", "argmin", "argsort", "kthvalue", "median", "mode",
+                     "nanmedian", "msort", "cummax", "cummin"), _ORDER),
+    **dict.fromkeys(("gt", "ge", "lt", "le", "eq", "ne", "isnan", "isinf", "isfinite"),
                     _COMPARISON),
+    **dict.fromkeys(("linalg_inv", "inverse", "linalg_inv_ex", "linalg_solve", "linalg_cholesky",
+                     "linalg_svd", "linalg_eigh", "linalg_det", "linalg_qr"), _SOLVE),
+    **dict.fromkeys(("fft_rfft", "fft_fft", "fft_rfft2", "fft_fft2", "fft_fftn", "fft_rfftn",
+                     "fft_ifft", "fft_irfft", "stft", "view_as_complex", "complex", "polar"),
+                    _COMPLEX),
+    **dict.fromkeys(("nonzero", "masked_select", "unique", "_unique2", "nms", "bincount",
+                     "masked_scatter", "nonzero_numpy"), _SHAPES),
     **dict.fromkeys(("to", "_to_copy", "type_as"), _CASTS),
     **dict.fromkeys(("item", "_local_scalar_dense"), "keep values as tensors, never as numbers"),
     **dict.fromkeys(("rand_like", "randn_like", "bernoulli", "rand", "randn"),
@@ -57,6 +49,15 @@ _HINTS = {
     "t": "keep the batch axis first and alone in every step",
 }  # fmt: skip
 """What to use instead, by the op's own name, or that of its overload."""
+
+_REASONS = {
+    _ORDER: "an order, or a place, that depends on values",
+    _SOLVE: "a division by what depends on a whole matrix",
+    _COMPLEX: "complex numbers",
+    _SHAPES: "a shape that depends on values",
+    _PRODUCT: "a product of many values, whose size no scale can hold",
+}
+"""Hint -> why the op has no integer meaning."""
 
 
 INNER = "sq_inner"
@@ -87,7 +88,7 @@ def unsupported(node: Node, why: str | None = None, hint: str | None = None) -> 
     where = module_path(node) or "the model's own forward"
     return UnsupportedModule(
         f"{name} in {where}",
-        got=why or "an op without an integer lowering",
+        got=why or _REASONS.get(hint or "", "an op without an integer lowering"),
         hint=hint or "docs/quantization.md lists the ops that can be used",
     )
 

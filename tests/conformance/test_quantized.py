@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from functools import cache
 
 import numpy as np
@@ -9,11 +10,12 @@ import pytest
 import torch
 from torch import nn
 
-from conformance.executors import EXECUTORS
+from conformance.executors import EXECUTORS, He, Mpc
+from interop.operators import ROWS, samples
 from secure_quant import reference
 from secure_quant.errors import OpNotSupported
 from secure_quant.ir import Graph, ops
-from secure_quant.quantizer import quantize
+from secure_quant.quantizer import AccuracyWarning, quantize
 from secure_quant.quantizer.zoo import ResNet, RowClassifier
 
 
@@ -38,6 +40,14 @@ MODELS = {
         (2, 8, 8),
     ),
 }  # fmt: skip
+
+
+OPERATORS = (
+    "ConvTranspose2d", "Conv3d, groups, dilation", "bilinear x2", "AvgPool2d, no pad counted",
+    "MaxPool2d, dilation", "maximum of two", "where h > 0, two values", "GroupNorm", "log_softmax",
+    "cross-attention", "LSTMCell", "GRUCell", "einsum bij,ijk", "sign",
+)  # fmt: skip
+"""Of each family that passes write out, some of the models of one operator."""
 
 
 @cache
@@ -70,3 +80,24 @@ def test_large_features_are_joined_more_than_once() -> None:
     graph, *_ = made("large features", "static")
     (join,) = (node for node in graph.nodes if isinstance(node, ops.Concat))
     assert len(join.inputs) > len(set(join.inputs)) > 1
+
+
+@cache
+def of_one_operator(name: str) -> tuple[Graph, np.ndarray, np.ndarray]:
+    """Graph, two inputs, and the reference's integers."""
+    row = next(row for row in ROWS if row.name == name)
+    torch.manual_seed(0)
+    x = samples(row)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", AccuracyWarning)  # a jump, as it says
+        graph = quantize(row.make(), x)
+    q = reference.quantize_input(graph, x[:2].numpy() * 2)
+    return graph, q, reference.run_int(graph, q)
+
+
+@pytest.mark.parametrize("name", OPERATORS)
+@pytest.mark.parametrize("executor", [Mpc("balanced"), He("latency")], ids=repr)
+def test_operators_that_passes_write_out(executor, name: str) -> None:
+    graph, q, want = of_one_operator(name)
+    got = executor.prepare(graph).run(q)[graph.output.name]
+    assert np.array_equal(got, want)

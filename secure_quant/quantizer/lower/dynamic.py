@@ -4,17 +4,10 @@ from __future__ import annotations
 
 from torch.fx import Node
 
-from secure_quant.quantizer.opset import SHAPING, aten
+from secure_quant.quantizer.opset import SHAPING, WEIGHTED, aten
 
 __all__ = ["feeds_only_layers"]
 
-_LAYERS = {
-    aten.linear.default,
-    aten.conv1d.default,
-    aten.conv1d.padding,
-    aten.conv2d.default,
-    aten.conv2d.padding,
-}
 _KEEPING = SHAPING | {aten.max_pool2d.default}
 """Ops that keep a sample's scale."""
 
@@ -25,6 +18,6 @@ def feeds_only_layers(node: Node) -> bool:
     return bool(readers) and all(
         feeds_only_layers(user)
         if user.target in _KEEPING or "quantize_per_tensor" in str(user.target)
-        else user.target in _LAYERS and user.args[0] is node
+        else user.target in WEIGHTED and user.args[0] is node
         for user in readers
     )

@@ -61,11 +61,10 @@ def conv2d(walk: Walk, node: Node) -> Term:
     has_bias, bound, scale = _store(walk, name, x, weight, bias)
     kernel = pair(weight.values.shape[2:])
     dilation = pair(argument(node, 5, "dilation", 1))
-    padding = argument(node, 4, "padding", 0)
     layer = ops.Conv2d(
         name=name, inputs=(x.name,), in_channels=x.shape[0], out_channels=len(weight.values),
         kernel=kernel, stride=pair(argument(node, 3, "stride", 1)),
-        padding=_padding(node, padding, kernel, dilation), dilation=dilation,
+        padding=pair(argument(node, 4, "padding", 0)), dilation=dilation,
         groups=argument(node, 6, "groups", 1), bias=has_bias, bound=bound, scale=scale,
     )  # fmt: skip
     term: Term = walk.builder.accumulator(layer, walk.shape(node), weight.multiplier, 0)
@@ -85,13 +84,10 @@ def conv1d(walk: Walk, node: Node) -> Term:
     has_bias, bound, scale = _store(walk, name, x, flat, bias)
     out, _, _, width = flat.values.shape
     dilation = (1, _only(argument(node, 5, "dilation", 1)))
-    padding = argument(node, 4, "padding", 0)
-    if not isinstance(padding, str):
-        padding = [0, _only(padding)]
     layer = ops.Conv2d(
         name=name, inputs=(x.name,), in_channels=x.shape[0], out_channels=out, kernel=(1, width),
         stride=(1, _only(argument(node, 3, "stride", 1))),
-        padding=_padding(node, padding, (1, width), dilation), dilation=dilation,
+        padding=(0, _only(argument(node, 4, "padding", 0))), dilation=dilation,
         groups=argument(node, 6, "groups", 1), bias=has_bias, bound=bound, scale=scale,
     )  # fmt: skip
     shape = walk.shape(node)
@@ -101,17 +97,6 @@ def conv1d(walk: Walk, node: Node) -> Term:
 
 def _only(value: Any) -> int:
     return int(value if isinstance(value, int) else value[0])
-
-
-def _padding(node: Node, padding: Any, kernel: ops.Pair, dilation: ops.Pair) -> ops.Pair:
-    if padding == "valid":
-        return (0, 0)
-    if padding != "same":
-        return pair(padding)
-    spans = [d * (k - 1) for d, k in zip(dilation, kernel, strict=True)]
-    if any(span % 2 for span in spans):
-        raise unsupported(node, "padding='same' that is not symmetric", "use an odd kernel")
-    return (spans[0] // 2, spans[1] // 2)
 
 
 def _operands(walk: Walk, node: Node) -> tuple[Term, Weight, Any]:

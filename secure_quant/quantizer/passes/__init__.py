@@ -8,7 +8,10 @@ from torch import Tensor
 from torch.fx import GraphModule
 
 from secure_quant.quantizer.passes.attention import lower_attention, lower_softmax
+from secure_quant.quantizer.passes.axes import lower_axis_maps
+from secure_quant.quantizer.passes.choices import lower_choices
 from secure_quant.quantizer.passes.constants import lower_constants
+from secure_quant.quantizer.passes.convolutions import lower_convolutions
 from secure_quant.quantizer.passes.equalize import equalize
 from secure_quant.quantizer.passes.moved import lower_moves
 from secure_quant.quantizer.passes.norm import (
@@ -27,7 +30,10 @@ __all__ = ["rewrite", "specialize"]
 def rewrite(module: GraphModule) -> GraphModule:
     """Composite ops in simpler ones, in place: in real numbers the same for any input."""
     lower_moves(module)
+    lower_convolutions(module)
+    lower_axis_maps(module)
     lower_pools(module)
+    lower_choices(module)
     lower_writes(module)
     lower_attention(module)
     lower_layer_norm(module)

@@ -14,15 +14,13 @@ import torch
 from torch import Tensor
 from torch.fx import GraphModule, Node
 
+from secure_quant.quantizer.passes.convolutions import CONVOLUTIONS, TRANSPOSED
 from secure_quant.quantizer.passes.edit import Editor, constant_of, sample_rank
 from secure_quant.quantizer.passes.norm import diagonal
 
 __all__ = ["affine", "channel_affine"]
 
 aten = torch.ops.aten
-_CONVOLUTIONS = {
-    aten.conv1d.default, aten.conv1d.padding, aten.conv2d.default, aten.conv2d.padding,
-}  # fmt: skip
 
 
 def affine(module: GraphModule, edit: Editor, x: Node, scale: Tensor, shift: Tensor) -> Node:
@@ -70,7 +68,7 @@ def channel_affine(
     """scale[c] · x[:, c] + shift[c], inside the layer before it whose outputs are these channels,
     if nothing else reads that."""
     channels_last = sample_rank(x) == 2
-    layers = {aten.linear.default} if channels_last else _CONVOLUTIONS
+    layers = {aten.linear.default} if channels_last else CONVOLUTIONS
     if _is_lone(module, x, layers):
         return _scaled(module, edit, x, scale, shift)
     if bool((scale == 1).all()) and not bool(shift.any()):
@@ -96,7 +94,12 @@ def _scaled(module: GraphModule, edit: Editor, layer: Node, scale: Tensor, shift
     """scale · (W x + b) + shift as one layer of the same kind."""
     weight: Any = constant_of(module, layer.args[1])
     bias = _bias(module, layer)
-    rows = scale.reshape(-1, *[1] * (weight.ndim - 1))
+    if layer.target in TRANSPOSED:  # [in, out / groups, ...]
+        groups: Any = layer.args[6] if len(layer.args) > 6 else 1
+        rows = scale.reshape(groups, 1, -1).expand(groups, len(weight) // groups, -1)
+        rows = rows.reshape(len(weight), -1, *[1] * (weight.ndim - 2))
+    else:
+        rows = scale.reshape(-1, *[1] * (weight.ndim - 1))
     total = shift if bias is None else shift + bias * scale
     made = edit.call(
         layer.target, layer.args[0], edit.parameter(weight * rows, "weight"),

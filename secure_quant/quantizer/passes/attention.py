@@ -17,6 +17,7 @@ from torch.fx import GraphModule, Node
 
 from secure_quant.quantizer.notes import HIDES
 from secure_quant.quantizer.passes.edit import Editor, constant_of, sample_rank
+from secure_quant.quantizer.passes.indexing import Mover, length
 from secure_quant.quantizer.passes.input_masks import hide, unhidden
 from secure_quant.quantizer.passes.masks import (
     Mask,
@@ -48,11 +49,13 @@ def lower_attention(module: GraphModule) -> None:
             zip(("query", "key", "value", "attn_mask", "dropout_p", "is_causal"), node.args,
                 strict=False)
         ) | node.kwargs  # fmt: skip
-        if given.get("enable_gqa"):
-            raise unsupported(node, "grouped queries", "repeat keys and values in the projection")
         q, k, v = given["query"], given["key"], given["value"]
         scale = given.get("scale") or 1 / math.sqrt(q.meta["val"].shape[-1])
-        edit = Editor(module, node)
+        edit = Mover(module, node)
+        if given.get("enable_gqa"):  # each head of keys and values serves some of the queries'
+            heads, own = length(q, -3), length(k, -3)
+            order = [head * own // heads for head in range(heads)]
+            k, v = (edit.gather(n, sample_rank(n) - 3, order) for n in (k, v))
         scores = edit.call(aten.matmul.default, q, edit.call(aten.transpose.int, k, -2, -1))
         scores = edit.call(aten.mul.Tensor, scores, scale)
         hides = given.get("attn_mask")

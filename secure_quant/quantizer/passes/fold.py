@@ -14,13 +14,16 @@ from torch import Tensor
 from torch.fx import GraphModule, Node
 
 from secure_quant.errors import NotFinite
-from secure_quant.quantizer.opset import ADDITIVE, ELEMENTWISE, WEIGHTED
+from secure_quant.quantizer.opset import ADDITIVE, ELEMENTWISE
+from secure_quant.quantizer.passes.convolutions import CONVOLUTIONS
 from secure_quant.quantizer.passes.edit import Editor, constant_of, has_free_batch
 from secure_quant.quantizer.refuse import module_path, unsupported
 
 __all__ = ["constants_for", "fold_constants"]
 
 aten = torch.ops.aten
+
+_LAYERS = {aten.linear.default} | CONVOLUTIONS
 
 _OF_SHAPE = {
     aten.sym_size.int, aten.sym_numel.default, aten.zeros_like.default, aten.ones_like.default,
@@ -161,7 +164,7 @@ def _untie(module: GraphModule) -> None:
     """A parameter that several layers read becomes one for each: each rounds it for itself."""
     seen: set[str] = set()
     for node in list(module.graph.nodes):
-        if node.target not in WEIGHTED:
+        if node.target not in _LAYERS:
             continue
         for place in (1, 2):
             source = node.args[place] if len(node.args) > place else None
@@ -180,7 +183,7 @@ def _check_size(node: Node, value: Tensor) -> None:
     low, high = _SIZES
     largest = float(value.abs().max()) if value.numel() else 0.0
     for user in node.users:
-        layer = user.target in WEIGHTED and user.args[1] is node
+        layer = user.target in _LAYERS and user.args[1] is node
         if layer and largest and not low <= largest <= high:
             raise unsupported(
                 user, f"weights of up to {largest:.3g}",
@@ -200,7 +203,7 @@ def _check_finite(module: GraphModule) -> None:
             _check_size(node, value)
             continue
         for user in node.users:
-            if user.target in WEIGHTED or "norm" in str(user.target):
+            if user.target in _LAYERS or "norm" in str(user.target):
                 name = str(user.target).removeprefix("aten.").split(".")[0]
                 raise NotFinite(
                     f"{node.target} of {name} in {module_path(user) or 'the model itself'}",

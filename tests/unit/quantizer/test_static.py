@@ -285,10 +285,13 @@ class Call(nn.Module):
 @pytest.mark.parametrize(
     ("inner", "words"),
     [
-        (Call(lambda x: torch.cumsum(x, 1)), ["cumsum", "deep.1"]),
-        (Call(lambda x: torch.where(x > 0, x, 2 * x * x)), ["deep.1"]),
+        (Call(lambda x: torch.cumprod(x, 1)), ["cumprod", "deep.1"]),
+        (Call(lambda x: x.topk(2)[0]), ["topk", "deep.1"]),
         (Call(lambda x: x.flip(0)), ["flip", "deep.1"]),
-        (nn.GroupNorm(2, 6), ["group_norm", "deep.1", "BatchNorm2d"]),
+        (
+            Call(lambda x: torch.linalg.inv(x.view(-1, 6, 1) @ x.view(-1, 1, 6) + torch.eye(6))),
+            ["linalg_inv", "deep.1"],
+        ),
         (Call(lambda x: x.t() @ x), ["deep.1"]),
     ],
 )

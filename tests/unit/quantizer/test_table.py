@@ -45,13 +45,31 @@ FUNCTIONS = [
     lambda h: h.clamp(-1, 1), lambda h: torch.clamp_max(h, 1), lambda h: torch.clamp_min(h, 0),
     lambda h: functional.threshold(h, 0.1, 0.0), lambda h: h**3, lambda h: torch.rsub(h, 2.0),
     lambda h: (h.abs() + 1).log(), lambda h: h.abs().log1p(), lambda h: (h.abs() + 1).reciprocal(),
-    lambda h: (h.abs() + 1).rsqrt(), lambda h: (h.abs() + 1).sqrt(), lambda h: h / (h.abs() + 1),
+    torch.asinh, torch.cosh, torch.erfc, torch.exp2, torch.nan_to_num, torch.sinc, torch.sinh,
+    lambda h: (h / 4).sin().acos(), lambda h: (h.abs() + 1).acosh(),
+    lambda h: (h.sin() / 2).asin(), lambda h: (h.sin() / 2).atanh(),
+    lambda h: (h.sin() / 2).erfinv(), lambda h: h.sigmoid().logit(), lambda h: (h / 4).tan(),
+    lambda h: (h.abs() + 1).log2(), lambda h: (h.abs() + 1).log10(), lambda h: 2**h,
+    lambda h: (h.abs() + 1) ** h, lambda h: torch.maximum(h, h / 2),
+    lambda h: torch.max(h, h / 3), lambda h: torch.minimum(h, h / 2), lambda h: torch.min(h, -h),
+    lambda h: torch.xlogy(h.abs() + 1, h.abs() + 1), lambda h: (h.abs() + 1).rsqrt(),
+    lambda h: (h.abs() + 1).sqrt(), lambda h: h / (h.abs() + 1),
+]  # fmt: skip
+JUMPS = [
+    torch.ceil, torch.floor, torch.frac, torch.round, torch.sign, torch.trunc,
+    functional.hardshrink, lambda h: h % 2, lambda h: torch.fmod(h, 2.0), lambda h: h // 2,
+    lambda h: torch.div(h, 2, rounding_mode="trunc"),
 ]  # fmt: skip
 
 
 def functions(net, x):
     h = net.a(x)
     return net.b(torch.cat([function(h) for function in FUNCTIONS], -1))
+
+
+def jumps(net, x):
+    h = net.a(x)
+    return net.b(torch.cat([function(h) for function in JUMPS], -1))
 
 
 def pairs(net, x):
@@ -93,8 +111,10 @@ def layers():
     return {"a": nn.Linear(8, 8), "c": nn.Linear(8, 8), "d": nn.Linear(8, 3)}
 
 
+torch.manual_seed(1)
 CASES = [
     (functions, (8,), {"b": nn.Linear(8 * len(FUNCTIONS), 3)}),
+    (jumps, (8,), {"b": nn.Linear(8 * len(JUMPS), 3)}),  # rounding before a jump moves it
     (pairs, (8,), {}),
     (sums, (8,), {"a": nn.Linear(4, 8)}),
     (images, (2, 8, 8), {
@@ -120,7 +140,7 @@ def test_every_row_is_reached_and_right(monkeypatch):
         model, x = Net(forward, **layers() | own).eval(), torch.randn(64, *shape)
         with torch.no_grad():
             model(x)
-        graph = follows(model, x, bound=0.1)
+        graph = follows(model, x, bound=0.25 if forward is jumps else 0.1)
         made.update(type(node) for node in graph.nodes)
     assert set(OPS) - seen == set()
     assert {OPS[target].makes[0] for target in seen} - made == set()

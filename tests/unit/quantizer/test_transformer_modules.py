@@ -78,8 +78,41 @@ def encoder(norm=None, **options):
         return nn.TransformerEncoder(layer(**options), 2, norm=norm)
 
 
+class TimeFirst(nn.Module):
+    def __init__(self, inner):
+        super().__init__()
+        self.inner = inner
+
+    def forward(self, x):
+        return self.inner(x.transpose(0, 1)).transpose(0, 1)
+
+
+class Decoding(nn.Module):
+    """Every row but the last sees those before it, and all see the last two."""
+
+    def __init__(self, **options):
+        super().__init__()
+        one = nn.TransformerDecoderLayer(16, 2, 24, batch_first=True, **options)
+        self.inner = nn.TransformerDecoder(one, 2, nn.LayerNorm(16))
+        self.register_buffer("mask", nn.Transformer.generate_square_subsequent_mask(6))
+
+    def forward(self, x):
+        return self.inner(x, x[:, -2:], tgt_mask=self.mask)
+
+
+class Weighing(Attention):
+    def forward(self, x):
+        y, weights = self.inner(x, x, x, need_weights=True)
+        return weights @ y
+
+
 MODELS = {
     "attention": Attention,
+    "attention, weights too": Weighing,
+    "attention of three": Crossed,
+    "layer, time first": lambda: TimeFirst(layer(batch_first=False)),
+    "decoder": Decoding,
+    "decoder, norm first": lambda: Decoding(norm_first=True, activation="gelu"),
     "attention without bias": lambda: Attention(bias=False),
     "layer": layer,
     "layer, norm first, gelu": lambda: layer(norm_first=True, activation="gelu"),
@@ -136,11 +169,11 @@ def test_encrypted_they_equal_the_reference(executor):
 @pytest.mark.parametrize(
     ("model", "words"),
     [
-        (lambda: Attention(batch_first=False), ("inner", "batch axis")),
+        (lambda: Attention(batch_first=False), ("batch",)),
         (lambda: Attention(add_bias_kv=True), ("inner", "add_bias_kv")),
         (lambda: Attention(add_zero_attn=True), ("inner", "add_zero_attn")),
         (Padded, ("inner", "padding", "one length")),
-        (lambda: layer(batch_first=False), ("self_attn", "batch axis")),
+        (lambda: layer(batch_first=False), ("batch",)),
     ],
 )
 def test_what_they_cannot_do_is_refused_by_name(model, words):
