@@ -32,6 +32,7 @@ def test_no_net_is_wrong_in_silence(first):
 
 FOUND = {
     70522: "the gate's limit and the judge's differed by a millionth of a step",
+    920445: "the jumps of a table behind a view were not counted",
 }
 
 

@@ -124,6 +124,9 @@ class _Forced(Interpreter):
 def _jumps(graph: Graph, name: str, values: dict[str, NDArray[Any]]) -> NDArray[np.int64]:
     """How far the table of a Requantize jumps around each of its values; 0 for other nodes."""
     node: Any = graph.by_name[name]
+    if isinstance(node, ops.Reshape):  # how the model sees what its table made
+        seen = _jumps(graph, node.inputs[0], values)
+        return seen.reshape(values[name].shape) if seen.size > 1 else seen
     if not isinstance(node, ops.Requantize):
         return np.zeros(1, np.int64)
     (source,) = node.inputs
