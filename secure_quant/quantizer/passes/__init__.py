@@ -41,10 +41,12 @@ def rewrite(module: GraphModule) -> GraphModule:
     return _cleaned(module)
 
 
-def specialize(module: GraphModule, batches: Sequence[Tensor], bits: int = 8) -> GraphModule:
+def specialize(
+    module: GraphModule, batches: Sequence[Tensor], bits: int = 8, *, spread: bool = True
+) -> GraphModule:
     """What is left, in place, in an order in which each step finds what it needs. ``batches`` show
     which values occur; what is as small beside them as float32's rounding may go. ``bits`` of
-    activations."""
+    activations. ``spread``: large hidden features enter the next layer in parts."""
     lower_softmax(module, batches)
     module.graph.eliminate_dead_code()
     lower_constants(module)
@@ -52,7 +54,7 @@ def specialize(module: GraphModule, batches: Sequence[Tensor], bits: int = 8) ->
     if bits == 8:
         keep_sums_exact(module)
     equalize(_cleaned(module), batches, exact=bits == 8)
-    if bits == 8:
+    if bits == 8 and spread:
         spread_features(_cleaned(module), batches)
     return _cleaned(module)
 
