@@ -26,7 +26,7 @@ def run(graph: Graph, q: np.ndarray) -> dict[str, np.ndarray]:
         match node:
             case ops.Input():
                 made, zero[node.name] = q.astype(np.int64), node.zero_point
-            case ops.InputPort():
+            case ops.InputPort() | ops.LookupPort():
                 elements = range(node.start, node.start + prod(node.shape))
                 made = np.stack([inputs[0][:, i] for i in elements], 1)
                 made, zero[node.name] = made.reshape(-1, *node.shape), node.zero_point
