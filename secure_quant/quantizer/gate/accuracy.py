@@ -94,7 +94,8 @@ def check_accuracy(
     made = reference.trace(graph, quantize_packed(graph, x))
     got = reference.named(graph, reference.dequantize(graph, made[graph.output.name]))
     wanted = reference.named(graph, want)
-    rounding = reference.named(graph, np.zeros_like(want[:1]) if noise is None else noise[None])
+    own = np.zeros(1) if noise is None else noise
+    rounding = reference.named(graph, np.broadcast_to(own, want[:1].shape))
     found = [
         _of_output(port, got[port.name], wanted[port.name], rounding[port.name], bounds)
         for port in graph.output_ports
