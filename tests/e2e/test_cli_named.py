@@ -93,7 +93,7 @@ def test_verify(home: Path, capsys) -> None:
     assert main(command) == 0
     report = json.loads(capsys.readouterr().out)
     assert report["bit_exact"] is True
-    assert set(report["engines"]) == {"mpc", "he", "onnx"}
+    assert set(report["engines"]) == {"mpc", "he", "onehost", "onnx"}
     assert 0 < report["float_error_mean"] < report["float_error_max"] < 0.1
     assert {"accuracy_float", "accuracy_int8"} <= set(report)
     errors = {layer["name"] for layer in report["layers"] if "float_error_max" in layer}
