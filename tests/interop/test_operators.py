@@ -1,4 +1,4 @@
-"""Models of one operator: every eighth is judged here, `bench/coverage.py --ops` judges all."""
+"""Models of one operator: every eighth is judged here, all by `bench/model_coverage.py --ops`."""
 
 import pytest
 import torch

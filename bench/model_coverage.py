@@ -2,8 +2,8 @@
 as people write them, against every check there is: the user's own module, torch's simulation of
 the rounding, and onnxruntime to the last bit.
 
-    python bench/coverage.py --ops                           all of them, about two minutes
-    python bench/coverage.py --ops --only recurrent GRUCell  a family, or rows by name
+    python bench/model_coverage.py --ops                           all of them, about two minutes
+    python bench/model_coverage.py --ops --only recurrent GRUCell  a family, or rows by name
 
 Exit status 1 if a model is wrong: taken though it computes something else, or refused by an error
 without a name.
