@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -13,6 +14,7 @@ from torch import Tensor
 
 from secure_quant.errors import CaptureMismatch
 from secure_quant.quantizer.files.onnx_model import OnnxModule
+from secure_quant.quantizer.refuse import first_line
 
 __all__ = ["check_same"]
 
@@ -29,23 +31,30 @@ def check_same(module: OnnxModule, xs: Sequence[Tensor]) -> None:
     inner = [name for wire in module.wiring for name in wire.outputs]
     batch = module.batch.fixed or _SAMPLES
     whole = [torch.cat([x] * -(-2 * batch // len(x)))[: 2 * batch] for x in xs]
-    halves = [[x[:batch] for x in whole], [x[batch:] for x in whole]]
-    outputs: list[dict[str, Tensor]] = []
     with torch.no_grad():
-        for half in halves:
-            tensors = {n: v for n, v in module.values(*half).items() if isinstance(v, Tensor)}
-            floats = [n for n in inner if n in tensors and tensors[n].dtype.is_floating_point]
-            for name, value in zip(floats, _run(module, half, floats), strict=True):
-                _compare(f"ONNX value {name!r}", tensors[name], value, "onnxruntime's")
-            outputs.append({name: tensors[name] for name in module.outputs if name in tensors})
+        halves = [_tensors(module, [x[:batch] for x in whole]),
+                  _tensors(module, [x[batch:] for x in whole])]  # fmt: skip
         both = module.values(*whole)
-    for name, first in outputs[0].items():
-        wanted = torch.cat([first, outputs[1][name]]).numpy()
-        _compare(f"output {name!r} of {2 * batch} samples", both[name], wanted, "one half's")
+    floats = [n for n in inner if n in halves[0] and halves[0][n].dtype.is_floating_point]
+    run = _runtime(module, floats)
+    for first, ours in zip((0, batch), halves, strict=True):
+        theirs = run([x[first : first + batch] for x in whole])
+        for name, value in zip(floats, theirs, strict=True):
+            _compare(f"ONNX value {name!r}", ours[name], value, "onnxruntime's")
+    for name in module.outputs:
+        if name in halves[0]:
+            wanted = torch.cat([half[name] for half in halves]).numpy()
+            _compare(f"output {name!r} of {2 * batch} samples", both[name], wanted, "one half's")
 
 
-def _run(module: OnnxModule, xs: Sequence[Tensor], names: Sequence[str]) -> list[NDArray[Any]]:
-    """Values of the graph as onnxruntime computes them, without its rewriting."""
+def _tensors(module: OnnxModule, xs: Sequence[Tensor]) -> dict[str, Tensor]:
+    return {name: v for name, v in module.values(*xs).items() if isinstance(v, Tensor)}
+
+
+def _runtime(
+    module: OnnxModule, names: Sequence[str]
+) -> Callable[[Sequence[Tensor]], list[NDArray[Any]]]:
+    """What gives these values of the graph as onnxruntime computes them, without its rewriting."""
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
@@ -55,20 +64,32 @@ def _run(module: OnnxModule, xs: Sequence[Tensor], names: Sequence[str]) -> list
     proto.CopyFrom(module.proto)
     del proto.graph.output[:]
     proto.graph.output.extend(onnx.helper.make_empty_tensor_value_info(name) for name in names)
-    try:
+    with _named():
         session = onnxruntime.InferenceSession(
             proto.SerializeToString(), options, providers=["CPUExecutionProvider"]
         )
-        kinds = {each.name: each.type for each in session.get_inputs()}
-        feed = {
-            name: x.numpy().astype(_NUMPY.get(kinds[name], "float32"))
-            for name, x in zip(module.inputs, xs, strict=True)
-        }
-        made: list[NDArray[Any]] = session.run(list(names), feed)
-    except Exception as error:  # its own classes, of no common base
-        first = str(error).strip().splitlines()[0]
-        raise CaptureMismatch("the ONNX model in onnxruntime", got=first) from error
-    return made
+    kinds = {each.name: each.type for each in session.get_inputs()}
+
+    def run(xs: Sequence[Tensor]) -> list[NDArray[Any]]:
+        with _named():
+            feed = {
+                name: x.numpy().astype(_NUMPY.get(kinds[name], "float32"))
+                for name, x in zip(module.inputs, xs, strict=True)
+            }
+            made: list[NDArray[Any]] = session.run(list(names), feed)
+        return made
+
+    return run
+
+
+@contextmanager
+def _named() -> Iterator[None]:
+    """onnxruntime's errors have classes of its own, of no common base."""
+    try:
+        yield
+    except Exception as error:
+        got = first_line(error)
+        raise CaptureMismatch("the ONNX model in onnxruntime", got=got) from error
 
 
 _NUMPY = {"tensor(float16)": "float16", "tensor(double)": "float64", "tensor(int64)": "int64",

@@ -25,6 +25,7 @@ from secure_quant.errors import MalformedModel, UnsupportedModule
 from secure_quant.quantizer.files.onnx_layers import LAYERS
 from secure_quant.quantizer.files.onnx_node import Batch, Host, NodeView, Value
 from secure_quant.quantizer.files.onnx_values import VALUES
+from secure_quant.quantizer.refuse import first_line
 
 __all__ = ["OnnxModule", "checked", "loaded", "read_onnx"]
 
@@ -67,8 +68,7 @@ def checked(proto: onnx.ModelProto) -> onnx.ModelProto:
     try:
         onnx.checker.check_model(shaped)
     except (onnx.checker.ValidationError, ValueError) as error:
-        first = str(error).strip().splitlines()[0]
-        raise MalformedModel("the ONNX model", got=first) from error
+        raise MalformedModel("the ONNX model", got=first_line(error)) from error
     return inliner.inline_local_functions(proto) if proto.functions else proto
 
 
