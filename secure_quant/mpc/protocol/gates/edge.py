@@ -74,14 +74,19 @@ class InputGate(Gate):
 
 
 @dataclass(frozen=True, kw_only=True)
-class OutputGate(Gate):
-    """Local: a share mod 2^64 of the integers, uniform as the masks are."""
+class _Unmasked(Gate):
+    """Local: what it makes is a share, so that there is no mask to deal."""
 
     def deal(self, side: Dealing, masks: list[Ring]) -> Ring:
         return np.zeros(self.shape, np.uint64)
 
     def offline(self, side: Side, masks: list[Ring | None]) -> tuple[Any, Ring | None]:
         return None, None
+
+
+@dataclass(frozen=True, kw_only=True)
+class OutputGate(_Unmasked):
+    """Local: a share mod 2^64 of the integers, uniform as the masks are."""
 
     def online(
         self, side: Side, state: Any, mask: Ring | None, inputs: list[Wire]
@@ -95,14 +100,8 @@ class OutputGate(Gate):
 
 
 @dataclass(frozen=True, kw_only=True)
-class JoinGate(Gate):
+class JoinGate(_Unmasked):
     """Local: the shares of several outputs end to end."""
-
-    def deal(self, side: Dealing, masks: list[Ring]) -> Ring:
-        return np.zeros(self.shape, np.uint64)
-
-    def offline(self, side: Side, masks: list[Ring | None]) -> tuple[Any, Ring | None]:
-        return None, None
 
     def online(
         self, side: Side, state: Any, mask: Ring | None, inputs: list[Wire]
