@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.fx import GraphModule, Node
 
 from secure_quant.quantizer.passes.convolutions import CONVOLUTIONS, TRANSPOSED
-from secure_quant.quantizer.passes.edit import Editor, constant_of, sample_rank
+from secure_quant.quantizer.passes.edit import Editor, bias_of, constant_of, sample_rank
 from secure_quant.quantizer.passes.norm import diagonal
 
 __all__ = ["affine", "channel_affine"]
@@ -57,7 +57,7 @@ def _features(module: GraphModule, edit: Editor, x: Node, scale: Tensor, shift: 
         return diagonal(edit, x, scale, shift)
     if not _is_lone(module, x, {aten.linear.default}):
         return diagonal(edit, x, scale, shift)
-    weight, bias = x.args[1], _bias(module, x)
+    weight, bias = x.args[1], bias_of(module, x)
     total = shift if bias is None else shift + bias
     return edit.call(aten.linear.default, x.args[0], weight, edit.parameter(total, "bias"))
 
@@ -93,7 +93,7 @@ def channel_affine(
 def _scaled(module: GraphModule, edit: Editor, layer: Node, scale: Tensor, shift: Tensor) -> Node:
     """scale · (W x + b) + shift as one layer of the same kind."""
     weight: Any = constant_of(module, layer.args[1])
-    bias = _bias(module, layer)
+    bias = bias_of(module, layer)
     if layer.target in TRANSPOSED:  # [in, out / groups, ...]
         groups: Any = layer.args[6] if len(layer.args) > 6 else 1
         rows = scale.reshape(groups, 1, -1).expand(groups, len(weight) // groups, -1)
@@ -114,7 +114,7 @@ def _positions(module: GraphModule, edit: Editor, x: Node, scale: Tensor, shift:
     positions, out = shift.reshape(-1, shift.shape[-1]).shape
     if _is_lone(module, x, {aten.linear.default}) and sample_rank(x) == 3:
         weight: Any = constant_of(module, x.args[1])
-        bias = _bias(module, x)
+        bias = bias_of(module, x)
         source: Any = x.args[0]
         kernels = weight.repeat(positions, 1) * scale.reshape(-1, 1)
         groups = positions
@@ -130,10 +130,6 @@ def _positions(module: GraphModule, edit: Editor, x: Node, scale: Tensor, shift:
         edit.parameter(total, "position_bias"), [1, 1], [0, 0], [1, 1], groups,
     )  # fmt: skip
     return edit.call(aten.reshape.default, made, [batch, *shift.shape])
-
-
-def _bias(module: GraphModule, layer: Node) -> Tensor | None:
-    return constant_of(module, layer.args[2]) if len(layer.args) > 2 else None
 
 
 def _is_lone(module: GraphModule, x: Node, layers: set[Any]) -> bool:

@@ -20,8 +20,19 @@ from secure_quant.quantizer.notes import (
 )  # fmt: skip
 
 __all__ = [
-    "BITS", "CENTRING", "EXACT", "FREE", "LARGEST", "NORMALIZED", "POSITIVE", "Editor",
-    "constant_of", "has_free_batch", "is_lone_linear", "sample_rank",
+    "BITS",
+    "CENTRING",
+    "EXACT",
+    "FREE",
+    "LARGEST",
+    "NORMALIZED",
+    "POSITIVE",
+    "Editor",
+    "bias_of",
+    "constant_of",
+    "has_free_batch",
+    "is_lone_linear",
+    "sample_rank",
 ]  # fmt: skip
 
 
@@ -102,6 +113,11 @@ def constant_of(module: GraphModule, node: Any) -> Tensor | None:
     for part in str(node.target).split("."):
         value = getattr(value, part)
     return value.detach() if isinstance(value, Tensor) else None
+
+
+def bias_of(module: GraphModule, layer: Node) -> Tensor | None:
+    """The constant third argument of a layer, None where it has none."""
+    return constant_of(module, layer.args[2]) if len(layer.args) > 2 else None
 
 
 def has_free_batch(module: GraphModule) -> bool:

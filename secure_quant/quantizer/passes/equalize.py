@@ -25,6 +25,7 @@ from secure_quant.quantizer.passes.edit import (
     EXACT,
     NORMALIZED,
     Editor,
+    bias_of,
     constant_of,
     is_lone_linear,
     sample_rank,
@@ -179,7 +180,7 @@ def _scale_branch(module: GraphModule, node: Node, size: Tensor) -> None:
         return
     e = (size / size.max()).float()
     weight: Any = constant_of(module, node.args[1])
-    bias = constant_of(module, node.args[2]) if len(node.args) > 2 else None
+    bias = bias_of(module, node)
     edit = Editor(module, node)
     layer = [edit.parameter(weight / e[:, None], "weight")]
     if bias is not None:

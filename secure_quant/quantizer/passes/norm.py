@@ -19,16 +19,17 @@ from torch.fx import GraphModule, Node
 
 from secure_quant.ir.values import INT32
 from secure_quant.quantizer.opset import CHANNELS, SHAPING, find_roots
-from secure_quant.quantizer.passes.edit import (
+from secure_quant.quantizer.passes.edit import (  # fmt: skip
     BITS,
     EXACT,
     LARGEST,
     POSITIVE,
     Editor,
+    bias_of,
     constant_of,
     is_lone_linear,
     sample_rank,
-)  # fmt: skip
+)
 from secure_quant.quantizer.refuse import unsupported
 
 __all__ = [
@@ -130,7 +131,7 @@ def _takes_channels(module: GraphModule, user: Node, node: Node, beta: Tensor) -
 
 def _add_bias(module: GraphModule, layer: Node, shift: Tensor) -> None:
     """``layer``, linear, makes W x + b + shift."""
-    bias = constant_of(module, layer.args[2]) if len(layer.args) > 2 else None
+    bias = bias_of(module, layer)
     made = Editor(module, layer).parameter(shift if bias is None else bias + shift, "bias")
     layer.args = (*layer.args[:2], made)
 

@@ -20,7 +20,7 @@ from torch import Tensor
 from torch.fx import GraphModule, Node
 
 from secure_quant.quantizer.opset import find_roots
-from secure_quant.quantizer.passes.edit import Editor, constant_of, sample_rank
+from secure_quant.quantizer.passes.edit import Editor, bias_of, constant_of, sample_rank
 from secure_quant.quantizer.passes.equalize import Sizes
 
 __all__ = ["spread_features"]
@@ -150,4 +150,4 @@ def _divide(module: GraphModule, hidden: _Hidden, groups: Mapping[int, Tensor]) 
 
 def _parameters(module: GraphModule, layer: Node) -> tuple[Tensor, Tensor | None]:
     weight: Any = constant_of(module, layer.args[1])
-    return weight, constant_of(module, layer.args[2]) if len(layer.args) > 2 else None
+    return weight, bias_of(module, layer)
