@@ -4,12 +4,16 @@ BIN := .venv/bin
 READY := .venv/.ready
 PROTOC := .protoc
 
-.PHONY: setup demo test quick fuzz lint format types imports proto proto-check deploy-check lock compat bench clean
+.PHONY: setup demo test test-all quick fuzz lint format types imports proto proto-check deploy-check lock compat bench clean
 
 demo: $(READY)
 	$(BIN)/secure-quant demo
 
 test: lint types imports proto-check deploy-check
+	$(BIN)/python -m pytest -n auto --dist loadfile -m "not heavy"
+
+# Everything, those tests too that take minutes each (real clusters, browsers, real weights).
+test-all: lint types imports proto-check deploy-check
 	$(BIN)/python -m pytest -n auto --dist loadfile
 
 # Under a minute: what tells most, before every commit. No test of it starts a process.

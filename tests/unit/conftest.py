@@ -6,11 +6,12 @@ from collections.abc import Iterator
 import pytest
 
 STARTS = {"subprocess.Popen", "os.exec", "os.fork", "os.forkpty", "os.posix_spawn", "os.system"}
+COUNTS_CORES = "lscpu"  # joblib's, once a process, in whichever test needs it first
 _started: list[str] = []
 
 
 def _listen(event: str, arguments: tuple[object, ...]) -> None:
-    if event in STARTS:
+    if event in STARTS and COUNTS_CORES not in arguments:
         _started.append(f"{event} {arguments[0] if arguments else ''}")
 
 
