@@ -33,6 +33,7 @@ from secure_quant.onehost.softspoken import (
 
 __all__ = [
     "BOTH",
+    "KAPPA",
     "MOST_BLOCKS",
     "MOST_COTS",
     "PAIRING_BYTES",
@@ -42,6 +43,8 @@ __all__ = [
     "stretch",
 ]
 
+KAPPA: Field = 6
+"""Of every pairing that is served: beside 4 it sends two thirds for half as much CPU again."""
 BOTH = 2
 """In place of the chooser: a COT in each direction."""
 MOST_COTS = 2**36
@@ -148,7 +151,7 @@ class Pairing:
         raise TypeError("a pairing never leaves its process")
 
     @staticmethod
-    def make(party: int, kappa: Field = 4) -> Joint[Pairing]:
+    def make(party: int, kappa: Field = KAPPA) -> Joint[Pairing]:
         """Pair: PAIRING_BYTES each way, in two exchanges. Raises MalformedMessage."""
         delta = np.frombuffer(secrets.token_bytes(16), np.uint64).copy()
         # The lowest bit of both parties' Δ together is 1: half-trees tell by it where they are.

@@ -18,29 +18,24 @@ U = types.uint64
 IN = types.Array(U, 1, "C", readonly=True)
 IN2 = types.Array(U, 2, "C", readonly=True)
 OUT2 = types.Array(U, 2, "C")
-OUT3 = types.Array(U, 3, "C")
 
 
-@kernel(types.void(OUT3, OUT2, OUT2))
+@kernel(types.void(OUT2, OUT, OUT2))
 def fold(streams: Any, total: Any, weighted: Any) -> None:
-    """streams: [trees, 2^κ leaves, words], overwritten. total: [trees, words], XOR of a tree's
-    leaves. weighted: [trees · κ, words], XOR of those with bit b of their number, at g · κ + b."""
-    trees, leaves, words = streams.shape
-    depth = weighted.shape[0] // trees
-    for g in range(trees):
-        half = leaves >> 1
-        for level in range(depth):
-            row = g * depth + depth - 1 - level
-            for w in range(words):
-                weighted[row, w] = ZERO
-            for x in range(half):
-                for w in range(words):
-                    top = streams[g, half + x, w]
-                    weighted[row, w] ^= top
-                    streams[g, x, w] ^= top
-            half >>= 1
+    """streams: [2^depth leaves, words], overwritten. total: XOR of all. weighted: [depth, words],
+    XOR of those with bit b of their number."""
+    half, words = streams.shape[0] >> 1, streams.shape[1]
+    for row in range(weighted.shape[0] - 1, -1, -1):
         for w in range(words):
-            total[g, w] = streams[g, 0, w]
+            weighted[row, w] = ZERO
+        for x in range(half):
+            for w in range(words):
+                top = streams[half + x, w]
+                weighted[row, w] ^= top
+                streams[x, w] ^= top
+        half >>= 1
+    for w in range(words):
+        total[w] = streams[0, w]
 
 
 @kernel(types.void(IN2, OUT2))

@@ -26,7 +26,7 @@ from secure_quant.mpc.protocol.gates.base import Wire, opening
 from secure_quant.mpc.protocol.gates.maximum import MaximumGate
 from secure_quant.mpc.protocol.ring import Ring, reduce
 from secure_quant.mpc.protocol.tables import Borrow
-from secure_quant.onehost.cot import BOTH, Column, Pairing
+from secure_quant.onehost.cot import BOTH, KAPPA, Column, Pairing
 from secure_quant.onehost.exchange import Joint, together
 from secure_quant.onehost.hots import hot, hot_bits, hot_parts, prefixes
 from secure_quant.onehost.permutation import Words
@@ -39,17 +39,20 @@ from secure_quant.onehost.products import (
     open_sum,
     weighed,
 )
+from secure_quant.onehost.softspoken import extension_bits
 
 __all__ = ["JointMaximum", "MadeMaximum"]
 
-COT_BITS = 31
-"""What a COT is priced at when digits are chosen: κ = 4."""
+COT_BITS = extension_bits(KAPPA)
+"""What a COT is priced at when digits are chosen."""
+WAITED = 32
+"""What a bit that is sent online is worth in bits that are sent ahead of time."""
 MOST_DIGITS = 5
 
 
 @lru_cache(maxsize=64)
 def borrow_of(low: int) -> Borrow:
-    """The cheapest digits of ``low`` bits by payload and COTs."""
+    """The cheapest digits of ``low`` bits: payload, COTs, and what is opened online."""
     found = []
     for count in range(1, min(low, MOST_DIGITS) + 1):
         short, long = divmod(low, count)
@@ -60,7 +63,8 @@ def borrow_of(low: int) -> Borrow:
         variables = borrow.variables if len(borrow.digits) > 1 else 0
         bits = 2 * sum(hot_bits(width) for width in borrow.digits)
         bits += 2 * (len(borrow.products) - borrow.variables)
-        return bits + COT_BITS * (2 * variables - len(borrow.digits))
+        bits += COT_BITS * (2 * variables - len(borrow.digits))
+        return bits + WAITED * 2 * variables
 
     return min(found, key=price)
 

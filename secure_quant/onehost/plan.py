@@ -18,21 +18,19 @@ from secure_quant.mpc.protocol.gates.maximum import MaximumGate
 from secure_quant.mpc.protocol.gates.product import ProductGate
 from secure_quant.mpc.protocol.gates.requantize import RequantizeGate
 from secure_quant.onehost import masked
-from secure_quant.onehost.cot import STEP_BYTES
+from secure_quant.onehost.cot import KAPPA, STEP_BYTES
 from secure_quant.onehost.edge import JointInput
 from secure_quant.onehost.masked import MaskedPlan
 from secure_quant.onehost.maximum import JointMaximum
 from secure_quant.onehost.order import ordered
 from secure_quant.onehost.product import JointProduct
 from secure_quant.onehost.requantize import JointRequantize
-from secure_quant.onehost.softspoken import GRAIN, SECURITY, Field, extension_bytes
+from secure_quant.onehost.softspoken import GRAIN, extension_bits, extension_bytes
 
 __all__ = ["CALLS", "KAPPA", "MAX_BATCH", "NUMBER_BYTES", "Half", "OneHostCost", "OneHostPlan",
            "plan"]  # fmt: skip
 
-VERSION = 1
-KAPPA: Field = 4
-"""Of every pairing that is served."""
+VERSION = 2
 MAX_BATCH = 8
 """Samples of one item that is served."""
 CALLS = (2**20, 2**16, 2**12, 2**10)
@@ -168,7 +166,7 @@ class OneHostPlan:
                 half = self.halves[gate.name]
                 first, second = half.sent_bytes(1)
                 one, two = half.cots(1)
-                bits = SECURITY // KAPPA - 1
+                bits = extension_bits(KAPPA)
                 ahead = first + one * bits // 8, second + two * bits // 8
             made[gate.name] = self._online(gate, 1), ahead
         return made

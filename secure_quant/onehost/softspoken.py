@@ -1,14 +1,14 @@
-"""SoftSpokenOT: correlated OTs from 128 base OTs, semi-honest, over the field of 2^κ elements.
+"""SoftSpokenOT: correlated OTs from 128 base OTs, semi-honest, over fields of up to 2^κ elements.
 
-For each of 128/κ parts of the sender's Δ the chooser owns a tree of 2^κ seeds; the sender holds
-every leaf but the one whose number is that part of Δ, through κ base OTs on the sums of left and
-of right nodes of each level. The leaves' streams give the chooser u (its random choice bits) and
-v, the sender w, with
+Δ of the sender is cut into parts of κ bits, the last of what is left. For each part the chooser
+owns a tree of 2^bits seeds; the sender holds every leaf but the one whose number is that part of Δ,
+by a base OT a level on the sums of left and of right nodes. The leaves' streams give the chooser u
+(its random choice bits) and v, the sender w, with
 
     w = v ⊕ u·Δ        128 bits each, for every COT.
 
-The chooser sends 128/κ - 1 bits a COT, and nothing comes back. Semi-honest is all that is claimed:
-with these base OTs a consistency check would give no assurance.
+The chooser sends a bit a COT for every part but the first, and nothing comes back. Semi-honest is
+all that is claimed: with these base OTs a consistency check would give no assurance.
 
 Source: L. Roy, "SoftSpokenOT: quieter OT extension from small-field silent VOLE in the Minicrypt
 model", CRYPTO 2022.
@@ -17,6 +17,7 @@ model", CRYPTO 2022.
 from __future__ import annotations
 
 import secrets
+from collections.abc import Sequence
 from typing import Literal
 
 import numpy as np
@@ -26,64 +27,82 @@ from secure_quant.errors import MalformedMessage
 from secure_quant.onehost import kernels
 from secure_quant.onehost.permutation import CHILDREN, Words
 
-__all__ = ["GRAIN", "SECURITY", "Chooser", "Field", "Sender", "extension_bytes"]
+__all__ = [
+    "GRAIN", "SECURITY", "Chooser", "Field", "Sender", "extension_bits", "extension_bytes", "parts",
+]  # fmt: skip
 
-Field = Literal[4, 8]
-"""κ: 4 is faster, 8 sends half as much."""
+Field = Literal[4, 6, 8]
+"""κ: 4 is fastest, 8 sends least."""
 
 SECURITY = 128
 GRAIN = 128
 """COTs come in multiples of this: a block of every leaf's stream."""
-_CHUNK = {4: 2**16, 8: 2**13}
-"""COTs that are made at once, so that streams stay in the cache."""
+_CHUNK = 2**16
+"""COTs that are made at once, a tree after the other, so that its streams stay in the cache."""
+
+
+def parts(field: Field) -> list[int]:
+    """Bits of Δ that each tree stands for, lowest first."""
+    whole, rest = divmod(SECURITY, field)
+    return [field] * whole + ([rest] if rest else [])
+
+
+def extension_bits(field: Field) -> int:
+    """What a chooser sends for a COT."""
+    return len(parts(field)) - 1
 
 
 def extension_bytes(count: int, field: Field) -> int:
     """What a chooser sends for ``count`` COTs, a multiple of GRAIN."""
-    return (SECURITY // field - 1) * count // 8
+    return extension_bits(field) * count // 8
 
 
 def _children(nodes: Words) -> Words:
-    """[trees, n, 2] -> [trees, n, 2 sides, 2]: the seeds below each."""
-    return np.stack([child.hash(nodes) for child in CHILDREN], axis=2)
+    """[n, 2] -> [n, 2 sides, 2]: the seeds below each."""
+    return np.stack([child.hash(nodes) for child in CHILDREN], axis=1)
 
 
 class _Streams:
-    """AES-128 in counter mode under every leaf. Not safe to share between threads."""
+    """AES-128 in counter mode under every leaf of a tree. Not safe to share between threads."""
 
     def __init__(self, leaves: Words) -> None:
-        """leaves: uint64[trees, 2^κ, 2]; one of zeros in place 0 is unknown and gives zeros."""
-        self._shape = leaves.shape[:2]
-        seeds = leaves.astype("<u8").reshape(-1, 2)
+        """leaves: uint64[n, 2]; one of zeros in place 0 is unknown and gives zeros."""
         self._streams: list[CipherContext | None] = [
             Cipher(algorithms.AES(seed.tobytes()), modes.CTR(bytes(16))).encryptor()
             if seed.any() else None
-            for seed in seeds
+            for seed in leaves.astype("<u8")
         ]  # fmt: skip
 
-    def read(self, count: int) -> Words:
-        """The next ``count`` bits of all, uint64[trees, 2^κ, count / 64]."""
-        zeros = bytes(count // 8)
-        made = b"".join(
-            zeros if stream is None else stream.update(zeros) for stream in self._streams
+    def sums(self, count: int, weighted: Words) -> Words:
+        """Of the next ``count`` bits of all: their XOR, uint64[count / 64]. weighted: for bit b of
+        a leaf's number the XOR of those that have it, uint64[depth, count / 64], is written."""
+        made = np.empty((len(self._streams), count // 64), "<u8")
+        zeros, octets = bytes(count // 8), made.view(np.uint8)
+        for row, stream in zip(octets, self._streams, strict=True):
+            if stream is None:
+                row[:] = 0
+            else:
+                stream.update_into(zeros, row.data)
+        kernels.fold(
+            made.astype(np.uint64, copy=False), total := np.empty(count // 64, np.uint64), weighted
         )
-        read_only = np.frombuffer(made, "<u8").astype(np.uint64)
-        return read_only.reshape(*self._shape, count // 64)
+        return total
 
 
-def _chunks(count: int, field: Field) -> list[int]:
+def _chunks(count: int) -> list[int]:
     if count % GRAIN:
         raise ValueError(f"COTs come in multiples of {GRAIN}")
-    whole, rest = divmod(count, _CHUNK[field])
-    return [_CHUNK[field]] * whole + ([rest] if rest else [])
+    whole, rest = divmod(count, _CHUNK)
+    return [_CHUNK] * whole + ([rest] if rest else [])
 
 
-def _summed(streams: Words, field: Field) -> tuple[Words, Words]:
-    """(sums of the trees' leaves, weighted sums by bit): [trees, words], [128, words]."""
-    trees, words = streams.shape[0], streams.shape[2]
-    total, weighted = np.empty((trees, words), np.uint64), np.empty((SECURITY, words), np.uint64)
-    kernels.fold(streams, total, weighted)
-    return total, weighted
+def _summed(trees: Sequence[_Streams], count: int, field: Field) -> tuple[Words, Words]:
+    """(sums of the trees' leaves, weighted sums by bit of Δ): [trees, words], [128, words]."""
+    weighted, first, totals = np.empty((SECURITY, count // 64), np.uint64), 0, []
+    for tree, depth in zip(trees, parts(field), strict=True):
+        totals.append(tree.sums(count, weighted[first : first + depth]))
+        first += depth
+    return np.stack(totals), weighted
 
 
 def _rows(columns: Words) -> Words:
@@ -96,24 +115,22 @@ class Chooser:
     """The end that gets random choice bits. keys: both keys of every base OT, where it sends."""
 
     def __init__(self, keys: Words, field: Field) -> None:
-        self._field = field
-        trees = SECURITY // field
-        nodes = np.frombuffer(secrets.token_bytes(16 * trees), np.uint64).reshape(trees, 1, 2)
-        sums = []
-        for _ in range(field):
-            below = _children(nodes)
-            sums.append(np.bitwise_xor.reduce(below, axis=1))  # [trees, 2 sides, 2]
-            nodes = below.reshape(trees, -1, 2)
-        hidden = np.stack(sums, axis=1).reshape(SECURITY, 2, 2) ^ keys
-        self.message = hidden.astype("<u8").tobytes()
+        self._field, self._trees, sums = field, list[_Streams](), []
+        for depth in parts(field):
+            nodes = np.frombuffer(secrets.token_bytes(16), np.uint64).reshape(1, 2)
+            for _ in range(depth):
+                below = _children(nodes)
+                sums.append(np.bitwise_xor.reduce(below, axis=0))  # [2 sides, 2]
+                nodes = below.reshape(-1, 2)
+            self._trees.append(_Streams(nodes))
+        self.message = (np.stack(sums) ^ keys).astype("<u8").tobytes()
         """For the sender: the sums of every level, each under its key."""
-        self._streams = _Streams(nodes)
 
     def extend(self, count: int) -> tuple[bytes, Words, Words]:
         """(message, u: uint64[count] of 0 and 1, v: uint64[count, 2])."""
         sent, bits, blocks = [], [], []
-        for size in _chunks(count, self._field):
-            total, weighted = _summed(self._streams.read(size), self._field)
+        for size in _chunks(count):
+            total, weighted = _summed(self._trees, size, self._field)
             sent.append((total[1:] ^ total[0]).astype("<u8").tobytes())
             packed = total[0].astype("<u8").view(np.uint8)
             bits.append(np.unpackbits(packed, bitorder="little").astype(np.uint64))
@@ -132,31 +149,24 @@ class Sender:
             raise MalformedMessage(
                 "bytes of the trees' sums", got=len(message), expected=self.MESSAGE_BYTES
             )
-        self._field, trees = field, SECURITY // field
+        self._field, self._trees, first = field, list[_Streams](), 0
         self._bits = bits_of(delta)
-        parts = self._bits.reshape(trees, field)
-        sums = np.frombuffer(message, "<u8").astype(np.uint64).reshape(trees, field, 2, 2)
-        opened = keys.reshape(trees, field, 2)
-        every = np.arange(trees)
-        nodes, path = np.zeros((trees, 1, 2), np.uint64), np.zeros(trees, np.int64)
-        for level in range(field):
-            below = _children(nodes)
-            below[every, path] = 0  # of the node that is not known
-            turn = parts[:, field - 1 - level].astype(np.int64)
-            side = 1 - turn
-            known = sums[every, level, side] ^ opened[:, level]
-            known ^= np.bitwise_xor.reduce(below[every, :, side], axis=1)
-            below[every, path, side] = known
-            nodes, path = below.reshape(trees, -1, 2), 2 * path + turn
-        # Leaf x stands at x ⊕ (part of Δ): the missing one is number 0, which weighs nothing.
-        places = np.arange(2**field) ^ path[:, None]
-        self._streams = _Streams(np.take_along_axis(nodes, places[:, :, None], axis=1))
+        sums = np.frombuffer(message, "<u8").astype(np.uint64).reshape(SECURITY, 2, 2)
+        for depth in parts(field):
+            levels = slice(first, first + depth)
+            leaves, missing = _known(self._bits[levels], keys[levels], sums[levels])
+            # Leaf x stands at x ⊕ (part of Δ): the missing one is number 0, which weighs nothing.
+            self._trees.append(_Streams(leaves[np.arange(2**depth) ^ missing]))
+            first += depth
 
     @staticmethod
     def choices(delta: Words, field: Field) -> Words:
         """Which key of every base OT the owner of Δ asks for: uint64[128]."""
-        parts = bits_of(delta).reshape(-1, field)
-        return np.uint64(1) ^ np.ascontiguousarray(parts[:, ::-1]).reshape(-1)
+        bits, first, made = bits_of(delta), 0, []
+        for depth in parts(field):
+            made.append(bits[first : first + depth][::-1])
+            first += depth
+        return np.uint64(1) ^ np.concatenate(made)
 
     def extend(self, count: int, message: bytes) -> Words:
         """w: uint64[count, 2]. Raises MalformedMessage."""
@@ -164,17 +174,32 @@ class Sender:
             expected = extension_bytes(count, self._field)
             raise MalformedMessage("bytes of an extension", got=len(message), expected=expected)
         whole, place, blocks = np.frombuffer(message, "<u8").astype(np.uint64), 0, []
-        trees = SECURITY // self._field
-        chosen = (np.uint64(0) - self._bits).reshape(trees, self._field, 1)
-        for size in _chunks(count, self._field):
-            _, weighted = _summed(self._streams.read(size), self._field)
-            words = (trees - 1) * size // 64
-            change = whole[place : place + words].reshape(trees - 1, 1, -1)
+        chosen = (np.uint64(0) - self._bits)[:, None]
+        tree_of = np.repeat(np.arange(len(self._trees)), parts(self._field))
+        own = parts(self._field)[0]
+        for size in _chunks(count):
+            _, weighted = _summed(self._trees, size, self._field)
+            words = extension_bits(self._field) * size // 64
+            change = whole[place : place + words].reshape(-1, size // 64)
             place += words
-            columns = weighted.reshape(trees, self._field, -1)
-            columns[1:] ^= chosen[1:] & change
+            weighted[own:] ^= chosen[own:] & change[tree_of[own:] - 1]
             blocks.append(_rows(weighted))
         return _joined(blocks, (0, 2))
+
+
+def _known(part: Words, keys: Words, sums: Words) -> tuple[Words, int]:
+    """All leaves of a tree but one, in whose place are zeros, and its number. part: that number's
+    bits, lowest first. keys: of every level, from the root on; sums: hidden under both."""
+    nodes, path = np.zeros((1, 2), np.uint64), 0
+    for level in range(len(part)):
+        below = _children(nodes)
+        below[path] = 0  # of the node that is not known
+        turn = int(part[len(part) - 1 - level])
+        side = 1 - turn
+        known = sums[level, side] ^ keys[level]
+        below[path, side] = known ^ np.bitwise_xor.reduce(below[:, side], axis=0)
+        nodes, path = below.reshape(-1, 2), 2 * path + turn
+    return nodes, path
 
 
 def bits_of(block: Words) -> Words:

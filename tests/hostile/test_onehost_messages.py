@@ -29,7 +29,7 @@ from secure_quant.onehost.bundle import load_client, split
 from secure_quant.onehost.cot import PAIRING_BYTES, Pairing
 from secure_quant.onehost.plan import OneHostPlan
 from secure_quant.onehost.program import ClientProgram, Item
-from secure_quant.onehost.stream import PIECE, Inbox, drive
+from secure_quant.onehost.stream import PIECE, PROTOCOL, Inbox, drive
 from secure_quant.transport import sync_channel
 from secure_quant.wire import raised
 from secure_quant.wire.gen.one_host_pb2 import (
@@ -120,7 +120,7 @@ class Attacker:
         return self.error
 
     def opened(self) -> Attacker:
-        self.send(open=PairOpen(model_hash=self.plan.graph.hash, protocol=1))
+        self.send(open=PairOpen(model_hash=self.plan.graph.hash, protocol=PROTOCOL))
         assert self.heard.get(timeout=ample(20)).opened.samples == 2
         return self
 
@@ -164,12 +164,12 @@ UNOPENED: dict[str, tuple[Deed, type[SecureQuantError]]] = {
     "an empty frame": (lambda a: a.send(), MalformedMessage),
     "bytes": (lambda a: a.send(ahead=b"x"), MalformedMessage),
     "an inference": (lambda a: a.send(infer=PairInfer(item=1)), MalformedMessage),
-    "no model": (lambda a: a.send(open=PairOpen(protocol=1)), ModelNotFound),
+    "no model": (lambda a: a.send(open=PairOpen(protocol=PROTOCOL)), ModelNotFound),
     "another model": (
-        lambda a: a.send(open=PairOpen(model_hash="0" * 64, protocol=1)), ModelNotFound,
+        lambda a: a.send(open=PairOpen(model_hash="0" * 64, protocol=PROTOCOL)), ModelNotFound,
     ),
     "another protocol": (
-        lambda a: a.send(open=PairOpen(model_hash=a.plan.graph.hash, protocol=2)),
+        lambda a: a.send(open=PairOpen(model_hash=a.plan.graph.hash, protocol=PROTOCOL + 1)),
         UnsupportedVersion,
     ),
 }  # fmt: skip
@@ -330,5 +330,5 @@ def test_streams_cut_at_every_step_leave_nothing(
 
 def test_other_roles_do_not_pair(server: OneHostProcess, plan: OneHostPlan) -> None:
     with Attacker(server, plan, role="party0") as attacker:
-        attacker.send(open=PairOpen(model_hash=plan.graph.hash, protocol=1))
+        attacker.send(open=PairOpen(model_hash=plan.graph.hash, protocol=PROTOCOL))
         assert type(attacker.ended()) is PermissionDenied

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from secure_quant.onehost.cot import Pairing
+from secure_quant.onehost.cot import KAPPA, Pairing
 
 
 def drive(one: Any, two: Any) -> tuple[Any, Any, list[tuple[int, int]]]:
@@ -30,7 +30,7 @@ def drive(one: Any, two: Any) -> tuple[Any, Any, list[tuple[int, int]]]:
         messages = [exchanges[1].sent, exchanges[0].sent]
 
 
-def pair(kappa: Any = 4) -> list[Pairing]:
+def pair(kappa: Any = KAPPA) -> list[Pairing]:
     one, two, _ = drive(Pairing.make(0, kappa), Pairing.make(1, kappa))
     return [one, two]
 

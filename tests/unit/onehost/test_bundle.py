@@ -59,10 +59,10 @@ def test_another_plan_is_refused(change: str) -> None:
     (b"[]", MalformedModel),
     (b'{"engine":"mpc"}', MalformedModel),
     (b'{"engine":"onehost","version":9}', UnsupportedVersion),
-    (b'{"engine":"onehost","version":1}', MalformedModel),
-    (b'{"engine":"onehost","version":1,"calls":0}', MalformedModel),
-    (b'{"engine":"onehost","version":1,"calls":true}', MalformedModel),
-    (b'{"engine":"onehost","version":1,"calls":9223372036854775807}', OpNotSupported),
+    (b'{"engine":"onehost","version":2}', MalformedModel),
+    (b'{"engine":"onehost","version":2,"calls":0}', MalformedModel),
+    (b'{"engine":"onehost","version":2,"calls":true}', MalformedModel),
+    (b'{"engine":"onehost","version":2,"calls":9223372036854775807}', OpNotSupported),
 ])  # fmt: skip
 def test_what_is_no_plan(text: bytes, error: type[Exception]) -> None:
     with pytest.raises(error):

@@ -34,7 +34,7 @@ def check_ideal(one: Column, two: Column, delta: Any) -> None:
         assert (product == (one.own ^ two.own)[:, None] * delta).all()
 
 
-@pytest.mark.parametrize("kappa", [4, 8])
+@pytest.mark.parametrize("kappa", [4, 6, 8])
 def test_columns_are_an_ideal_cot(kappa: Any) -> None:
     pairs = pair(kappa)
     delta = pairs[0].delta ^ pairs[1].delta
@@ -49,7 +49,7 @@ def test_columns_are_an_ideal_cot(kappa: Any) -> None:
             assert abs(bits.sum() - bits.size / 2) < 6.5 * np.sqrt(bits.size) / 2 + 3
 
 
-@pytest.mark.parametrize("kappa", [4, 8])
+@pytest.mark.parametrize("kappa", [4, 6, 8])
 def test_bytes_are_those_of_the_formulas(kappa: Any) -> None:
     one, two, sent = drive(Pairing.make(0, kappa), Pairing.make(1, kappa))
     assert [sum(side) for side in zip(*sent, strict=True)] == [PAIRING_BYTES] * 2

@@ -91,7 +91,7 @@ def test_pooling(pairs: list[Pairing]) -> None:
 
 @pytest.mark.parametrize(
     ("width", "bits", "digits", "cots", "payload"),
-    [(9, 22, (4, 4), 22, 165), (23, 23, (5, 5, 4, 4, 4), 59, 611)],
+    [(9, 22, (4, 4), 22, 165), (23, 23, (6, 6, 5, 5), 56, 729)],
 )
 def test_cost_by_formula(width: int, bits: int, digits: Any, cots: int, payload: int) -> None:
     """The examples of docs/spec/one-host.md."""

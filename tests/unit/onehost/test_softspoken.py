@@ -16,7 +16,9 @@ from secure_quant.onehost import softspoken
 from secure_quant.onehost.base_ot import BaseReceiver, BaseSender
 from secure_quant.onehost.softspoken import Chooser, Sender, bits_of, extension_bytes
 
-FIELDS = (4, 8)
+FIELDS = (4, 6, 8)
+PARTS = {4: [4] * 32, 6: [6] * 21 + [2], 8: [8] * 16}
+"""Bits of Δ of every tree."""
 
 
 def ends(kappa: Any, delta: Any) -> tuple[Chooser, Sender]:
@@ -37,7 +39,7 @@ def test_every_cot_of_several_extensions(kappa: Any) -> None:
     seen = []
     for count in (128, 8192 + 256, 0, 65536 + 128):
         message, u, v = chooser.extend(count)
-        assert len(message) == extension_bytes(count, kappa) == (128 // kappa - 1) * count // 8
+        assert len(message) == extension_bytes(count, kappa) == (-(-128 // kappa) - 1) * count // 8
         w = sender.extend(count, message)
         assert (w == v ^ u[:, None] * delta).all()
         assert set(u.tolist()) <= {0, 1}
@@ -67,8 +69,10 @@ def _stream(leaf: bytes, count: int) -> int:
 @pytest.mark.parametrize("kappa", FIELDS)
 def test_against_a_slow_implementation(kappa: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     """u, v and the message from the roots, w from the streams of all leaves, by sums over F_2^κ."""
-    roots = secrets.token_bytes(16 * 128 // kappa)
-    drawn = SimpleNamespace(token_bytes=lambda size: roots[:size])
+    depths = PARTS[kappa]
+    roots = [secrets.token_bytes(16) for _ in depths]
+    left = iter(roots)
+    drawn = SimpleNamespace(token_bytes=lambda size: next(left)[:size])
     monkeypatch.setattr(softspoken, "secrets", drawn)
     delta, count = random_delta(), 256
     chooser, sender = ends(kappa, delta)
@@ -81,24 +85,25 @@ def test_against_a_slow_implementation(kappa: Any, monkeypatch: pytest.MonkeyPat
         [0] * count,
         int.from_bytes(delta.tobytes(), "little"),
     )
-    for g in range(128 // kappa):
-        part = (total >> (g * kappa)) % 2**kappa
-        leaves = _leaves(roots[16 * g : 16 * g + 16], kappa)
+    for g, depth in enumerate(depths):
+        first = g * kappa
+        part = (total >> first) % 2**depth
+        leaves = _leaves(roots[g], depth)
         streams = [_stream(leaf, count) for leaf in leaves]
         one = 0
         for x, stream in enumerate(streams):
             one ^= stream
             for i in range(count):
                 if stream >> i & 1:
-                    rows[i] ^= x << (g * kappa)
-                    seen[i] ^= (x ^ part) << (g * kappa)
+                    rows[i] ^= x << first
+                    seen[i] ^= (x ^ part) << first
         ones.append(one)
         if g:
             change = (one ^ ones[0]).to_bytes(count // 8, "little")
             assert message[(g - 1) * count // 8 : g * count // 8] == change
             for i in range(count):
                 if (one ^ ones[0]) >> i & 1:
-                    seen[i] ^= part << (g * kappa)
+                    seen[i] ^= part << first
     assert [ones[0] >> i & 1 for i in range(count)] == u.tolist()
     assert [int.from_bytes(row.tobytes(), "little") for row in v] == rows
     assert [int.from_bytes(row.tobytes(), "little") for row in w] == seen
@@ -107,8 +112,10 @@ def test_against_a_slow_implementation(kappa: Any, monkeypatch: pytest.MonkeyPat
 @pytest.mark.parametrize("kappa", FIELDS)
 def test_the_sender_misses_one_leaf_of_each_tree(kappa: Any) -> None:
     _, sender = ends(kappa, random_delta())
-    unknown = [stream is None for stream in sender._streams._streams]
-    assert np.array(unknown).reshape(-1, 2**kappa).sum(axis=1).tolist() == [1] * (128 // kappa)
+    unknown = [[stream is None for stream in tree._streams] for tree in sender._trees]
+    assert [len(tree) for tree in unknown] == [2**depth for depth in PARTS[kappa]]
+    assert [tree.index(True) for tree in unknown] == [0] * len(unknown)
+    assert [sum(tree) for tree in unknown] == [1] * len(unknown)
 
 
 def test_a_wrong_delta_or_message_breaks_the_relation() -> None:
