@@ -17,17 +17,16 @@ from typing import Any
 import numpy as np
 import onnx
 from numpy.typing import NDArray
-from onnx import TensorProto, helper, numpy_helper
+from onnx import TensorProto, helper
 
-from secure_quant.errors import MissingParameters, OpNotSupported
+from secure_quant.errors import OpNotSupported
+from secure_quant.interop.writer import OPSET, Writer, border_names, finished
 from secure_quant.ir import Graph, ops
-from secure_quant.ir.ports import Port
 from secure_quant.ir.values import INT8, INT32
 
 __all__ = ["OPSET", "border_names", "export_onnx", "feeds", "packed", "to_onnx"]
 
-OPSET = 21
-_INT64 = TensorProto.INT64
+_INT64 = int(TensorProto.INT64)
 
 
 def export_onnx(graph: Graph, path: str | os.PathLike[str]) -> None:
@@ -42,8 +41,6 @@ def to_onnx(graph: Graph, *, inner: bool = False) -> onnx.ModelProto:
     inner  every node between input and output is an output of the model too, int64 and named
            ``ir/NAME``, so that two runtimes can be compared layer by layer.
     """
-    if graph.is_public:
-        raise MissingParameters("a public graph has no weights to export")
     writer = _Writer(graph)
     for node in graph.nodes:
         if isinstance(node, ops.DYNAMIC):
@@ -53,71 +50,21 @@ def to_onnx(graph: Graph, *, inner: bool = False) -> onnx.ModelProto:
                 hint="quantize with mode='static' to export",
             )
         writer.names[node.name] = _RULES[type(node)](writer, node)
-    batch = "batch"
-    inputs = [
-        helper.make_tensor_value_info(name, TensorProto.INT8, [batch, *port.shape])
-        for name, port in writer.inputs.items()
-    ]
-    outputs = [
-        helper.make_tensor_value_info(name, _INT64, [batch, *port.shape])
-        for name, port in writer.outputs.items()
-    ]
+    outputs = {name: (_INT64, port.shape) for name, port in writer.outputs.items()}
     ends = ops.InputPort | ops.OutputPort
     for node in graph.nodes[1:-1] if inner else ():
         if isinstance(node, ends):
             continue
         made_at = f"ir/{node.name}"
-        shape: list[str | int | None] = [batch, *graph.values[node.name].shape]
         cast = helper.make_node("Cast", [writer.names[node.name]], [made_at], to=_INT64)
         writer.nodes.append(cast)
-        outputs.append(helper.make_tensor_value_info(made_at, _INT64, shape))
-    made = helper.make_graph(
-        writer.nodes,
-        "secure_quant",
-        inputs,
-        outputs,
-        writer.constants,
-    )
-    model = helper.make_model(
-        made, opset_imports=[helper.make_opsetid("", OPSET)], producer_name="secure_quant"
-    )
-    model.ir_version = 10
-    model.metadata_props.add(key="secure_quant.hash", value=graph.hash)
-    onnx.checker.check_model(model, full_check=True)
-    return model
+        outputs[made_at] = (_INT64, graph.values[node.name].shape)
+    inputs = {name: (int(TensorProto.INT8), port.shape) for name, port in writer.inputs.items()}
+    return finished(writer, inputs, outputs)
 
 
-class _Writer:
-    """Nodes and constants so far; ``names`` maps ir values to ONNX values."""
-
-    def __init__(self, graph: Graph) -> None:
-        self.graph = graph
-        self.nodes: list[onnx.NodeProto] = []
-        self.constants: list[onnx.TensorProto] = []
-        self.names: dict[str, str] = {}
-        self._count = 0
-        self.inputs, self.outputs = border_names(graph)
-
-    def _name(self, kind: str) -> str:
-        """A new one, that no input or output has."""
-        self._count += 1
-        while (made := f"{kind}{self._count}") in self.inputs or made in self.outputs:
-            self._count += 1
-        return made
-
-    def op(self, kind: str, *inputs: str, **attributes: Any) -> str:
-        """One ONNX node with one output, whose name is returned."""
-        made = self._name("v")
-        self.nodes.append(helper.make_node(kind, list(inputs), [made], **attributes))
-        return made
-
-    def constant(self, array: NDArray[Any]) -> str:
-        made = self._name("c")
-        self.constants.append(numpy_helper.from_array(np.ascontiguousarray(array), made))
-        return made
-
-    def integer(self, value: int) -> str:
-        return self.constant(np.array(value, np.int64))
+class _Writer(Writer):
+    """With the integers of ir values."""
 
     def wide(self, name: str) -> str:
         """x̂ (or acc) of an ir value as int64."""
@@ -131,20 +78,6 @@ class _Writer:
 
     def zero_point(self, name: str) -> str:
         return self.constant(np.array(self.graph.values[name].zero_point, np.int8))
-
-
-def border_names(graph: Graph) -> tuple[dict[str, Port], dict[str, Port]]:
-    """Inputs and outputs of the ONNX model by name; ``x`` and ``y`` where the graph has no ports.
-    An output that is called as an input is, has an apostrophe behind it."""
-    ends = {graph.input.name: "x", graph.output.name: "y"}
-    inputs = {ends.get(port.node, port.name): port for port in graph.input_ports}
-    outputs: dict[str, Port] = {}
-    for port in graph.output_ports:
-        name = ends.get(port.node, port.name)
-        while name in inputs or name in outputs:
-            name += "'"
-        outputs[name] = port
-    return inputs, outputs
 
 
 def feeds(graph: Graph, q: NDArray[np.int8]) -> dict[str, NDArray[np.int8]]:

@@ -14,6 +14,8 @@ quantize MODEL.py:factory --calibration DATA.npz --out model.sq
 quantize MODEL.py:factory --calibration DATA.npz --out model.sq --mode static --scheme uniform
 inspect model.sq
 inspect model.sq --batch 8 --json
+export model.sq --out model.onnx
+export model.sq --out model.onnx --input X.npz --json
 split model.sq --engine mpc --out bundles/
 split model.sq --engine he --out bundles/ --objective traffic --tier T1-strict
 certs --out certs/
