@@ -12,10 +12,11 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from secure_quant.mpc.kernels import bits, lookups, maxima
+from secure_quant.mpc.kernels import bits, lookups, maxima, ramps
 
 __all__ = [
-    "compare", "lift", "lift_v3", "open_v3", "open_v4", "pack", "select", "select_v4", "unpack",
+    "compare", "lift", "lift_ramp", "lift_v3", "open_ramp", "open_v3", "open_v4", "pack", "select",
+    "select_ramp", "select_v4", "unpack",
 ]  # fmt: skip
 
 Words = NDArray[np.uint64]
@@ -78,6 +79,43 @@ def select_v4(
     for i, words in enumerate(dealt):
         lookups.select_v4(
             opened[i], words, free[i], high[i], kappa, party, constants, places, made[i]
+        )
+    return made
+
+
+def open_ramp(
+    c: Words, dealt: Sequence[Words], free: Words, constants: Ints, places: Ints, digits: Ints,
+    windows: Words,
+) -> Words:  # fmt: skip
+    """Own share of every looked-up bit of a ramp, masked: uint64[batch, n]."""
+    made = np.empty_like(c)
+    for i, words in enumerate(dealt):
+        ramps.open_ramp(c[i], words, free[i], constants, places, digits, windows, made[i])
+    return made
+
+
+def select_ramp(
+    opened: Words, dealt: Sequence[Words], free: Words, lower: Words, whole: Words, party: int,
+    constants: Ints, places: Ints,
+) -> Words:  # fmt: skip
+    """Own share of the bits that the borrows make, masked: uint64[batch, n]."""
+    made = np.empty_like(opened)
+    for i, words in enumerate(dealt):
+        ramps.select_ramp(
+            opened[i], words, free[i], lower, whole, party, constants, places, made[i]
+        )
+    return made
+
+
+def lift_ramp(
+    c: Words, first: Words, opened: Words, dealt: Sequence[Words], masks: Words, party: int,
+    constants: Ints, places: Ints,
+) -> Words:  # fmt: skip
+    """Own share of the ramp's value in the output's ring, masked: uint64[batch, n]."""
+    made = np.empty_like(opened)
+    for i, words in enumerate(dealt):
+        ramps.lift_ramp(
+            c[i], first[i], opened[i], words, masks[i], party, constants, places, made[i]
         )
     return made
 

@@ -24,19 +24,26 @@ from secure_quant.mpc.protocol.gates.linear import LinearGate
 from secure_quant.mpc.protocol.gates.local import LocalGate
 from secure_quant.mpc.protocol.gates.maximum import MaximumGate, levels
 from secure_quant.mpc.protocol.gates.product import ProductGate
+from secure_quant.mpc.protocol.gates.ramp import RampGate
 from secure_quant.mpc.protocol.gates.requantize import RequantizeGate
-from secure_quant.mpc.protocol.tables import Lookup, choose
+from secure_quant.mpc.protocol.ramps import Ramp, choose_ramp
+from secure_quant.mpc.protocol.tables import Lookup, choose, price
 
 __all__ = ["STREAM_BYTES", "MpcPlan", "Objective", "Planner", "Uses", "plan"]
 
 Objective = Literal["latency", "balanced", "traffic"]
 """What the planner spares: rounds; material, at a few more rounds; every byte."""
 
-PLAN_VERSION = 2
+PLAN_VERSION = 3
+LOOKUPS_ALONE = 2
+"""Version of plans without ramps. Their bundles still load."""
 SHARE_BITS = 64
 STREAM_BYTES = 2**25
 """Corrections of one sample above which a model is streamed, unless its owner says otherwise: two
 of them would fill a lane's stock, and making them ahead no longer hides what they cost."""
+ROUND_BITS = 3500
+"""Of material an element, that the round which a ramp takes more than a lookup in V3 is worth where
+latency counts."""
 WIDE = 10
 """Bits of a difference above which the six tables of a maximum of 4 are no bargain (int16)."""
 
@@ -58,12 +65,14 @@ class Uses:
 @dataclass(frozen=True, eq=False)
 class MpcPlan:
     """graph: public. gates: one per node, in the nodes' order. streamed: material is made, sent and
-    expanded gate by gate while a sample runs, and the samples of a call one after the other."""
+    expanded gate by gate while a sample runs, and the samples of a call one after the other.
+    version: of the choices that the planner has."""
 
     graph: Graph
     objective: Objective
     gates: tuple[Gate, ...]
     streamed: bool = False
+    version: int = PLAN_VERSION
 
     def cost(self, batch: int = 1) -> Cost:
         """Exact rounds and bytes of one call with ``batch`` samples."""
@@ -124,7 +133,7 @@ class MpcPlan:
         """Canonical; equal for equal plans."""
         cost = self.cost()
         document = {
-            "version": PLAN_VERSION,
+            "version": self.version,
             "model": self.graph.hash,
             "objective": self.objective,
             "rounds": cost.rounds,
@@ -146,23 +155,27 @@ class MpcPlan:
             raise MalformedModel("plan", got="not JSON") from error
         if not isinstance(document, dict):
             raise MalformedModel("plan", got=type(document).__name__, expected="an object")
-        if document.get("version") != PLAN_VERSION:
-            got = str(document.get("version"))[:16]
+        version = document.get("version")
+        if version not in (LOOKUPS_ALONE, PLAN_VERSION) or type(version) is not int:
+            got = str(version)[:16]
             hint = "split the model again with this release, for every role"
             raise UnsupportedVersion("plan", got=got, expected=PLAN_VERSION, hint=hint)
         objective: Any = document.get("objective")
         streamed = document.get("streamed") is True
-        made = plan(graph, objective, streamed=streamed)  # refuses whatever is no objective
+        # plan refuses whatever is no objective
+        made = plan(graph, objective, streamed=streamed, version=version)
         if made.to_json() != bytes(data):
             raise HashMismatch("plan", got="another plan", expected="the one that the graph gives")
         return made
 
 
 def plan(
-    graph: Graph, objective: Objective = "balanced", *, streamed: bool | None = None
-) -> MpcPlan:
+    graph: Graph, objective: Objective = "balanced", *, streamed: bool | None = None,
+    version: int = PLAN_VERSION,
+) -> MpcPlan:  # fmt: skip
     """The cheapest gates for ``objective``. ``streamed``: by default where a sample's material is
-    above STREAM_BYTES. Raises OpNotSupported."""
+    above STREAM_BYTES. ``version``: of the plan, where bundles of an earlier one are read.
+    Raises OpNotSupported."""
     if objective not in get_args(Objective):
         raise MalformedModel("objective", got=objective, expected=" or ".join(get_args(Objective)))
     for node in graph.nodes:
@@ -174,19 +187,20 @@ def plan(
                 hint="quantize with mode='static' or 'weight-only', or serve it under homomorphic"
                 " encryption",
             )
-    made = Planner(graph.public(), objective).plan()
+    made = Planner(graph.public(), objective, ramps=version > LOOKUPS_ALONE).plan()
     if streamed is None:
         streamed = 8 * made.dealt_words > STREAM_BYTES
-    return replace(made, streamed=streamed)
+    return replace(made, streamed=streamed, version=version)
 
 
 class Planner:
     """The gates of a graph, rings chosen from its end."""
 
-    def __init__(self, graph: Graph, objective: Objective) -> None:
-        self.graph, self.objective = graph, objective
+    def __init__(self, graph: Graph, objective: Objective, *, ramps: bool = True) -> None:
+        self.graph, self.objective, self._ramps = graph, objective, ramps
         self.rings: dict[str, int] = {node.name: 1 for node in graph.nodes}
         self.looks: dict[str, Lookup] = {}
+        self.ramps: dict[str, Ramp] = {}
 
     def plan(self) -> MpcPlan:
         for node in reversed(self.graph.nodes):
@@ -200,13 +214,23 @@ class Planner:
         if isinstance(node, ops.Output | ops.OutputPort):
             need = self.answered(node)
         elif isinstance(node, ops.Requantize):
-            look = choose(node, self.graph.values[node.inputs[0]].centred, self.objective, need)
-            self.looks[node.name] = look
-            need = look.ring
+            need = self._looked_up(node, need)
         elif isinstance(node, ops.MaxPool | ops.ReduceMax):
             need = self.rings[node.name] = max(need, self._compared(node))
         for name in node.inputs:
             self.rings[name] = max(self.rings[name], need)
+
+    def _looked_up(self, node: ops.Requantize, ring: int) -> int:
+        """Choose how, for an output in Z_2^ring. The ring of the input."""
+        x = self.graph.values[node.inputs[0]].centred
+        look = choose(node, x, self.objective, ring)
+        ramp = choose_ramp(node, x) if self._ramps else None
+        prices = [price(each, self.objective, ring, ROUND_BITS) for each in (look, ramp) if each]
+        if ramp and prices[1] < prices[0]:
+            self.ramps[node.name] = ramp
+            return ramp.ring
+        self.looks[node.name] = look
+        return look.ring
 
     def answered(self, node: ops.Output | ops.OutputPort) -> int:
         """Ring of what the Output, or a port of it, reads."""
@@ -251,14 +275,16 @@ class Planner:
         )  # fmt: skip
 
     def requantize(self, node: ops.Requantize) -> Gate:
-        common, look = self.common(node), self.looks[node.name]
-        count = prod(common["shape"])
-        free, dealt = RequantizeGate.material(look, count, common["bits"])
-        return RequantizeGate(
-            **common, look=look, zero_point=self.zero(node.inputs[0]), axis=node.axis,
-            free_words=free, dealt_words=dealt,
-            payloads=tuple(((count, bits),) for bits in look.payloads(common["bits"])),
-        )  # fmt: skip
+        common = self.common(node)
+        common |= {"zero_point": self.zero(node.inputs[0]), "axis": node.axis}
+        count, ring = prod(common["shape"]), common["bits"]
+        look = self.ramps.get(node.name) or self.looks[node.name]
+        free, dealt = RequantizeGate.material(look, count, ring)
+        common |= {"free_words": free, "dealt_words": dealt}
+        payloads = tuple(((count, bits),) for bits in look.payloads(ring))
+        if isinstance(look, Ramp):
+            return RampGate(**common, look=look, payloads=payloads)
+        return RequantizeGate(**common, look=look, payloads=payloads)
 
     def local(self, node: ops.Node) -> Gate:
         sums = isinstance(node, ops.Add | ops.SumPool | ops.ReduceSum)

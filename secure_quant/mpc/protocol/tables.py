@@ -17,7 +17,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from math import gcd
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -25,81 +25,15 @@ from numpy.typing import NDArray
 from secure_quant.errors import OpNotSupported
 from secure_quant.ir.ops import Requantize
 from secure_quant.ir.values import Interval
+from secure_quant.mpc.protocol.borrow import Borrow
 from secure_quant.mpc.protocol.cost import lift_bits
 
-__all__ = ["Borrow", "Lookup", "choose"]
+__all__ = ["MAX_WIDTH", "Borrow", "Lookup", "choose", "price", "scaled"]
 
 Variant = Literal["V3", "V4"]
 
 MAX_WIDTH = 14
 """Largest log2 of a one-hot: 2 KiB an element."""
-
-
-@dataclass(frozen=True)
-class Borrow:
-    """b = [c0 < r0] from digits, lowest first: l_i = [c_i < r_i] and, above the lowest,
-    e_i = [c_i = r_i]; b = l_top ^ e_top·(l_next ^ e_next·(...)).
-
-    Variables in order l_0, l_1, e_1, l_2, e_2, ... The products of masks that b needs are listed by
-    ``products`` (bit sets of variables), single ones first.
-    """
-
-    digits: tuple[int, ...]
-
-    @property
-    def variables(self) -> int:
-        return max(2 * len(self.digits) - 1, 0)
-
-    @cached_property
-    def terms(self) -> tuple[int, ...]:
-        """b as an XOR of products of variables; at most one of them is 1."""
-        terms, above = [], 0
-        for i in reversed(range(len(self.digits))):
-            low = 0 if i == 0 else 2 * i - 1
-            terms.append(above | 1 << low)
-            if i:
-                above |= 1 << (low + 1)
-        return tuple(terms)
-
-    @cached_property
-    def products(self) -> tuple[int, ...]:
-        """Every nonempty subset of a term."""
-        found = {sub for term in self.terms for sub in _subsets(term) if sub}
-        return tuple(sorted(found, key=lambda sub: (sub.bit_count(), sub)))
-
-    @cached_property
-    def kappa(self) -> NDArray[np.uint64]:
-        """By the opened variables p: which mask products XOR to b; bit 0 stands for 1, bit 1 + i
-        for products[i]. From Π (p_i ^ n_i) = XOR_U Π_{i not in U} p_i · n_U."""
-        made = np.zeros(1 << self.variables, np.uint64)
-        for p in range(len(made)):
-            word = 0
-            for i, sub in enumerate((0, *self.products)):
-                hits = sum(
-                    (term & sub) == sub and (p & (term & ~sub)) == (term & ~sub)
-                    for term in self.terms
-                )
-                word |= (hits & 1) << i
-            made[p] = word
-        return made
-
-    @cached_property
-    def monomials(self) -> NDArray[np.uint64]:
-        """By the masks n: bit i is the product of masks products[i]."""
-        values = range(1 << self.variables)
-        return np.array(
-            [sum(((n & sub) == sub) << i for i, sub in enumerate(self.products)) for n in values],
-            np.uint64,
-        )
-
-
-def _subsets(whole: int) -> Iterator[int]:
-    sub = whole
-    while True:
-        yield sub
-        if not sub:
-            return
-        sub = (sub - 1) & whole
 
 
 class Fields(NamedTuple):
@@ -240,14 +174,27 @@ def reduced(node: Requantize) -> tuple[tuple[int, ...], int, int]:
     return multiplier, node.offset >> drop, node.shift - drop
 
 
+def scaled(node: Requantize, x: Interval) -> tuple[tuple[int, ...], int, int, Interval]:
+    """(multiplier, offset, shift), reduced, and the range of v for acc in ``x``."""
+    multiplier, offset, shift = reduced(node)
+    ends = x.times(min(multiplier)).hull(x.times(max(multiplier)))
+    return multiplier, offset, shift, Interval(ends.lo + offset, ends.hi + offset)
+
+
+def price(look: Any, objective: str, ring: int, round_bits: int = 2500) -> tuple[int, int]:
+    """Of a Lookup, or of what takes its place: what a planner makes least. A round is worth some
+    material where latency counts, but not without end."""
+    bits = sum(look.fields(ring).in_order) + 10 * look.ring
+    rounds = len(look.payloads(ring)) if objective == "latency" else 0
+    return (bits + round_bits * rounds, look.ring)
+
+
 def choose(node: Requantize, x: Interval, objective: str, ring: int) -> Lookup:
     """The cheapest lookup for acc in ``x``; ``ring`` is the output's, for the cost alone.
 
     Raises OpNotSupported where no lookup of reasonable size exists.
     """
-    multiplier, offset, shift = reduced(node)
-    ends = x.times(min(multiplier)).hull(x.times(max(multiplier)))
-    v = Interval(ends.lo + offset, ends.hi + offset)
+    multiplier, offset, shift, v = scaled(node, x)
     found = [
         look
         for look in _candidates(node, v, multiplier, offset, shift)
@@ -261,13 +208,7 @@ def choose(node: Requantize, x: Interval, objective: str, ring: int) -> Lookup:
             hint="a larger shift, or a tighter bound",
         )
 
-    def price(look: Lookup) -> tuple[int, int]:
-        bits = sum(look.fields(ring).in_order) + 10 * look.ring
-        rounds = len(look.payloads(ring))
-        # A round is worth some material, but not without end.
-        return (bits + (2500 * rounds if objective == "latency" else 0), look.ring)
-
-    return min(found, key=price)
+    return min(found, key=lambda look: price(look, objective, ring))
 
 
 def _candidates(

@@ -21,19 +21,21 @@ from secure_quant.mpc.kernels.bits import plane_table
 from secure_quant.mpc.kernels.lookups import Constants, Places
 from secure_quant.mpc.protocol.cost import words
 from secure_quant.mpc.protocol.gates.base import Dealing, Gate, Side, Wire, opening
+from secure_quant.mpc.protocol.ramps import Ramp
 from secure_quant.mpc.protocol.ring import Ring, reduce, to_ring
 from secure_quant.mpc.protocol.tables import Lookup
 
-__all__ = ["RequantizeGate"]
+__all__ = ["RequantizeGate", "ScaledGate"]
 
 Ints = NDArray[np.int64]
 
 
 @dataclass(frozen=True, kw_only=True)
-class RequantizeGate(Gate):
-    """zero_point: of the input. axis: of the multipliers in the sample."""
+class ScaledGate(Gate):
+    """What a Requantize begins with: c = D·multiplier + offset mod 2^k. zero_point: of the input.
+    axis: of the multipliers in the sample."""
 
-    look: Lookup
+    look: Lookup | Ramp
     zero_point: int
     axis: int
 
@@ -41,10 +43,48 @@ class RequantizeGate(Gate):
     def elements(self) -> int:
         return int(np.prod(self.shape))
 
+    @cached_property
+    def field_places(self) -> tuple[int, ...]:
+        """First bit of every dealt field, and the end of the last."""
+        fields = self.look.fields(self.bits).in_order
+        return (0, *accumulate(words(self.elements, bits) * 64 for bits in fields))
+
+    @cached_property
+    def digits(self) -> Ints:
+        """int64[digits, 2]: bits and first dealt bit of each; their fields are the last."""
+        bits = self.look.borrow.digits
+        firsts = self.field_places[-1 - len(bits) : -1]
+        return np.array(list(zip(bits, firsts, strict=True)), np.int64).reshape(-1, 2)
+
+    @cached_property
+    def multiplier(self) -> Ring:
+        """Shaped to broadcast over [batch, *shape]."""
+        axes = [1] * len(self.shape)
+        axes[self.axis] = len(self.look.multiplier)
+        return to_ring(np.array(self.look.multiplier), 64).reshape(axes)
+
+    def scaled(self, x: Ring, offset: int) -> Ring:
+        """x·multiplier + offset mod 2^k: uint64[batch, *shape] -> uint64[batch, elements]."""
+        made = x * self.multiplier
+        if offset:
+            made += to_ring(offset, 64)
+        return np.ascontiguousarray(reduce(made, self.look.ring)).reshape(len(x), -1)
+
+    def offline(self, side: Side, masks: list[Ring | None]) -> tuple[Any, Ring | None]:
+        made = reduce(side.free[:, self.elements :], self.bits)
+        return None, made.reshape(side.batch, *self.shape)
+
     @staticmethod
-    def material(look: Lookup, elements: int, ring: int) -> tuple[int, int]:
+    def material(look: Lookup | Ramp, elements: int, ring: int) -> tuple[int, int]:
         """(free words, dealt words) per sample."""
         return 2 * elements, sum(words(elements, bits) for bits in look.fields(ring).in_order)
+
+
+@dataclass(frozen=True, kw_only=True)
+class RequantizeGate(ScaledGate):
+    """By lookups of the table in dealt one-hots."""
+
+    look: Lookup
 
     def describe(self) -> dict[str, Any]:
         look = self.look
@@ -66,12 +106,6 @@ class RequantizeGate(Gate):
         )  # fmt: skip
 
     @cached_property
-    def field_places(self) -> tuple[int, ...]:
-        """First bit of every dealt field, and the end of the last."""
-        fields = self.look.fields(self.bits).in_order
-        return (0, *accumulate(words(self.elements, bits) * 64 for bits in fields))
-
-    @cached_property
     def places(self) -> Places:
         return Places(*self.field_places[: len(Places._fields)])
 
@@ -85,27 +119,6 @@ class RequantizeGate(Gate):
         """Of the looked-up numbers, and of [inside], [above]."""
         return plane_table(*self.look.looked_up), plane_table(self.look.window_entries, 2)
 
-    @cached_property
-    def digits(self) -> Ints:
-        """int64[digits, 2]: bits and first dealt bit of each."""
-        bits = self.look.borrow.digits
-        firsts = self.field_places[Places._fields.index("digits") : -1]
-        return np.array(list(zip(bits, firsts, strict=True)), np.int64).reshape(-1, 2)
-
-    @cached_property
-    def multiplier(self) -> Ring:
-        """Shaped to broadcast over [batch, *shape]."""
-        axes = [1] * len(self.shape)
-        axes[self.axis] = len(self.look.multiplier)
-        return to_ring(np.array(self.look.multiplier), 64).reshape(axes)
-
-    def scaled(self, x: Ring, offset: int) -> Ring:
-        """x·multiplier + offset mod 2^k: uint64[batch, *shape] -> uint64[batch, elements]."""
-        made = x * self.multiplier
-        if offset:
-            made += to_ring(offset, 64)
-        return np.ascontiguousarray(reduce(made, self.look.ring)).reshape(len(x), -1)
-
     def deal(self, side: Dealing, masks: list[Ring]) -> Ring:
         n, look = self.elements, self.look
         r = self.scaled(masks[0][None], 0)[0]
@@ -117,10 +130,6 @@ class RequantizeGate(Gate):
                 r, free[:n], side.dealt, look.borrow.monomials, *self.fixed, self.digits
             )
         return reduce(side.free0[n:] + side.free1[n:], self.bits).reshape(self.shape)
-
-    def offline(self, side: Side, masks: list[Ring | None]) -> tuple[Any, Ring | None]:
-        made = reduce(side.free[:, self.elements :], self.bits)
-        return None, made.reshape(side.batch, *self.shape)
 
     def online(
         self, side: Side, state: Any, mask: Ring | None, inputs: list[Wire]
