@@ -61,18 +61,16 @@ class _Attention(nn.MultiheadAttention):
         is_causal: bool = False,
     ) -> tuple[Tensor, Tensor | None]:
         """[batch, length, width] -> the shape of query, and weights if they are wanted."""
-        _refuse_padding(self, key_padding_mask, attn_mask)
+        attn_mask = _joined(self, key_padding_mask, attn_mask)
         alone = query is key and key is value and self.qkv is not None
         if not self.batch_first:
             query, key, value = (x.transpose(0, 1) for x in (query, key, value))
         q, k, v = self._together(query) if alone else self._apart(query, key, value)
-        if attn_mask is not None and attn_mask.dtype is torch.bool:
-            attn_mask = ~attn_mask  # this module's True hides a key, the function's shows it
         weights = None
         if need_weights:
             scores = q @ k.transpose(-2, -1) / math.sqrt(q.shape[-1])
             if attn_mask is not None and attn_mask.dtype is torch.bool:
-                attn_mask = torch.zeros(attn_mask.shape).masked_fill(~attn_mask, -math.inf)
+                attn_mask = torch.where(attn_mask, 0.0, -math.inf)
             weights = (scores if attn_mask is None else scores + attn_mask).softmax(-1)
             y = weights @ v
             weights = weights.mean(1) if average_attn_weights else weights
@@ -123,21 +121,17 @@ class _Layer(nn.Module):
         is_causal: bool = False,
     ) -> Tensor:
         """[batch, length, width] -> the same shape."""
-        _refuse_padding(self, src_key_padding_mask, src_mask)
+        masks = src_mask, src_key_padding_mask
         if not self.batch_first:
-            return self._layer(src.transpose(0, 1), src_mask).transpose(0, 1)
-        return self._layer(src, src_mask)
+            return self._layer(src.transpose(0, 1), *masks).transpose(0, 1)
+        return self._layer(src, *masks)
 
-    def _layer(self, src: Tensor, src_mask: Tensor | None) -> Tensor:
+    def _layer(self, src: Tensor, *masks: Tensor | None) -> Tensor:
         if self.norm_first:
-            x = src + self._attend(self.norm1(src), src_mask)
+            x = src + _attend(self.self_attn, self.norm1(src), None, *masks)
             return x + self._feed(self.norm2(x))
-        x = self.norm1(src + self._attend(src, src_mask))
+        x = self.norm1(src + _attend(self.self_attn, src, None, *masks))
         made: Tensor = self.norm2(x + self._feed(x))
-        return made
-
-    def _attend(self, x: Tensor, mask: Tensor | None) -> Tensor:
-        made: Tensor = self.self_attn(x, x, x, attn_mask=mask, need_weights=False)[0]
         return made
 
     def _feed(self, x: Tensor) -> Tensor:
@@ -170,25 +164,19 @@ class _DecoderLayer(nn.Module):
         memory_is_causal: bool = False,
     ) -> Tensor:
         """[batch, length, width] and the encoder's rows -> the shape of tgt."""
-        _refuse_padding(self, tgt_key_padding_mask, tgt_mask)
-        _refuse_padding(self, memory_key_padding_mask, memory_mask)
+        own = tgt_mask, tgt_key_padding_mask
+        across = memory_mask, memory_key_padding_mask
         if self.batch_first:
-            return self._layer(tgt, memory, tgt_mask, memory_mask)
+            return self._layer(tgt, memory, own, across)
         tgt, memory = tgt.transpose(0, 1), memory.transpose(0, 1)
-        return self._layer(tgt, memory, tgt_mask, memory_mask).transpose(0, 1)
+        return self._layer(tgt, memory, own, across).transpose(0, 1)
 
-    def _layer(
-        self, x: Tensor, memory: Tensor, mask: Tensor | None, memory_mask: Tensor | None
-    ) -> Tensor:
+    def _layer(self, x: Tensor, memory: Tensor, masks: _Masks, across_masks: _Masks) -> Tensor:
         def own(y: Tensor) -> Tensor:
-            made: Tensor = self.self_attn(y, y, y, attn_mask=mask, need_weights=False)[0]
-            return made
+            return _attend(self.self_attn, y, None, *masks)
 
         def across(y: Tensor) -> Tensor:
-            made: Tensor = self.multihead_attn(
-                y, memory, memory, attn_mask=memory_mask, need_weights=False
-            )[0]
-            return made
+            return _attend(self.multihead_attn, y, memory, *across_masks)
 
         def feed(y: Tensor) -> Tensor:
             made: Tensor = self.linear2(self.activation(self.linear1(y)))
@@ -218,10 +206,10 @@ class _Decoder(nn.Module):
         memory_is_causal: bool = False,
     ) -> Tensor:
         """[batch, length, width] and the encoder's rows -> the shape of tgt."""
-        _refuse_padding(self, tgt_key_padding_mask, tgt_mask)
-        _refuse_padding(self, memory_key_padding_mask, memory_mask)
         for layer in self.layers:
-            tgt = layer(tgt, memory, tgt_mask, memory_mask)
+            tgt = layer(
+                tgt, memory, tgt_mask, memory_mask, tgt_key_padding_mask, memory_key_padding_mask
+            )
         return tgt if self.norm is None else self.norm(tgt)
 
 
@@ -238,6 +226,7 @@ class _Encoder(nn.Module):
     def __init__(self, source: nn.TransformerEncoder, path: str) -> None:
         super().__init__()
         self.path, self.layers, self.norm = path, source.layers, source.norm
+        self.nests = bool(getattr(source, "use_nested_tensor", False))
 
     def forward(
         self,
@@ -247,18 +236,51 @@ class _Encoder(nn.Module):
         is_causal: bool | None = None,
     ) -> Tensor:
         """[batch, length, width] -> the same shape."""
-        _refuse_padding(self, src_key_padding_mask, mask)
+        nested = self.nests and src_key_padding_mask is not None
+        _refuse(
+            nested, self, "padding as nested tensors: at inference torch writes zeros over padded "
+            "rows, if all samples of a batch are padded behind",
+            "build it with enable_nested_tensor=False, or set its use_nested_tensor to False",
+        )  # fmt: skip
         for layer in self.layers:
-            src = layer(src, mask)
+            src = layer(src, mask, src_key_padding_mask)
         return src if self.norm is None else self.norm(src)
 
 
-def _refuse_padding(module: Any, padding: Tensor | None, mask: Tensor | None) -> None:
-    """``is_causal`` is only a hint in torch: what hides keys is the mask that comes with it."""
-    hint = "use sequences of one length"
-    _refuse(padding is not None, module, "a mask of padding, which differs by sample", hint)
+_Masks = tuple[Tensor | None, Tensor | None]
+"""Of an attention: for pairs of rows, for padding."""
+
+
+def _attend(
+    attention: nn.Module, x: Tensor, memory: Tensor | None, mask: Tensor | None,
+    padding: Tensor | None,
+) -> Tensor:  # fmt: skip
+    """Of ``x`` to ``memory``, or to itself."""
+    keys = x if memory is None else memory
+    made: Tensor = attention(
+        x, keys, keys, attn_mask=mask, key_padding_mask=padding, need_weights=False
+    )[0]
+    return made
+
+
+def _joined(module: _Attention, padding: Tensor | None, mask: Tensor | None) -> Tensor | None:
+    """Both masks as scaled_dot_product_attention takes one: true where a key is seen, or a sum.
+    ``is_causal`` is only a hint in torch: what hides keys is the mask that comes with it."""
     wide = mask is not None and mask.ndim != 2
     _refuse(wide, module, "a mask for each sample and head", "use one of [length, length]")
+    if mask is not None and mask.dtype is torch.bool:
+        mask = ~mask  # this module's True hides a key, the function's shows it
+    if padding is None:
+        return mask
+    padding = padding[:, None, None]
+    if padding.dtype is torch.bool:
+        padding = ~padding
+    if mask is None or mask.dtype == padding.dtype:
+        both = mask is not None and padding.dtype is torch.bool
+        return padding if mask is None else padding & mask if both else padding + mask
+    real = (m if m.dtype.is_floating_point else torch.where(m, 0.0, -math.inf)
+            for m in (padding, mask))  # fmt: skip
+    return next(real) + next(real)
 
 
 def _refuse(wrong: bool, module: Any, what: str, hint: str) -> None:

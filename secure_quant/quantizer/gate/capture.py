@@ -39,6 +39,9 @@ _ALONE = "keep the batch axis first and alone in every step"
 _SIZES = (16, 65, 257)
 FLOOR = 1e-7
 """Of the largest output, at places that are small beside it."""
+LEFT_OUT = 4e-6
+"""The same, of graphs that are made for typical samples: they leave out what weighs less than
+exp(-14) in a row of attention."""
 
 
 @dataclass(frozen=True)
@@ -52,15 +55,15 @@ class _Truth:
     outputs: tuple[OutputSpec, ...] = ()
     """Of several: each is compared beside its own largest value."""
 
-    def excess(self, other: Tensor) -> Tensor:
+    def excess(self, other: Tensor, floor: float = FLOOR) -> Tensor:
         """Difference over what is allowed, [n, ...]: more than 1 is wrong. Where the module itself
         gives NaN or infinity, nothing is asked."""
         finite = torch.isfinite(self.value)
         size = self.value.abs().where(finite, torch.zeros(()).double())
         largest = largest_of(size, self.outputs)
         noise = torch.minimum(NOISE * self.noise, NOISIEST * largest)
-        floor = torch.where(largest > 0, largest, torch.full_like(largest, 10.0))
-        allowed = RELATIVE * size.amax(0) + noise + FLOOR * floor
+        least = floor * torch.where(largest > 0, largest, torch.full_like(largest, 10.0))
+        allowed = RELATIVE * size.amax(0) + noise + least
         off = ((other.double() - self.value).abs() / allowed).nan_to_num(nan=torch.inf)
         return off.where(finite, torch.zeros(()).double())
 
@@ -139,6 +142,7 @@ class _Comparison:
             FloatGraph(prepared).evaluate,
             lambda x: first_difference(self.owner, prepared, x),
             truths,
+            LEFT_OUT if typical else FLOOR,
         )
         where = shared_points_differ(self.owner, prepared, [t.probe.x for t in truths])
         if where is not None:
@@ -149,6 +153,7 @@ class _Comparison:
         function: Callable[[Tensor], Tensor],
         where: Callable[[Tensor], str | None] = lambda _: None,
         truths: Sequence[_Truth] | None = None,
+        floor: float = FLOOR,
     ) -> None:
         """``where`` says for one sample in words where it begins to differ."""
         for truth in self._truths if truths is None else truths:
@@ -163,7 +168,7 @@ class _Comparison:
                 got = f"shape {list(made.shape)}"
                 raise self._mismatch(truth, got, f"{list(truth.value.shape)}")
             made = made.reshape(truth.value.shape)
-            excess = truth.excess(made)
+            excess = truth.excess(made, floor)
             if not bool((excess <= 1).all()):
                 worst = int(excess.flatten(1).amax(1).argmax()) if excess.ndim > 1 else 0
                 place = where(truth.probe.x[worst : worst + 1])

@@ -18,7 +18,7 @@ from torch.fx import GraphModule, Node
 from secure_quant.quantizer.notes import HIDES
 from secure_quant.quantizer.passes.edit import Editor, constant_of, sample_rank
 from secure_quant.quantizer.passes.indexing import Mover, length
-from secure_quant.quantizer.passes.input_masks import hide, unhidden
+from secure_quant.quantizer.passes.input_masks import HUGE, depth_of, hide, unhidden
 from secure_quant.quantizer.passes.masks import (
     Mask,
     Range,
@@ -58,9 +58,11 @@ def lower_attention(module: GraphModule) -> None:
             k, v = (edit.gather(n, sample_rank(n) - 3, order) for n in (k, v))
         scores = edit.call(aten.matmul.default, q, edit.call(aten.transpose.int, k, -2, -1))
         scores = edit.call(aten.mul.Tensor, scores, scale)
-        hides = given.get("attn_mask")
+        hides, kept, depth = given.get("attn_mask"), None, HUGE
         if isinstance(hides, Node) and hides.meta.get(HIDES):
-            scores, given["attn_mask"] = hide(edit, scores, hides), None
+            base = unhidden(hides)  # a constant that an input hides, or what is kept alone
+            given["attn_mask"], kept = base if base is not None else (None, hides)
+            depth = depth_of(hides) if base is not None else HUGE
         mask = _additive_mask(module, node, given, scores)
         if mask is not None:
             if bool((mask == -math.inf).all(-1).any()):
@@ -69,6 +71,8 @@ def lower_attention(module: GraphModule) -> None:
                     "let each query see one at least, itself for instance",
                 )  # fmt: skip
             scores = edit.call(aten.add.Tensor, scores, edit.fixed(mask, "mask"))
+        if kept is not None:
+            scores = hide(edit, scores, kept, depth)
         weights = edit.call(aten.softmax.int, scores, -1)
         edit.replace(edit.call(aten.matmul.default, weights, v))
 
@@ -110,35 +114,59 @@ def _additive_mask(
 def lower_softmax(module: GraphModule, batches: Sequence[Tensor]) -> None:
     """Every softmax, with the masks before it. ``batches`` show the range of what enters it."""
     found = [n for n in module.graph.nodes if n.target in _SOFTMAX]
-    peeled = {node: peel(module, node) for node in found}
     kept: dict[Node, Node] = {}
-    for node, (scores, mask) in peeled.items():
+    peeled: dict[Node, tuple[Node, Mask | None]] = {}
+    for node in found:
+        scores: Any = node.args[0]
         hidden_by_input = unhidden(scores)
         if hidden_by_input is not None:
-            peeled[node], kept[node] = (hidden_by_input[0], mask), hidden_by_input[1]
+            scores, kept[node] = hidden_by_input
+        peeled[node] = peel(module, node, scores)
     masks: dict[Node, Mask | None] = {}
     for scores, mask in peeled.values():
         if scores in masks:
             raise unsupported(scores, "scores that two softmaxes read", "compute them twice")
         masks[scores] = mask
-    ranges, hidden = score_ranges(module, masks, batches)
+    shown = {peeled[node][0]: real for node, real in kept.items()}
+    ranges, hidden = score_ranges(module, masks, shown, batches)
+    both = _Both(module)
     for node in found:
         x, mask = peeled[node]
         edit, seen, threshold = Editor(module, node), ranges.get(x, Range()), 0.0
         hides = hidden.get(x)
-        if node in kept:
-            x, threshold = mask_by_input(edit, x, kept[node], seen)
-            edit.replace(_softmax(edit, x, threshold))
-            continue
         if mask is not None and hides is not None:
             shift = mask.shift(hides)
             if bool(shift.any()):
                 x = edit.call(aten.add.Tensor, x, edit.fixed(shift[None].float(), "bias"))
-        if hides is not None and bool(hides.any()):
+        some = hides is not None and bool(hides.any())
+        if node in kept:
+            real = both.of(node, kept[node], hides) if hides is not None and some else kept[node]
+            x, threshold = mask_by_input(edit, x, real, seen)
+        elif hides is not None and some:
             x, threshold = mask_scores(edit, x, hides, seen)
         elif seen.floor > seen.low + (seen.high - seen.low) / 8:
             x = edit.call(aten.clamp.default, x, seen.floor)
         edit.replace(_softmax(edit, x, threshold))
+
+
+class _Both:
+    """Masks that are inputs, where constants hide scores too: one product for all layers."""
+
+    def __init__(self, module: GraphModule) -> None:
+        self._module = module
+        self._made: dict[tuple[Node, bytes], Node] = {}
+
+    def of(self, node: Node, kept: Node, hides: Tensor) -> Node:
+        """``kept`` times 0 where ``hides``, in front of ``node``."""
+        shown = (~hides).float()
+        if bool((shown == shown[:1]).all()):  # one for all heads
+            shown = shown[:1]
+        key = kept, shown.numpy().tobytes()
+        if key not in self._made:
+            edit = Editor(self._module, node)
+            made = edit.call(aten.mul.Tensor, kept, edit.fixed(shown[None], "shown"))
+            self._made[key] = made
+        return self._made[key]
 
 
 def _softmax(edit: Editor, x: Node, threshold: float) -> Node:

@@ -1,8 +1,9 @@
 """Masks of attention that are inputs: which keys of a sample count.
 
-In the module they are booleans made of an integer or bool input. Here each becomes a real number, 1
-where a key counts and 0 where it does not, and hides scores by a huge negative sum, which softmax
-takes for nothing; ``lower_softmax`` then finds it and multiplies instead (``masks``).
+In the module they are booleans made of an integer or bool input, or sums and fills with numbers
+far below every score. Here each becomes a real number, 1 where a key counts and 0 where it does
+not, and hides scores by a huge negative sum, which softmax takes for nothing; ``lower_softmax``
+then finds it and multiplies instead (``masks``).
 """
 
 from __future__ import annotations
@@ -15,26 +16,24 @@ from torch import Tensor
 from torch.fx import GraphModule, Node
 
 from secure_quant.quantizer.notes import HIDES
-from secure_quant.quantizer.passes.edit import Editor, constant_of
+from secure_quant.quantizer.passes.edit import Editor
 from secure_quant.quantizer.passes.fold import constants_for
-from secure_quant.quantizer.ports import INPUT_PORT
+from secure_quant.quantizer.passes.mask_sums import Sums, lower_fills
+from secure_quant.quantizer.passes.truths import (
+    Truths,
+    all_true,
+    is_of_masks,
+    name_of,
+    one_port_each,
+)
 from secure_quant.quantizer.refuse import unsupported
 
-__all__ = ["hide", "lower_batch_index", "lower_input_masks", "unhidden"]
+__all__ = ["HUGE", "depth_of", "hide", "lower_batch_index", "lower_input_masks", "unhidden"]
 
 aten = torch.ops.aten
 
-_HUGE = 1e30
-_TO_BOOL = {aten.to.device, aten.to.dtype, aten.to.dtype_layout, aten._to_copy.default}
-_NONZERO = {(aten.ne.Scalar, 0), (aten.gt.Scalar, 0), (aten.eq.Scalar, 1), (aten.ge.Scalar, 1)}
-_ZERO = {(aten.eq.Scalar, 0), (aten.ne.Scalar, 1), (aten.lt.Scalar, 1)}
-_NOT = {aten.logical_not.default, aten.bitwise_not.default}
-_AND = {aten.__and__.Tensor, aten.bitwise_and.Tensor, aten.logical_and.default}
-_MOVES = {
-    aten.unsqueeze.default, aten.slice.Tensor, aten.reshape.default, aten.view.default,
-    aten.squeeze.dim, aten.contiguous.default, aten.clone.default, aten.alias.default,
-    aten.select.int, aten.index_select.default,
-}  # fmt: skip
+HUGE = 1e30
+_SOFTMAX = {aten.softmax.int, aten._softmax.default, aten._safe_softmax.default}
 
 
 def lower_batch_index(module: GraphModule, batch: int) -> None:
@@ -78,32 +77,69 @@ def _own_number(value: Any, size: int) -> bool:
 
 
 def lower_input_masks(module: GraphModule) -> None:
-    """The mask of every scaled_dot_product_attention that depends on an input. Raises
-    UnsupportedModule for one that cannot be followed."""
+    """The mask of every attention that depends on an input, and what else is chosen by one. Raises
+    UnsupportedModule for a mask of scaled_dot_product_attention that cannot be followed."""
     known: dict[Node, Node] = {}
+    masks = is_of_masks(list(module.graph.nodes))
     for node in list(module.graph.nodes):
-        if node.target is not aten.scaled_dot_product_attention.default:
-            continue
-        mask = node.args[3] if len(node.args) > 3 else node.kwargs.get("attn_mask")
-        if not isinstance(mask, Node) or mask.meta["val"].dtype is not torch.bool:
-            continue
-        if mask.op == "get_attr" and not _all_true(module, mask):
-            continue
-        kept = None if mask.op == "get_attr" else _Reals(module, node, known).of(mask)
-        if kept is not None:
-            kept.meta[HIDES] = True
-        if len(node.args) > 3:
-            node.update_arg(3, kept)
-        else:
-            node.update_kwarg("attn_mask", kept)
+        if node.target is aten.scaled_dot_product_attention.default:
+            _mask_of_attention(module, node, masks, known)
+        elif node.target in _SOFTMAX:
+            _mask_of_softmax(module, node, masks, known)
+    module.graph.eliminate_dead_code()
+    lower_fills(module, masks)
+    one_port_each(module)
     module.graph.eliminate_dead_code()
     module.recompile()
 
 
-def hide(edit: Editor, scores: Node, kept: Node) -> Node:
-    """``scores`` where ``kept`` is 1, and what softmax takes for nothing where it is 0."""
+def _mask_of_attention(
+    module: GraphModule, node: Node, masks: set[Node], known: dict[Node, Node]
+) -> None:
+    mask = node.args[3] if len(node.args) > 3 else node.kwargs.get("attn_mask")
+    if not isinstance(mask, Node):
+        return
+    truths = Truths(module, node, known)
+    if mask.meta["val"].dtype is not torch.bool:
+        if mask not in masks:
+            return
+        made = Sums(module, node, masks, truths).of(mask)
+        if made is None:
+            raise unsupported(
+                node, f"a mask made by {name_of(mask)}",
+                "add a number below -1000 where a key is hidden, by an input of 0 and 1",
+            )  # fmt: skip
+        kept: Node | None = made.kept
+        if made.base is not None:
+            kept = hide(Editor(module, node), made.base, made.kept, made.depth)
+    elif mask.op == "get_attr" and not all_true(module, mask):
+        return
+    else:
+        kept = None if mask.op == "get_attr" else truths.of(mask)
+    if kept is not None:
+        kept.meta[HIDES] = True
+    if len(node.args) > 3:
+        node.update_arg(3, kept)
+    else:
+        node.update_kwarg("attn_mask", kept)
+
+
+def _mask_of_softmax(
+    module: GraphModule, node: Node, masks: set[Node], known: dict[Node, Node]
+) -> None:
+    """Scores first, then what hides them, however deep it stands."""
+    x, axis = cast("tuple[Node, int]", node.args[:2])
+    if axis % int(x.meta["val"].ndim) != int(x.meta["val"].ndim) - 1:
+        return
+    made = Sums(module, node, masks, Truths(module, node, known)).under(x)
+    if made is not None:
+        node.update_arg(0, hide(Editor(module, node), made.base, made.kept, made.depth))
+
+
+def hide(edit: Editor, scores: Node, kept: Node, depth: float = HUGE) -> Node:
+    """``scores`` where ``kept`` is 1, and ``depth`` below where it is 0."""
     hidden = edit.call(aten.sub.Tensor, kept, 1.0)
-    made = edit.call(aten.add.Tensor, scores, edit.call(aten.mul.Tensor, hidden, _HUGE))
+    made = edit.call(aten.add.Tensor, scores, edit.call(aten.mul.Tensor, hidden, depth))
     made.meta[HIDES] = True
     return made
 
@@ -116,47 +152,7 @@ def unhidden(node: Node) -> tuple[Node, Node] | None:
     return scores, product.args[0].args[0]  # type: ignore[union-attr, return-value]
 
 
-class _Reals:
-    """Booleans as real numbers, in front of ``where``. known: those that stand there already."""
-
-    def __init__(self, module: GraphModule, where: Node, known: dict[Node, Node]) -> None:
-        self._module, self._where, self._edit = module, where, Editor(module, where)
-        self._known = known
-
-    def of(self, node: Node) -> Node:
-        """1.0 where ``node`` is true, 0.0 elsewhere; what it meets broadcasts it."""
-        if node not in self._known:
-            self._known[node] = self._made(node)
-        return self._known[node]
-
-    def _made(self, node: Node) -> Node:
-        args: Any = node.args
-        value = constant_of(self._module, node)
-        if value is not None:
-            return self._edit.constant(value.float())
-        if node.target is INPUT_PORT:
-            return self._edit.call(INPUT_PORT, args[0], args[1], "bool", *args[3:5], True)
-        if node.target in _MOVES:
-            return self._edit.call(node.target, self.of(args[0]), *args[1:])
-        same_rank = node.target is aten.expand.default and _rank(args[0]) == _rank(node)
-        compared = (node.target, args[1]) if len(args) == 2 else None
-        if same_rank or node.target in _TO_BOOL or compared in _NONZERO:
-            return self.of(args[0])
-        if node.target in _NOT or compared in _ZERO:
-            return self._edit.call(aten.rsub.Scalar, self.of(args[0]), 1.0)
-        if node.target in _AND:
-            parts = [self.of(n) for n in args if not _all_true(self._module, n)]
-            return parts[0] if len(parts) == 1 else self._edit.call(aten.mul.Tensor, *parts)
-        raise unsupported(
-            self._where, f"a mask made by {str(node.target).removeprefix('aten.').split('.')[0]}",
-            "give the mask itself as an input: 1 where a key counts, 0 where it does not",
-        )  # fmt: skip
-
-
-def _all_true(module: GraphModule, node: Node) -> bool:
-    value = constant_of(module, node)
-    return value is not None and bool((value != 0).all())
-
-
-def _rank(node: Node) -> int:
-    return int(node.meta["val"].ndim)
+def depth_of(node: Node) -> float:
+    """Of what ``hide`` made."""
+    product: Any = node.args[1]
+    return float(product.args[1])

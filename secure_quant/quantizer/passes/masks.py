@@ -71,10 +71,10 @@ class Range:
         return max(self.low, self.row - SPAN)
 
 
-def peel(module: GraphModule, node: Node) -> tuple[Node, Mask | None]:
-    """The scores behind the constants that are added before a softmax ``node`` over the last axis,
-    and the mask that these make. Raises UnsupportedModule for a row that has no softmax."""
-    scores: Any = node.args[0]
+def peel(module: GraphModule, node: Node, scores: Node) -> tuple[Node, Mask | None]:
+    """What stands behind the constants that are added to ``scores``, of a softmax ``node`` over the
+    last axis, and the mask that these make. Raises UnsupportedModule for a row that has no
+    softmax."""
     shape = tuple(int(n) for n in scores.meta["val"].shape[1:])
     added: Tensor | None = None
     while True:
@@ -130,33 +130,42 @@ def _per_sample(value: Tensor | None, shape: tuple[int, ...]) -> Tensor | None:
 
 class _Watch(Interpreter):
     """Runs the float module and widens a Range for each of the ``wanted`` scores; their masks tell
-    which count."""
+    which count, constants and those that are inputs (``kept``)."""
 
     def __init__(
-        self, module: GraphModule, wanted: Mapping[Node, tuple[Tensor, Tensor] | None]
+        self,
+        module: GraphModule,
+        wanted: Mapping[Node, tuple[Tensor, Tensor] | None],
+        kept: Mapping[Node, Node],
     ) -> None:
         super().__init__(module)
-        self._wanted = wanted
+        self._wanted, self._kept, self._masks = wanted, kept, set(kept.values())
+        self._values: dict[Node, Tensor] = {}
         self.ranges: dict[Node, Range] = {}
 
     def once(self, x: Tensor) -> Tensor:
         """Look at the scores of some samples, which come back."""
+        self._values = {}
         self.run(x)
         return x
 
     def run_node(self, n: Node) -> Any:
         value = super().run_node(n)
-        if n in self._wanted:
-            self._see(n, value.detach().double())
+        if n in self._wanted and n not in self._kept:
+            self._see(n, value.detach().double(), None)
+        elif n in self._wanted or n in self._masks:
+            self._values[n] = value.detach()
+            for scores, kept in self._kept.items():
+                if n in (scores, kept) and scores in self._values and kept in self._values:
+                    self._see(scores, self._values.pop(scores).double(), self._values[kept])
         return value
 
-    def _see(self, node: Node, scores: Tensor) -> None:
+    def _see(self, node: Node, scores: Tensor, kept: Tensor | None) -> None:
         mask = self._wanted[node]
-        low = high = scores
+        hidden = torch.zeros((), dtype=torch.bool) if kept is None else kept == 0
         if mask is not None:
-            hidden, shift = mask
-            scores = scores + shift
-            low, high = scores.masked_fill(hidden, math.inf), scores.masked_fill(hidden, -math.inf)
+            hidden, scores = hidden | mask[0], scores + mask[1]
+        low, high = scores.masked_fill(hidden, math.inf), scores.masked_fill(hidden, -math.inf)
         rows = high.amax(-1)
         rows = rows[~torch.isneginf(rows)]
         if not rows.numel():
@@ -169,10 +178,14 @@ class _Watch(Interpreter):
 
 
 def score_ranges(
-    module: GraphModule, masks: Mapping[Node, Mask | None], batches: Sequence[Tensor]
+    module: GraphModule,
+    masks: Mapping[Node, Mask | None],
+    kept: Mapping[Node, Node],
+    batches: Sequence[Tensor],
 ) -> tuple[dict[Node, Range], dict[Node, Tensor]]:
-    """By scores: the range of those that count, and bool[*sample], which do not."""
-    watch = _run(module, dict.fromkeys(masks), batches)
+    """By scores: the range of those that count, and bool[*sample], which do not whatever the input.
+    ``kept``: by scores, a mask that is an input."""
+    watch = _run(module, dict.fromkeys(masks), kept, batches)
     widths = {node: seen.high - seen.low for node, seen in watch.items()}
     hidden = {
         node: mask.hidden(widths.get(node, 0.0)) for node, mask in masks.items() if mask is not None
@@ -180,7 +193,7 @@ def score_ranges(
     if not hidden:
         return watch, hidden
     shifts = {node: (hides, _given(masks[node]).shift(hides)) for node, hides in hidden.items()}
-    return watch | _run(module, shifts, batches), hidden
+    return watch | _run(module, shifts, kept, batches), hidden
 
 
 def _given(mask: Mask | None) -> Mask:
@@ -190,9 +203,12 @@ def _given(mask: Mask | None) -> Mask:
 
 
 def _run(
-    module: GraphModule, wanted: Mapping[Node, Any], batches: Sequence[Tensor]
+    module: GraphModule,
+    wanted: Mapping[Node, Any],
+    kept: Mapping[Node, Node],
+    batches: Sequence[Tensor],
 ) -> dict[Node, Range]:
-    watch = _Watch(module, wanted)
+    watch = _Watch(module, wanted, {n: kept[n] for n in wanted if n in kept})
     with torch.no_grad():
         for batch in batches if wanted else ():
             in_batches(watch.once, batch.clone(), captured_batch(module))
@@ -201,10 +217,10 @@ def _run(
 
 def mask_by_input(edit: Editor, scores: Node, kept: Node, seen: Range) -> tuple[Node, float]:
     """As ``mask_scores``, with ``kept`` an input: 1 where a score counts, 0 where it is hidden."""
-    span = max(SPAN, (seen.high - seen.low) / 50)
-    low = edit.call(aten.sub.Tensor, scores, seen.low - span)
+    span = max(SPAN, (seen.high - seen.floor) / 50)
+    low = edit.call(aten.sub.Tensor, scores, seen.floor - span)
     made = edit.call(aten.mul.Tensor, edit.call(aten.clamp.default, low, span), kept)
-    step = (seen.high - seen.low + span) / 255
+    step = (seen.high - seen.floor + span) / 255
     return made, math.exp(-span + step)
 
 

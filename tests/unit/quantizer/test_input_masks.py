@@ -79,6 +79,122 @@ FORMS = {
 }
 
 
+LOWEST = torch.finfo(torch.float32).min
+LATER = torch.ones(LENGTH, LENGTH).triu(1).bool()
+AWAY = (torch.arange(LENGTH)[:, None] - torch.arange(LENGTH)).abs()
+ALIBI = -AWAY * torch.tensor([0.5, 0.25])[:, None, None]
+
+
+def seen(mask):
+    return mask[:, None, None].bool()
+
+
+SUMS = {
+    "where 0, min": lambda s, m: s + torch.where(seen(m), 0.0, LOWEST),
+    "(1 - mask) * -1e4": lambda s, m: s + (1.0 - m[:, None, None].float()) * -1e4,
+    "(mask - 1) * 1e9": lambda s, m: s + (m[:, None, None].float() - 1) * 1e9,
+    "filled, -inf": lambda s, m: s.masked_fill(m[:, None, None] == 0, -torch.inf),
+    "chosen": lambda s, m: torch.where(seen(m), s, -1e9),
+    "inverted, filled": lambda s, m: (
+        s + (inverse := 1.0 - m[:, None, None].float()).masked_fill(inverse.bool(), LOWEST)
+    ),
+    "constants besides": lambda s, m: (
+        s
+        + (ALIBI + torch.where(seen(m), 0.0, -1e9))
+        + torch.zeros(LATER.shape).masked_fill(LATER, -1e9)
+    ),
+    "two of them": lambda s, m: (s + torch.where(seen(m), 0.0, LOWEST)).masked_fill(
+        ~seen(m) & LATER, -1e9
+    ),
+}  # fmt: skip
+
+
+class Eager(nn.Module):
+    """Attention written out, whose scores ``masked`` hides."""
+
+    def __init__(self, masked):
+        super().__init__()
+        torch.manual_seed(0)
+        self.qkv, self.masked = nn.Linear(WIDTH, 3 * WIDTH), masked
+
+    def forward(self, x, mask):
+        parts = self.qkv(x).view(-1, LENGTH, 3, HEADS, WIDTH // HEADS).permute(2, 0, 3, 1, 4)
+        q, k, v = parts.unbind(0)
+        weights = self.masked(q @ k.transpose(-1, -2) / 2, mask).softmax(-1)
+        return (weights @ v).transpose(1, 2).reshape(-1, LENGTH, WIDTH)
+
+
+class Padded(nn.Module):
+    """torch's own encoder, or its transformer of two inputs, with padding."""
+
+    def __init__(self, kind):
+        super().__init__()
+        torch.manual_seed(0)
+        sizes = {"d_model": WIDTH, "nhead": HEADS, "dim_feedforward": 32, "batch_first": True}
+        if kind == "two inputs":
+            self.inner = nn.Transformer(num_encoder_layers=1, num_decoder_layers=1, **sizes)
+            self.inner.encoder.use_nested_tensor = False
+        else:
+            layer = nn.TransformerEncoderLayer(**sizes)
+            self.inner = nn.TransformerEncoder(layer, 1, enable_nested_tensor=False)
+        self.causal = nn.Transformer.generate_square_subsequent_mask(LENGTH)
+        self.kind = kind
+
+    def forward(self, x, mask):
+        if self.kind == "two inputs":
+            return self.inner(
+                x, x.flip(1), tgt_mask=self.causal, src_key_padding_mask=mask,
+                memory_key_padding_mask=mask, tgt_is_causal=True,
+            )  # fmt: skip
+        return self.inner(x, mask=self.causal, src_key_padding_mask=mask, is_causal=True)
+
+
+X = torch.randn(64, LENGTH, WIDTH, generator=GENERATOR)
+WAYS = {name: (lambda way=way: Eager(way), MASK) for name, way in SUMS.items()} | {
+    kind: (lambda kind=kind: Padded(kind), MASK == 0) for kind in ("an encoder", "two inputs")
+}
+
+
+@pytest.mark.parametrize("name", WAYS)
+def test_sums_and_fills_and_modules_of_torch(name):
+    """Close to float on real padding, and what is hidden leaves no trace in what is not."""
+    make, mask = WAYS[name]
+    model = make().eval()
+    graph = quantize(model, {"x": X, "mask": mask})
+    with torch.no_grad():
+        want = model(X, mask).numpy()
+    whole = slice(None) if name == "two inputs" else MASK.bool().numpy()
+    assert (
+        relative_error(reference.run(graph, {"x": X, "mask": mask})["output"][whole], want[whole])
+        < 0.05
+    )
+    other = torch.where(MASK.bool()[..., None], X, 50 * X.flip(0))
+    shown = MASK.bool().numpy()
+    q, p = (reference.quantize_input(graph, {"x": x, "mask": mask}) for x in (X, other))
+    a, b = (reference.named(graph, reference.run_int(graph, each))["output"] for each in (q, p))
+    if name != "two inputs":  # its decoder reads what its encoder does not
+        assert np.array_equal(a[shown], b[shown])
+    any_bytes = np.random.default_rng(1).integers(-128, 128, q[:4].shape).astype(np.int8)
+    session = onnxruntime.InferenceSession(to_onnx(graph).SerializeToString())
+    names = [output.name for output in session.get_outputs()]
+    made = dict(zip(names, session.run(None, feeds(graph, any_bytes)), strict=True))
+    assert np.array_equal(packed(graph, made), reference.run_int(graph, any_bytes))
+
+
+def test_rows_that_a_mask_zeroes_and_a_mean_of_the_others():
+    class Mean(Eager):
+        def forward(self, x, mask):
+            h = super().forward(x, mask).masked_fill(mask[..., None] == 0, 0.0)
+            return (h * mask[..., None].float()).sum(1) / LENGTH
+
+    model = Mean(SUMS["where 0, min"]).eval()
+    graph = quantize(model, {"x": X, "mask": MASK})
+    with torch.no_grad():
+        want = model(X, MASK).numpy()
+    assert [port.dtype for port in graph.input_ports] == ["float32", "bool"]
+    assert relative_error(reference.run(graph, {"x": X, "mask": MASK})["output"], want) < 0.05
+
+
 def encoder(name="by index"):
     return Encoder(FORMS[name][0]).eval(), {"ids": IDS, "mask": FORMS[name][1]}
 

@@ -26,10 +26,16 @@ class Attention(nn.Module):
         return self.inner(x, x, x)[0]
 
 
-class Padded(Attention):
+class Nested(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.inner = nn.TransformerEncoder(
+            nn.TransformerEncoderLayer(16, 2, 32, batch_first=True), 1
+        )
+
     def forward(self, x):
         padding = torch.zeros(x.shape[:2], dtype=torch.bool)
-        return self.inner(x, x, x, key_padding_mask=padding)[0]
+        return self.inner(x, src_key_padding_mask=padding)
 
 
 class Causal(nn.Module):
@@ -172,7 +178,7 @@ def test_encrypted_they_equal_the_reference(executor):
         (lambda: Attention(batch_first=False), ("batch",)),
         (lambda: Attention(add_bias_kv=True), ("inner", "add_bias_kv")),
         (lambda: Attention(add_zero_attn=True), ("inner", "add_zero_attn")),
-        (Padded, ("inner", "padding", "one length")),
+        (Nested, ("inner", "nested tensors", "use_nested_tensor")),
         (lambda: layer(batch_first=False), ("batch",)),
     ],
 )
