@@ -3,8 +3,9 @@ PYTHON ?= python3
 BIN := .venv/bin
 READY := .venv/.ready
 PROTOC := .protoc
+OIP := .oip
 
-.PHONY: setup demo test test-all quick fuzz lint format types imports proto proto-check deploy-check lock compat bench clean
+.PHONY: setup demo test test-all quick fuzz lint format types imports proto proto-check deploy-check lock compat oip bench clean
 
 demo: $(READY)
 	$(BIN)/secure-quant demo
@@ -13,7 +14,7 @@ test: lint types imports proto-check deploy-check
 	$(BIN)/python -m pytest -n auto --dist loadfile -m "not heavy"
 
 # Everything, those tests too that take minutes each (real clusters, browsers, real weights).
-test-all: lint types imports proto-check deploy-check
+test-all: lint types imports proto-check deploy-check $(OIP)/.ready
 	$(BIN)/python -m pytest -n auto --dist loadfile
 
 # Under a minute: what tells most, before every commit. No test of it starts a process.
@@ -81,5 +82,13 @@ $(PROTOC)/.ready: tools/protoc.txt
 	$(PROTOC)/bin/python -m pip install --quiet --requirement tools/protoc.txt
 	@touch $@
 
+# Other people's clients, whom the gateway must serve.
+$(OIP)/.ready: tools/oip.txt
+	$(PYTHON) -m venv $(OIP)
+	$(OIP)/bin/python -m pip install --quiet --requirement tools/oip.txt
+	@touch $@
+
+oip: $(OIP)/.ready
+
 clean:
-	rm -rf .venv $(PROTOC) .compat build dist out demo-out *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
+	rm -rf .venv $(PROTOC) $(OIP) .compat build dist out demo-out *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache

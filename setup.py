@@ -9,5 +9,6 @@ setup(
     packages=[
         *(name for root in ROOTS for name in find_packages(root, include=["secure_quant*"])),
         "secure_quant.v1",
+        "secure_quant.open_inference",
     ]
 )

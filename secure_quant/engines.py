@@ -157,13 +157,14 @@ class Engine:
         made: dict[str, bytes] = resolved(self.split)(model, **options)
         return made
 
-    def connect(self, targets: Sequence[str], **options: Any) -> Any:
-        """A client for threads. targets: ``host:port`` of each role in ``called``."""
+    def connect(self, targets: Sequence[str], *, aio: bool = False, **options: Any) -> Any:
+        """A client for threads, or for asyncio. targets: ``host:port`` of each role in ``called``.
+        Raises ConfigError."""
         if len(targets) != len(self.called):
             raise ConfigError(
                 f"--target for {self.name}", got=len(targets), expected=len(self.called)
             )
-        made = resolved(self.client)
+        made = resolved(self.aio_client if aio else self.client)
         return made(targets[0] if len(targets) == 1 else list(targets), **options)
 
 

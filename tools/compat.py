@@ -48,8 +48,8 @@ NEIGHBOURS = {
     "transformers": (["transformers"], ["transformers"]),
     "roles": ([], []),
 }
-LIGHT = ("he", "server", "onnx", "report")
-ALL = ("he", "quantize", "mpc", "server", "onnx", "demo", "report")
+LIGHT = ("he", "server", "gateway", "onnx", "report")
+ALL = ("he", "quantize", "mpc", "server", "gateway", "onnx", "demo", "report")
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-__all__ = ["HELP", "configure", "run"]
+__all__ = ["HELP", "configure", "run", "targets_of"]
 
 HELP = "run encrypted inference against servers"
 
@@ -91,11 +91,11 @@ def stats_dict(stats: Any) -> dict[str, Any]:
     return asdict(stats)
 
 
-def _client(arguments: argparse.Namespace) -> Any:
+def targets_of(arguments: argparse.Namespace) -> list[str]:
+    """Of the engine's servers that clients call, in their order. Raises ConfigError."""
     from secure_quant.engines import find
     from secure_quant.errors import ConfigError
     from secure_quant_cli.checks import address
-    from secure_quant_cli.tls_options import tls_from
 
     engine = find(arguments.engine)
     targets = [each for target in arguments.target for each in target.split(",")]
@@ -104,6 +104,15 @@ def _client(arguments: argparse.Namespace) -> Any:
         raise ConfigError(what, got=len(targets), expected=expected)
     for target in targets:
         address("--target", target)
+    return targets
+
+
+def _client(arguments: argparse.Namespace) -> Any:
+    from secure_quant.engines import find
+    from secure_quant.errors import ConfigError
+    from secure_quant_cli.tls_options import tls_from
+
+    engine, targets = find(arguments.engine), targets_of(arguments)
     if arguments.integers and not engine.exact:
         got = f"--engine {engine.name}, which is approximate"
         raise ConfigError("--integers", got=got, expected="an exact engine")

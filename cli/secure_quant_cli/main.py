@@ -22,7 +22,7 @@ __all__ = ["COMMANDS", "build_parser", "main", "quit_at_once"]
 
 COMMANDS = (
     "quantize", "inspect", "export", "split", "certs", "serve", "health", "doctor", "infer",
-    "verify", "bench", "demo", "add-crypten",
+    "verify", "gateway", "bench", "demo", "add-crypten",
 )  # fmt: skip
 
 # torchao tells of accelerator libraries that this machine cannot load, torch of an internal change;

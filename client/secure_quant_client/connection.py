@@ -16,10 +16,12 @@ from types import TracebackType
 from typing import Any, Generic, Protocol, Required, Self, TypedDict, TypeVar, Unpack, overload
 
 import numpy as np
+from grpc_health.v1.health_pb2 import HealthCheckRequest, HealthCheckResponse
+from grpc_health.v1.health_pb2_grpc import HealthStub
 from numpy.typing import ArrayLike, NDArray
 
 from secure_quant import reference
-from secure_quant.errors import ConfigError, InsecureRefused, ServiceError
+from secure_quant.errors import ConfigError, InsecureRefused, PeerUnavailable, ServiceError
 from secure_quant.ir import Graph
 from secure_quant.transport import (
     InsecurePlaintext,
@@ -45,6 +47,9 @@ __all__ = [
     "SyncClient",
     "call_metadata",
 ]
+
+
+_HEALTH = HealthCheckRequest()
 
 
 @dataclass(frozen=True)
@@ -86,6 +91,10 @@ class IntegerModel(Protocol):
     @property
     def graph(self) -> Graph: ...
 
+    @property
+    def batch(self) -> int:
+        """Most samples of one call; a larger input travels as several."""
+
     def infer(self, q: NDArray[Any], deadline: Deadline) -> Program[Inference[np.int64]]:
         """int8[batch, *input shape] -> int64[batch, *output shape]."""
 
@@ -120,6 +129,7 @@ class Client(Driver, ABC, Generic[Model]):
             self._channel(target, tls, server_role=role, limits=self._limits)
             for role, target in zip(service.roles, targets, strict=True)
         ]
+        self._targets = tuple(targets)
         self._stubs = [service.stub(channel) for channel in self._channels]
         self._request = service.request
         self._model: Model | None = None
@@ -137,6 +147,18 @@ class Client(Driver, ABC, Generic[Model]):
         if self._closed:
             raise ServiceError(CLOSED)
         return self._model
+
+    def _asking_health(self) -> list[Call]:
+        for stub, channel in zip(self._stubs, self._channels, strict=True):
+            if not hasattr(stub, "Check"):  # a method more, of grpc.health.v1
+                stub.Check = HealthStub(channel).Check
+        return [Call("Check", _HEALTH, server) for server in range(len(self._stubs))]
+
+    def _require_serving(self, answers: Sequence[HealthCheckResponse]) -> None:
+        for role, target, answer in zip(self._service.roles, self._targets, answers, strict=True):
+            if answer.status != HealthCheckResponse.SERVING:
+                hint = "its log says what it waits for"
+                raise PeerUnavailable(f"{role} at {target}", got="not serving", hint=hint)
 
     def _fetching(self) -> list[Call]:
         request = self._request(model_hash=self._expected_hash or "")
@@ -179,6 +201,11 @@ class SyncClient(Client[Model], SyncDriver):
         for channel in self._channels:
             channel.close()
 
+    def check_ready(self, *, timeout: float | None = None) -> None:
+        """Ask all servers whether they serve (grpc.health.v1). Raises PeerUnavailable, which names
+        the one that does not, DeadlineExceeded."""
+        self._require_serving(self._ask(self._asking_health(), self._deadline(timeout)))
+
     def _connect(self, deadline: Deadline) -> Model:
         if (model := self._known()) is not None:
             return model
@@ -195,6 +222,11 @@ class IntegerClient(SyncClient[Exact]):
     def graph(self) -> Graph:
         """The public graph, fetched at first use. Raises HashMismatch and the like."""
         return self._connect(self._deadline()).graph
+
+    @property
+    def batch(self) -> int:
+        """Most samples of one call to the servers; larger inputs travel as several."""
+        return self._connect(self._deadline()).batch
 
     @overload
     def infer(self, x: Named, *, timeout: float | None = None) -> NamedAnswer: ...
@@ -267,6 +299,12 @@ class AsyncClient(Client[Model], AsyncDriver):
         for channel in self._channels:
             await channel.close()
 
+    async def check_ready(self, *, timeout: float | None = None) -> None:
+        """As SyncClient.check_ready."""
+        deadline = self._deadline(timeout)
+        async with deadline.bounding():
+            self._require_serving(await self._ask(self._asking_health(), deadline))
+
     async def _connect(self, deadline: Deadline) -> Model:
         if (model := self._known()) is not None:
             return model
@@ -284,6 +322,12 @@ class AsyncIntegerClient(AsyncClient[Exact]):
         deadline = self._deadline()
         async with deadline.bounding():
             return (await self._connect(deadline)).graph
+
+    async def batch(self) -> int:
+        """Most samples of one call to the servers; larger inputs travel as several."""
+        deadline = self._deadline()
+        async with deadline.bounding():
+            return (await self._connect(deadline)).batch
 
     @overload
     async def infer(self, x: Named, *, timeout: float | None = None) -> NamedAnswer: ...

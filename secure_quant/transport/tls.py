@@ -29,6 +29,7 @@ __all__ = [
     "Security",
     "Tls",
     "check_security",
+    "own_chain",
     "own_role",
     "require_role",
 ]
@@ -69,19 +70,29 @@ class Tls:
 
     def load(self) -> Credentials:
         """Read and check. Raises CertificateMissing, CertificateExpired, CertificateMismatch."""
-        pem = {name: _read(name, getattr(self, name)) for name in ("ca", "cert", "key")}
-        authorities, chain = _parse("ca", pem["ca"]), _parse("cert", pem["cert"])
+        ca = _read("ca", self.ca)
+        cert, key = own_chain(self.cert, self.key)
+        authorities, chain = _parse("ca", ca), _parse("cert", cert)
         with _readable():
-            _check_key(chain[0], pem["key"])
-            _check_period("certificate", chain[0])
             _check_issuer(chain[-1], authorities)
             for each in (*chain, *authorities):  # which the warnings ahead of it look at
                 _ = each.not_valid_after_utc
-        return Credentials(pem["ca"], pem["cert"], pem["key"])
+        return Credentials(ca, cert, key)
 
     def stamp(self) -> object:
         """Compares equal as long as no file has changed."""
         return tuple(_stamp(source) for source in (self.ca, self.cert, self.key))
+
+
+def own_chain(cert: Source, key: Source) -> tuple[bytes, bytes]:
+    """Both files' bytes: a chain that is valid now, and its key. Raises CertificateMissing,
+    CertificateExpired, CertificateMismatch."""
+    pem, private = _read("cert", cert), _read("key", key)
+    chain = _parse("cert", pem)
+    with _readable():
+        _check_key(chain[0], private)
+        _check_period("certificate", chain[0])
+    return pem, private
 
 
 def own_role(credentials: Credentials) -> Role:

@@ -135,6 +135,11 @@ class PlainModel:
         """Public."""
         return self.plan.graph
 
+    @property
+    def batch(self) -> int:
+        """Most samples of one call."""
+        return MAX_BATCH
+
     def infer(self, q: NDArray[Any], deadline: Deadline) -> Program[Inference[np.int64]]:
         """int8[batch, *input shape] -> int64[batch, *output shape], MAX_BATCH samples at a time.
 

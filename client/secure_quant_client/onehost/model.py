@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from secure_quant.errors import PeerUnavailable, ServiceError
 from secure_quant.ir import Graph
-from secure_quant.onehost.plan import OneHostPlan
+from secure_quant.onehost.plan import MAX_BATCH, OneHostPlan
 from secure_quant.reference.executor import check_int8
 from secure_quant.wire import info_from_proto
 from secure_quant.wire.gen.model_pb2 import ModelInfo
@@ -60,6 +60,11 @@ class OneHostModel:
     def graph(self) -> Graph:
         """Public."""
         return self.plan.graph
+
+    @property
+    def batch(self) -> int:
+        """Most samples of one item; a host may allow fewer."""
+        return MAX_BATCH
 
     def forget(self) -> None:
         """In a forked process: the pairing is the parent's."""
