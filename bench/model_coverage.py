@@ -5,19 +5,28 @@ the rounding, and onnxruntime to the last bit.
     python bench/model_coverage.py --ops                           all of them, about two minutes
     python bench/model_coverage.py --ops --only recurrent GRUCell  a family, or rows by name
 
+With --families, the models that packages ship (families.py), with random weights: taken or refused,
+equal to onnxruntime or not, how near to float. Results are added to a file of JSON lines as they
+come; a run goes on where the last one ended. --all takes every model, not one an architecture.
+
+    python bench/model_coverage.py --families torchvision timm --results coverage.jsonl
+    python bench/model_coverage.py --families timm --only convnext swin_transformer
+    python bench/model_coverage.py --tables coverage.jsonl         what is known, as Markdown
+
 Exit status 1 if a model is wrong: taken though it computes something else, or refused by an error
 without a name.
 """
 
 from __future__ import annotations
 
+import json
 import sys
 import warnings
 from collections import Counter
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from arguments import parser, run
+from arguments import parser, positive, run
 
 if TYPE_CHECKING:
     from fuzz.judge import Verdict
@@ -28,10 +37,76 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "tests"))
 
 def main() -> int:
     line = parser(__doc__)
-    line.add_argument("--ops", action="store_true", required=True)
+    what = line.add_mutually_exclusive_group(required=True)
+    what.add_argument("--ops", action="store_true")
+    what.add_argument("--families", nargs="+", choices=("torchvision", "timm"))
+    what.add_argument("--tables", type=Path, metavar="FILE")
     line.add_argument("--only", nargs="+", default=())
+    line.add_argument("--all", action="store_true")
+    line.add_argument("--again", nargs="*", metavar="KIND", default=(),
+                      help="kinds of results to make anew: refused, stopped, ...")  # fmt: skip
+    line.add_argument("--results", type=Path, metavar="FILE", default=Path("coverage.jsonl"))
+    line.add_argument("--seconds", type=positive, default=900, help="for one model")
+    line.add_argument("--gigabytes", type=positive, default=10, help="for one model")
     arguments = line.parse_args()
+    if arguments.tables:
+        return tables(known(arguments.tables))
+    if arguments.families:
+        return families(arguments)
     return operators(set(arguments.only))
+
+
+def families(arguments: Any) -> int:
+    """A line for each model that is not in the results yet, and the tables."""
+    from families import listed
+    from family_judge import judged_apart
+
+    import secure_quant.quantizer  # noqa: F401  once, before the processes are forked
+
+    only, rows = set(arguments.only), known(arguments.results)
+    rows = {key: row for key, row in rows.items() if row["kind"] not in arguments.again}
+    into = arguments.results.with_suffix(".one")
+    for model in (m for family in arguments.families for m in listed(family, arguments.all)):
+        if model.key in rows or (only and not only & {model.group, model.name}):
+            continue
+        row = judged_apart(model, into, arguments.seconds, arguments.gigabytes)
+        rows[model.key] = row
+        with arguments.results.open("a") as results:
+            results.write(json.dumps(row) + "\n")
+        told = row.get("why") or f"cosine {row['cosine']:.4f}"
+        print(f"{model.key:60} {row['kind']:8} {row.get('seconds', 0):6} {told[:200]}", flush=True)
+    return tables(rows)
+
+
+def known(path: Path) -> dict[str, Any]:
+    """By key; of several rows of a model the last."""
+    lines = path.read_text().splitlines() if path.exists() else []
+    return {row["key"]: row for row in map(json.loads, lines)}
+
+
+def tables(rows: dict[str, Any]) -> int:
+    """Counts by group, every model, and what the refused were refused for."""
+    from family_judge import KINDS
+
+    counts: dict[str, Counter[str]] = {}
+    for row in rows.values():
+        group = "timm" if row["family"] == "timm" else f"{row['family']} {row['group']}"
+        counts.setdefault(group, Counter()).update([row["kind"]])
+    print(f"\n| | models | {' | '.join(KINDS)} |\n|---|{'---|' * (len(KINDS) + 1)}")
+    for group, found in counts.items():
+        print(f"| {group} | {found.total()} | {' | '.join(str(found[k]) for k in KINDS)} |")
+    print("\n| model | input | | cosine | error | seconds |\n|---|---|---|---|---|---|")
+    for row in rows.values():
+        size = "×".join(map(str, row.get("shape", ())))
+        numbers = (f"{row['cosine']:.4f} | {row['error']:.2g}") if "cosine" in row else " | "
+        name = f"{row['group']}: {row['model']}" if row["family"] == "timm" else row["model"]
+        print(f"| {name} | {size} | {row['kind']} | {numbers} | {row.get('seconds', '')} |")
+    refused = [row for row in rows.values() if "why" in row]
+    if refused:
+        print("\n| model | | why |\n|---|---|---|")
+    for row in sorted(refused, key=lambda row: row["why"]):
+        print(f"| {row['key']} | {row['kind']} | {row['why'].splitlines()[0][:160]} |")
+    return 1 if any(row["kind"] == "wrong" for row in rows.values()) else 0
 
 
 def operators(only: set[str]) -> int:

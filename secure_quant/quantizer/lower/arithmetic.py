@@ -29,6 +29,7 @@ __all__ = ["add", "amax", "matmul", "mean", "mul", "total"]
 
 aten = torch.ops.aten
 Whole = NDArray[np.int64]
+_QUANTIZE = ".quantize_per_tensor"
 
 CHANNEL_FACTOR = 4095
 """Largest factor of a sum by channels."""
@@ -74,12 +75,13 @@ def _sum_of_two(walk: Walk, node: Node) -> Term:
     scale_a, scale_b = (
         (a.scale * abs(alpha), b.scale) if swapped else (a.scale, b.scale * abs(alpha))
     )
-    most, fine = _largest_factor(node, a, b), node.meta.get(BITS, 8) > 8
-    both, unit = (
-        _channel_factors(a, b, scale_a, scale_b, min(most, CHANNEL_FACTOR))
-        if a.channels or b.channels
-        else _common_factors(scale_a, scale_b, most, FINE_ERROR if fine else FACTOR_ERROR)
-    )
+    most = _largest_factor(node, a, b)
+    if a.channels or b.channels:
+        both, unit = _channel_factors(a, b, scale_a, scale_b, min(most, CHANNEL_FACTOR))
+    else:
+        most = min(most, _room(a, b, scale_a, scale_b))
+        allowed = FINE_ERROR if _becomes_fine(node) else FACTOR_ERROR
+        both, unit = _common_factors(scale_a, scale_b, most, allowed)
     if alpha < 0:
         both[0 if swapped else 1] *= -1
     return _sum(walk, node, (a, b), both, unit)
@@ -116,6 +118,31 @@ def _largest_factor(node: Node, a: Term, b: Term) -> int:
         return INT32.hi
     room = INT32.hi / (2.5 * a.shape[-1])  # 2, and what bounds are rounded up by
     return max(int(room / (a.centred.magnitude + b.centred.magnitude)), 1)
+
+
+def _room(a: Term, b: Term, scale_a: float, scale_b: float) -> int:
+    """Largest factor of a sum of f · a and g · b with f / g = scale_a / scale_b in int32: where one
+    is far smaller than a step of the other, the nearest there is."""
+    if not (scale_a and scale_b):
+        return INT32.hi
+    ratio = max(scale_a / scale_b, scale_b / scale_a)
+    large, small = (a, b) if scale_a > scale_b else (b, a)
+    sizes = max(large.centred.magnitude, 1), max(small.centred.magnitude, 1)
+    return max(int(INT32.hi / 2.5 / max(sizes[0], sizes[1] / ratio)), 1)  # 2, and some for bounds
+
+
+def _becomes_fine(node: Node) -> bool:
+    """True where a sum, or a function of it, becomes an activation of more than 8 bits."""
+    return node.meta.get(BITS, 8) > 8 or any(
+        _has_fine_steps(user) if _QUANTIZE in str(user.target) else _becomes_fine(user)
+        for user in node.users
+        if _QUANTIZE in str(user.target) or torch.Tag.pointwise in getattr(user.target, "tags", ())
+    )
+
+
+def _has_fine_steps(quantize: Node) -> bool:
+    low, high = quantize.args[3:5]
+    return bool(high - low > 255)  # type: ignore[operator]
 
 
 def _summand(walk: Walk, argument: Any, node: Node) -> Term:

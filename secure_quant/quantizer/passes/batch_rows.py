@@ -91,7 +91,6 @@ _POOLS = (
     aten.adaptive_avg_pool1d.default, aten.adaptive_avg_pool2d.default,
     aten.adaptive_avg_pool3d.default, aten.upsample_nearest1d.vec, aten.upsample_nearest2d.vec,
     aten.upsample_bilinear2d.vec, aten.pixel_shuffle.default, aten.pixel_unshuffle.default,
-    aten.pad.default, aten.constant_pad_nd.default,
 )  # fmt: skip
 ROWS: dict[Any, Callable[[Folder, Node], Made]] = {
     **dict.fromkeys((*_CONVOLUTIONS, *_POOLS, aten.group_norm.default), _by_row),

@@ -272,6 +272,19 @@ def _einsum(edit: Folder, node: Node) -> Made:
     return Folded(made, layout, len(out[0]))
 
 
+def _pad(edit: Folder, node: Node) -> Made:
+    """Of last axes, which are R's last too. Modes but constant ask for an axis or two before."""
+    own = edit.of(node.args[0])
+    widths: Any = node.args[1]
+    axes, new = len(widths) // 2, edit.shape(node)
+    if own.layout.axis >= own.rank - axes:
+        return None
+    sample = edit.shape(own.data)[1:]
+    wide = edit.rows(own.data, [math.prod(sample[:-axes]), *sample[-axes:]])
+    made = edit.op(node.target, (wide, *node.args[1:]), node.kwargs)
+    return Folded(edit.rows(made, edit.spread(new, own.layout)), own.layout, own.rank)
+
+
 def _index(edit: Folder, node: Node) -> Made:
     """One constant vector of places."""
     own = edit.of(node.args[0])
@@ -345,6 +358,8 @@ _RULES: Mapping[Any, Rule] = {
     aten.baddbmm.default: _baddbmm,
     aten.scaled_dot_product_attention.default: _attention,
     aten.index.Tensor: _index,
+    aten.pad.default: _pad,
+    aten.constant_pad_nd.default: _pad,
     aten.copy.default: _broadcast,
     aten.fill.Scalar: _broadcast,
     aten.fill.Tensor: _broadcast,

@@ -1,0 +1,151 @@
+"""One model of a family: quantized or refused, equal to onnxruntime or not, how near to float.
+
+Each is judged in a process of its own with a limit of time and memory, so that none ends the run.
+"""
+
+from __future__ import annotations
+
+import json
+import multiprocessing
+import resource
+import time
+import traceback
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+if TYPE_CHECKING:
+    from families import Listed
+
+__all__ = ["KINDS", "judged_apart"]
+
+KINDS = ("exact", "coarse", "refused", "wrong", "stopped")
+"""exact: taken, and onnxruntime gives the same integers. coarse: the same, but further off the
+float model than ``quantize`` allows by itself. refused: by a named error. wrong: other integers, or
+an error without a name. stopped: at the limit of time or memory."""
+SAMPLES = 8
+Row = dict[str, Any]
+
+
+def judged_apart(model: Listed, into: Path, seconds: float, gigabytes: float) -> Row:
+    """The row of ``model``, from a process that writes it to ``into``."""
+    into.unlink(missing_ok=True)
+    start = time.monotonic()
+    process = multiprocessing.get_context("fork").Process(
+        target=_work, args=(model, into, int(gigabytes * 2**30))
+    )
+    process.start()
+    process.join(seconds)
+    if process.is_alive():
+        process.kill()
+        process.join()
+    if into.exists():
+        row: Row = json.loads(into.read_text())
+        into.unlink()
+    else:
+        row = {"kind": "stopped", "why": f"after {time.monotonic() - start:.0f} s"}
+    named = {"key": model.key, "family": model.family, "group": model.group, "model": model.name}
+    return {**named, "first": model.first, **row}
+
+
+def _work(model: Listed, into: Path, memory: int) -> None:
+    resource.setrlimit(resource.RLIMIT_AS, (memory, memory))
+    torch.set_num_threads(1)
+    warnings.simplefilter("ignore")
+    start = time.monotonic()
+    row = _judged(model)
+    row["seconds"] = round(time.monotonic() - start, 1)
+    part = into.with_suffix(".part")
+    part.write_text(json.dumps(row))
+    part.rename(into)
+
+
+def _judged(model: Listed) -> Row:
+    from secure_quant.errors import SecureQuantError
+    from secure_quant.quantizer import quantize
+
+    torch.manual_seed(0)
+    module, shape = model.make(model.name)
+    x = torch.randn(SAMPLES, *shape)
+    with torch.no_grad():
+        module.train()(x)  # BatchNorm's statistics: without, activations of random weights vanish
+    module.eval()
+    row: Row = {"shape": list(shape), "parameters": sum(p.numel() for p in module.parameters())}
+    try:
+        graph = quantize(module, x, max_error=float("inf"))
+        return row | _measured(module, x, graph)
+    except MemoryError:
+        return row | {"kind": "stopped", "why": "out of memory"}
+    except SecureQuantError as error:
+        return row | {"kind": "refused", "why": f"{type(error).__name__}: {error}",
+                      "wrapped": _wrapped(error)}  # fmt: skip
+    except Exception as error:  # noqa: BLE001  this is what the run looks for
+        return row | {"kind": "wrong", "why": f"raw {type(error).__name__}: {error}"[:300],
+                      "trace": traceback.format_exc()[-1500:]}  # fmt: skip
+
+
+def _wrapped(error: Exception) -> str | None:
+    """What torch raised, where the refusal only wraps that."""
+    from secure_quant.errors import SecureQuantError
+
+    cause = error.__cause__
+    if cause is None or isinstance(cause, SecureQuantError):
+        return None
+    return "".join(traceback.format_exception(cause))[-1500:]
+
+
+def _measured(module: torch.nn.Module, x: torch.Tensor, graph: Any) -> Row:
+    from secure_quant import reference
+    from secure_quant.quantizer.gate.accuracy import MAX_ERROR
+
+    with torch.no_grad():
+        want = [part.numpy() for part in _tensors(module(x.clone()))]
+    made = reference.run(graph, x.numpy())
+    got = list(made.values()) if isinstance(made, dict) else [made]
+    pairs = [
+        (a.astype(np.float64).ravel(), b.astype(np.float64).ravel())
+        for a, b in zip(got, want, strict=True)
+    ]
+    sizes = [float(np.sqrt((b**2).mean())) or 1.0 for _, b in pairs]
+    error = max(
+        float(np.sqrt(((a - b) ** 2).mean())) / s for (a, b), s in zip(pairs, sizes, strict=True)
+    )
+    row: Row = {"nodes": len(graph.nodes), "cosine": min(_cosine(a, b) for a, b in pairs),
+                "error": error}  # fmt: skip
+    differ = _differing(graph, x.numpy())
+    if differ:
+        return row | {"kind": "wrong", "why": f"{differ} integers of onnxruntime differ"}
+    return row | {"kind": "exact" if error <= MAX_ERROR else "coarse"}
+
+
+def _cosine(a: NDArray[Any], b: NDArray[Any]) -> float:
+    return float(a @ b / (np.linalg.norm(a) * np.linalg.norm(b) or 1.0))
+
+
+def _tensors(made: Any) -> Iterator[torch.Tensor]:
+    """In the order of the graph's ports."""
+    from secure_quant.quantizer.ports import leaves
+
+    return (value for _, value in leaves(made))
+
+
+def _differing(graph: Any, x: NDArray[Any]) -> int:
+    """Integers in which onnxruntime differs, on a calibration sample and on one of any int8."""
+    import onnxruntime
+
+    from secure_quant import reference
+    from secure_quant.interop.onnx_export import feeds, packed, to_onnx
+
+    q = reference.quantize_input(graph, x[:1])
+    wild = np.random.default_rng(0).integers(-128, 128, q.shape).astype(np.int8)
+    both = np.concatenate([q, wild])
+    session = onnxruntime.InferenceSession(to_onnx(graph).SerializeToString())
+    names = [out.name for out in session.get_outputs()]
+    y = packed(graph, dict(zip(names, session.run(None, feeds(graph, both)), strict=True)))
+    own = reference.run_int(graph, both)
+    return int((y.reshape(len(both), -1) != own.reshape(len(both), -1)).sum())

@@ -1,0 +1,63 @@
+"""Steps of published vision models, as their packages write them."""
+
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional
+from unit.quantizer.nets import Net, follows, own_answer, relative_error
+
+from secure_quant import reference
+from secure_quant.quantizer import quantize
+
+GENERATOR = torch.Generator().manual_seed(0)
+IMAGE = torch.randn(64, 4, 8, 8, generator=GENERATOR)
+ROWS = torch.randn(64, 6, 8, generator=GENERATOR)
+
+
+def relative_logits(net, x):
+    """HaloNet's positions: pads of values whose rows are several of each sample."""
+    b, c, h, w = x.shape
+    q = x.permute(0, 2, 3, 1).reshape(b * h, w, c)
+    x = (q @ net.rel.weight.t()).reshape(-1, w, 2 * w - 1)
+    x = functional.pad(x, [0, 1]).flatten(1)
+    x = functional.pad(x, [0, w - 1]).reshape(-1, w + 1, 2 * w - 1)[:, :w, w - 1 :]
+    return x.reshape(b, h, w, w).mean(1)
+
+
+@pytest.mark.parametrize("mode", ["constant", "reflect", "replicate"])
+def test_pads_beside_a_merged_batch(mode):
+    def forward(_, x):
+        y = functional.pad(x.reshape(-1, 4, 8), (1, 2), mode=mode)
+        return y.reshape(len(x), 8, 44).mean(1)
+
+    follows(Net(forward), IMAGE.permute(0, 2, 1, 3).contiguous())
+    if mode == "constant":
+        follows(Net(relative_logits, rel=nn.Linear(4, 15)), IMAGE)
+
+
+@pytest.mark.parametrize("size", [1e-5, 1e-7, 1e-12, 1e7])
+def test_branches_of_very_different_size(size):
+    """LayerScale as it is initialized: the sum's factors stay in int32."""
+
+    def forward(net, x):
+        return net.fc(torch.relu(net.a(x) + size * net.b(x)))
+
+    torch.manual_seed(0)
+    model = Net(forward, a=nn.Linear(8, 8), b=nn.Linear(8, 8), fc=nn.Linear(8, 3))
+    follows(model, ROWS)
+
+
+def test_sums_that_become_12_bits_have_fine_factors():
+    """Steps of 12 bits are not lost in the ratio of two scales."""
+
+    def forward(net, x):
+        return net.fc(torch.relu(net.a(x) + x))
+
+    torch.manual_seed(0)
+    model = Net(forward, a=nn.Linear(8, 8), fc=nn.Linear(8, 3))
+    x = ROWS[:, 0]
+    graph = quantize(model, x, mode="weight-only")
+    (add,) = (node for node in graph.nodes if type(node).__name__ == "Add")
+    (f, g), (a, b) = add.factors, (graph.values[name].scale for name in add.inputs)
+    assert abs(f / g / (a / b) - 1) < 1 / 8000
+    assert relative_error(reference.run(graph, x.numpy()), own_answer(model, x)) < 0.02
