@@ -5,7 +5,7 @@ READY := .venv/.ready
 PROTOC := .protoc
 OIP := .oip
 
-.PHONY: setup demo test test-all quick fuzz lint format types imports proto proto-check deploy-check lock compat oip bench clean
+.PHONY: setup demo test test-all quick fuzz lint format types imports proto proto-check deploy-check lock compat oip docs generated bench clean
 
 demo: $(READY)
 	$(BIN)/secure-quant demo
@@ -52,6 +52,18 @@ proto-check: $(READY) $(PROTOC)/.ready
 deploy-check: $(READY)
 	$(BIN)/hadolint deploy/docker/*.Dockerfile
 	$(BIN)/kubernetes-validate --strict --quiet deploy/kubernetes/*.yaml
+
+# The documentation site, in build/site; a warning fails it.
+docs: $(READY)
+	$(BIN)/python tools/stage_site.py build/site-pages
+	$(BIN)/zensical build --clean --strict
+
+# Pages and pictures that are made of code and of results; tests hold them to it.
+generated: $(READY)
+	$(BIN)/python tools/gen_settings.py
+	$(BIN)/python tools/gen_reference.py
+	$(BIN)/python tools/gen_performance.py
+	$(BIN)/python tools/gen_diagrams.py
 
 bench: $(READY)
 	$(BIN)/secure-quant bench --model lenet --engine mpc

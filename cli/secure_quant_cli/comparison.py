@@ -14,6 +14,7 @@ from secure_quant.errors import OpNotSupported
 from secure_quant.ir import Graph, ops
 from secure_quant.reference.units import units
 from secure_quant_cli.arrays import Arrays, part_of
+from secure_quant_cli.intervals import wilson
 
 if TYPE_CHECKING:
     from secure_quant.quantizer.floats import FloatValues
@@ -273,7 +274,9 @@ class _Truths:
             made["float_error_mean"] = sum(e.total for e in errors) / sum(e.count for e in errors)
         if labels is not None:
             for kind in (kind for kind, parts in self.outputs.items() if parts):
-                made[f"accuracy_{kind}"] = accuracy(np.concatenate(self.outputs[kind]), labels)
+                share = accuracy(np.concatenate(self.outputs[kind]), labels)
+                made[f"accuracy_{kind}"] = share
+                made[f"accuracy_{kind}_interval"] = wilson(share, len(labels))
         return made
 
 

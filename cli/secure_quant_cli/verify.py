@@ -154,7 +154,9 @@ def _show(report: dict[str, Any]) -> None:
         print(f"{engine} refuses this model: {reason}")
     for key in ("accuracy_float", "accuracy_int8", "float_error_max", "float_error_mean"):
         if key in report:
-            print(f"{key.replace('_', ' ')}: {report[key]:.6g}")
+            ends = report.get(f"{key}_interval")
+            beside = f" (95 % interval {ends[0]:.4g} to {ends[1]:.4g})" if ends else ""
+            print(f"{key.replace('_', ' ')}: {report[key]:.6g}{beside}")
     for engine, found in report["engines"].items():
         if found["first_difference"] is not None:
             print(f"first layer that differs under {engine}: {found['first_difference']}")

@@ -40,7 +40,8 @@ def commands(path: Path) -> list[str]:
     """The secure-quant commands in the shell blocks, one line each."""
     found = []
     for block in SHELL.findall(path.read_text()):
-        for line in block.replace("\\\n", " ").splitlines():
+        for whole in block.replace("\\\n", " ").splitlines():
+            line = whole.removesuffix(" &")
             words = shlex.split(line, comments=True)
             if words[:1] == ["secure-quant"]:
                 found.append(line)

@@ -11,7 +11,7 @@ from secure_quant.engines import find
 from secure_quant_cli.comparison import cost_cells
 from secure_quant_cli.console import human_bytes, milliseconds, ratio
 from secure_quant_cli.engines import exact
-from secure_quant_cli.report import plots
+from secure_quant_cli.report import histograms, plots
 from secure_quant_cli.report.style import STYLE
 
 if TYPE_CHECKING:
@@ -78,18 +78,26 @@ def _cards(report: dict[str, Any], graph: Graph) -> str:
 
     stored, floats = weight_bytes(graph)
     cards = {"samples": f"{report['samples']:,}", "layers": str(len(report["layers"]))}
+    beside: dict[str, str] = {}
     if floats:
         cards["stored weights"] = f"{human_bytes(stored)}"
         cards["of float32"] = ratio(stored, floats)
-    if "accuracy_float" in report:
-        cards["accuracy, float"] = f"{report['accuracy_float']:.2%}"
-    if "accuracy_int8" in report:
-        cards["accuracy, int8"] = f"{report['accuracy_int8']:.2%}"
+    for key, title in (("accuracy_float", "accuracy, float"), ("accuracy_int8", "accuracy, int8")):
+        if key in report:
+            cards[title] = f"{report[key]:.2%}"
+            beside[title] = _interval(report[f"{key}_interval"])
     if "float_error_mean" in report:
         cards["mean error at the output"] = f"{report['float_error_mean']:.2g}"
         cards["largest"] = f"{report['float_error_max']:.2g}"
-    made = "".join(f"<div><dt>{key}</dt><dd>{value}</dd></div>" for key, value in cards.items())
+    made = "".join(
+        f"<div><dt>{key}</dt><dd>{value}{beside.get(key, '')}</dd></div>"
+        for key, value in cards.items()
+    )
     return f'<dl class="cards">{made}</dl>'
+
+
+def _interval(ends: Sequence[float]) -> str:
+    return f"<small>95 % interval {ends[0]:.2%} to {ends[1]:.2%}</small>"
 
 
 def _ports(graph: Graph) -> str:
@@ -149,29 +157,37 @@ def _errors(report: dict[str, Any]) -> str:
         "at the same place, as shares of the layer's largest value. Layers that only move values "
         "are left out."
     )
-    return _section(
-        "Error against the float model, layer by layer", text, _figure(plot, "error by layer")
-    )
+    return _section("Error against the float model, layer by layer", text, _figure(plot))
 
 
 def _histograms(found: Comparison) -> str:
     made = []
-    weights = plots.weights(found.histograms)
-    if weights is not None:
-        text = "How often each int8 weight occurs. The dotted lines are the largest values, ±127."
-        made.append(_section("Weights", text, _figure(weights, "histograms of weights")))
-    activations = plots.activations(found.histograms)
-    if activations is not None:
+    weights = histograms.weights(found.histograms)
+    if weights:
+        text = (
+            "How often the int8 weights occur; where few different ones do, each is drawn by "
+            "itself. The dotted lines are the largest values, ±127."
+        )
+        made.append(_section("Weights", text, _small(weights)))
+    activations = histograms.activations(found.histograms)
+    if activations:
         text = (
             "Filled: the integers of the reference. Line: the float model's values in the same "
             "units. The dotted lines are the range of int8; what the line shows beyond them was "
             "clipped, or is held at the end by a ReLU or its like. A single value far above "
             "all others is cut off."
         )
-        made.append(
-            _section("Activations", text, _figure(activations, "histograms of activations"))
-        )
+        made.append(_section("Activations", text, _small(activations)))
     return "\n".join(made)
+
+
+def _small(drawn: Sequence[histograms.Small]) -> str:
+    figures = "".join(
+        f"<figure>{each.svg}<figcaption><b>{escape(each.name)}</b><br>{escape(each.note)}"
+        "</figcaption></figure>"
+        for each in drawn
+    )
+    return f'<div class="small">{figures}</div>'
 
 
 def _schemes(report: dict[str, Any]) -> str:
@@ -192,8 +208,7 @@ def _schemes(report: dict[str, Any]) -> str:
         "The float model quantized with each weight scheme, calibrated on these very inputs: a "
         "comparison of the schemes, no forecast for data that was not seen."
     )
-    plot = plots.schemes(study, report.get("accuracy_float"))
-    drawn = _figure(plot, "accuracy against stored weights", narrow=True)
+    drawn = _figure(plots.schemes(study, report.get("accuracy_float")))
     made = drawn + _table(header + ["accuracy"] * labelled, rows)
     return _section("Weight schemes: accuracy against size", text, made)
 
@@ -201,11 +216,8 @@ def _schemes(report: dict[str, Any]) -> str:
 def _costs(report: dict[str, Any]) -> str:
     made = []
     for engine in report["plans"]:
-        drawn = {
-            "bytes by layer": plots.traffic(report["layers"], engine),
-            "time by layer": plots.times(report["layers"], engine),
-        }
-        sides = [_figure(plot, label) for label, plot in drawn.items() if plot is not None]
+        drawn = (plots.traffic(report["layers"], engine), plots.times(report["layers"], engine))
+        sides = [_figure(plot) for plot in drawn if plot is not None]
         plan = ", ".join(
             f"{key.replace('_', ' ')} {human_bytes(value) if 'bytes' in key else value}"
             for key, value in report["plans"][engine].items()
@@ -214,9 +226,7 @@ def _costs(report: dict[str, Any]) -> str:
         made.append(f'{head}<div class="pair">{"".join(sides)}</div>')
     plain = plots.times(report["layers"], "reference")
     if plain is not None:
-        made.append(
-            f'<h3>Plaintext reference</h3><div class="pair">{_figure(plain, "time by layer")}</div>'
-        )
+        made.append(f'<h3>Plaintext reference</h3><div class="pair">{_figure(plain)}</div>')
     text = (
         "For one sample. Bytes are those of the plan, which are exact. Times were measured in one "
         f"process without a network, in batches of up to {report['batch']}; they leave out what is "
@@ -261,9 +271,8 @@ def _section(title: str, text: str, content: str) -> str:
     return f"<section><h2>{escape(title)}</h2>{words}\n{content}</section>"
 
 
-def _figure(svg: str, label: str, *, narrow: bool = False) -> str:
-    kind = "narrow" if narrow else "wide"
-    return f'<figure class="{kind}" aria-label="{escape(label)}">{svg}</figure>'
+def _figure(svg: str) -> str:
+    return f"<figure>{svg}</figure>"
 
 
 def _table(

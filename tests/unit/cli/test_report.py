@@ -14,8 +14,10 @@ from secure_quant import quantize, reference, save
 from secure_quant_cli import inprocess
 from secure_quant_cli.comparison import HISTOGRAM, compare
 from secure_quant_cli.engines import he
+from secure_quant_cli.intervals import wilson
 from secure_quant_cli.main import main
 from secure_quant_cli.report import render, scheme_study
+from secure_quant_cli.report.histograms import densities
 
 OWNER = """
 import torch
@@ -63,6 +65,7 @@ class Page(HTMLParser):
         self.open: list[str] = []
         self.ids: list[str] = []
         self.links: list[str] = []
+        self.roles: list[str] = []
         self.feed(text)
 
     def handle_starttag(self, tag, attrs) -> None:
@@ -70,6 +73,8 @@ class Page(HTMLParser):
         for key, value in attrs:
             if key == "id":
                 self.ids.append(value)
+            if key == "role":
+                self.roles.append(value)
             if key in ("src", "href", "xlink:href", "data", "action", "poster"):
                 self.links.append(value)
 
@@ -121,8 +126,43 @@ def test_page_is_self_contained(found, graph) -> None:
     assert len(page.ids) == len(set(page.ids))
     used = set(re.findall(r'(?:href="|url\()#([^")]+)', text))
     assert used <= set(page.ids)
-    assert page.open.count("svg") == 9  # errors, 2 histograms, schemes, 2 + 2 costs, plaintext
+    activations = sum("int8" in counts for counts in found.histograms.values())
+    # errors, 2 layers' weights, activations, schemes, 2 + 2 costs, plaintext
+    assert page.open.count("svg") == 9 + activations
+    assert page.roles == ["img"] * page.open.count("svg")
+    assert page.open.count("title") == 1 + page.open.count("svg")
     assert "✓ Bit-exact" in text
+
+
+def test_page_has_a_dark_style_and_no_colour_of_its_own(found, graph) -> None:
+    text = render(found, graph)
+    assert "prefers-color-scheme: dark" in text
+    body = text[text.index("<body>") :]
+    assert set(re.findall(r"(?<!, )#[0-9a-f]{6}\b", body)) == set()  # a variable beside each
+
+
+def test_accuracies_have_intervals(found, graph) -> None:
+    low, high = found.report["accuracy_float_interval"]
+    assert (low, high) == pytest.approx((0.8389, 1.0), abs=1e-4)  # 20 of 20
+    assert "95 % interval 83.89% to 100.00%" in render(found, graph)
+
+
+def test_intervals_are_wilsons() -> None:
+    # R. G. Newcombe, Statistics in Medicine 17 (1998), table I, method 3.
+    assert wilson(81 / 263, 263) == pytest.approx((0.2553, 0.3662), abs=5e-5)
+    assert wilson(0 / 20, 20) == pytest.approx((0.0, 0.1611), abs=5e-5)
+
+
+def test_a_coarser_scale_makes_no_comb() -> None:
+    rng = np.random.default_rng(0)
+    every_third = 3 * np.rint(rng.normal(0, 14, 100_000)).astype(int)
+    counts = np.bincount(np.clip(every_third, -128, 127) + 192, minlength=len(HISTOGRAM) - 1)
+    edges, heights = densities(counts)
+    assert np.sum(heights * np.diff(edges)) == pytest.approx(1)
+    inside = heights[np.abs(edges[:-1]) < 60]
+    ups = np.diff(np.sign(np.diff(inside)))
+    assert np.count_nonzero(ups) == 1  # up to the middle, then down
+    assert inside.min() > 0
 
 
 def test_page_is_the_same_every_time(found, graph) -> None:
