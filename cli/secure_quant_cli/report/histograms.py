@@ -24,7 +24,7 @@ Array = NDArray[np.float64]
 
 def _together(counts: NDArray[np.int64]) -> int:
     """Integers that share a bar: by Rice's rule, 2 n^(1/3) bars over int8 for n values."""
-    bars = 2 * float(max(1, counts.sum())) ** (1 / 3)
+    bars: float = 2 * float(max(1, counts.sum())) ** (1 / 3)
     return max(TOGETHER, round(256 / bars))
 
 
