@@ -3,6 +3,9 @@ encryption by separate processes over mutual TLS, every integer compared with pl
 
 The first run trains the network (seconds) and keeps it in --work. The last line says whether all
 integers agree, and so does the exit status.
+
+With --web a page shows it instead: draw a digit in your browser, which shares it between the two
+parties itself, and see the answer and what each end saw. Until Ctrl-C.
 """
 
 from __future__ import annotations
@@ -37,6 +40,13 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--work", type=Path, default=Path("demo-out"), metavar="DIR",
                         help="where the trained network and the logs are kept")  # fmt: skip
     parser.add_argument("--json", action="store_true")
+    parser.add_argument(
+        "--web",
+        action="store_true",
+        help="serve a page on this machine to draw on, with secret sharing",
+    )
+    parser.add_argument("--page-port", type=int, default=8321, metavar="N",
+                        help="port of loopback of that page (default: 8321)")  # fmt: skip
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -44,7 +54,9 @@ def run(arguments: argparse.Namespace) -> int:
     from secure_quant_cli.checks import counts
     from secure_quant_cli.console import print_json
 
-    counts(arguments, "images")
+    counts(arguments, "images", "page_port")
+    if arguments.web:
+        return show_page(arguments.page_port, arguments.work)
     report = demonstrate(arguments.images, arguments.work)
     if arguments.json:
         print_json(report)
@@ -98,6 +110,50 @@ def demonstrate(images: int, work: Path) -> dict[str, Any]:
             report["engines"][name] = _infer(graph, service, name, x, labels)
     report["bit_exact"] = all(report["engines"][name]["mismatches"] == 0 for name in exact_names())
     return report
+
+
+def show_page(port: int, work: Path) -> int:
+    """Serve the page and the roles behind it until interrupted."""
+    import asyncio
+
+    from secure_quant.quantizer import zoo
+    from secure_quant_cli import web_demo
+    from secure_quant_cli.cluster import free_ports
+    from secure_quant_cli.models import quantize_shown, trained_lenet
+    from secure_quant_cli.service import serving
+    from secure_quant_server.common import make_token
+
+    data, small = zoo.digits("image"), zoo.digits("flat")
+    model, _ = trained_lenet(data, work / "lenet.safetensors")
+    graph = quantize_shown(model, data.train_x[:512])
+    token, line = make_token("page")
+    with tempfile.TemporaryDirectory(prefix="secure-quant-") as folder:
+        (Path(folder) / "tokens").write_text(f"{line}\n")
+        targets = [f"127.0.0.1:{each}" for each in free_ports(2)]
+        told = ["--http-plaintext", "--tokens", f"{folder}/tokens",
+                "--http-origins", ",".join(web_demo.origins(port))]  # fmt: skip
+        options = {
+            f"party{party}": ["--http-listen", target, *told]
+            for party, target in enumerate(targets)
+        }
+        page = web_demo.Page(
+            graph, [f"http://{target}" for target in targets], token,
+            web_demo.one_of_each(small.test_x, small.test_y),
+        )  # fmt: skip
+
+        async def until_interrupted() -> None:
+            ready = asyncio.Event()
+            task = asyncio.create_task(web_demo.serve(page, port, ready))
+            done, _ = await asyncio.wait(
+                {task, asyncio.create_task(ready.wait())}, return_when=asyncio.FIRST_COMPLETED
+            )
+            if task not in done:
+                print(f"open http://127.0.0.1:{port} in a browser (Ctrl-C ends it)", flush=True)
+            await task
+
+        with serving(graph, Path(folder), engines=["mpc"], logs=work / "logs", options=options):
+            asyncio.run(until_interrupted())
+    return 0
 
 
 def _reference_latency(graph: Graph, x: NDArray[np.float32]) -> float:

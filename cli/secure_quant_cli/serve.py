@@ -77,6 +77,8 @@ def check(arguments: argparse.Namespace) -> None:
     address("--listen", arguments.listen, listen=True)
     if arguments.metrics is not None and not arguments.metrics.isdecimal():
         address("--metrics", arguments.metrics, listen=True)
+    if getattr(arguments, "http_listen", None) is not None:
+        address("--http-listen", arguments.http_listen, listen=True)
     role = served()[arguments.role]
     if role.check is not None:
         resolved(role.check)(arguments)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -55,12 +55,14 @@ def serving(
     objective: str | None = None,
     tier: str | None = None,
     dial: Callable[[str], str] = str,
+    options: Mapping[str, Sequence[str]] | None = None,
 ) -> Iterator[Service]:
     """Split ``graph``, make certificates, start the roles of ``engines``, exact ones; on
     leaving, every process has ended.
 
     Bundles and certificates lie in the folder ``work``, which should be a temporary one, and so do
-    the log files unless ``logs`` is another folder. ``dial`` as in Cluster.
+    the log files unless ``logs`` is another folder. ``dial`` and ``options`` as in
+    Cluster.
     """
     from secure_quant.transport import Tls
     from secure_quant.transport.certs import make_all
@@ -74,7 +76,13 @@ def serving(
             write_bundles(split_for(graph, engine, objective, tier), folder)
         make_all(work / "certs")
     cluster = Cluster(
-        work / "certs", logs or work / "logs", folders, lanes=lanes, workers=workers, dial=dial
+        work / "certs",
+        logs or work / "logs",
+        folders,
+        lanes=lanes,
+        workers=workers,
+        dial=dial,
+        options=options or {},
     )
     titles = (", ".join(role.title for role in find(name).roles) for name in engines)
     with progress(f"starting {' and '.join(titles)}"):

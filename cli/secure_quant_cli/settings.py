@@ -248,7 +248,7 @@ def _chosen(setting: Setting, value: Any, where: str) -> Any:
 def shown(setting: Setting) -> str:
     """What its value looks like."""
     if setting.kind == "text" and setting.choices is None:
-        return "HOST:PORT"
+        return "ORIGINS" if setting.name == "http_origins" else "HOST:PORT"
     return {"int": "N", "float": "S", "bool": "true or false"}.get(setting.kind, "PATH")
 
 

@@ -9,6 +9,7 @@ from secure_quant.transport.channels import (
     server_options,
     sync_channel,
 )
+from secure_quant.transport.contexts import fresh_context
 from secure_quant.transport.fresh import FreshCredentials, SwappedTls, expiry, warn_of_expiry
 from secure_quant.transport.roles import Role, peer_role
 from secure_quant.transport.streams import FrameStream, dial_stream, listen_stream
@@ -16,6 +17,7 @@ from secure_quant.transport.tls import (
     Credentials,
     InsecurePlaintext,
     Security,
+    ServerPair,
     Tls,
     check_security,
     own_role,
@@ -30,6 +32,7 @@ __all__ = [
     "Limits",
     "Role",
     "Security",
+    "ServerPair",
     "SwappedTls",
     "Tls",
     "add_port",
@@ -38,6 +41,7 @@ __all__ = [
     "check_security",
     "dial_stream",
     "expiry",
+    "fresh_context",
     "listen_stream",
     "own_role",
     "peer_role",

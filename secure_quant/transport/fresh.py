@@ -10,7 +10,7 @@ from datetime import UTC, datetime
 from cryptography import x509
 
 from secure_quant.errors import CertificateMismatch, SecureQuantError
-from secure_quant.transport.tls import Credentials, Tls, own_role
+from secure_quant.transport.tls import Credentials, ServerPair, Tls, own_role
 
 __all__ = ["FreshCredentials", "SwappedTls", "expiry", "warn_of_expiry"]
 
@@ -18,13 +18,13 @@ _LOG = logging.getLogger("secure_quant.transport")
 
 
 def expiry(credentials: Credentials) -> datetime:
-    """When the first of the own chain ends, or the last of the authorities."""
+    """When the first of the own chain ends, or the last of the authorities, where one is known."""
     chain = x509.load_pem_x509_certificates(credentials.cert)
-    authorities = x509.load_pem_x509_certificates(credentials.ca)
-    return min(
-        *(each.not_valid_after_utc for each in chain),
-        max(each.not_valid_after_utc for each in authorities),
-    )
+    ends = [each.not_valid_after_utc for each in chain]
+    if credentials.ca:
+        authorities = x509.load_pem_x509_certificates(credentials.ca)
+        ends.append(max(each.not_valid_after_utc for each in authorities))
+    return min(ends)
 
 
 class SwappedTls(Tls):
@@ -60,7 +60,7 @@ class FreshCredentials:
     line of the log says why, and the next look tries again once a file has changed.
     """
 
-    def __init__(self, tls: Tls) -> None:
+    def __init__(self, tls: Tls | ServerPair) -> None:
         """Raises the errors of ``Tls.load``."""
         self._tls, self._lock = tls, threading.Lock()
         self._stamp = tls.stamp()

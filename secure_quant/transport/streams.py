@@ -8,15 +8,13 @@ time at each end; over a bidirectional gRPC stream it takes 200 and 300.
 from __future__ import annotations
 
 import asyncio
-import os
 import socket
 import ssl
 import struct
-import tempfile
 from collections import deque
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
-from typing import BinaryIO, cast
+from typing import cast
 
 from secure_quant.errors import (
     ConfigError,
@@ -26,14 +24,10 @@ from secure_quant.errors import (
     SecureQuantError,
 )
 from secure_quant.transport.channels import Limits
+from secure_quant.transport.contexts import fresh_context, tls_context
 from secure_quant.transport.fresh import FreshCredentials
 from secure_quant.transport.roles import Role, role_of
-from secure_quant.transport.tls import (
-    Credentials,
-    InsecurePlaintext,
-    Security,
-    check_security,
-)
+from secure_quant.transport.tls import InsecurePlaintext, Security, check_security
 
 __all__ = ["FrameStream", "dial_stream", "listen_stream"]
 
@@ -198,7 +192,7 @@ async def dial_stream(
     bounds, (host, port) = limits or Limits(), _host_port(address)
     checked, context, name = check_security(security), None, None
     if not isinstance(checked, InsecurePlaintext):
-        context = _context(ssl.PROTOCOL_TLS_CLIENT, checked.load())
+        context = tls_context(ssl.PROTOCOL_TLS_CLIENT, checked.load(), PROTOCOL)
         name = checked.server_name or Role.parse(server_role).dns_name
     connecting = asyncio.get_running_loop().create_connection(
         lambda: FrameStream(bounds.message_bytes), host, port, ssl=context, server_hostname=name
@@ -235,7 +229,7 @@ async def listen_stream(
     bounds, (host, port) = limits or Limits(), _host_port(address)
     checked, context = check_security(security), None
     if not isinstance(checked, InsecurePlaintext):
-        context = _fresh_context(FreshCredentials(checked))
+        context = fresh_context(FreshCredentials(checked), PROTOCOL)
     tasks: set[asyncio.Task[None]] = set()
 
     async def attend(stream: FrameStream) -> None:
@@ -302,46 +296,6 @@ def _check_protocol(address: str, transport: asyncio.BaseTransport) -> None:
     if tls is not None and tls.selected_alpn_protocol() != PROTOCOL:
         got = tls.selected_alpn_protocol() or "another protocol"
         raise PeerUnavailable(address, got=got, expected=PROTOCOL)
-
-
-def _fresh_context(fresh: FreshCredentials) -> ssl.SSLContext:
-    """Of a server, whose connections use the certificates that lie there when they begin."""
-    newest = _context(ssl.PROTOCOL_TLS_SERVER, fresh.current)
-
-    def begin(tls: ssl.SSLObject, name: str | None, context: ssl.SSLContext) -> None:
-        nonlocal newest
-        found = fresh.look()
-        if found is not None:
-            newest = _context(ssl.PROTOCOL_TLS_SERVER, found)
-        tls.context = newest
-
-    first = newest
-    first.sni_callback = begin
-    return first
-
-
-def _context(protocol: int, credentials: Credentials) -> ssl.SSLContext:
-    context = ssl.SSLContext(protocol)
-    context.minimum_version = ssl.TLSVersion.TLSv1_3
-    context.verify_mode = ssl.CERT_REQUIRED
-    context.load_verify_locations(cadata=credentials.ca.decode("ascii"))
-    context.set_alpn_protocols([PROTOCOL])
-    if protocol == ssl.PROTOCOL_TLS_SERVER:
-        context.num_tickets = 0
-    # The binding takes a chain from a file alone; this one has no name and never meets a disk
-    # where the system can keep it in memory.
-    with _nameless() as file:
-        file.write(credentials.cert + b"\n" + credentials.key)
-        file.flush()
-        file.seek(0)
-        context.load_cert_chain(f"/dev/fd/{file.fileno()}")
-    return context
-
-
-def _nameless() -> BinaryIO:
-    if hasattr(os, "memfd_create"):
-        return os.fdopen(os.memfd_create("chain", os.MFD_CLOEXEC), "w+b")
-    return tempfile.TemporaryFile()
 
 
 def _keep_alive(transport: asyncio.BaseTransport, limits: Limits) -> None:

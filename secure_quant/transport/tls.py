@@ -27,6 +27,7 @@ __all__ = [
     "Credentials",
     "InsecurePlaintext",
     "Security",
+    "ServerPair",
     "Tls",
     "check_security",
     "own_chain",
@@ -93,6 +94,24 @@ def own_chain(cert: Source, key: Source) -> tuple[bytes, bytes]:
         _check_key(chain[0], private)
         _check_period("certificate", chain[0])
     return pem, private
+
+
+@dataclass(frozen=True, slots=True)
+class ServerPair:
+    """A certificate chain and its private key alone, of whatever authority: of a server whose
+    callers are known by a token. Paths, or PEM bytes."""
+
+    cert: Source = field(repr=False)
+    key: Source = field(repr=False)
+
+    def load(self) -> Credentials:
+        """Read and check; ``ca`` is empty. Raises CertificateMissing, CertificateExpired,
+        CertificateMismatch."""
+        return Credentials(b"", *own_chain(self.cert, self.key))
+
+    def stamp(self) -> object:
+        """Compares equal as long as no file has changed."""
+        return tuple(_stamp(source) for source in (self.cert, self.key))
 
 
 def own_role(credentials: Credentials) -> Role:

@@ -1,5 +1,6 @@
 """Native values <-> protobuf, and named errors <-> gRPC status; nothing else speaks protobuf."""
 
+from secure_quant.wire.connect import connect_error
 from secure_quant.wire.models import (
     ReceivedModel,
     graph_from_proto,
@@ -14,6 +15,7 @@ __all__ = [
     "SHARING",
     "ReceivedModel",
     "check_sharing",
+    "connect_error",
     "from_abort",
     "from_status",
     "graph_from_proto",

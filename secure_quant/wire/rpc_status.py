@@ -14,7 +14,13 @@ from typing import Any
 from google.protobuf import any_pb2, descriptor_pb2, descriptor_pool, message_factory
 from google.protobuf.message import DecodeError
 
-__all__ = ["METADATA_KEY", "ErrorInfo", "decode_error_info", "encode_error_info"]
+__all__ = [
+    "METADATA_KEY",
+    "ErrorInfo",
+    "decode_error_info",
+    "encode_error_info",
+    "packed_details",
+]
 
 METADATA_KEY = "grpc-status-details-bin"
 _TYPE_URL = "type.googleapis.com/google.rpc.ErrorInfo"
@@ -34,7 +40,7 @@ def encode_error_info(code: int, message: str, info: ErrorInfo) -> bytes:
     """A serialized google.rpc.Status that carries ``info``."""
     detail = _ERROR_INFO(reason=info.reason, domain=info.domain, metadata=dict(info.metadata))
     status = _STATUS(code=code, message=message)
-    status.details.add(type_url=_TYPE_URL, value=detail.SerializeToString())
+    status.details.add(type_url=_TYPE_URL, value=detail.SerializeToString(deterministic=True))
     encoded: bytes = status.SerializeToString()
     return encoded
 
@@ -49,6 +55,12 @@ def decode_error_info(data: bytes) -> ErrorInfo | None:
     except DecodeError:
         return None
     return None
+
+
+def packed_details(data: bytes) -> list[tuple[str, bytes]]:
+    """(message name, its bytes) of each detail inside a serialized google.rpc.Status."""
+    details = _STATUS.FromString(data).details
+    return [(each.type_url.rpartition("/")[2], each.value) for each in details]
 
 
 def _message_classes() -> tuple[Any, Any]:

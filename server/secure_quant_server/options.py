@@ -86,6 +86,14 @@ class PartyOptions(LaneOptions, ServerOptions):
     batch_wait_s    party 0: longest wait for other requests to join while every lane is busy; 0
                     joins none.
     pending         requests that may wait at once.
+    http_listen     ``host:port`` for browsers: the same service over HTTPS; None for none. Asks
+                    for tokens.
+    http_origins    whose pages may call there, comma-separated (``https://app.example``); ``*``
+                    for those of every origin.
+    http_cert       certificate chain shown there; None for the role's own.
+    http_key        its private key.
+    http_plaintext  no TLS there, on an address of loopback only: behind a proxy on this host that
+                    ends it, or to try out.
     """
 
     party: int | None = None
@@ -96,8 +104,15 @@ class PartyOptions(LaneOptions, ServerOptions):
     wait_s: float = 10.0
     batch_wait_s: float = 0.0
     pending: int = 256
+    http_listen: str | None = None
+    http_origins: str | None = None
+    http_cert: str | os.PathLike[str] | None = None
+    http_key: str | os.PathLike[str] | None = None
+    http_plaintext: bool = False
 
     def __post_init__(self) -> None:
+        if (self.http_cert is None) != (self.http_key is None):
+            raise ConfigError("http_cert and http_key", got="one of them", expected="both or none")
         for name, choices in CHOICES.items():
             if getattr(self, name) not in choices:
                 expected = " or ".join(choices)

@@ -66,9 +66,10 @@ class GrpcServer:
         admission = Admission(
             max_calls=options.max_calls, per_client=options.per_client, message_bytes=largest
         )
-        guard = Guard(access, self.metrics, admission, watch_s=options.watch_s)
+        self.guard = Guard(access, self.metrics, admission, watch_s=options.watch_s)
+        self.request_bytes = largest
         self.server = grpc.aio.server(
-            interceptors=[guard],
+            interceptors=[self.guard],
             options=server_options(options.limits, largest, options.max_connections),
         )
         self._health = health_aio.HealthServicer()

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
 from math import prod
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from prometheus_client import Counter, Gauge
 
@@ -25,9 +25,9 @@ from secure_quant.mpc.protocol.bundle import load_party
 from secure_quant.mpc.protocol.party import PartyProgram
 from secure_quant.mpc.runtime.jobs import Answer, Job
 from secure_quant.mpc.runtime.options import LaneOptions
-from secure_quant.transport import FreshCredentials, Security, Tls
+from secure_quant.transport import FreshCredentials, Security, ServerPair, Tls
 from secure_quant.wire import SHARING, check_sharing, info_to_proto
-from secure_quant.wire.gen import share_inference_pb2_grpc
+from secure_quant.wire.gen import share_inference_pb2, share_inference_pb2_grpc
 from secure_quant.wire.gen.share_inference_pb2 import (
     InferRequest,
     InferResponse,
@@ -54,6 +54,9 @@ from secure_quant_server.mpc.kinds import lane_kind
 from secure_quant_server.mpc.lanes import Lanes
 from secure_quant_server.mpc.messages import Place
 from secure_quant_server.options import PartyOptions
+
+if TYPE_CHECKING:
+    from secure_quant_server.common.web import WebFront
 
 __all__ = ["PartyOptions", "serve_party"]
 
@@ -137,9 +140,12 @@ class _Front:
         share_inference_pb2_grpc.add_ShareInferenceServiceServicer_to_server(
             servicer, self._grpc.server
         )
+        self._web = None if options.http_listen is None else _web(servicer, options, self._grpc)
 
     async def start(self) -> None:
         await self._grpc.start()
+        if self._web is not None:
+            await self._web.start()
         self.lanes.start()
         if isinstance(self.options.security, Tls):
             fresh = FreshCredentials(self.options.security)
@@ -148,6 +154,8 @@ class _Front:
     async def stop(self) -> None:
         if self._following is not None:
             self._following.cancel()
+        if self._web is not None:
+            await self._web.stop(self.options.grace_s)
         await self._grpc.stop()
         await self.lanes.stop()
 
@@ -164,6 +172,22 @@ class _Front:
         task = asyncio.create_task(self._grpc.set_serving(ready))
         self._serving.add(task)
         task.add_done_callback(self._serving.discard)
+
+
+def _web(servicer: object, options: PartyOptions, grpc: GrpcServer) -> WebFront:
+    from secure_quant_server.common.web import WebFront, methods_of  # an extra of its own
+
+    pair = None
+    if options.http_cert is not None and options.http_key is not None:
+        pair = ServerPair(options.http_cert, options.http_key)
+    service = share_inference_pb2.DESCRIPTOR.services_by_name["ShareInferenceService"]
+    return WebFront(
+        grpc.guard, methods_of(service, servicer),
+        listen=options.http_listen or "", security=options.security, pair=pair,
+        plaintext=options.http_plaintext, origins=options.http_origins,
+        has_tokens=options.tokens is not None, request_bytes=grpc.request_bytes,
+        max_connections=options.max_connections,
+    )  # fmt: skip
 
 
 class Gauges:

@@ -1,0 +1,5 @@
+export { MpcClient, type Answer, type Options, type Stats } from "./client.js";
+export { SecureQuantError } from "./errors.js";
+export type { Graph, Port } from "./graph.js";
+export type { Model } from "./model.js";
+export type { Inputs, NamedArray } from "./quantize.js";
