@@ -5,7 +5,7 @@ READY := .venv/.ready
 PROTOC := .protoc
 OIP := .oip
 
-.PHONY: setup demo test test-all quick fuzz lint format types imports proto proto-check deploy-check lock compat oip docs generated bench clean
+.PHONY: setup demo test test-all quick fuzz lint format types imports proto proto-check deploy-check lock compat oip docs generated bench web clean
 
 demo: $(READY)
 	$(BIN)/secure-quant demo
@@ -48,6 +48,11 @@ proto: $(PROTOC)/.ready
 proto-check: $(READY) $(PROTOC)/.ready
 	$(BIN)/buf lint protos
 	$(PROTOC)/bin/python tools/gen_protos.py --check
+
+# The browser's client (needs Node 20 and npm); its protobuf code and the page's bundle are committed.
+web: $(READY)
+	cd client/web && npm ci --no-audit --no-fund
+	cd client/web && PATH="$(CURDIR)/$(BIN):$$PATH" npm run gen && npm test && npm run bundle
 
 deploy-check: $(READY)
 	$(BIN)/hadolint deploy/docker/*.Dockerfile
@@ -103,4 +108,4 @@ $(OIP)/.ready: tools/oip.txt
 oip: $(OIP)/.ready
 
 clean:
-	rm -rf .venv $(PROTOC) $(OIP) .compat build dist out demo-out *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
+	rm -rf client/web/node_modules client/web/dist .venv $(PROTOC) $(OIP) .compat build dist out demo-out *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
