@@ -67,7 +67,7 @@ def sdist(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The source distribution, unpacked."""
     place = tmp_path_factory.mktemp("sdist")
     skip = shutil.ignore_patterns(
-        ".*", "__pycache__", "build", "dist", "out", "demo-out", "*.egg-info"
+        ".*", "__pycache__", "build", "dist", "node_modules", "out", "demo-out", "*.egg-info"
     )
     shutil.copytree(ROOT, place / "tree", ignore=skip)
     (place / "out").mkdir()
@@ -92,6 +92,7 @@ def test_the_sdist_holds_what_explains_the_code(sdist: Path) -> None:
     named = {"SECURITY.md", "CHANGELOG.md", "ARCHITECTURE.md", "LICENSE", "README.md",
              "constraints.txt", "Makefile"}  # fmt: skip
     wanted = named | files("protos", "*") | files("docs", "*") | files("tests", "*.py")
+    wanted |= {f"client/web/{name}" for name in ("package.json", "src/client.ts", "demo/page.ts")}
     assert [name for name in sorted(wanted) if not (sdist / name).is_file()] == []
 
 
@@ -102,8 +103,9 @@ def test_the_wheel_holds_the_code_the_protos_and_nothing_else(wheel: zipfile.Zip
         for name in files(source, path, some=path != "*.pyi")
     }  # fmt: skip
     protos = {Path(name).relative_to("protos").as_posix() for name in files("protos", "*.proto")}
+    page = {f"secure_quant_cli/web/page.{kind}" for kind in ("css", "html", "js")}
     held = {name for name in wheel.namelist() if ".dist-info/" not in name}
-    assert held == wanted | protos
+    assert held == wanted | protos | page
     for name in protos:
         assert wheel.read(name) == (ROOT / "protos" / name).read_bytes()
 
