@@ -79,7 +79,7 @@ class OneHostPlanner(Planner):
     places."""
 
     def __init__(self, graph: Graph, pairs: Pairs) -> None:
-        super().__init__(graph, "traffic", ramps=False)
+        super().__init__(graph, "traffic", lookups_alone=True)
         self._pairs = pairs
         self._pools = {second: first for first, second in pairs.items()}
 

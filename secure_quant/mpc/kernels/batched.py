@@ -15,8 +15,8 @@ from numpy.typing import NDArray
 from secure_quant.mpc.kernels import bits, lookups, maxima, ramps
 
 __all__ = [
-    "compare", "lift", "lift_ramp", "lift_v3", "open_ramp", "open_v3", "open_v4", "pack", "select",
-    "select_ramp", "select_v4", "unpack",
+    "compare", "compare_digits", "join_digits", "lift", "lift_ramp", "lift_v3", "open_ramp",
+    "open_v3", "open_v4", "pack", "select", "select_ramp", "select_v4", "unpack",
 ]  # fmt: skip
 
 Words = NDArray[np.uint64]
@@ -139,6 +139,27 @@ def compare(
     made = np.empty((len(values), free.shape[1]), np.uint64)
     for i, words in enumerate(dealt):
         maxima.compare(values[i], words, free[i], arity, width, tables, made[i])
+    return made
+
+
+def compare_digits(
+    values: Words, dealt: Sequence[Words], free: Words, arity: int, digits: Ints, place: int
+) -> Words:
+    """As ``compare``, the variables of every comparison's borrow."""
+    made = np.empty((len(values), free.shape[1]), np.uint64)
+    for i, words in enumerate(dealt):
+        maxima.compare_digits(values[i], words, free[i], arity, digits, place, made[i])
+    return made
+
+
+def join_digits(
+    opened: Words, dealt: Sequence[Words], free: Words, arity: int, digits: Ints, kappa: Words,
+    place: int, party: int,
+) -> Words:  # fmt: skip
+    """Own share of every comparison, masked, from its opened variables: [batch, maxima]."""
+    made = np.empty_like(opened)
+    for i, words in enumerate(dealt):
+        maxima.join_digits(opened[i], words, free[i], arity, digits, kappa, place, party, made[i])
     return made
 
 

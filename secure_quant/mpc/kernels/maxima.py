@@ -26,13 +26,21 @@ from secure_quant.mpc.kernels.bits import (
     OUT,
     ZERO,
     I,
+    compared,
     correct,
+    flip,
     kernel,
     prefix,
     read,
 )
+from secure_quant.mpc.kernels.simd import popcount
 
-__all__ = ["DEAL", "SELECT", "compare", "pairs", "products"]
+__all__ = [
+    "DEAL", "SELECT", "compare", "compare_digits", "deal_digits", "deal_tables", "join_digits",
+    "pairs", "products",
+]  # fmt: skip
+
+INT = types.Array(I, 1, "C", readonly=True)
 
 
 def pairs(arity: int) -> int:
@@ -68,6 +76,110 @@ def compare(
                 word |= read(dealt, place + (e * count + t) * half + low, 1) << np.uint64(t)
                 t += 1
         out[e] = word ^ (free[e] & (ONES >> np.uint64(64 - count)))
+
+
+@kernel(types.void(IN, OUT, I, I, I))
+def deal_tables(r: Any, dealt: Any, arity: int, width: int, place: int) -> None:
+    """Party 0's stream in ``dealt`` becomes party 1's corrections, of what ``compare`` reads. r:
+    [n · arity] masks."""
+    half = 1 << (width - 1)
+    for e in range(r.shape[0] // arity):
+        for i in range(arity - 1):
+            for j in range(i + 1, arity):
+                low = np.int64((r[e * arity + i] - r[e * arity + j]) & np.uint64(half - 1))
+                prefix(dealt, place, width - 1, low)
+                place += half
+
+
+# ----------------------------------------------------- comparisons by digits, in a round more
+
+
+@kernel(types.void(IN, IN, IN, I, INT, I, OUT))
+def compare_digits(
+    values: Any, dealt: Any, free: Any, arity: int, digits: Any, place: int, out: Any
+) -> None:
+    """Own masked share of every comparison's variables. values: [n · arity]. digits: bits of each,
+    6 at most, and last the bits of a comparison's record of products; place: of the tables, each
+    comparison's before its record."""
+    count, last = arity * (arity - 1) // 2, digits.shape[0] - 1
+    keep = ONES >> np.uint64(64 - count * (2 * last - 1))
+    for e in range(out.shape[0]):
+        word, fill = ZERO, 0
+        for i in range(arity - 1):
+            for j in range(i + 1, arity):
+                c, low = values[e * arity + i] - values[e * arity + j], 0
+                for t in range(last):
+                    bits = digits[t]
+                    digit = np.int64(c >> np.uint64(low)) & ((1 << bits) - 1)
+                    if t == 0:
+                        word |= read(dealt, place + digit, 1) << np.uint64(fill)
+                        fill += 1
+                    else:
+                        word |= compared(dealt, place, bits, digit) << np.uint64(fill)
+                        fill += 2
+                    low += bits
+                    place += 1 << bits
+                place += digits[last]
+        out[e] = word ^ (free[e] & keep)
+
+
+@kernel(types.void(IN, IN, IN, I, INT, IN, I, I, OUT))
+def join_digits(
+    opened: Any, dealt: Any, free: Any, arity: int, digits: Any, kappa: Any, place: int,
+    party: int, out: Any,
+) -> None:  # fmt: skip
+    """Own share of every comparison's borrow, under the next bits of ``free``. kappa: which
+    products of masks make it, by the opened variables."""
+    count, last = arity * (arity - 1) // 2, digits.shape[0] - 1
+    variables, record = 2 * last - 1, digits[last]
+    keep, one = ONES >> np.uint64(64 - variables), ONE if party == 0 else ZERO
+    size = 0
+    for t in range(last):
+        size += 1 << digits[t]
+    for e in range(out.shape[0]):
+        word = ZERO
+        for pair in range(count):
+            place += size
+            by = np.uint64(pair * variables)
+            n = (free[e] >> by) & keep
+            if record > 0:
+                n |= read(dealt, place, record) << np.uint64(variables)
+            kap = kappa[(opened[e] >> by) & keep]
+            word |= ((popcount(n & (kap >> ONE)) ^ (kap & one)) & ONE) << np.uint64(pair)
+            place += record
+        masks = free[e] >> np.uint64(count * variables)
+        out[e] = word ^ (masks & (ONES >> np.uint64(64 - count)))
+
+
+@kernel(types.void(IN, IN, OUT, IN, I, INT, I))
+def deal_digits(
+    r: Any, free: Any, dealt: Any, monomials: Any, arity: int, digits: Any, place: int
+) -> None:
+    """As ``deal_tables``, of what ``compare_digits`` and ``join_digits`` read."""
+    last = digits.shape[0] - 1
+    variables = 2 * last - 1
+    for e in range(free.shape[0]):
+        own = free[e]
+        for i in range(arity - 1):
+            for j in range(i + 1, arity):
+                difference, low = r[e * arity + i] - r[e * arity + j], 0
+                for t in range(last):
+                    bits = digits[t]
+                    digit = np.int64(difference >> np.uint64(low)) & ((1 << bits) - 1)
+                    if t == 0:
+                        prefix(dealt, place, bits, digit)
+                    else:
+                        flip(dealt, place + digit, 1, ONE)
+                    low += bits
+                    place += 1 << bits
+                n = monomials[own & (ONES >> np.uint64(64 - variables))]
+                if digits[last] > 0:
+                    flip(dealt, place, digits[last], n >> np.uint64(variables))
+                place += digits[last]
+                own >>= np.uint64(variables)
+
+
+# --------------------------------------------------------------------------------- selections
 
 
 def selector(arity: int) -> Callable[..., None]:
@@ -141,21 +253,20 @@ def dealing(arity: int) -> Callable[..., None]:
     """``DEAL`` of so many candidates."""
 
     @kernel(types.void(IN, IN, OUT, I, I, I, I))
-    def deal(r: Any, free: Any, dealt: Any, width: int, ring: int, tables: int, place: int) -> None:
-        """Party 0's stream in ``dealt`` becomes party 1's corrections. r: [n · arity] masks."""
+    def deal(r: Any, free: Any, dealt: Any, width: int, ring: int, place: int, skip: int) -> None:
+        """Party 0's stream in ``dealt`` becomes party 1's corrections, of products. r: [n · arity]
+        masks. The comparisons' own begin at bit ``skip`` of ``free``."""
         last = arity - 1
         subsets = 1 << last
-        count, half = arity * (arity - 1) // 2, 1 << (width - 1)
+        count = arity * (arity - 1) // 2
         total = count + last * (subsets - 1 - last) + last * (subsets - 1)
         for e in range(free.shape[0]):
             bits, base, t = ZERO, place + e * total * ring, 0
             for i in range(last):
                 for j in range(i + 1, arity):
                     difference = r[e * arity + i] - r[e * arity + j]
-                    low = np.int64(difference & np.uint64(half - 1))
-                    prefix(dealt, tables + (e * count + t) * half, width - 1, low)
                     top = (difference >> np.uint64(width - 1)) & ONE
-                    bit = ((free[e] >> np.uint64(t)) & ONE) ^ top
+                    bit = ((free[e] >> np.uint64(skip + t)) & ONE) ^ top
                     bits |= bit << np.uint64(t)
                     correct(dealt, base + t * ring, ring, bit)
                     t += 1

@@ -22,7 +22,7 @@ from secure_quant.mpc.protocol.gates.base import Gate
 from secure_quant.mpc.protocol.gates.edge import InputGate, JoinGate, OutputGate
 from secure_quant.mpc.protocol.gates.linear import LinearGate
 from secure_quant.mpc.protocol.gates.local import LocalGate
-from secure_quant.mpc.protocol.gates.maximum import MaximumGate, levels
+from secure_quant.mpc.protocol.gates.maximum import MaximumGate, cut_digits, levels
 from secure_quant.mpc.protocol.gates.product import ProductGate
 from secure_quant.mpc.protocol.gates.ramp import RampGate
 from secure_quant.mpc.protocol.gates.requantize import RequantizeGate
@@ -36,7 +36,7 @@ Objective = Literal["latency", "balanced", "traffic"]
 
 PLAN_VERSION = 3
 LOOKUPS_ALONE = 2
-"""Version of plans without ramps. Their bundles still load."""
+"""Version of plans without ramps and maxima by digits. Their bundles still load."""
 SHARE_BITS = 64
 STREAM_BYTES = 2**25
 """Corrections of one sample above which a model is streamed, unless its owner says otherwise: two
@@ -44,6 +44,8 @@ of them would fill a lane's stock, and making them ahead no longer hides what th
 ROUND_BITS = 3500
 """Of material an element, that the round which a ramp takes more than a lookup in V3 is worth where
 latency counts."""
+ROUND_BYTES = 3 * 2**20
+"""Of material, that a round of a maximum is worth unless each byte counts."""
 WIDE = 10
 """Bits of a difference above which the six tables of a maximum of 4 are no bargain (int16)."""
 
@@ -187,7 +189,7 @@ def plan(
                 hint="quantize with mode='static' or 'weight-only', or serve it under homomorphic"
                 " encryption",
             )
-    made = Planner(graph.public(), objective, ramps=version > LOOKUPS_ALONE).plan()
+    made = Planner(graph.public(), objective, lookups_alone=version == LOOKUPS_ALONE).plan()
     if streamed is None:
         streamed = 8 * made.dealt_words > STREAM_BYTES
     return replace(made, streamed=streamed, version=version)
@@ -196,8 +198,9 @@ def plan(
 class Planner:
     """The gates of a graph, rings chosen from its end."""
 
-    def __init__(self, graph: Graph, objective: Objective, *, ramps: bool = True) -> None:
-        self.graph, self.objective, self._ramps = graph, objective, ramps
+    def __init__(self, graph: Graph, objective: Objective, *, lookups_alone: bool = False) -> None:
+        """``lookups_alone``: no ramps, and comparisons by one table each."""
+        self.graph, self.objective, self._lookups_alone = graph, objective, lookups_alone
         self.rings: dict[str, int] = {node.name: 1 for node in graph.nodes}
         self.looks: dict[str, Lookup] = {}
         self.ramps: dict[str, Ramp] = {}
@@ -224,7 +227,7 @@ class Planner:
         """Choose how, for an output in Z_2^ring. The ring of the input."""
         x = self.graph.values[node.inputs[0]].centred
         look = choose(node, x, self.objective, ring)
-        ramp = choose_ramp(node, x) if self._ramps else None
+        ramp = None if self._lookups_alone else choose_ramp(node, x)
         prices = [price(each, self.objective, ring, ROUND_BITS) for each in (look, ramp) if each]
         if ramp and prices[1] < prices[0]:
             self.ramps[node.name] = ramp
@@ -307,13 +310,23 @@ class Planner:
         outputs, ring, width = prod(common["shape"]), common["bits"], self._compared(node)
         candidates = MaximumGate.candidates(node, source)
         pairwise = self.objective == "traffic" or width > WIDE
-        tournament = levels(candidates, 2 if pairwise else 4)
-        free, dealt = MaximumGate.material(tournament, outputs, width, ring)
-        return MaximumGate(
-            **common, node=node, width=width, source=source, tournament=tournament,
-            free_words=free, dealt_words=dealt,
-            payloads=MaximumGate.rounds(tournament, outputs, ring),
-        )  # fmt: skip
+        ways: list[tuple[int, tuple[int, ...]]] = [(2 if pairwise else 4, ())]
+        digits = () if self._lookups_alone else cut_digits(width - 1)
+        if digits and self.objective != "latency":
+            ways += [(arity, digits) for arity in (2, 3, 4)]
+        made = []
+        for arity, digits in ways:
+            tournament = levels(candidates, arity)
+            free, dealt = MaximumGate.material(tournament, outputs, width, ring, digits)
+            made.append(
+                MaximumGate(
+                    **common, node=node, width=width, source=source, tournament=tournament,
+                    digits=digits, free_words=free, dealt_words=dealt,
+                    payloads=MaximumGate.rounds(tournament, outputs, ring, digits),
+                )
+            )  # fmt: skip
+        each = 0 if self.objective == "traffic" else ROUND_BYTES
+        return min(made, key=lambda gate: 8 * gate.dealt_words + each * len(gate.payloads))
 
 
 _MAKERS: dict[type[ops.Node], Callable[[Planner, Any], Gate]] = {

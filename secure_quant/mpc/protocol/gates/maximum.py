@@ -1,4 +1,5 @@
-"""MaxPool and ReduceMax: a tournament of maxima of 2, 3 or 4, two rounds a level."""
+"""MaxPool and ReduceMax: a tournament of maxima of 2, 3 or 4, two rounds a level, or three where a
+comparison's table is cut into digits."""
 
 from __future__ import annotations
 
@@ -13,13 +14,40 @@ from numpy.typing import NDArray
 
 from secure_quant.ir import ops
 from secure_quant.mpc.kernels import batched, maxima
+from secure_quant.mpc.protocol.borrow import Borrow
 from secure_quant.mpc.protocol.cost import words
 from secure_quant.mpc.protocol.gates.base import Dealing, Gate, Side, Wire, opening
 from secure_quant.mpc.protocol.ring import Ring, reduce
 
-__all__ = ["Level", "MaximumGate", "levels"]
+__all__ = ["Level", "MaximumGate", "cut_digits", "levels"]
 
 Places = NDArray[np.int64]
+Digits = tuple[int, ...]
+OPENED = 8
+"""What a bit opened online is worth in bits that are dealt, where digits are chosen."""
+WIDEST_DIGIT = 6
+"""Kernels read a digit's table as one word."""
+
+
+def cut_digits(bits: int) -> Digits:
+    """The cheapest digits, lowest first, of the low bits of a difference; none where there is no
+    fitting cut."""
+    found = []
+    for count in range(1, 5):
+        short, long = divmod(bits, count)
+        if short and short + bool(long) <= WIDEST_DIGIT:
+            found.append(tuple(short + (i < long) for i in range(count)))
+
+    def price(digits: Digits) -> int:
+        return _table(digits) + OPENED * Borrow(digits).variables
+
+    return min(found, key=price, default=())
+
+
+def _table(digits: Digits) -> int:
+    """Bits dealt for one comparison."""
+    borrow = Borrow(digits)
+    return sum(1 << bits for bits in digits) + len(borrow.products) - borrow.variables
 
 
 @dataclass(frozen=True)
@@ -60,12 +88,14 @@ def levels(candidates: int, arity: int) -> tuple[Level, ...]:
 
 @dataclass(frozen=True, kw_only=True)
 class MaximumGate(Gate):
-    """width: bits of a signed difference. source: per-sample shape of the input."""
+    """width: bits of a signed difference. source: per-sample shape of the input. digits: of its low
+    bits, lowest first; none: one table of all."""
 
     node: ops.MaxPool | ops.ReduceMax
     width: int
     source: tuple[int, ...]
     tournament: tuple[Level, ...]
+    digits: Digits = ()
 
     @staticmethod
     def candidates(node: ops.MaxPool | ops.ReduceMax, source: tuple[int, ...]) -> int:
@@ -73,7 +103,7 @@ class MaximumGate(Gate):
 
     @staticmethod
     def material(
-        tournament: tuple[Level, ...], outputs: int, width: int, ring: int
+        tournament: tuple[Level, ...], outputs: int, width: int, ring: int, digits: Digits = ()
     ) -> tuple[int, int]:
         """(free words, dealt words) per sample."""
         free = dealt = 0
@@ -81,23 +111,42 @@ class MaximumGate(Gate):
             for _, arity, groups in level.parts:
                 count = outputs * groups
                 free += 2 * count
-                dealt += words(count, maxima.pairs(arity) << (width - 1))
+                table = _table(digits) if digits else 1 << (width - 1)
+                dealt += words(count, maxima.pairs(arity) * table)
                 dealt += words(count, maxima.products(arity) * ring)
         return free, dealt
 
     @staticmethod
     def rounds(
-        tournament: tuple[Level, ...], outputs: int, ring: int
+        tournament: tuple[Level, ...], outputs: int, ring: int, digits: Digits = ()
     ) -> tuple[tuple[tuple[int, int], ...], ...]:
-        made = []
+        made, variables = [], Borrow(digits).variables
         for level in tournament:
+            if digits:
+                each = [(outputs * g, maxima.pairs(a) * variables) for _, a, g in level.parts]
+                made.append(tuple(each))
             made.append(tuple((outputs * g, maxima.pairs(a)) for _, a, g in level.parts))
             made.append(tuple((outputs * g, ring) for _, _, g in level.parts))
         return tuple(made)
 
     def describe(self) -> dict[str, Any]:
         rows = [[level.arity, level.groups, level.spare] for level in self.tournament]
-        return super().describe() | {"width": self.width, "tournament": rows}
+        more: dict[str, Any] = {"digits": list(self.digits)} if self.digits else {}
+        return super().describe() | {"width": self.width, "tournament": rows} | more
+
+    @cached_property
+    def borrow(self) -> Borrow:
+        return Borrow(self.digits)
+
+    @cached_property
+    def _digits(self) -> Places:
+        """As the kernels take them."""
+        record = len(self.borrow.products) - self.borrow.variables
+        return np.array([*self.digits, record], np.int64)
+
+    @cached_property
+    def _table_bits(self) -> int:
+        return _table(self.digits) if self.digits else 1 << (self.width - 1)
 
     @property
     def outputs(self) -> int:
@@ -128,7 +177,7 @@ class MaximumGate(Gate):
             for _, arity, groups in level.parts:
                 count = self.outputs * groups
                 tables = dealt
-                dealt += words(count, maxima.pairs(arity) << (self.width - 1))
+                dealt += words(count, maxima.pairs(arity) * self._table_bits)
                 yield number, arity, count, free, 64 * tables, 64 * dealt
                 free += 2 * count
                 dealt += words(count, maxima.products(arity) * self.bits)
@@ -141,13 +190,21 @@ class MaximumGate(Gate):
                 _, _, count, free, tables, products = next(parts)
                 r = np.ascontiguousarray(now[:, first : first + arity * groups]).reshape(-1)
                 bits = side.free0[free : free + count] ^ side.free1[free : free + count]
-                maxima.DEAL[arity](r, bits, side.dealt, self.width, self.bits, tables, products)
+                self._deal_comparisons(r, bits, side.dealt, arity, tables)
+                skip = maxima.pairs(arity) * self.borrow.variables
+                maxima.DEAL[arity](r, bits, side.dealt, self.width, self.bits, products, skip)
                 out = slice(free + count, free + 2 * count)
                 mask = reduce(side.free0[out] + side.free1[out], self.bits)
                 made.append(mask.reshape(self.outputs, groups))
             now = _next(level, now, made)
         whole: Ring = now.reshape(self.shape)
         return whole
+
+    def _deal_comparisons(self, r: Ring, bits: Ring, dealt: Ring, arity: int, place: int) -> None:
+        if self.digits:
+            maxima.deal_digits(r, bits, dealt, self.borrow.monomials, arity, self._digits, place)
+        else:
+            maxima.deal_tables(r, dealt, arity, self.width, place)
 
     def offline(self, side: Side, masks: list[Ring | None]) -> tuple[Any, Ring | None]:
         """State: own share of every level's candidates' masks."""
@@ -182,9 +239,17 @@ class MaximumGate(Gate):
     ) -> Generator[bytes, bytes, Ring]:
         """values, own: [batch, maxima · arity] -> the masked maxima, [batch, maxima]."""
         _, arity, count, free, tables, products = part
-        bits = batched.compare(
-            values, side.dealt, side.free[:, free : free + count], arity, self.width, tables
-        )
+        own_bits = side.free[:, free : free + count]
+        if self.digits:
+            bits = batched.compare_digits(values, side.dealt, own_bits, arity, self._digits, tables)
+            variables = maxima.pairs(arity) * self.borrow.variables
+            opened = yield from opening(bits, variables, xor=True)
+            bits = batched.join_digits(
+                opened, side.dealt, own_bits, arity, self._digits, self.borrow.kappa, tables,
+                side.party,
+            )  # fmt: skip
+        else:
+            bits = batched.compare(values, side.dealt, own_bits, arity, self.width, tables)
         opened = yield from opening(bits, maxima.pairs(arity), xor=True)
         made = batched.select(
             opened, values, own, side.dealt, side.free[:, free + count : free + 2 * count],

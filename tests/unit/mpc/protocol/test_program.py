@@ -53,11 +53,11 @@ def test_the_figures_of_a_lenet() -> None:
     fast, even, lean = (plan(graphs.lenet(), each).cost() for each in get_args(Objective))
     assert even.rounds <= 22
     assert even.online_bytes_per_direction <= 76_000
-    assert even.offline_bytes_party1 <= 1_500_000
+    assert even.offline_bytes_party1 <= 900_000
     assert fast.rounds <= 18
     assert fast.online_bytes_per_direction <= 76_000
-    assert lean.offline_bytes_party1 <= 1_000_000
-    assert lean.rounds <= 26
+    assert lean.offline_bytes_party1 <= 400_000
+    assert lean.rounds <= 30
 
 
 def test_parallel_branches_share_rounds() -> None:
