@@ -56,7 +56,9 @@ web: $(READY)
 
 deploy-check: $(READY)
 	$(BIN)/hadolint deploy/docker/*.Dockerfile
+	$(BIN)/python tools/gen_manifests.py --check
 	$(BIN)/kubernetes-validate --strict --quiet deploy/kubernetes/*.yaml
+	$(BIN)/check-jsonschema --builtin-schema vendor.compose-spec deploy/docker-compose.yml
 
 # The documentation site, in build/site; a warning fails it.
 docs: $(READY)
@@ -69,6 +71,7 @@ generated: $(READY)
 	$(BIN)/python tools/gen_reference.py
 	$(BIN)/python tools/gen_performance.py
 	$(BIN)/python tools/gen_diagrams.py
+	$(BIN)/python tools/gen_manifests.py
 
 bench: $(READY)
 	$(BIN)/secure-quant bench --model lenet --engine mpc

@@ -1,26 +1,35 @@
 # Party 0, party 1 and the dealer of secret sharing. Build from the root of the repository:
 #   docker build -f deploy/docker/party.Dockerfile -t secure-quant-party .
-FROM python:3.11-slim-bookworm AS build
+# For a release give the base with its digest: --build-arg BASE=python:3.11-slim-bookworm@sha256:...
+ARG BASE=python:3.11-slim-bookworm
+FROM ${BASE} AS build
 ARG PIP_EXTRA_INDEX_URL=https://download.pytorch.org/whl/cpu
 ENV PIP_NO_CACHE_DIR=1 PIP_DISABLE_PIP_VERSION_CHECK=1
-RUN python -m venv /opt/secure-quant
+RUN python3 -m venv /opt/secure-quant
 ENV PATH=/opt/secure-quant/bin:$PATH
-# The large dependencies first: they change less often than the code.
 WORKDIR /src
-COPY constraints.txt ./
-# hadolint ignore=DL3013
-RUN pip install -c constraints.txt torch
-COPY pyproject.toml setup.py README.md LICENSE ./
+# What is depended on, before the source: it changes less often. Versions are pinned in
+# constraints.txt.
+COPY pyproject.toml constraints.txt ./
+COPY tools/extras.py tools/
+RUN python tools/extras.py mpc server > requirements.txt \
+    && pip install -c constraints.txt -r requirements.txt
+COPY setup.py README.md LICENSE ./
 COPY protos protos
 COPY secure_quant secure_quant
+# Without client/: this image has no code that opens a user's secret.
 COPY server server
 COPY cli cli
-# Without client/: this image has no code that opens a user's secret. Versions are pinned in
-# constraints.txt.
 # hadolint ignore=DL3013
-RUN pip install -c constraints.txt '.[mpc,server]' && secure-quant add-crypten
+RUN pip install --no-deps . && secure-quant add-crypten
 
-FROM python:3.11-slim-bookworm
+FROM ${BASE}
+ARG REVISION=unknown
+LABEL org.opencontainers.image.title="secure-quant-party" \
+      org.opencontainers.image.description="Party 0, party 1 and the dealer of secret sharing" \
+      org.opencontainers.image.version="0.2.0" \
+      org.opencontainers.image.revision="${REVISION}" \
+      org.opencontainers.image.licenses="Apache-2.0"
 COPY --from=build /opt/secure-quant /opt/secure-quant
 # Compiled kernels are cached in /cache, a volume or a temporary file system of the pod.
 ENV PATH=/opt/secure-quant/bin:$PATH PYTHONUNBUFFERED=1 NUMBA_CACHE_DIR=/cache

@@ -1,6 +1,7 @@
 """Every command in the manifests is one that the real command line takes, and every container is
 hardened as SECURITY.md expects."""
 
+import json
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -10,12 +11,15 @@ import pytest
 import yaml
 
 from secure_quant import __version__
+from secure_quant.engines import roles
 from secure_quant_cli.main import build_parser
 
 DEPLOY = Path(__file__).parents[3] / "deploy"
 MANIFESTS = sorted(DEPLOY.glob("kubernetes/*.yaml"))
 DOCKERFILES = sorted(DEPLOY.glob("docker/*.Dockerfile"))
-ROLES = {"dealer", "party0", "party1", "he"}
+ROLES = {"dealer", "party0", "party1", "he", "onehost"}
+ONE_SERVER = {"he", "onehost"}
+"""Their bundle is server.sqb."""
 
 
 def documents() -> Iterator[dict[str, Any]]:
@@ -24,7 +28,7 @@ def documents() -> Iterator[dict[str, Any]]:
 
 
 def deployments() -> list[dict[str, Any]]:
-    return [each for each in documents() if each["kind"] == "Deployment"]
+    return [each for each in documents() if each["kind"] in ("Deployment", "StatefulSet")]
 
 
 def container(deployment: dict[str, Any]) -> dict[str, Any]:
@@ -77,6 +81,37 @@ def test_containers_are_hardened(deployment: dict[str, Any]) -> None:
     assert all("latest" not in one["image"] and ":" in one["image"] for one in [one])
 
 
+@pytest.mark.parametrize("path", DOCKERFILES, ids=lambda path: path.name)
+def test_images_install_what_is_depended_on_before_the_source(path: Path) -> None:
+    text = path.read_text()
+    assert text.index("-r requirements.txt") < text.index("COPY secure_quant")
+    assert "pip install --no-deps ." in text
+    assert "rm -rf" not in text
+    assert re.findall(r"^FROM (\S+)", text, re.MULTILINE) == ["${BASE}", "${BASE}"]
+    assert f'org.opencontainers.image.version="{__version__}"' in text
+
+
+def test_the_chart_is_of_this_version() -> None:
+    chart = yaml.safe_load((DEPLOY / "helm" / "Chart.yaml").read_text())
+    assert chart["version"] == chart["appVersion"] == __version__
+
+
+def test_every_value_of_the_chart_is_in_its_schema() -> None:
+    schema = json.loads((DEPLOY / "helm" / "values.schema.json").read_text())
+    values = yaml.safe_load((DEPLOY / "helm" / "values.yaml").read_text())
+
+    def compared(values: dict[str, Any], schema: dict[str, Any], where: str) -> None:
+        known = schema["properties"]
+        assert set(values) <= set(known), where
+        for name, value in values.items():
+            if isinstance(value, dict) and "properties" in known[name]:
+                compared(value, known[name], f"{where}.{name}")
+
+    compared(values, schema, "values")
+    assert set(schema["properties"]) - set(values) == {"global"}
+    assert set(schema["properties"]["role"]["enum"]) == ROLES == set(roles())
+
+
 def test_images_are_of_this_version() -> None:
     named = [container(each)["image"] for each in deployments()]
     named += [service["image"] for service in compose().values()]
@@ -89,11 +124,12 @@ def test_only_its_own_secrets_reach_a_role() -> None:
     for deployment in deployments():
         role = container(deployment)["name"]
         arguments = build_parser().parse_args(["serve", *container(deployment)["args"]])
-        expected = "server" if role == "he" else role
+        expected = "server" if role in ONE_SERVER else role
         assert [path.name for path in arguments.bundle] == [f"{expected}.sqb"]
     for role, service in compose().items():
-        names = [Path(volume.split(":")[1]).name for volume in service["volumes"]]
-        bundle = "server.sqb" if role == "he" else f"{role}.sqb"
+        mounted = [each for each in service["volumes"] if each.endswith(":ro")]
+        names = [Path(volume.split(":")[1]).name for volume in mounted]
+        bundle = "server.sqb" if role in ONE_SERVER else f"{role}.sqb"
         assert sorted(names) == sorted([bundle, "ca.pem", f"{role}.pem", f"{role}.key"])
 
 
@@ -119,7 +155,7 @@ def test_who_may_reach_whom() -> None:
                 labels = source and source["namespaceSelector"]["matchLabels"]
                 opened.add((labels and labels["secure-quant/role"], callee))
     assert opened == {
-        (None, "he"), (None, "party0"), (None, "party1"),
+        (None, "he"), (None, "onehost"), (None, "party0"), (None, "party1"),
         ("party0", "party1"), ("party0", "dealer"), ("party1", "dealer"),
     }  # fmt: skip
 
@@ -145,7 +181,7 @@ def test_images_run_as_a_user_and_copy_what_exists(path: Path) -> None:
     assert all((DEPLOY.parent / source).exists() for source in sources)
 
 
-@pytest.mark.parametrize("name", ["party", "he"])
+@pytest.mark.parametrize("name", ["party", "he", "onehost"])
 def test_server_images_cannot_open_secrets(name: str) -> None:
     text = (DEPLOY / "docker" / f"{name}.Dockerfile").read_text()
     copied = [line.split()[1:-1] for line in text.splitlines() if line.startswith("COPY ")]
