@@ -17,7 +17,8 @@ from numpy.typing import NDArray
 from secure_quant.ir.ops import Linear
 from secure_quant.mpc.protocol.cost import packed_bytes
 from secure_quant.mpc.protocol.gates.linear import LinearGate, weight_shape
-from secure_quant.mpc.protocol.ring import Limbs, Ring, reduce, split, to_ring
+from secure_quant.mpc.protocol.ring import Ring, reduce, to_ring
+from secure_quant.mpc.protocol.weights import KEPT, Weights, narrow_kind
 from secure_quant.onehost.exchange import Joint, swap
 from secure_quant.onehost.masked import MaskedPlan, residues
 from secure_quant.onehost.products import packed, unpacked
@@ -62,17 +63,18 @@ def words(plan: MaskedPlan, name: str, batch: int) -> int:
 
 @dataclass(frozen=True, eq=False)
 class HostLinear:
-    """The server's half of a layer. weight: W mod 2^k in limbs. bias: uint64[out] mod 2^k."""
+    """The server's half of a layer. weight: W mod 2^k. bias: uint64[out] mod 2^k."""
 
     gate: LinearGate
-    weight: Limbs
+    weight: Weights
     bias: Ring
 
     @classmethod
     def of(cls, gate: LinearGate, weight: NDArray[np.int8], bias: Int) -> HostLinear:
         """weight: as the graph has it. bias: int64[out]."""
         whole = to_ring(weight.reshape(weight_shape(gate.node)), gate.bits)
-        return cls(gate, split(whole, gate.bits, gate.counts[0]), to_ring(bias, gate.bits))
+        held = gate.weights(whole.astype(narrow_kind(gate.bits)), kept=weight.size <= KEPT)
+        return cls(gate, held, to_ring(bias, gate.bits))
 
     def state(self, mask: Ring, u: Ring, z: Ring | None) -> Ring:
         """b + z - u - W·r_1, of the own share of the input's mask, uint64[batch, *source]. z:

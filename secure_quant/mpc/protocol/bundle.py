@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import secrets
 from collections.abc import Mapping
+from math import prod
 from typing import Any
 
 import numpy as np
@@ -21,12 +22,13 @@ from secure_quant.ir.artifact import read_tensors, write_tensors
 from secure_quant.ir.codec import PublicParts
 from secure_quant.ir.lookups import join_lookups
 from secure_quant.ir.public import from_parts, to_parts
-from secure_quant.keystream import SEED_BYTES, words_under
+from secure_quant.keystream import SEED_BYTES, Keystream
 from secure_quant.mpc.protocol.deal import DealerProgram
-from secure_quant.mpc.protocol.gates.linear import LinearGate, weight_shape
+from secure_quant.mpc.protocol.gates.linear import LinearGate, PartyWeights, weight_shape
 from secure_quant.mpc.protocol.party import PartyProgram
 from secure_quant.mpc.protocol.plan import MpcPlan, Objective, plan
-from secure_quant.mpc.protocol.ring import Ring, reduce, to_ring
+from secure_quant.mpc.protocol.ring import Ring, to_ring
+from secure_quant.mpc.protocol.weights import KEPT, narrow_kind, sums
 
 __all__ = ["load_client", "load_dealer", "load_party", "split"]
 
@@ -43,16 +45,20 @@ def split(
     """
     made = plan(graph, objective, streamed=streamed)
     seeds = [secrets.token_bytes(SEED_BYTES) for _ in range(2)]
-    own = [_masks(made, seed) for seed in seeds]
+    streams = [Keystream(seed) for seed in seeds]
     tensors: list[Tensors] = [{"seed": np.frombuffer(seed, np.uint8)} for seed in seeds]
     for gate in _linear(made):
-        name = gate.name
-        weight = to_ring(graph.weight(gate.node), gate.bits).reshape(weight_shape(gate.node))
-        masked = reduce(weight + own[0][name] + own[1][name], gate.bits)
+        name, shape = gate.name, weight_shape(gate.node)
+        weight = graph.weight(gate.node).reshape(-1)
+
+        def masked(words: Ring, at: int, weight: NDArray[Any] = weight) -> Ring:
+            return words + to_ring(weight[at : at + len(words)], 64)
+
+        stored = sums(shape, gate.bits, streams, masked)
         bias = to_ring(graph.bias(gate.node), 64)
         first = np.frombuffer(secrets.token_bytes(8 * bias.size), np.uint64)
         for party, share in enumerate((first, bias - first)):
-            tensors[party][f"{name}.masked"] = _narrow(masked, gate.bits)
+            tensors[party][f"{name}.masked"] = stored.view(np.int32) if gate.bits <= 32 else stored
             tensors[party][f"{name}.bias"] = share
     both = np.frombuffer(b"".join(seeds), np.uint8).reshape(2, SEED_BYTES)
     return {
@@ -63,18 +69,31 @@ def split(
     }
 
 
-def load_party(data: bytes) -> PartyProgram:
-    """Raises MalformedModel, HashMismatch, InvalidGraph, OpNotSupported."""
+def load_party(data: bytes | memoryview, *, weights: bool = True) -> PartyProgram:
+    """``weights``: False for one that knows the plan alone and runs nothing. What is loaded keeps
+    ``data``, of which its weights are a part.
+
+    Raises MalformedModel, HashMismatch, InvalidGraph, OpNotSupported."""
     role, made, tensors = _read(data, ("party0", "party1"))
     party = 0 if role == "party0" else 1
-    own = _masks(made, _take(tensors, "seed", np.uint8, (SEED_BYTES,)).tobytes())
+    stream = Keystream(_take(tensors, "seed", np.uint8, (SEED_BYTES,)).tobytes())
+    kept = _kept(made)
     parameters = {}
     for gate in _linear(made):
         shape = weight_shape(gate.node)
-        kind = np.int32 if gate.bits <= 32 else np.uint64
-        masked = to_wide(_take(tensors, f"{gate.name}.masked", kind, shape), gate.bits)
+        masked = _masked(tensors, gate)
         bias = _take(tensors, f"{gate.name}.bias", np.uint64, (shape[0] * shape[1],))
-        parameters[gate.name] = gate.weights(masked, own[gate.name], bias, party)
+        if not weights:
+            continue
+        flat = masked.reshape(-1) if party == 0 else None
+
+        def less(words: Ring, at: int, flat: NDArray[Any] | None = flat) -> Ring:
+            return (0 if flat is None else flat[at : at + len(words)].astype(np.uint64)) - words
+
+        factor = sums(shape, gate.bits, [stream], less)
+        parameters[gate.name] = PartyWeights(
+            gate.weights(masked, kept=kept), gate.weights(factor, kept=kept), bias
+        )
     _nothing_left(tensors)
     return PartyProgram(party, made, parameters)
 
@@ -84,14 +103,13 @@ def load_dealer(data: bytes) -> DealerProgram:
     _, made, tensors = _read(data, ("dealer",))
     seeds = _take(tensors, "seeds", np.uint8, (2, SEED_BYTES))
     _nothing_left(tensors)
-    first, second = (_masks(made, seed.tobytes()) for seed in seeds)
-    return DealerProgram(
-        made,
-        {
-            gate.name: gate.mask_limbs(reduce(first[gate.name] + second[gate.name], gate.bits))
-            for gate in _linear(made)
-        },
-    )
+    streams = [Keystream(seed.tobytes()) for seed in seeds]
+    kept = _kept(made)
+    parameters = {}
+    for gate in _linear(made):
+        masks = sums(weight_shape(gate.node), gate.bits, streams)
+        parameters[gate.name] = gate.weights(masks, kept=kept)
+    return DealerProgram(made, parameters)
 
 
 def load_client(data: bytes) -> tuple[Graph, MpcPlan]:
@@ -105,29 +123,21 @@ def _linear(made: MpcPlan) -> list[LinearGate]:
     return [gate for gate in made.gates if isinstance(gate, LinearGate)]
 
 
-def _masks(made: MpcPlan, seed: bytes) -> dict[str, Ring]:
-    """A share of every r_W, from the seed's stream, layer after layer."""
-    gates = _linear(made)
-    shapes = [weight_shape(gate.node) for gate in gates]
-    words = words_under(seed, sum(int(np.prod(shape)) for shape in shapes))
-    found, place = {}, 0
-    for gate, shape in zip(gates, shapes, strict=True):
-        size = int(np.prod(shape))
-        found[gate.name] = reduce(words[place : place + size].reshape(shape), gate.bits)
-        place += size
-    return found
+def _kept(made: MpcPlan) -> bool:
+    """Whether limbs of the weights are kept."""
+    return sum(prod(weight_shape(gate.node)) for gate in _linear(made)) <= KEPT
 
 
-def _narrow(masked: Ring, bits: int) -> NDArray[Any]:
-    return masked.astype(np.uint32).view(np.int32) if bits <= 32 else masked
-
-
-def to_wide(stored: NDArray[Any], bits: int) -> Ring:
-    """Inverse of the narrowing to 4 bytes. Raises MalformedModel for an element beyond the ring."""
-    wide = stored.view(np.uint32).astype(np.uint64) if bits <= 32 else stored.astype(np.uint64)
-    if (reduce(wide, bits) != wide).any():
-        raise MalformedModel("masked weights", got="an element beyond", expected=f"Z_2^{bits}")
-    return wide
+def _masked(tensors: Tensors, gate: LinearGate) -> NDArray[Any]:
+    """D_W as it is stored, without a copy. Raises MalformedModel for an element beyond the ring."""
+    kind = narrow_kind(gate.bits)
+    stored = _take(
+        tensors, f"{gate.name}.masked", np.int32 if kind is np.uint32 else np.uint64,
+        weight_shape(gate.node),
+    ).view(kind)  # fmt: skip
+    if stored.size and int(stored.max()) >> gate.bits:
+        raise MalformedModel("masked weights", got="an element beyond", expected=f"Z_2^{gate.bits}")
+    return stored
 
 
 def _write(made: MpcPlan, role: str, tensors: Mapping[str, NDArray[Any]]) -> bytes:
@@ -148,7 +158,7 @@ def _write(made: MpcPlan, role: str, tensors: Mapping[str, NDArray[Any]]) -> byt
     return write_tensors(public | lookups | dict(tensors), metadata)
 
 
-def _read(data: bytes, roles: tuple[str, ...]) -> tuple[str, MpcPlan, Tensors]:
+def _read(data: bytes | memoryview, roles: tuple[str, ...]) -> tuple[str, MpcPlan, Tensors]:
     tensors, metadata = read_tensors(data)
     names = {"format", "role", "graph", "plan", "commitment", "hash"}
     if set(metadata) != names or metadata["format"] != FORMAT or metadata["role"] not in roles:

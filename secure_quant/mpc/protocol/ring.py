@@ -38,10 +38,11 @@ def to_ring(x: NDArray[Any] | int, bits: int) -> Ring:
     return reduce(np.asarray(x, np.int64).astype(np.uint64), bits)
 
 
-def centred(x: Ring, bits: int) -> NDArray[np.int64]:
-    """The representative of x in [-2^(bits-1), 2^(bits-1))."""
-    drop = np.uint64(64 - bits)
-    made: NDArray[np.int64] = (x << drop).view(np.int64) >> np.int64(64 - bits)
+def centred(x: NDArray[Any], bits: int) -> NDArray[Any]:
+    """The representative of x, uint64 or uint32, in [-2^(bits-1), 2^(bits-1)): signed integers."""
+    kind, signed = x.dtype.type, np.int32 if x.dtype.itemsize == 4 else np.int64
+    drop = 8 * x.dtype.itemsize - bits
+    made: NDArray[Any] = (x << kind(drop)).view(signed) >> signed(drop)
     return made
 
 
@@ -57,12 +58,12 @@ class Limbs:
         return Limbs(tuple(move(part) for part in self.parts), self.width)
 
 
-def split(x: Ring, bits: int, count: int) -> Limbs:
-    """x in Z_2^bits -> ``count`` float64 limbs."""
+def split(x: NDArray[Any], bits: int, count: int) -> Limbs:
+    """x in Z_2^bits, uint64 or uint32 -> ``count`` float64 limbs."""
     if count == 1:
         return Limbs((centred(x, bits).astype(np.float64),), bits)
-    width = -(-bits // count)
-    parts = (x >> np.uint64(width * i) & mask(width) for i in range(count))
+    width, kind = -(-bits // count), x.dtype.type
+    parts = (x >> kind(width * i) & kind((1 << width) - 1) for i in range(count))
     return Limbs(tuple(part.astype(np.float64) for part in parts), width)
 
 

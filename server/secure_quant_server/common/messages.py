@@ -179,17 +179,24 @@ class MessagePipe:
         writer: asyncio.StreamWriter,
         vocabulary: Vocabulary,
         most: int,
+        views: bool,
     ) -> None:
         self._reader, self._writer = reader, writer
-        self._vocabulary, self._most = vocabulary, most
+        self._vocabulary, self._most, self._views = vocabulary, most, views
 
     @classmethod
     async def over(
-        cls, sock: socket.socket, vocabulary: Vocabulary, most: int = MAX_BODY
+        cls,
+        sock: socket.socket,
+        vocabulary: Vocabulary,
+        most: int = MAX_BODY,
+        *,
+        views: bool = False,
     ) -> MessagePipe:
-        """Take over a connected socket in the running loop. most: bytes of a body read here."""
+        """Take over a connected socket in the running loop. most: bytes of a body read here.
+        views: large bodies come as memoryviews, which takes no second copy of them."""
         reader, writer = await asyncio.open_connection(sock=sock, limit=2**20)
-        return cls(reader, writer, vocabulary, most)
+        return cls(reader, writer, vocabulary, most, views)
 
     def send(self, message: Any) -> None:
         """Queue a message. Raises InternalError once the other end is gone."""
@@ -208,10 +215,22 @@ class MessagePipe:
             head = await self._reader.readexactly(_HEAD.size)
             size, length = _lengths(head, self._most)
             header = await self._reader.readexactly(size)
-            body = await self._reader.readexactly(length) if length else b""
+            body = await self._body(length)
         except (asyncio.IncompleteReadError, ConnectionError) as error:
             raise InternalError(GONE) from error
         return self._vocabulary.read(header, body)
+
+    async def _body(self, length: int) -> bytes | memoryview:
+        if length <= JOINED or not self._views:
+            return await self._reader.readexactly(length) if length else b""
+        view, place = memoryview(bytearray(length)), 0
+        while place < length:
+            part = await self._reader.read(min(length - place, JOINED))
+            if not part:
+                raise asyncio.IncompleteReadError(b"", length)
+            view[place : place + len(part)] = part
+            place += len(part)
+        return view.toreadonly()
 
     def close(self) -> None:
         """Close this end; what was queued is still sent."""

@@ -21,11 +21,11 @@ class LaneConfig:
     place: Place
     options: LaneOptions
     security: Security
-    bundles: tuple[bytes, ...]
+    bundles: tuple[bytes | memoryview, ...]
 
     def to_setup(self) -> Setup:
         """As a message. Raises the errors of ``Tls.load``."""
-        parts: list[bytes] = []
+        parts: list[bytes | memoryview] = []
         name = None
         if isinstance(self.security, Tls):
             name = self.security.server_name
@@ -41,7 +41,8 @@ class LaneConfig:
         security: Security = InsecurePlaintext()
         if setup.tls:
             name = setup.server_name or None
-            security = Tls(parts[0], parts[1], parts[2], server_name=name)
+            ca, cert, key = map(bytes, parts[:3])
+            security = Tls(ca, cert, key, server_name=name)
             parts = parts[3:]
         return cls(
             place=setup.place, options=setup.options, security=security, bundles=tuple(parts)
@@ -60,16 +61,18 @@ def swap(security: Security, message: Certificates) -> None:
     parts = _parts(message)
     if not isinstance(security, SwappedTls) or len(parts) != len(PEM):
         raise MalformedMessage("certificates", got=f"{len(parts)} parts", expected=len(PEM))
-    security.swap(Tls(parts[0], parts[1], parts[2], server_name=security.server_name))
+    ca, cert, key = map(bytes, parts)
+    security.swap(Tls(ca, cert, key, server_name=security.server_name))
 
 
 def _pem(found: Credentials) -> list[bytes]:
     return [getattr(found, name) for name in PEM]
 
 
-def _parts(message: Setup | Certificates) -> list[bytes]:
-    parts, start = [], 0
+def _parts(message: Setup | Certificates) -> list[memoryview]:
+    """Views of the body: bundles may be large."""
+    view, parts, start = memoryview(message.body), [], 0
     for size in message.sizes:
-        parts.append(message.body[start : start + size])
+        parts.append(view[start : start + size])
         start += size
     return parts

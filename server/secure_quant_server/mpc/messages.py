@@ -46,7 +46,7 @@ class Setup:
     tls: bool
     server_name: str
     sizes: tuple[int, ...]
-    body: bytes
+    body: bytes | memoryview
 
 
 @dataclass(frozen=True, slots=True)

@@ -103,7 +103,7 @@ class _Front:
     def __init__(
         self, bundles: Sequence[bytes], options: PartyOptions, template: Template | None
     ) -> None:
-        programs = [load_party(bundle) for bundle in bundles]
+        programs = [load_party(bundle, weights=False) for bundle in bundles]
         parties = {program.party for program in programs}
         if len(parties) != 1:
             raise ConfigError("bundles", got=f"parties {sorted(parties)}", expected="of one party")

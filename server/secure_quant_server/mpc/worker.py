@@ -320,7 +320,7 @@ async def _in_time(step: Awaitable[T]) -> T:
 
 async def _main(link: socket.socket) -> None:
     logs.follow_tasks()
-    pipe = await MessagePipe.over(link, TO_WORKER)
+    pipe = await MessagePipe.over(link, TO_WORKER, views=True)
     try:
         while not isinstance(setup := await pipe.receive(), Setup):
             pipe.send(Pong())

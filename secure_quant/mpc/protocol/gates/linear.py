@@ -16,19 +16,12 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from secure_quant.ir import ops
 from secure_quant.mpc.protocol.gates.base import Dealing, Gate, Side, Wire, opening
-from secure_quant.mpc.protocol.ring import (
-    Limbs,
-    Ring,
-    columns,
-    limb_counts,
-    product,
-    reduce,
-    split,
-    to_ring,
-)
+from secure_quant.mpc.protocol.ring import Ring, columns, limb_counts, reduce, split, to_ring
+from secure_quant.mpc.protocol.weights import Weights
 
 __all__ = ["LinearGate", "PartyWeights", "weight_shape"]
 
@@ -37,8 +30,8 @@ __all__ = ["LinearGate", "PartyWeights", "weight_shape"]
 class PartyWeights:
     """masked: D_W. factor: A_i. bias: [b]_i, uint64[out]."""
 
-    masked: Limbs
-    factor: Limbs
+    masked: Weights
+    factor: Weights
     bias: Ring
 
 
@@ -64,35 +57,19 @@ class LinearGate(Gate):
         """Limbs of weights and of data."""
         return limb_counts(self.bits, weight_shape(self.node)[2])
 
-    def weights(self, masked: Ring, own: Ring, bias: Ring, party: int) -> PartyWeights:
-        """masked: D_W, own: r_W of this party, both uint64 in ``weight_shape``."""
-        factor = masked - own if party == 0 else np.uint64(0) - own
-        count = self.counts[0]
-        return PartyWeights(
-            split(masked, self.bits, count),
-            split(reduce(factor, self.bits), self.bits, count),
-            bias,
-        )
+    def weights(self, data: NDArray[Any], *, kept: bool) -> Weights:
+        """For ``apply``: uint32 in ``weight_shape``, or uint64 in rings above 32 bits."""
+        return Weights(data, self.bits, self.counts[0], kept)
 
-    def mask_limbs(self, mask: Ring) -> Limbs:
-        """The dealer's r_W."""
-        return split(mask, self.bits, self.counts[0])
-
-    def apply(self, weight: Limbs, x: Ring) -> Ring:
+    def apply(self, weight: Weights, x: Ring) -> Ring:
         """weight · x̂ mod 2^bits for x [batch, *input shape], padded with 0."""
         limbs = split(reduce(x, self.bits), self.bits, self.counts[1])
-        if isinstance(self.node, ops.Linear):
-            if len(x.shape) == 2:
-                return product(self._turned(weight, 0), limbs.map(lambda part: part.T), self.bits).T
-            rows = limbs.map(lambda part: part.swapaxes(-1, -2))
-            return product(self._turned(weight, 0), rows, self.bits).swapaxes(-1, -2)
         node = self.node
-        made = product(weight, limbs.map(lambda part: columns(part, node)), self.bits)
+        if isinstance(node, ops.Linear):
+            flat = weight.times(limbs.map(lambda part: part.reshape(1, -1, part.shape[-1]).mT))
+            return np.ascontiguousarray(flat[0].T).reshape(*x.shape[:-1], node.out_features)
+        made = weight.times(limbs.map(lambda part: columns(part, node)))
         return made.reshape(len(x), *self.shape)
-
-    @staticmethod
-    def _turned(weight: Limbs, group: int) -> Limbs:
-        return weight.map(lambda part: part[group])
 
     def deal(self, side: Dealing, masks: list[Ring]) -> Ring:
         made = self.apply(side.parameters, masks[0][None])[0]
