@@ -69,13 +69,14 @@ def _port(port: Port) -> dict[str, Any]:
         "dtype": port.dtype,
         "shape": list(port.asked),
         "rows": port.rows or None,
+        "table": ("secret" if port.digits else "public") if port.rows else None,
         "scale": port.value.scale,
         "zero_point": port.value.zero_point,
     }
 
 
 def _named(port: dict[str, Any]) -> str:
-    rows = f" of {port['rows']} public rows" if port["rows"] else ""
+    rows = f" of {port['rows']} {port['table']} rows" if port["rows"] else ""
     return f"{port['name']} {port['dtype']}{port['shape']}{rows}"
 
 

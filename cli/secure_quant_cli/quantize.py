@@ -44,9 +44,10 @@ def configure(parser: argparse.ArgumentParser) -> None:
                         help="largest error at the output, relative to the float model's output, "
                              "for which a file is written: 0.25 if left out, 0.5 with log and "
                              "kmeans; inf writes it at any")  # fmt: skip
-    parser.add_argument("--embedding", choices=("client",),
-                        help="client: tables that an integer input chooses rows of become public, "
-                             "and clients look them up themselves")  # fmt: skip
+    parser.add_argument("--embedding", choices=("client", "private"),
+                        help="of tables that an integer input chooses rows of; client: they become "
+                             "public, and clients look them up themselves; private: nobody "
+                             "but you knows them, nor servers the numbers (mpc alone)")  # fmt: skip
     parser.add_argument("--json", action="store_true", help="print the sizes as JSON")
 
 

@@ -14,6 +14,8 @@ def parameter_count(node: ops.Node) -> int:
     if isinstance(node, ops.Conv2d):
         fan_in = node.in_channels // node.groups * node.kernel[0] * node.kernel[1]
         return node.out_channels * (fan_in + node.bias)
+    if isinstance(node, ops.Embedding):
+        return node.rows * node.width
     return 0
 
 
@@ -29,5 +31,7 @@ def weight_bytes(graph: Graph) -> tuple[int, int]:
     tensors, _ = read_tensors(encode(graph))
     kinds = (".weight", ".codes", ".codebook")
     stored = sum(array.nbytes for name, array in tensors.items() if name.endswith(kinds))
-    linear = [node for node in graph.nodes if isinstance(node, ops.Linear | ops.Conv2d)]
+    linear = [
+        node for node in graph.nodes if isinstance(node, ops.Linear | ops.Conv2d | ops.Embedding)
+    ]
     return stored, sum(4 * graph.weight(node).size for node in linear)

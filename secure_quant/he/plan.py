@@ -30,6 +30,7 @@ from secure_quant.he.search import (
 from secure_quant.he.wire import Call, HeCost
 from secure_quant.ir import Graph
 from secure_quant.ir.ops import Conv2d, Linear
+from secure_quant.ir.ports import refuse_secret_tables
 
 __all__ = ["MAX_BATCH", "Call", "HeCost", "HePlan", "Layout", "Step", "plan"]
 
@@ -175,6 +176,7 @@ def plan(graph: Graph, objective: Objective = "latency", tier: Tier = "T1") -> H
 
     Raises OpNotSupported if a layer cannot be exact in any ring of the tier.
     """
+    refuse_secret_tables(graph.nodes, "under homomorphic encryption")
     public = graph.public()
     steps = []
     for node in _linear_nodes(graph):

@@ -22,6 +22,7 @@ from onnx import TensorProto, helper
 from secure_quant.errors import OpNotSupported
 from secure_quant.interop.writer import OPSET, Writer, border_names, finished
 from secure_quant.ir import Graph, ops
+from secure_quant.ir.ports import id_bits
 from secure_quant.ir.values import INT8, INT32
 
 __all__ = ["OPSET", "border_names", "export_onnx", "feeds", "packed", "to_onnx"]
@@ -102,6 +103,19 @@ def _input(w: _Writer, node: Any) -> str:
 
 def _input_port(w: _Writer, node: Any) -> str:
     return str(node.port)
+
+
+def _embedding(w: _Writer, node: Any) -> str:
+    """Digits to the number of a row, modulo what it may be; then the row."""
+    digits = w.graph.by_name[node.inputs[0]].shape[-1]  # type: ignore[attr-defined]
+    wide = w.op("Cast", w.names[node.inputs[0]], to=_INT64)
+    whole = w.op("Mod", wide, w.constant(np.array(256, np.int64)))  # the sign of the divisor
+    places = w.constant(np.array([256**d for d in range(digits)], np.int64))
+    last = w.constant(np.array([-1], np.int64))
+    number = w.op("ReduceSum", w.op("Mul", whole, places), last, keepdims=0)
+    for most in (1 << id_bits(node.rows), node.rows):
+        number = w.op("Mod", number, w.constant(np.array(most, np.int64)))
+    return w.op("Gather", w.constant(w.graph.weight(node)), number, axis=0)
 
 
 def _output_port(w: _Writer, node: Any) -> str:
@@ -288,6 +302,8 @@ _RULES: Mapping[type[ops.Node], Callable[[_Writer, Any], str]] = {
     ops.Input: _input,
     ops.InputPort: _input_port,
     ops.LookupPort: _input_port,
+    ops.IdPort: _input_port,
+    ops.Embedding: _embedding,
     ops.Linear: _linear,
     ops.Conv2d: _conv2d,
     ops.MatMul: _matmul,

@@ -170,6 +170,15 @@ def _lookup_port(w: _Writer, node: Any) -> None:
     w.names[node.name] = w.op("Gather", table, _named(w, node), axis=0)
 
 
+def _id_port(w: _Writer, node: Any) -> None:
+    w.names[node.name] = _named(w, node)
+
+
+def _embedding(w: _Writer, node: Any) -> None:
+    table = w.constant(w.graph.weight(node))
+    w.names[node.name] = w.op("Gather", table, w.names[node.inputs[0]], axis=0)
+
+
 def _parameters(w: _Writer, node: Any) -> tuple[NDArray[Any], Real, NDArray[Any] | None]:
     """int8 weight, real scale of each channel's weights (or of all), int32 bias."""
     multiplier, _ = w.channels(node.name)
@@ -358,6 +367,8 @@ _RULES: Mapping[type[ops.Node], Callable[[_Writer, Any], None]] = {
     ops.Input: _input,
     ops.InputPort: _input_port,
     ops.LookupPort: _lookup_port,
+    ops.IdPort: _id_port,
+    ops.Embedding: _embedding,
     ops.Linear: _linear,
     ops.Conv2d: _conv2d,
     ops.MatMul: _matmul,

@@ -17,13 +17,23 @@ from numpy.typing import NDArray
 
 from secure_quant.errors import MalformedModel, UnsupportedVersion
 from secure_quant.ir.container import unique_keys
-from secure_quant.ir.ops import OPS, Gather, InputPort, Node, OutputPort, is_kind
+from secure_quant.ir.ops import (
+    OPS,
+    Embedding,
+    Gather,
+    IdPort,
+    InputPort,
+    Node,
+    OutputPort,
+    is_kind,
+)
 from secure_quant.ir.verify import MAX_NODES, MAX_TABLE
 
 __all__ = ["VERSIONS", "PublicParts", "encode_nodes", "joined", "parse_nodes", "version_of"]
 
-VERSIONS = (1, 2)
-"""2 is 1 with ports and Gather."""
+VERSIONS = (1, 2, 3)
+"""2 is 1 with ports and Gather; 3 is 2 with secret tables."""
+_THIRD = (IdPort, Embedding)
 MAX_JSON = 4 * 2**20
 
 
@@ -39,7 +49,10 @@ class PublicParts:
 
 def version_of(nodes: Iterable[Node]) -> int:
     """The least version of the format that has all these ops."""
-    return 2 if any(isinstance(node, InputPort | OutputPort | Gather) for node in nodes) else 1
+    kinds = {type(node) for node in nodes}
+    if kinds & set(_THIRD):
+        return 3
+    return 2 if any(issubclass(kind, InputPort | OutputPort | Gather) for kind in kinds) else 1
 
 
 def encode_nodes(nodes: Sequence[Node]) -> PublicParts:

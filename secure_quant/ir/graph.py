@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from secure_quant.errors import HashMismatch, InvalidGraph, MissingParameters
 from secure_quant.ir.codec import encode_nodes, joined
 from secure_quant.ir.lookups import checked_lookups
-from secure_quant.ir.ops import Conv2d, Input, Linear, Node, Output
+from secure_quant.ir.ops import Conv2d, Embedding, Input, Linear, Node, Output
 from secure_quant.ir.ports import Port, input_ports, output_ports
 from secure_quant.ir.values import Value
 from secure_quant.ir.verify import needs_parameters, verify
@@ -124,8 +124,8 @@ class Graph:
                 found[name].append(node)
         return MappingProxyType({name: tuple(nodes) for name, nodes in found.items()})
 
-    def weight(self, node: Linear | Conv2d) -> Array:
-        """int8 weight of a node. Raises MissingParameters on a public graph."""
+    def weight(self, node: Linear | Conv2d | Embedding) -> Array:
+        """int8 weight of a node, or its table. Raises MissingParameters on a public graph."""
         return self._parameter(f"{node.name}.weight")
 
     def bias(self, node: Linear | Conv2d) -> Array:

@@ -22,7 +22,9 @@ __all__ = [
     "Conv2d",
     "DynamicQuantize",
     "DynamicScale",
+    "Embedding",
     "Gather",
+    "IdPort",
     "Input",
     "InputPort",
     "Linear",
@@ -93,6 +95,32 @@ class LookupPort(InputPort):
 
     rows: int
     digest: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class IdPort(InputPort):
+    """An InputPort of row numbers, which choose rows of a secret table: integers ``i[*shape[:-1]]``
+    from 0 to rows - 1, each as its digits to base 256, lowest first, along the last axis: as many
+    as the largest needs, each the int8 of the same eight bits.
+
+    dtype is int64, scale 1, zero point 0.
+    """
+
+    rows: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Embedding(Node):
+    """``q = weight[(Σ_d 256^d · (i_d mod 256) mod 2^b) mod rows]`` for the digits i_d of an IdPort
+    with as many rows, the last axis; b is the length of rows - 1 in bits, at least 1.
+
+    weight int8[rows, width], secret; an activation int8[*ids, width].
+    """
+
+    rows: int
+    width: int
+    scale: float
+    zero_point: int
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -330,9 +358,9 @@ DYNAMIC = (DynamicScale, DynamicQuantize, Rescale)
 OPS: dict[str, type[Node]] = {
     op.__name__: op
     for op in (
-        Input, InputPort, LookupPort, Linear, Conv2d, MatMul, Mul, Add, SumPool, ReduceSum,
-        Requantize, MaxPool, DynamicScale, DynamicQuantize, Rescale, ReduceMax, Reshape, Transpose,
-        Slice, Gather, Concat, OutputPort, Output,
+        Input, InputPort, LookupPort, IdPort, Embedding, Linear, Conv2d, MatMul, Mul, Add, SumPool,
+        ReduceSum, Requantize, MaxPool, DynamicScale, DynamicQuantize, Rescale, ReduceMax, Reshape,
+        Transpose, Slice, Gather, Concat, OutputPort, Output,
     )
 }  # fmt: skip
 """Name in a file -> op; a name that is not here is refused."""

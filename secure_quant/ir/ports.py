@@ -6,11 +6,20 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
+from secure_quant.errors import OpNotSupported
 from secure_quant.ir import ops
 from secure_quant.ir.checks import require
 from secure_quant.ir.values import Value
 
-__all__ = ["Port", "check_ports", "input_ports", "output_ports"]
+__all__ = [
+    "Port",
+    "check_ports",
+    "id_bits",
+    "id_digits",
+    "input_ports",
+    "output_ports",
+    "refuse_secret_tables",
+]
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,7 +31,8 @@ class Port:
     start       of its elements, which lie in row-major order in the packed vector of a sample.
     value       its shape per sample, scale, zero point and range.
     multiplier  of each channel along ``axis``, of an output.
-    rows        of the public table that the caller's numbers choose from; 0 where there is none.
+    rows        of the table that the caller's numbers choose from; 0 where there is none.
+    digits      of each number, where the table is secret and the integers are digits; else 0.
     """
 
     name: str
@@ -33,6 +43,7 @@ class Port:
     multiplier: tuple[int, ...] = (1,)
     axis: int = -1
     rows: int = 0
+    digits: int = 0
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -41,7 +52,7 @@ class Port:
     @property
     def asked(self) -> tuple[int, ...]:
         """Shape of a sample that the caller passes or gets: that of the numbers where the integers
-        are rows of a table."""
+        are rows of a table, or digits."""
         return self.shape[:-1] if self.rows else self.shape
 
     @property
@@ -59,8 +70,32 @@ def input_ports(nodes: Sequence[ops.Node], values: Mapping[str, Value]) -> tuple
 
 
 def _input_port(node: ops.InputPort, value: Value) -> Port:
-    rows = node.rows if isinstance(node, ops.LookupPort) else 0
-    return Port(node.port, node.name, node.dtype, node.start, value, rows=rows)
+    rows = node.rows if isinstance(node, ops.LookupPort | ops.IdPort) else 0
+    digits = node.shape[-1] if isinstance(node, ops.IdPort) else 0
+    return Port(node.port, node.name, node.dtype, node.start, value, rows=rows, digits=digits)
+
+
+def id_bits(rows: int) -> int:
+    """Of the numbers of so many rows."""
+    return max((rows - 1).bit_length(), 1)
+
+
+def id_digits(rows: int) -> int:
+    """To base 256, of the same."""
+    return -(-id_bits(rows) // 8)
+
+
+def refuse_secret_tables(nodes: Iterable[ops.Node], where: str) -> None:
+    """Raises OpNotSupported for a table that the client must not see, where nobody else can choose
+    rows of it."""
+    for node in nodes:
+        if isinstance(node, ops.Embedding):
+            raise OpNotSupported(
+                f"Embedding {node.name!r} {where}",
+                got=f"rows of a secret table of {node.rows}, which the client alone could choose",
+                hint="serve it under secret sharing (engine mpc), or quantize with "
+                'embedding="client", which makes the table public',
+            )  # fmt: skip
 
 
 def output_ports(nodes: Sequence[ops.Node], values: Mapping[str, Value]) -> tuple[Port, ...]:

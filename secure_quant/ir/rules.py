@@ -28,6 +28,7 @@ from secure_quant.ir.checks import (
     require,
     window,
 )
+from secure_quant.ir.ports import id_digits
 from secure_quant.ir.values import INT8, INT16, INT32, Interval, Value
 
 __all__ = ["ARITY", "DTYPES", "RULES", "Given"]
@@ -81,6 +82,31 @@ def _lookup_port(given: Given, node: Any, xs: list[Value]) -> Value:
     hexadecimal = len(node.digest) == 64 and not set(node.digest) - set("0123456789abcdef")
     require(node, hexadecimal, "digest", "another text", "64 hex digits")
     return made
+
+
+def _id_port(given: Given, node: Any, xs: list[Value]) -> Value:
+    made = _input_port(given, node, xs)
+    require(node, node.dtype == "int64", "dtype", node.dtype, "int64, of row numbers")
+    require(node, 1 <= node.rows <= MAX_ROWS, "rows", node.rows, f"1 to {MAX_ROWS}")
+    digits = id_digits(node.rows)
+    fits = len(node.shape) > 1 and node.shape[-1] == digits
+    require(node, fits, "shape", node.shape, f"[..., {digits}]: a number, or several, in digits")
+    plain = (node.scale, node.zero_point) == (1.0, 0)
+    require(node, plain, "scale and zero point", (node.scale, node.zero_point), (1.0, 0))
+    return made
+
+
+def _embedding(given: Given, node: Any, xs: list[Value]) -> Value:
+    (x,) = xs
+    port = given.by_name[node.inputs[0]]
+    ids = isinstance(port, ops.IdPort) and port.rows == node.rows
+    require(node, ids, "input", node.inputs[0], f"an IdPort of {node.rows} rows")
+    require(node, node.width > 0, "width", node.width, "> 0")
+    size = node.rows * node.width
+    require(node, size <= MAX_TABLES, "elements of the table", size, f"<= {MAX_TABLES}")
+    require(node, INT8.lo <= node.zero_point <= INT8.hi, "zero point", node.zero_point, "int8")
+    shape = (*x.shape[:-1], node.width)
+    return Value(shape, INT8, node.scale, node.zero_point, accumulator=False)
 
 
 def _proven(given: Given, node: Any, x: Value) -> int | None:
@@ -329,6 +355,8 @@ RULES: Mapping[type[ops.Node], Callable[[Any, Any, list[Value]], Value]] = {
     ops.Input: _input,
     ops.InputPort: _input_port,
     ops.LookupPort: _lookup_port,
+    ops.IdPort: _id_port,
+    ops.Embedding: _embedding,
     ops.Linear: _linear,
     ops.Conv2d: _conv2d,
     ops.MatMul: _matmul,

@@ -64,13 +64,16 @@ def verify(nodes: Sequence[ops.Node], parameters: Mapping[str, NDArray[Any]]) ->
 
 def needs_parameters(nodes: Iterable[ops.Node]) -> bool:
     """True if some node has a weight."""
-    return any(isinstance(node, ops.Linear | ops.Conv2d) for node in nodes)
+    return any(isinstance(node, ops.Linear | ops.Conv2d | ops.Embedding) for node in nodes)
 
 
 def parameter_shapes(nodes: Iterable[ops.Node]) -> dict[str, tuple[tuple[int, ...], str]]:
     """Parameter name -> (shape, dtype name) that the nodes declare."""
     expected: dict[str, tuple[tuple[int, ...], str]] = {}
     for node in nodes:
+        if isinstance(node, ops.Embedding):
+            expected[f"{node.name}.weight"] = ((node.rows, node.width), "int8")
+            continue
         if isinstance(node, ops.Linear):
             out = node.out_features
             shape: tuple[int, ...] = (out, node.in_features)

@@ -10,6 +10,7 @@ from typing import Any
 
 from secure_quant.errors import HashMismatch, MalformedModel, OpNotSupported, UnsupportedVersion
 from secure_quant.ir import Graph, ops
+from secure_quant.ir.ports import refuse_secret_tables
 from secure_quant.mpc.protocol.cost import packed_bytes
 from secure_quant.mpc.protocol.gates.base import Gate
 from secure_quant.mpc.protocol.gates.edge import InputGate
@@ -233,6 +234,7 @@ def _document(data: bytes) -> dict[str, Any]:
 def plan(graph: Graph, calls: int | None = None) -> OneHostPlan:
     """calls: samples that one client may be served; by default the first of CALLS that the layers
     allow. Raises OpNotSupported."""
+    refuse_secret_tables(graph.nodes, "with one host")
     for node in graph.nodes:
         if isinstance(node, ops.DYNAMIC):
             raise OpNotSupported(

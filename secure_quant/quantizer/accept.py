@@ -20,7 +20,7 @@ __all__ = ["accepted", "check_forward", "check_output", "own_copy", "unwrapped"]
 _FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 _INDICES = (
     'give row numbers as integers with embedding="client", which makes the table public to '
-    "clients, or feed one-hot rows into nn.Linear"
+    'clients, or "private", for secret sharing; or feed one-hot rows into nn.Linear'
 )
 _WHOLE = "the float module, before it was quantized"
 

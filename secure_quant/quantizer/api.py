@@ -34,7 +34,7 @@ from secure_quant.quantizer.schemes import KMeans, Log, Scheme, Uniform, make_sc
 
 __all__ = ["Mode", "quantize"]
 
-Embedding = Literal["client"]
+Embedding = Literal["client", "private"]
 Mode = Literal["static", "dynamic", "weight-only", "qat"]
 FINE_BITS = 12
 
@@ -86,9 +86,10 @@ def quantize(
                  relative to that of the float output; inf gives a graph at any error. None is a
                  quarter, or half with the schemes of few levels, log and kmeans.
 
-    embedding    client: a table that an integer input chooses rows of becomes PUBLIC: clients get
-                 it with the model, look their rows up themselves and send those, int8. None
-                 refuses embeddings of inputs.
+    embedding    of a table that an integer input chooses rows of. client: it becomes PUBLIC:
+                 clients get it with the model, look their rows up themselves and send those, int8.
+                 private: a secret parameter, which clients never see, nor servers the numbers; for
+                 secret sharing alone. None refuses embeddings of inputs.
 
     The captured graph is compared with ``model`` itself before anything is rounded, and the
     integers with torch's simulation and the float model after. Warns with AccuracyWarning from a
@@ -107,9 +108,8 @@ def quantize(
         max_error, coarse=isinstance(settings.scheme, Log | KMeans), clipped=calibrator != "minmax"
     )
     if embedding not in (None, *get_args(Embedding)):
-        raise ConfigError("embedding", got=embedding, expected="'client' or None")
-    public = embedding == "client"
-    model, batches = as_one(model, calibration, batch_size, public_tables=public)
+        raise ConfigError("embedding", got=embedding, expected="'client', 'private' or None")
+    model, batches = as_one(model, calibration, batch_size, embedding)
     if mode == "qat" and (targets is None or not isinstance(settings.scheme, Uniform)):
         raise ConfigError("qat", expected="targets, and the uniform scheme")
     little = shows_little(batches)

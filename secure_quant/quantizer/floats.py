@@ -16,7 +16,7 @@ from torchao.quantization.pt2e.quantize_pt2e import convert_pt2e, prepare_pt2e
 
 from secure_quant import reference
 from secure_quant.errors import CaptureMismatch, UnsupportedModule
-from secure_quant.ir import Graph
+from secure_quant.ir import Graph, ops
 from secure_quant.quantizer._torchao import quiet
 from secure_quant.quantizer.capture import capture
 from secure_quant.quantizer.gate import Gate
@@ -49,7 +49,9 @@ def float_values(model: nn.Module, graph: Graph, x: Any) -> FloatValues:
     model would make, and all of a module that cannot be captured. Raises CalibrationError, and
     UnsupportedModule for a module that cannot be run.
     """
-    model, batches = as_one(model, x, 64, public_tables=bool(graph.lookups))
+    secret = any(isinstance(node, ops.Embedding) for node in graph.nodes)
+    tables = "private" if secret else "client" if graph.lookups else None
+    model, batches = as_one(model, x, 64, tables)
     owner = Owner(model)
     captured: tuple[GraphModule, Recorded] | None = None
     with suppress(CaptureMismatch, UnsupportedModule):

@@ -32,23 +32,22 @@ _WAY = "call the model on a batch of this data to see it fail"
 
 
 def as_one(
-    model: Any, calibration: Any, batch_size: int, public_tables: bool = False
+    model: Any, calibration: Any, batch_size: int, tables: str | None = None
 ) -> tuple[nn.Module, list[Tensor]]:
     """(a module of one tensor in and out, float32 batches for it): ``model`` as a module and its
     data, or a Ported and packed batches, where inputs are given by name or where it has several
-    inputs or outputs. ``public_tables``: a table that an integer input chooses rows of may be shown
-    to clients.
+    inputs or outputs. ``tables``: as Ported has it.
 
     Raises CalibrationError, UnsupportedModule.
     """
     forward = _Forward.of(model)
     samples, calibration = _named(forward, calibration)
-    if samples is None and public_tables and _is_array(calibration) and forward.names:
+    if samples is None and tables is not None and _is_array(calibration) and forward.names:
         samples = [forward.by_place([calibration])], True  # row numbers stay integers
     if samples is not None:
         model = opened(model, _examples(samples[0]))
         made, batches = _ported(model, _Forward.of(model), samples, batch_size)
-        made.public_tables = public_tables
+        made.tables = tables
         return made, batches
     batches = split_batches(calibration, batch_size)
     model = opened(model, batches[:1])

@@ -59,14 +59,19 @@ def _(packed: Tensor, name: str, dtype: str, start: int, shape: list[int], real:
 
 
 @torch.library.custom_op("secure_quant::lookup_port", mutates_args=())
-def _lookup_port(packed: Tensor, weight: Tensor, name: str, start: int, shape: list[int]) -> Tensor:
-    """Rows of ``weight`` by the numbers that start at ``start``: [batch, *shape, width]."""
+def _lookup_port(
+    packed: Tensor, weight: Tensor, name: str, start: int, shape: list[int], private: bool
+) -> Tensor:
+    """Rows of ``weight`` by the numbers that start at ``start``: [batch, *shape, width].
+    ``private``: the table is secret, else public."""
     numbers = packed[:, start : start + torch.Size(shape).numel()].round().long()
     return weight[numbers.reshape(-1, *shape)]
 
 
 @_lookup_port.register_fake
-def _(packed: Tensor, weight: Tensor, name: str, start: int, shape: list[int]) -> Tensor:
+def _(
+    packed: Tensor, weight: Tensor, name: str, start: int, shape: list[int], private: bool
+) -> Tensor:
     return weight.new_empty((packed.shape[0], *shape, weight.shape[1]))
 
 
@@ -131,9 +136,10 @@ class OutputSpec:
 
 class Ported(nn.Module):
     """``module`` on packed vectors. positional: the inputs are passed in order, else by name.
-    public_tables: tables that an input chooses rows of may be shown to clients."""
+    tables: who may know a table that an input chooses rows of: "client", who gets it; "private",
+    nobody but its owner; None refuses such."""
 
-    public_tables = False
+    tables: str | None = None
 
     def __init__(
         self,

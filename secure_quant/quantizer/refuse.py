@@ -21,8 +21,8 @@ _COMPLEX = "take real parts: multiply by constant matrices of cosines and sines"
 _SHAPES = "keep every shape fixed: multiply by a mask, and drop what is masked at the client"
 
 _HINTS = {
-    "embedding": 'embedding="client" makes its table public to clients; or feed one-hot rows into '
-    "nn.Linear",
+    "embedding": 'embedding="client" makes its table public to clients, "private" keeps it secret, '
+    "under secret sharing; or feed one-hot rows into nn.Linear",
     **dict.fromkeys(("max", "min", "sum", "mean", "std", "var"), _WHOLE_BATCH),
     **dict.fromkeys(("prod", "cumprod"), _PRODUCT),
     **dict.fromkeys(("grid_sampler", "grid_sampler_2d", "grid_sampler_3d"),

@@ -17,6 +17,7 @@ from numpy.lib.stride_tricks import sliding_window_view
 from numpy.typing import NDArray
 
 from secure_quant.ir import Graph, ops
+from secure_quant.ir.ports import id_bits
 from secure_quant.ir.verify import dynamic_levels
 
 __all__ = ["along", "evaluate", "im2col", "requantize", "windows"]
@@ -249,6 +250,13 @@ def _input_port(graph: Graph, node: Any, inputs: list[Int]) -> Int:
     return x[:, node.start : node.start + math.prod(node.shape)].reshape(len(x), *node.shape)
 
 
+def _embedding(graph: Graph, node: Any, inputs: list[Int]) -> Int:
+    digits = inputs[0] % 256
+    number = np.sum(digits << 8 * np.arange(digits.shape[-1]), axis=-1)
+    rows = number % (1 << id_bits(node.rows)) % node.rows
+    return graph.weight(node)[rows].astype(np.int64)
+
+
 def _pass(graph: Graph, node: Any, inputs: list[Int]) -> Int:
     return inputs[0]
 
@@ -262,6 +270,8 @@ def _output(graph: Graph, node: Any, inputs: list[Int]) -> Int:
 _KERNELS: Mapping[type[ops.Node], Callable[[Graph, Any, list[Int]], Int]] = {
     ops.InputPort: _input_port,
     ops.LookupPort: _input_port,
+    ops.IdPort: _input_port,
+    ops.Embedding: _embedding,
     ops.Linear: _linear,
     ops.Conv2d: _conv2d,
     ops.MatMul: _matmul,

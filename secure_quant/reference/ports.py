@@ -24,8 +24,8 @@ def quantize_input(graph: Graph, x: ArrayLike | Mapping[str, ArrayLike]) -> NDAr
     Of a graph with ports: a mapping of every port's name to its array, each [batch, *shape] and
     quantized by its port (an array alone where there is one port); int8[batch, N], as they lie in
     the Input. Integer ports take integers and bool ports 0, 1 and booleans; what is outside an
-    integer port's range is refused, not clipped. Where a port is rows of a public table, the array
-    has their numbers.
+    integer port's range is refused, not clipped. Where a port is rows of a table, the array has
+    their numbers.
 
     The quotient is a float64 one. Raises ShapeMismatch, DtypeMismatch, ValueOutOfRange.
     """
@@ -63,7 +63,11 @@ def quantize_packed(graph: Graph, x: NDArray[Any]) -> NDArray[np.int8]:
 
 
 def _made(graph: Graph, port: Port, array: NDArray[Any]) -> NDArray[np.int8]:
-    """The integers of a port: of a table's rows, or of real values."""
+    """The integers of a port: digits of row numbers, a table's rows, or of real values."""
+    if port.digits:
+        number = np.asarray(array).astype(np.int64)[..., None]
+        digits = number >> 8 * np.arange(port.digits) & 255
+        return digits.astype(np.uint8).view(np.int8)
     if port.rows:
         made: NDArray[np.int8] = graph.lookup(port.node)[np.asarray(array).astype(np.int64)]
         return made

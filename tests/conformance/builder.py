@@ -7,6 +7,7 @@ import numpy as np
 from secure_quant.ir import Graph, Interval, ops
 from secure_quant.ir.bounds import conv_output, linear_bound, public_bound, sum_bound
 from secure_quant.ir.lookups import digest_of
+from secure_quant.ir.ports import id_digits
 
 
 class Net:
@@ -219,6 +220,27 @@ class Net:
         )  # fmt: skip
         self._taken += int(np.prod(shape))
         self.lookups[node.name] = table
+        return self._add(node, shape, Interval(-128, 127) - zero_point, zero_point, 1 / 32)
+
+    def ids(self, port: str, *shape: int, rows: int) -> str:
+        """The next elements of the Input as digits of row numbers."""
+        node = ops.IdPort(
+            **self._common("ids", "x"), port=port, dtype="int64", start=self._taken,
+            shape=(*shape, id_digits(rows)), scale=1.0, zero_point=0, rows=rows,
+        )  # fmt: skip
+        self._taken += int(np.prod(node.shape))
+        return self._add(node, node.shape, Interval(-128, 127), 0, 1.0)
+
+    def embedding(self, width: int, zero_point: int = 0) -> str:
+        """Rows of a secret table, by the ids at the head."""
+        (ids,) = (node for node in self.nodes if node.name == self.head)
+        common = self._common("embedding")
+        table = self.rng.integers(-128, 128, (ids.rows, width)).astype(np.int8)
+        self.parameters[f"{common['name']}.weight"] = table
+        node = ops.Embedding(
+            **common, rows=ids.rows, width=width, scale=1 / 32, zero_point=zero_point
+        )
+        shape = (*self.shape[:-1], width)
         return self._add(node, shape, Interval(-128, 127) - zero_point, zero_point, 1 / 32)
 
     def out(self, port: str, *, per_channel: bool = False, axis: int = -1) -> str:

@@ -119,7 +119,7 @@ class He:
     """Client and server of the homomorphic engine in one process."""
 
     engine = "he"
-    may_refuse: frozenset[str] = frozenset()
+    may_refuse = frozenset({"Embedding"})
 
     def __init__(self, objective: str, tier: str = "T1") -> None:
         self.objective, self.tier = objective, tier
@@ -167,7 +167,7 @@ class OneHost:
     """A client and one host, without a dealer, in one process: one pairing for all cases."""
 
     engine = "onehost"
-    may_refuse = frozenset(op.__name__ for op in ops.DYNAMIC)
+    may_refuse = frozenset(op.__name__ for op in (*ops.DYNAMIC, ops.Embedding))
 
     def __init__(self) -> None:
         self._pairs: list = []

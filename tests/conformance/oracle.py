@@ -26,7 +26,9 @@ def run(graph: Graph, q: np.ndarray) -> dict[str, np.ndarray]:
         match node:
             case ops.Input():
                 made, zero[node.name] = q.astype(np.int64), node.zero_point
-            case ops.InputPort() | ops.LookupPort():
+            case ops.Embedding():
+                made, zero[node.name] = _rows(graph, node, inputs[0]), node.zero_point
+            case ops.InputPort() | ops.LookupPort() | ops.IdPort():
                 elements = range(node.start, node.start + prod(node.shape))
                 made = np.stack([inputs[0][:, i] for i in elements], 1)
                 made, zero[node.name] = made.reshape(-1, *node.shape), node.zero_point
@@ -187,3 +189,12 @@ def _rescale(node: ops.Rescale, acc: np.ndarray, s: np.ndarray | None = None) ->
         z = floor(Fraction(exact, 2**node.shift) + half) + (node.bias[channel] if node.bias else 0)
         made[place] = min(max(z, node.low), node.high)
     return made
+
+
+def _rows(graph: Graph, node: ops.Embedding, digits: np.ndarray) -> np.ndarray:
+    table, numbers = graph.parameters[f"{node.name}.weight"].astype(np.int64), []
+    for number in digits.reshape(-1, digits.shape[-1]):
+        octets = b"".join(int(digit).to_bytes(1, "little", signed=True) for digit in number)
+        whole = int.from_bytes(octets, "little")
+        numbers.append(whole % 2 ** max(1, (node.rows - 1).bit_length()) % node.rows)
+    return table[numbers].reshape(*digits.shape[:-1], node.width)

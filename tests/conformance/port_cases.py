@@ -44,3 +44,29 @@ def one_port_each() -> Graph:
     net.port("rows", 3, 4, zero_point=-5)
     net.linear(4)
     return net.joined(net.out("scores", per_channel=True), salt=SALT)
+
+
+def secret_tables() -> Graph:
+    """Rows of secret tables: of one digit, of two and of three, a table of a single row, two tables
+    of one port, and rows that a linear layer, a sum, a maximum and an output read."""
+    net = Net(68, (3 + 3 * 2 + 2 * 3 + 1 + 4,), scale=1.0)
+    few, words = net.ids("few", 3, rows=5), net.ids("words", 3, rows=300)
+    many, one = net.ids("many", 2, rows=66_000), net.ids("one", 1, rows=1)
+    row = net.port("row", 4, zero_point=9)
+    first = net.at(words).embedding(9, zero_point=-3)
+    second = net.at(words).embedding(9)
+    net.add(first, second, (2, -1))
+    net.requantize()
+    summed = net.out("summed")
+    net.at(few).embedding(8, zero_point=7)
+    net.linear(4)
+    scores = net.out("scores")
+    net.at(many).embedding(1)
+    net.transpose(1, 0)
+    net.reduce_max()
+    largest = net.out("largest")
+    net.at(one).embedding(4)
+    net.reshape(4)
+    net.add(net.head, row)
+    alone = net.out("alone")
+    return net.joined(summed, scores, largest, alone, salt=SALT)

@@ -13,6 +13,7 @@ from secure_quant.errors import HashMismatch, InvalidGraph, MalformedModel, Miss
 from secure_quant.ir import artifact, ops
 from secure_quant.ir.codec import encode_nodes, joined
 from secure_quant.ir.lookups import digest_of
+from secure_quant.ir.verify import verify
 from secure_quant.wire import graph_from_proto, graph_to_proto
 
 HALF = {"dtype": "float32", "scale": 0.5, "zero_point": 0}
@@ -195,3 +196,40 @@ def test_public_tables_from_the_wire():
 def test_names_that_are_none(port):
     with pytest.raises(MalformedModel):
         artifact.decode(file(with_(A, port=port)))
+
+
+IDS = ops.IdPort(
+    name="b", inputs=("x",), port="right", dtype="int64", start=2, shape=(2, 2), scale=1.0,
+    zero_point=0, rows=300,
+)  # fmt: skip
+TAKEN = ops.Embedding(name="e", inputs=("b",), rows=300, width=2, scale=0.5, zero_point=0)
+
+
+def secret(ids: dict | None = None, **fields) -> tuple[ops.Node, ...]:
+    """HONEST with numbers of rows as its second input."""
+    table = replace(TAKEN, **fields)
+    return X, A, replace(IDS, **(ids or {})), table, C, replace(D, inputs=("e",)), Y
+
+
+@pytest.mark.parametrize(
+    ("ids", "fields"),
+    [
+        ({"rows": 200}, {"rows": 200}),  # one digit would do
+        ({"rows": 70_000}, {"rows": 70_000}),
+        ({"rows": 0}, {"rows": 0}),
+        ({"rows": 2**40}, {"rows": 2**40}),
+        ({"scale": 0.5}, {}),
+        ({"zero_point": 1}, {}),
+        ({"dtype": "bool"}, {}),
+        ({"shape": (4,)}, {}),
+        ({}, {"rows": 299}),
+        ({}, {"width": 0}),
+        ({}, {"width": 2**40}),
+        ({}, {"zero_point": 200}),
+        ({}, {"inputs": ("a",)}),
+    ],
+)  # fmt: skip
+def test_secret_tables_that_do_not_fit(ids, fields):
+    with pytest.raises(InvalidGraph):
+        verify(secret(ids, **fields), {})
+    assert verify(secret(), {})["e"].shape == (2, 2)

@@ -22,7 +22,9 @@ from secure_quant.reference import kernels
 
 ROOT = Path(__file__).parents[2]
 SEMANTICS = ROOT / "docs" / "spec" / "integer-semantics.md"
-BORDERS = (ops.Input, ops.InputPort, ops.LookupPort, ops.OutputPort, ops.Output)
+BORDERS = (
+    ops.Input, ops.InputPort, ops.LookupPort, ops.IdPort, ops.Embedding, ops.OutputPort, ops.Output,
+)  # fmt: skip
 """Not of any op of a torch model."""
 
 

@@ -12,11 +12,11 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from secure_quant.mpc.kernels import bits, lookups, maxima, ramps
+from secure_quant.mpc.kernels import bits, lookups, maxima, ramps, selection
 
 __all__ = [
-    "compare", "compare_digits", "join_digits", "lift", "lift_ramp", "lift_v3", "open_ramp",
-    "open_v3", "open_v4", "pack", "select", "select_ramp", "select_v4", "unpack",
+    "chosen", "compare", "compare_digits", "join_digits", "lift", "lift_ramp", "lift_v3",
+    "open_ramp", "open_v3", "open_v4", "pack", "select", "select_ramp", "select_v4", "unpack",
 ]  # fmt: skip
 
 Words = NDArray[np.uint64]
@@ -33,6 +33,14 @@ def pack(values: Words, width: int) -> Words:
 def unpack(words: Words, width: int, onto: Words, *, xor: bool) -> None:
     """Adds (mod 2^width) or XORs the elements of ``words`` onto uint64[n], in place."""
     (bits.xor_opened if xor else bits.add_opened)(words, width, onto)
+
+
+def chosen(table: Words, bits: Words) -> Words:
+    """The XOR of the table's rows, uint64[rows, words], at which a vector has a bit, for each of
+    uint64[n, words of rows]: uint64[n, words]."""
+    made = np.zeros((len(bits), table.shape[1]), np.uint64)
+    selection.chosen(table, np.ascontiguousarray(bits), made)
+    return made
 
 
 def open_v3(

@@ -1,9 +1,9 @@
 """Role bundles: one safetensors file per role, holding the least that the role needs.
 
 Every bundle has the public graph, the commitment to the weights and the plan. A party's has the
-masked weights D_W = W + r_W, the seed of its share of r_W and its share of each bias; the dealer's
-has both seeds and no weight; the client's has nothing more. Public tables that clients take rows of
-are in all but the dealer's.
+masked weights D_W = W + r_W, masked secret tables D_T = T ^ r_T, the seed of its share of r_W and
+r_T, and its share of each bias; the dealer's has both seeds and no weight; the client's has nothing
+more. Public tables that clients take rows of are in all but the dealer's.
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ from secure_quant.ir.lookups import join_lookups
 from secure_quant.ir.public import from_parts, to_parts
 from secure_quant.keystream import SEED_BYTES, Keystream
 from secure_quant.mpc.protocol.deal import DealerProgram
+from secure_quant.mpc.protocol.gates.embedding import EmbeddingGate, TableShares, as_rows
 from secure_quant.mpc.protocol.gates.linear import LinearGate, PartyWeights, weight_shape
 from secure_quant.mpc.protocol.party import PartyProgram
 from secure_quant.mpc.protocol.plan import MpcPlan, Objective, plan
@@ -60,6 +61,12 @@ def split(
         for party, share in enumerate((first, bias - first)):
             tensors[party][f"{name}.masked"] = stored.view(np.int32) if gate.bits <= 32 else stored
             tensors[party][f"{name}.bias"] = share
+    for table in _tables(made):
+        hidden = graph.parameters[f"{table.name}.weight"].view(np.uint8)
+        for stream in streams:
+            hidden = hidden ^ _drawn(table, stream)
+        for party in range(2):
+            tensors[party][f"{table.name}.masked"] = hidden
     both = np.frombuffer(b"".join(seeds), np.uint8).reshape(2, SEED_BYTES)
     return {
         "party0": _write(made, "party0", tensors[0]),
@@ -78,7 +85,7 @@ def load_party(data: bytes | memoryview, *, weights: bool = True) -> PartyProgra
     party = 0 if role == "party0" else 1
     stream = Keystream(_take(tensors, "seed", np.uint8, (SEED_BYTES,)).tobytes())
     kept = _kept(made)
-    parameters = {}
+    parameters: dict[str, Any] = {}
     for gate in _linear(made):
         shape = weight_shape(gate.node)
         masked = _masked(tensors, gate)
@@ -94,6 +101,12 @@ def load_party(data: bytes | memoryview, *, weights: bool = True) -> PartyProgra
         parameters[gate.name] = PartyWeights(
             gate.weights(masked, kept=kept), gate.weights(factor, kept=kept), bias
         )
+    for table in _tables(made):
+        stored = _take(tensors, f"{table.name}.masked", np.uint8, (table.rows, table.width))
+        mask = _drawn(table, stream)
+        if weights:
+            own = stored ^ mask if party == 0 else mask
+            parameters[table.name] = TableShares(as_rows(stored), as_rows(own))
     _nothing_left(tensors)
     return PartyProgram(party, made, parameters)
 
@@ -105,10 +118,13 @@ def load_dealer(data: bytes) -> DealerProgram:
     _nothing_left(tensors)
     streams = [Keystream(seed.tobytes()) for seed in seeds]
     kept = _kept(made)
-    parameters = {}
+    parameters: dict[str, Any] = {}
     for gate in _linear(made):
         masks = sums(weight_shape(gate.node), gate.bits, streams)
         parameters[gate.name] = gate.weights(masks, kept=kept)
+    for table in _tables(made):
+        mask = _drawn(table, streams[0]) ^ _drawn(table, streams[1])
+        parameters[table.name] = as_rows(mask)
     return DealerProgram(made, parameters)
 
 
@@ -121,6 +137,18 @@ def load_client(data: bytes) -> tuple[Graph, MpcPlan]:
 
 def _linear(made: MpcPlan) -> list[LinearGate]:
     return [gate for gate in made.gates if isinstance(gate, LinearGate)]
+
+
+def _tables(made: MpcPlan) -> list[EmbeddingGate]:
+    return [gate for gate in made.gates if isinstance(gate, EmbeddingGate)]
+
+
+def _drawn(table: EmbeddingGate, stream: Keystream) -> NDArray[np.uint8]:
+    """A share of r_T: what follows in the stream that the layers' masks are read from, a byte an
+    element, in whole words."""
+    size = table.rows * table.width
+    octets = stream.words(-(-size // 8)).astype("<u8").view(np.uint8)
+    return octets[:size].reshape(table.rows, table.width)
 
 
 def _kept(made: MpcPlan) -> bool:

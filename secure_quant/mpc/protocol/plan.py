@@ -20,6 +20,7 @@ from secure_quant.keystream import SEED_BYTES
 from secure_quant.mpc.protocol.cost import Cost
 from secure_quant.mpc.protocol.gates.base import Gate
 from secure_quant.mpc.protocol.gates.edge import InputGate, JoinGate, OutputGate
+from secure_quant.mpc.protocol.gates.embedding import EmbeddingGate
 from secure_quant.mpc.protocol.gates.linear import LinearGate
 from secure_quant.mpc.protocol.gates.local import LocalGate
 from secure_quant.mpc.protocol.gates.maximum import MaximumGate, cut_digits, levels
@@ -218,6 +219,8 @@ class Planner:
             need = self.answered(node)
         elif isinstance(node, ops.Requantize):
             need = self._looked_up(node, need)
+        elif isinstance(node, ops.Embedding):
+            need = 8
         elif isinstance(node, ops.MaxPool | ops.ReduceMax):
             need = self.rings[node.name] = max(need, self._compared(node))
         for name in node.inputs:
@@ -262,6 +265,15 @@ class Planner:
         free, dealt = InputGate.material(count, ring)
         payloads = (((count, InputGate.opened_bits(ring)),), ((count, ring),))
         return InputGate(**common, free_words=free, dealt_words=dealt, payloads=payloads)
+
+    def embedding(self, node: ops.Embedding) -> Gate:
+        common = self.common(node)
+        sizes = prod(common["shape"][:-1]), node.rows, node.width, common["bits"]
+        free, dealt = EmbeddingGate.material(*sizes)
+        return EmbeddingGate(
+            **common, rows=node.rows, width=node.width, free_words=free, dealt_words=dealt,
+            payloads=EmbeddingGate.rounds(*sizes),
+        )  # fmt: skip
 
     def output(self, node: ops.Output | ops.OutputPort) -> Gate:
         joins = isinstance(self.graph.by_name[node.inputs[0]], ops.OutputPort)
@@ -333,6 +345,8 @@ _MAKERS: dict[type[ops.Node], Callable[[Planner, Any], Gate]] = {
     ops.Input: Planner.input,
     ops.InputPort: Planner.local,
     ops.LookupPort: Planner.local,
+    ops.IdPort: Planner.local,
+    ops.Embedding: Planner.embedding,
     ops.Linear: Planner.linear,
     ops.Conv2d: Planner.linear,
     ops.MatMul: Planner.product,

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 from torch.fx import GraphModule, Node
 
@@ -16,6 +17,7 @@ from secure_quant.errors import UnsupportedModule
 from secure_quant.ir import Graph, Interval, ops
 from secure_quant.ir.build import Builder, short
 from secure_quant.ir.lookups import digest_of
+from secure_quant.ir.ports import id_digits
 from secure_quant.ir.run_time import at_run_time
 from secure_quant.ir.tables import Grid
 from secure_quant.ir.terms import Term, Weight
@@ -218,11 +220,13 @@ def _input_port(lowering: Lowering, node: Node, grid: Grid) -> Term:
 
 
 def _lookup_port(lowering: Lowering, node: Node, grid: Grid) -> Term:
-    """The table on the grid is public, and the client takes the rows."""
-    _, weight, name, start, _ = node.args
+    """The table on the grid: public, and the client takes the rows, or secret."""
+    _, weight, name, start, _, private = node.args
     real = lowering.value(weight).double().numpy()
     steps = np.rint(real / grid.scale) + grid.zero_point
     table = np.clip(steps, grid.low, grid.high).astype(np.int8)
+    if private:
+        return _embedding(lowering, node, table, grid)
     port: Any = ops.LookupPort(
         name=lowering.builder.name(f"input.{name}"), inputs=(lowering.packed,), port=str(name),
         dtype="int64", start=int(start), shape=lowering.shape(node),  # type: ignore[arg-type]
@@ -231,6 +235,32 @@ def _lookup_port(lowering: Lowering, node: Node, grid: Grid) -> Term:
     lowering.builder.lookups[port.name] = table
     made = Interval(grid.low, grid.high)
     return Term(lowering.builder.add(port), port.shape, made, grid.scale, grid.zero_point)
+
+
+def _embedding(lowering: Lowering, node: Node, table: NDArray[np.int8], grid: Grid) -> Term:
+    """Rows of a secret table, by numbers that other tables may be read by too."""
+    _, _, name, start, shape, _ = node.args
+    ports = [n for n in lowering.builder.nodes if isinstance(n, ops.IdPort)]
+    port: Any = next((n for n in ports if n.port == name), None)
+    if port is None:
+        port = ops.IdPort(
+            name=lowering.builder.name(f"input.{name}"), inputs=(lowering.packed,), port=str(name),
+            dtype="int64", start=int(start), shape=(*shape, id_digits(len(table))),  # type: ignore[arg-type,misc]
+            scale=1.0, zero_point=0, rows=len(table),
+        )  # fmt: skip
+        lowering.builder.add(port)
+    if port.rows != len(table):
+        raise unsupported(
+            node, f"a table of {len(table)} rows, by numbers that choose of {port.rows} elsewhere",
+            "give both tables as many rows, or the numbers twice, under two names",
+        )  # fmt: skip
+    made: Any = ops.Embedding(
+        name=lowering.builder.name(f"rows.{name}"), inputs=(port.name,), rows=len(table),
+        width=table.shape[1], scale=grid.scale, zero_point=grid.zero_point,
+    )  # fmt: skip
+    lowering.builder.parameters[f"{made.name}.weight"] = table
+    seen = Interval(grid.low, grid.high)
+    return Term(lowering.builder.add(made), lowering.shape(node), seen, grid.scale, grid.zero_point)
 
 
 def _shares(node: Node) -> bool:

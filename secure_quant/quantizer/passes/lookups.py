@@ -1,4 +1,5 @@
-"""Rows of a table that an input chooses: looked up by the client, in a table that it is shown."""
+"""Rows of a table that an input chooses: looked up by the client, in a table that it is shown, or
+under encryption, in one that it is not."""
 
 from __future__ import annotations
 
@@ -31,10 +32,11 @@ _AS_INPUT = "give what is made of them as an input of its own, as an attention m
 def lower_lookups(module: GraphModule, model: nn.Module) -> None:
     """Make one port of an integer input and the table that it chooses rows of.
 
-    Raises UnsupportedModule unless the owner has said that tables may be public, and where an input
-    is used for anything else besides.
+    Raises UnsupportedModule unless the owner has said who may know tables, and where an input is
+    used for anything else besides.
     """
-    public = isinstance(model, Ported) and model.public_tables
+    tables = model.tables if isinstance(model, Ported) else None
+    private = tables == "private"
     roots = find_roots(list(module.graph.nodes))
     for node in list(module.graph.nodes):
         if node.target is not _EMBEDDING:
@@ -42,7 +44,7 @@ def lower_lookups(module: GraphModule, model: nn.Module) -> None:
         weight, given = node.args[:2]
         if given not in roots:
             continue  # constant numbers
-        if not public:
+        if tables is None:
             raise unsupported(node)
         numbers = _behind(given)
         if numbers.target is not INPUT_PORT:
@@ -52,12 +54,12 @@ def lower_lookups(module: GraphModule, model: nn.Module) -> None:
         table = constant_of(module, weight)
         if table is None:
             raise unsupported(node, "a table that is computed", "keep the table as one parameter")
-        _check_alone(node, numbers)
+        _check_alone(node, numbers, private)
         packed, name, dtype, start, shape = numbers.args[:5]
         if dtype != "int64":
             raise unsupported(node, f"rows chosen by {dtype}", "give row numbers as integers")
         edit = Editor(module, node)
-        made = edit.call(LOOKUP_PORT, packed, weight, name, start, shape)
+        made = edit.call(LOOKUP_PORT, packed, weight, name, start, shape, private)
         made.meta[TABLE_RANGE] = min(float(table.min()), 0.0), max(float(table.max()), 0.0)
         edit.replace(made)
     module.graph.eliminate_dead_code()
@@ -72,11 +74,14 @@ def _behind(node: Any) -> Node:
     return made
 
 
-def _check_alone(node: Node, numbers: Node) -> None:
-    """The client sends rows, and nobody has their numbers any more."""
+def _check_alone(node: Node, numbers: Node, private: bool) -> None:
+    """The client sends rows, and nobody has their numbers any more; or numbers, which choose rows
+    of secret tables and nothing else."""
     for user in numbers.users:
         if user.target in _KEEPING and user.meta["val"].shape == numbers.meta["val"].shape:
-            _check_alone(node, user)
+            _check_alone(node, user, private)
+        elif private and user.target is _EMBEDDING:
+            continue
         elif user is not node and user.target is not aten.sym_size.int:
             raise unsupported(node, f"row numbers that {_name(user)} reads too", _AS_INPUT)
 

@@ -1,4 +1,4 @@
-"""``quantize --embedding client``: token ids from a file to a model whose table is public."""
+"""``quantize --embedding``: token ids from a file to a model whose table is public, or secret."""
 
 from pathlib import Path
 
@@ -32,5 +32,12 @@ def test_ids_of_a_file(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> No
     assert main(["inspect", str(model)]) == 0
     assert "input int64[3] of 20 public rows" in capsys.readouterr().out
     verify = ["verify", str(model), "--input", str(tmp_path / "ids.npz"), "--float", build]
+    assert main(verify) == 0
+    assert "bit-exact: yes" in capsys.readouterr().out
+    assert main([*command, "--embedding", "private"]) == 0
+    assert main(["inspect", str(model)]) == 0
+    told = capsys.readouterr().out
+    assert "input int64[3] of 20 secret rows" in told
+    assert "quantize with embedding" in told  # what other engines say in place of a plan
     assert main(verify) == 0
     assert "bit-exact: yes" in capsys.readouterr().out

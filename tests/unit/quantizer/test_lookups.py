@@ -1,13 +1,22 @@
 """Embeddings of inputs: tables that the client is shown and looks up itself."""
 
 import numpy as np
+import onnxruntime
 import pytest
 import torch
 from torch import nn
 from unit.quantizer.nets import Net, relative_error
 
+from conformance.executors import He, Mpc, OneHost
 from secure_quant import reference
-from secure_quant.errors import CalibrationError, ConfigError, UnsupportedModule
+from secure_quant.errors import (
+    CalibrationError,
+    ConfigError,
+    OpNotSupported,
+    UnsupportedModule,
+    ValueOutOfRange,
+)
+from secure_quant.interop.onnx_export import feeds, to_onnx
 from secure_quant.ir import artifact, ops
 from secure_quant.quantizer import quantize
 from secure_quant.quantizer.floats import float_values
@@ -30,6 +39,11 @@ class Words(nn.Module):
         places = torch.arange(ids.shape[1])[None]
         h = self.norm(self.words(ids) + self.places(places))
         return torch.relu(self.fc(h)).mean(1) + self.row(row)
+
+
+class Both(Net):
+    def forward(self, x, y=None):
+        return self.call(self, {"x": x, "y": y})
 
 
 def floats(model, **given):
@@ -77,10 +91,6 @@ def test_numbers_alone_and_a_file_of_it():
 def test_two_tables_by_two_inputs():
     def forward(n, a):
         return n.m((n.one(a["x"]) + n.two(a["y"])).flatten(1))
-
-    class Both(Net):
-        def forward(self, x, y):
-            return self.call(self, {"x": x, "y": y})
 
     model = Both(forward, one=nn.Embedding(50, 4), two=nn.Embedding(3, 4), m=nn.Linear(24, 3))
     given = {"x": IDS, "y": IDS % 3}
@@ -135,3 +145,62 @@ def test_engines_see_integers_only():
     assert bundle.load_client(bundles["client"])[0].lookups
     assert bundle.load_party(bundles["party0"]).graph.lookups  # it serves them
     assert not bundle.load_dealer(bundles["dealer"]).plan.graph.lookups
+
+
+def integers(graph, given):
+    return reference.run_int(graph, reference.quantize_input(graph, given))
+
+
+def secret(graph):
+    return [node for node in graph.nodes if isinstance(node, ops.Embedding)]
+
+
+def test_a_secret_table_gives_the_integers_of_a_public_one():
+    given = {"ids": IDS, "row": ROW}
+    public, graph = (quantize(Words(), given, embedding=e) for e in ("client", "private"))
+    assert np.array_equal(integers(graph, given), integers(public, given))
+    assert (len(secret(graph)), graph.lookups) == (1, {})
+    port = next(p for p in graph.input_ports if p.name == "ids")
+    assert (port.rows, port.asked, port.shape) == (50, (6,), (6, 1))
+    again = artifact.decode(artifact.encode(graph))
+    assert (again.hash, graph.public().is_public) == (graph.hash, True)
+    with pytest.raises(ValueOutOfRange, match="ids"):
+        reference.quantize_input(graph, {"ids": IDS + 20, "row": ROW})
+    values = float_values(Words(), graph, given)({name: value[:3] for name, value in given.items()})
+    with torch.no_grad():
+        assert np.array_equal(values[secret(graph)[0].name], Words().words(IDS[:3]).numpy())
+
+
+def test_secret_tables_by_one_input_and_encrypted():
+    """Two tables by the same numbers, of more than 256 rows; parties and onnxruntime agree."""
+    model = Both(
+        lambda n, a: n.m((n.one(a["x"]) + n.two(a["x"])).flatten(1)),
+        one=nn.Embedding(300, 4), two=nn.Embedding(300, 4), m=nn.Linear(24, 3),
+    )  # fmt: skip
+    given = {"x": IDS * 7}
+    graph = quantize(model, given, embedding="private")
+    assert len(secret(graph)) == 2
+    assert relative_error(reference.run(graph, given)["output"], floats(model, **given)) < 0.05
+    q = reference.quantize_input(graph, {"x": given["x"][:2]})
+    any_bytes = np.random.default_rng(1).integers(-128, 128, q.shape).astype(np.int8)
+    session = onnxruntime.InferenceSession(to_onnx(graph).SerializeToString())
+    for batch in (q, any_bytes):
+        want = reference.run_int(graph, batch)
+        assert np.array_equal(Mpc("balanced").prepare(graph).run(batch)[graph.output.name], want)
+        assert np.array_equal(session.run(None, feeds(graph, batch))[0].reshape(want.shape), want)
+
+
+def test_tables_of_other_lengths_by_one_input_are_refused():
+    model = Both(
+        lambda n, a: n.one(a["x"]).mean(1) + n.two(a["x"]).mean(1),
+        one=nn.Embedding(50, 4), two=nn.Embedding(60, 4),
+    )  # fmt: skip
+    with pytest.raises(UnsupportedModule, match="60 rows"):
+        quantize(model, {"x": IDS}, embedding="private")
+
+
+def test_other_engines_refuse_secret_tables_and_say_what_to_use():
+    graph = quantize(Words(), {"ids": IDS, "row": ROW}, embedding="private")
+    for executor in (He("latency"), OneHost()):
+        with pytest.raises(OpNotSupported, match=r'secret table.*embedding="client"'):
+            executor.prepare(graph)
