@@ -254,7 +254,8 @@ def _embedding(graph: Graph, node: Any, inputs: list[Int]) -> Int:
     digits = inputs[0] % 256
     number = np.sum(digits << 8 * np.arange(digits.shape[-1]), axis=-1)
     rows = number % (1 << id_bits(node.rows)) % node.rows
-    return graph.weight(node)[rows].astype(np.int64)
+    made: Int = graph.weight(node)[rows].astype(np.int64)
+    return made
 
 
 def _pass(graph: Graph, node: Any, inputs: list[Int]) -> Int:
