@@ -166,7 +166,7 @@ CODES, BOOK = zeros(20), np.zeros((1, 16), np.int8)
 FILES = {
     "no metadata": (MalformedModel, forge.with_metadata(format=None)),
     "another kind": (MalformedModel, forge.with_metadata(format="pt")),
-    "the next version": (UnsupportedVersion, forge.with_metadata(format="secure-quant/3")),
+    "the next version": (UnsupportedVersion, forge.with_metadata(format="secure-quant/4")),
     "a long version": (
         UnsupportedVersion, forge.with_metadata(format="secure-quant/" + "9" * 10**6)),
     "one name more": (MalformedModel, forge.with_metadata(more="x")),
@@ -299,7 +299,7 @@ def test_graphs_from_the_wire(name):
 
 def test_another_version_is_called_so():
     with pytest.raises(UnsupportedVersion):
-        artifact.decode(forge.with_graph(TEXT.replace(b'"version":1', b'"version":3')))
+        artifact.decode(forge.with_graph(TEXT.replace(b'"version":1', b'"version":4')))
     with pytest.raises(MalformedModel):  # 2 is for graphs with ports
         artifact.decode(forge.with_graph(TEXT.replace(b'"version":1', b'"version":2')))
 
