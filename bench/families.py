@@ -95,7 +95,7 @@ def _classifier(name: str) -> Made:
     elif name == "maxvit_t":
         options = {"input_size": (size, size)}
     elif name in ("googlenet", "inception_v3"):
-        options = {"init_weights": False}
+        options = {"init_weights": False, "aux_logits": False}
     return _torchvision().get_model(name, weights=None, **options), (3, size, size)
 
 

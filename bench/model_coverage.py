@@ -7,7 +7,8 @@ the rounding, and onnxruntime to the last bit.
 
 With --families, the models that packages ship (families.py), with random weights: taken or refused,
 equal to onnxruntime or not, how near to float. Results are added to a file of JSON lines as they
-come; a run goes on where the last one ended. --all takes every model, not one an architecture.
+come; a run goes on where the last one ended. --all takes every model, not one an architecture;
+--thin only one block of each kind in a stage (thinned.py), which says as much about operators.
 
     python bench/model_coverage.py --families torchvision timm --results coverage.jsonl
     python bench/model_coverage.py --families timm --only convnext swin_transformer
@@ -43,6 +44,7 @@ def main() -> int:
     what.add_argument("--tables", type=Path, metavar="FILE")
     line.add_argument("--only", nargs="+", default=())
     line.add_argument("--all", action="store_true")
+    line.add_argument("--thin", action="store_true")
     line.add_argument("--again", nargs="*", metavar="KIND", default=(),
                       help="kinds of results to make anew: refused, stopped, ...")  # fmt: skip
     line.add_argument("--results", type=Path, metavar="FILE", default=Path("coverage.jsonl"))
@@ -69,7 +71,7 @@ def families(arguments: Any) -> int:
     for model in (m for family in arguments.families for m in listed(family, arguments.all)):
         if model.key in rows or (only and not only & {model.group, model.name}):
             continue
-        row = judged_apart(model, into, arguments.seconds, arguments.gigabytes)
+        row = judged_apart(model, into, arguments.seconds, arguments.gigabytes, thin=arguments.thin)
         rows[model.key] = row
         with arguments.results.open("a") as results:
             results.write(json.dumps(row) + "\n")

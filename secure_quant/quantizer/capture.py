@@ -59,7 +59,8 @@ PROBE = 61
 _VALUES = (
     "take asserts, branches and .item() on values out of forward: check inputs before the call"
 )
-_CASTS = {aten.to.dtype, aten.to.device, aten.to.other, aten._to_copy.default, aten.to.dtype_layout}
+_CASTS = {aten.to.dtype, aten.to.device, aten.to.other, aten._to_copy.default, aten.to.dtype_layout,
+          aten.type_as.default}  # fmt: skip
 
 
 def capture(model: nn.Module, example: Tensor) -> GraphModule:

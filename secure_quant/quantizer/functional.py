@@ -18,6 +18,7 @@ from secure_quant.quantizer.opset import ADDITIVE, ELEMENTWISE, PRODUCTS, SUMS
 from secure_quant.quantizer.passes.convolutions import CONVOLUTIONS
 from secure_quant.quantizer.passes.edit import FREE, has_free_batch
 from secure_quant.quantizer.refuse import module_path, unsupported
+from secure_quant.quantizer.regions import inline_regions
 
 __all__ = ["free_batch", "functional_module", "make_functional"]
 
@@ -42,6 +43,7 @@ _SILENT = {aten.detach_.default, aten.dropout_.default, aten.alpha_dropout_.defa
 def functional_module(program: ExportedProgram) -> GraphModule:
     """The program as a graph without writes. Raises UnsupportedModule for state that outlives a
     call, and for writes that cannot be followed."""
+    inline_regions(program.graph_module)
     _drop_dropout(program.graph)
     writes = [n for n in program.graph.nodes if _writes(n)]
     if not all(_is_simple(node) for node in writes):

@@ -91,6 +91,7 @@ _POOLS = (
     aten.adaptive_avg_pool1d.default, aten.adaptive_avg_pool2d.default,
     aten.adaptive_avg_pool3d.default, aten.upsample_nearest1d.vec, aten.upsample_nearest2d.vec,
     aten.upsample_bilinear2d.vec, aten.pixel_shuffle.default, aten.pixel_unshuffle.default,
+    aten.im2col.default, aten.col2im.default,
 )  # fmt: skip
 ROWS: dict[Any, Callable[[Folder, Node], Made]] = {
     **dict.fromkeys((*_CONVOLUTIONS, *_POOLS, aten.group_norm.default), _by_row),

@@ -6,6 +6,7 @@ What a rule cannot write out it leaves, for the lowering to refuse by name.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -144,8 +145,30 @@ def _bilinear(edit: Writer, given: dict[str, Any]) -> Node:
     return edit.call(aten.linear.default, flat, matrix, given.get("bias"))
 
 
+def _overlapping(edit: Writer, given: dict[str, Any]) -> Node | None:
+    """Fold with windows that overlap: a transposed convolution of each channel, all taps 1."""
+    x, size = given["self"], given["output_size"]
+    names = ("kernel_size", "dilation", "padding", "stride")
+    kernel, dilation, padding, stride = (given[name] for name in names)
+    reach = [d * (k - 1) + 1 for d, k in zip(dilation, kernel, strict=True)]
+    if x.meta["val"].ndim != 3 or all(s >= r for s, r in zip(stride, reach, strict=True)):
+        return None  # a move, or without a batch
+    room = [n + 2 * p - r for n, p, r in zip(size, padding, reach, strict=True)]
+    places = [n // s + 1 for n, s in zip(room, stride, strict=True)]
+    extra = [n % s for n, s in zip(room, stride, strict=True)]
+    n, channels, _ = edit.sizes(x)
+    wide = edit.call(aten.reshape.default, x, [n, channels, *places])
+    taps = torch.eye(math.prod(kernel)).reshape(-1, 1, *kernel)
+    groups = channels // len(taps)
+    weight = edit.fixed(taps.repeat(groups, 1, 1, 1), "taps")
+    return edit.call(
+        aten.conv_transpose2d.input, wide, weight, None, stride, padding, extra, groups, dilation
+    )
+
+
 _RULES: Mapping[Any, Rule] = {
     **STATISTICS,
+    aten.col2im.default: _overlapping,
     aten.hstack.default: _hstack,
     aten.glu.default: _glu,
     aten.addcmul.default: _addcmul,

@@ -112,7 +112,6 @@ def test_an_order_of_many_pieces_is_one_step():
     ("moves", "word"),
     [
         (lambda x: [x.index_add(1, torch.tensor([0, 0]), x[:, :2])], "one place"),
-        (lambda x: [functional.fold(functional.unfold(x, 2), 4, 2)], "one place"),
         (lambda x: [x.take(torch.arange(len(x)))[:, None]], "batch"),
         (lambda x: [x.gather(1, (x > 0).long())], "depend"),
         (lambda x: [x.flip(0)], "batch"),

@@ -7,6 +7,7 @@ from torch.nn import functional
 from unit.quantizer.nets import Net, follows, own_answer, relative_error
 
 from secure_quant import reference
+from secure_quant.errors import UnsupportedModule
 from secure_quant.quantizer import quantize
 
 GENERATOR = torch.Generator().manual_seed(0)
@@ -61,3 +62,51 @@ def test_sums_that_become_12_bits_have_fine_factors():
     (f, g), (a, b) = add.factors, (graph.values[name].scale for name in add.inputs)
     assert abs(f / g / (a / b) - 1) < 1 / 8000
     assert relative_error(reference.run(graph, x.numpy()), own_answer(model, x)) < 0.02
+
+
+def without_autocast(net, x):
+    """EfficientViT's linear attention: full precision whatever is around it."""
+    dtype = x.dtype
+    q, k, v = net.qkv(x).chunk(3, -1)
+    with torch.autocast(device_type=x.device.type, enabled=False), torch.no_grad():
+        q, k, v = torch.relu(q).float(), torch.relu(k).float(), v.float()
+        made = q @ (k.transpose(-1, -2) @ v)
+    return net.out(made.to(dtype)).type_as(x)
+
+
+def test_parts_in_full_precision():
+    torch.manual_seed(0)
+    follows(Net(without_autocast, qkv=nn.Linear(8, 24), out=nn.Linear(8, 4)), ROWS, 0.06)
+
+
+def test_parts_in_few_bits_are_refused():
+    def forward(net, x):
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            return net.fc(x).float()
+
+    with pytest.raises(UnsupportedModule, match=r"wrap_with_autocast in .*leave autocast out"):
+        quantize(Net(forward, fc=nn.Linear(8, 4)), ROWS)
+
+
+@pytest.mark.parametrize(
+    ("size", "kernel", "options"),
+    [(8, 3, {"padding": 1}), (8, 3, {"padding": 1, "stride": 2}), ((8, 9), (2, 3), {}),
+     (8, 2, {"dilation": 2, "stride": 2}), (8, 2, {"dilation": 3})],
+)  # fmt: skip
+def test_windows_that_overlap(size, kernel, options):
+    """VOLO's outlook attention sums what its windows say of each place."""
+
+    def forward(_, x):
+        parts = functional.unfold(x, kernel, **options)
+        return functional.fold(parts * parts.sigmoid(), size, kernel, **options)
+
+    follows(Net(forward), torch.randn(64, 3, *(size if isinstance(size, tuple) else (size,) * 2)))
+
+
+def test_windows_of_rows_of_a_sample():
+    def forward(_, x):
+        b, c, h, w = x.shape
+        parts = functional.unfold(x.reshape(b * 2, c // 2, h, w), 3, padding=1).sigmoid()
+        return functional.fold(parts, (h, w), 3, padding=1).reshape(b, c, h, w)
+
+    follows(Net(forward), IMAGE)
