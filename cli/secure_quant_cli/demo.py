@@ -46,7 +46,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
         help="serve a page on this machine to draw on, with secret sharing",
     )
     parser.add_argument("--page-port", type=int, default=8321, metavar="N",
-                        help="port of loopback of that page (default: 8321)")  # fmt: skip
+                        help="port of loopback of that page")  # fmt: skip
 
 
 def run(arguments: argparse.Namespace) -> int:

@@ -11,7 +11,8 @@ from secure_quant_server.common.access import (
 from secure_quant_server.common.admission import Held
 from secure_quant_server.common.budgets import Budgets
 from secure_quant_server.common.memory import keep_freed_memory
-from secure_quant_server.common.metrics import Metrics
+from secure_quant_server.common.metrics import Metrics, Workers
+from secure_quant_server.common.requests import Requests
 from secure_quant_server.common.server import (
     GrpcServer,
     ServerOptions,
@@ -26,8 +27,10 @@ __all__ = [
     "GrpcServer",
     "Held",
     "Metrics",
+    "Requests",
     "ServerOptions",
     "Tokens",
+    "Workers",
     "current_caller",
     "keep_freed_memory",
     "logs",

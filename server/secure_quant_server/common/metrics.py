@@ -2,18 +2,31 @@
 
 from __future__ import annotations
 
+import os
+import platform
 import socket
 import threading
+from collections.abc import Callable, Iterable, Iterator
 from http.server import HTTPServer, ThreadingHTTPServer
 from typing import Any
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, MetricsHandler
+from prometheus_client import (
+    CollectorRegistry,
+    Counter,
+    Gauge,
+    Histogram,
+    MetricsHandler,
+    ProcessCollector,
+)
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
+from prometheus_client.registry import Collector
 
+from secure_quant import __version__
 from secure_quant.errors import ConfigError
 
-__all__ = ["Metrics"]
+__all__ = ["SECONDS", "Metrics", "Workers"]
 
-_SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0)
+SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0)
 AT_ONCE = 4
 LONGEST_S = 5.0
 
@@ -21,15 +34,21 @@ LONGEST_S = 5.0
 class Metrics:
     """``registry`` takes an engine's own metrics too. No label is what a caller chose freely."""
 
-    def __init__(self) -> None:
+    def __init__(self, role: str | None = None) -> None:
         self.registry = CollectorRegistry()
+        ProcessCollector(registry=self.registry)
+        build = Gauge(
+            "secure_quant_build_info", "1, with what runs here", ["version", "role", "python"],
+            registry=self.registry,
+        )  # fmt: skip
+        build.labels(__version__, role or "", platform.python_version()).set(1)
         self._ended: dict[tuple[str, str], tuple[Histogram, Counter]] = {}
         self.calls = Counter(
             "secure_quant_calls", "Finished calls", ["method", "code"], registry=self.registry
         )
         self.seconds = Histogram(
             "secure_quant_call_seconds", "Time in a call", ["method"],
-            buckets=_SECONDS, registry=self.registry,
+            buckets=SECONDS, registry=self.registry,
         )  # fmt: skip
         self.running = Gauge(
             "secure_quant_calls_running", "Calls being served", registry=self.registry
@@ -64,6 +83,51 @@ class Metrics:
             raise ConfigError("metrics", got=address, expected="a free host:port") from error
         threading.Thread(target=server.serve_forever, name="metrics", daemon=True).start()
         return server
+
+
+class Workers(Collector):
+    """The worker processes of a front, looked at when somebody scrapes, in a thread of its own.
+
+    configured  how many there are to be. ready: how many are of use now. pids: of those that live.
+    restarts    how many were started in the place of another.
+    waiting     requests that are here and not answered.
+    """
+
+    def __init__(
+        self,
+        *,
+        configured: int,
+        ready: Callable[[], int],
+        pids: Callable[[], Iterable[int]],
+        restarts: Callable[[], int],
+        waiting: Callable[[], int],
+    ) -> None:
+        self._configured, self._ready, self._pids = configured, ready, pids
+        self._restarts, self._waiting = restarts, waiting
+
+    def collect(self) -> Iterator[Metric]:
+        """See prometheus_client."""
+        memory = sum(map(_resident, self._pids()))
+        for name, text, value in (
+            ("workers_configured", "Worker processes that there are to be", self._configured),
+            ("workers_ready", "Worker processes that are of use", self._ready()),
+            ("workers_resident_bytes", "Their resident memory, shared pages in each", memory),
+            ("requests_waiting", "Requests that wait or run", self._waiting()),
+        ):
+            yield GaugeMetricFamily(f"secure_quant_{name}", text, value=value)
+        yield CounterMetricFamily(
+            "secure_quant_worker_restarts", "Workers started in place of another",
+            value=self._restarts(),
+        )  # fmt: skip
+
+
+def _resident(pid: int) -> int:
+    """Bytes; 0 for a process that has gone. See proc(5), ``statm``."""
+    try:
+        with open(f"/proc/{pid}/statm") as statm:  # noqa: PTH123  a scrape does it for each worker
+            return int(statm.read().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+    except OSError:
+        return 0
 
 
 class _Bounded(ThreadingHTTPServer):

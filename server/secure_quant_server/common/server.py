@@ -54,13 +54,15 @@ class GrpcServer:
         *,
         role: str | None = None,
         request_bytes: int | None = None,
+        metrics: Metrics | None = None,
     ) -> None:
-        """``role``: kind that the server's certificate must name. Raises CertificateMismatch and
+        """``role``: kind that the server's certificate must name. ``metrics``: where they are
+        shared with what stands behind the services. Raises CertificateMismatch and
         the errors of ``Tls.load``."""
         if role is not None:
             require_role(check_security(options.security), role)
         self.options, self._services = options, tuple(services)
-        self.metrics = Metrics()
+        self.metrics = metrics or Metrics(role)
         most = options.limits.message_bytes
         largest = most if request_bytes is None else min(most, request_bytes)
         admission = Admission(

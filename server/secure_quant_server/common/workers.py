@@ -322,7 +322,7 @@ class Keeper(ABC):
     """One place that always has a worker: starts it, attends to it, starts another.
 
     worker: the one that is there now. served: set by ``attend`` once the worker is of use; a worker
-    that never was is followed by a longer pause.
+    that never was is followed by a longer pause. restarts: workers that were lost so far.
     """
 
     lost_event = "worker ended"
@@ -330,7 +330,7 @@ class Keeper(ABC):
     def __init__(self, template: Template, number: int) -> None:
         self._template, self._number = template, number
         self.worker: Worker | None = None
-        self.served = False
+        self.served, self.restarts = False, 0
 
     @abstractmethod
     async def attend(self, worker: Worker) -> None:
@@ -357,6 +357,7 @@ class Keeper(ABC):
             finally:
                 status = await self._ended(error)
             pause = RESTART_S[0] if self.served else min(2 * pause, longest)
+            self.restarts += 1
             self._log(error, status, pause)
             await asyncio.sleep(pause)
 

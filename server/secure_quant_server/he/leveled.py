@@ -83,6 +83,11 @@ class LeveledModels:
         self._keys = KeyStore(0)
 
     @property
+    def pool(self) -> Pool | None:
+        """Its worker processes, where leveled models are served."""
+        return self._pool
+
+    @property
     def hashes(self) -> list[str]:
         return list(self._models)
 

@@ -106,7 +106,27 @@ class Pool(Evaluators):
     @property
     def pids(self) -> list[int]:
         """Of the processes that have loaded the models and live."""
-        return [worker.pid for worker in self._ready if worker.alive]
+        return [worker.pid for worker in list(self._ready) if worker.alive]
+
+    @property
+    def configured(self) -> int:
+        """Processes that there are to be."""
+        return len(self._places)
+
+    @property
+    def ready(self) -> int:
+        """Processes that have loaded the models."""
+        return len(self._ready)
+
+    @property
+    def restarts(self) -> int:
+        """Processes that were lost, and started again."""
+        return sum(place.restarts for place in self._places)
+
+    @property
+    def waiting(self) -> int:
+        """Requests that wait or are evaluated."""
+        return self._waiting + len(self._tasks)
 
     async def start(self) -> list[bytes]:
         self._loaded = asyncio.get_running_loop().create_future()

@@ -15,7 +15,10 @@ from secure_quant_server.common import (
     Access,
     Budgets,
     GrpcServer,
+    Metrics,
+    Requests,
     Tokens,
+    Workers,
     logs,
     on_stop_signal,
     read_bundle,
@@ -74,9 +77,14 @@ class HeServer:
             infos = await self.evaluators.start() if self._exact else []
             await self.leveled.start()
             budgets = Budgets(options.budget, options.budget_window_s)
-            service = SecureInference(self.evaluators, infos, budgets, self.leveled)
-            size = service.request_bytes
-            server = GrpcServer(options, access, [SERVICE], role="he", request_bytes=size)
+            metrics = Metrics("he")
+            requests = Requests(metrics)
+            service = SecureInference(self.evaluators, infos, budgets, self.leveled, requests)
+            server = GrpcServer(
+                options, access, [SERVICE], role="he", request_bytes=service.request_bytes,
+                metrics=metrics,
+            )  # fmt: skip
+            metrics.registry.register(self._workers())
             add_SecureInferenceServiceServicer_to_server(service, server.server)
             await server.start()
         except BaseException:
@@ -88,6 +96,17 @@ class HeServer:
         self._watch = asyncio.create_task(self._follow(server))
         logs.event("serving", models=service.hashes)
         return server.port
+
+    def _workers(self) -> Workers:
+        """Of both kinds of models; none of a server that evaluates in its own process."""
+        pools = [each for each in (self.evaluators, self.leveled.pool) if isinstance(each, Pool)]
+        return Workers(
+            configured=sum(pool.configured for pool in pools),
+            ready=lambda: sum(pool.ready for pool in pools),
+            pids=lambda: [pid for pool in pools for pid in pool.pids],
+            restarts=lambda: sum(pool.restarts for pool in pools),
+            waiting=lambda: sum(pool.waiting for pool in pools),
+        )
 
     async def stop(self) -> None:
         """Calls in flight are answered, however long one evaluation may take; then the port closes

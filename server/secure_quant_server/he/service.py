@@ -25,7 +25,7 @@ from secure_quant.wire.gen.secure_inference_pb2 import (
     OpenSessionResponse,
 )
 from secure_quant.wire.gen.secure_inference_pb2_grpc import SecureInferenceServiceServicer
-from secure_quant_server.common import Budgets, current_caller
+from secure_quant_server.common import Budgets, Metrics, Requests, current_caller
 from secure_quant_server.he.leveled import LeveledModels
 from secure_quant_server.he.pool import Evaluators
 
@@ -59,7 +59,9 @@ class SecureInference(SecureInferenceServiceServicer):
         infos: Sequence[bytes],
         budgets: Budgets,
         leveled: LeveledModels | None = None,
+        requests: Requests | None = None,
     ) -> None:
+        self._requests = requests or Requests(Metrics())
         self._evaluators, self._budgets = evaluators, budgets
         self._leveled = leveled or LeveledModels([])
         self._models: dict[str, _Served] = {}
@@ -100,10 +102,12 @@ class SecureInference(SecureInferenceServiceServicer):
         if request.batch < 1:
             raise MalformedMessage("batch", got=request.batch, expected=">= 1")
         scope = (model.hash, request.step)  # not the request's: "" names the only model, too
-        self._budgets.charge(current_caller().name, scope, request.batch)
-        answer = await self._evaluators.evaluate(
-            model.index, request.step, request.batch, request.ciphertexts
-        )
+        with self._requests.served("he", model.hash, request.batch) as cost:
+            self._budgets.charge(current_caller().name, scope, request.batch)
+            answer = await self._evaluators.evaluate(
+                model.index, request.step, request.batch, request.ciphertexts
+            )
+            cost.up, cost.down = len(request.ciphertexts), len(answer)
         return EvaluateLinearResponse(ciphertexts=answer)
 
     async def OpenSession(  # noqa: N802
@@ -134,10 +138,12 @@ class SecureInference(SecureInferenceServiceServicer):
         self._check_leveled(request.model_hash)
         caller, model_hash = current_caller().name, request.model_hash or self._only()
         samples = self._leveled.samples(model_hash, len(request.ciphertexts))
-        self._budgets.charge(caller, (model_hash, "leveled"), samples)
-        answer = await self._leveled.evaluate(
-            caller, model_hash, request.session_id, request.ciphertexts
-        )
+        with self._requests.served("he-leveled", model_hash, samples) as cost:
+            self._budgets.charge(caller, (model_hash, "leveled"), samples)
+            answer = await self._leveled.evaluate(
+                caller, model_hash, request.session_id, request.ciphertexts
+            )
+            cost.up, cost.down = len(request.ciphertexts), len(answer)
         return EvaluateModelResponse(ciphertexts=answer)
 
     def _only(self) -> str:

@@ -37,6 +37,11 @@ class Batcher:
         self._timers: dict[str, asyncio.TimerHandle] = {}
         self._tasks: set[asyncio.Task[None]] = set()
 
+    @property
+    def waiting(self) -> int:
+        """Calls that no lane has yet."""
+        return sum(len(each) for each in list(self._waiting.values()))
+
     async def infer(self, job: Job) -> Answer:
         """A job of one call. Raises PeerUnavailable, InternalError and what the lane says."""
         lane = self._lanes.choose(job.ids[0])

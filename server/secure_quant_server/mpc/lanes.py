@@ -11,6 +11,7 @@ from typing import Any, Protocol
 from secure_quant.errors import InternalError, PeerUnavailable, SecureQuantError
 from secure_quant.mpc.runtime.jobs import Answer, Ids, Job
 from secure_quant.transport import Credentials
+from secure_quant_server.common import Workers
 from secure_quant_server.common.messages import error_from_bytes, error_to_bytes
 from secure_quant_server.common.workers import Keeper, Template, Worker
 from secure_quant_server.mpc.config import LaneConfig, to_certificates
@@ -56,7 +57,7 @@ class LaneHandle(Keeper):
     @property
     def load(self) -> int:
         """Calls that wait or run."""
-        return sum(map(len, self._jobs))
+        return sum(map(len, list(self._jobs)))  # also looked at by a thread that is scraped
 
     @property
     def pushed(self) -> int:
@@ -206,6 +207,16 @@ class Lanes:
         """Certificates that were replaced."""
         for handle in self._handles:
             handle.certify(to_certificates(found))
+
+    def workers(self, waiting: Callable[[], int]) -> Workers:
+        """What to tell of the processes."""
+        return Workers(
+            configured=len(self._handles),
+            ready=lambda: len(self.ready),
+            pids=lambda: [worker.pid for each in self._handles if (worker := each.worker)],
+            restarts=lambda: sum(each.restarts for each in self._handles),
+            waiting=lambda: waiting() + sum(each.load for each in self._handles),
+        )
 
     @property
     def ready(self) -> Sequence[LaneHandle]:

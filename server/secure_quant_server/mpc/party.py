@@ -11,8 +11,6 @@ from functools import partial
 from math import prod
 from typing import TYPE_CHECKING, Any
 
-from prometheus_client import Counter, Gauge
-
 from secure_quant.errors import (
     ConfigError,
     DeadlineExceeded,
@@ -40,7 +38,7 @@ from secure_quant_server.common import (
     Budgets,
     GrpcServer,
     Held,
-    Metrics,
+    Requests,
     Tokens,
     current_caller,
     on_stop_signal,
@@ -121,7 +119,7 @@ class _Front:
             options, access, [SERVICE], role=f"party{self.party}",
             request_bytes=_request_bytes(programs, options.batch),
         )  # fmt: skip
-        self.gauges = Gauges(self._grpc.metrics)
+        self.requests = Requests(self._grpc.metrics)
         self.board = Board(options.pending, options.pending * 2**20)
         self._serving: set[asyncio.Task[None]] = set()
         self._following: asyncio.Task[None] | None = None
@@ -136,6 +134,9 @@ class _Front:
             template=template or Template(lane_kind(options.border, options.worker_memory)),
         )  # fmt: skip
         self.batcher = Batcher(self.lanes, samples=options.batch, wait_s=options.batch_wait_s)
+        # Party 0's wait for a lane and in it, party 1's on its board.
+        waits = self.board.__len__ if self.party else lambda: self.batcher.waiting
+        self._grpc.metrics.registry.register(self.lanes.workers(waits))
         servicer = _ShareInference(self)
         share_inference_pb2_grpc.add_ShareInferenceServiceServicer_to_server(
             servicer, self._grpc.server
@@ -168,7 +169,6 @@ class _Front:
                 self.lanes.certify(found)
 
     def _lanes_changed(self, ready: bool) -> None:
-        self.gauges.lanes.set(len(self.lanes.ready))
         task = asyncio.create_task(self._grpc.set_serving(ready))
         self._serving.add(task)
         task.add_done_callback(self._serving.discard)
@@ -188,21 +188,6 @@ def _web(servicer: object, options: PartyOptions, grpc: GrpcServer) -> WebFront:
         has_tokens=options.tokens is not None, request_bytes=grpc.request_bytes,
         max_connections=options.max_connections,
     )  # fmt: skip
-
-
-class Gauges:
-    """What an operator watches besides what every server has."""
-
-    def __init__(self, metrics: Metrics) -> None:
-        registry = metrics.registry
-        self.lanes = Gauge("secure_quant_lanes_ready", "Lanes in session", registry=registry)
-        self.samples = Counter("secure_quant_samples", "Samples inferred", registry=registry)
-        self.online = Counter(
-            "secure_quant_online_bytes", "Payload sent to the other party", registry=registry
-        )
-        self.offline = Counter(
-            "secure_quant_offline_bytes", "Dealt material consumed", registry=registry
-        )
 
 
 def _request_bytes(programs: Sequence[PartyProgram], batch: int) -> int:
@@ -232,12 +217,17 @@ class _ShareInference(share_inference_pb2_grpc.ShareInferenceServiceServicer):
         """See share_inference.proto."""
         program = self._program(request.model_hash)
         self._check(request, program)
-        self._budgets.charge(current_caller().name, program.model_hash, request.batch)
-        self._remember(request.request_id)
-        # Party 0 makes the share at once, if it was sent a seed; party 1 keeps what it was sent.
-        size = self._elements(request) if self._front.party == 0 else request.ByteSize()
-        with self._held.take(current_caller().name, size):
-            answer = await self._answer(request, self._wait_s(context))
+        requests = self._front.requests
+        with requests.served("mpc", program.model_hash, request.batch) as cost:
+            self._budgets.charge(current_caller().name, program.model_hash, request.batch)
+            self._remember(request.request_id)
+            # Party 0 makes the share at once, if it was sent a seed; party 1 keeps what came.
+            size = self._elements(request) if self._front.party == 0 else request.ByteSize()
+            with self._held.take(current_caller().name, size):
+                answer = await self._answer(request, self._wait_s(context))
+            cost.up, cost.down = len(request.share) + len(request.seed), len(answer.share)
+            cost.online, cost.offline = answer.bytes_sent, answer.offline_bytes
+            cost.rounds = answer.rounds
         return self._response(answer)
 
     async def _answer(self, request: InferRequest, wait_s: float) -> Answer:
@@ -276,10 +266,6 @@ class _ShareInference(share_inference_pb2_grpc.ShareInferenceServiceServicer):
             board.remove(key)
 
     def _response(self, answer: Answer) -> InferResponse:
-        gauges = self._front.gauges
-        gauges.samples.inc(sum(answer.batches))
-        gauges.online.inc(answer.bytes_sent)
-        gauges.offline.inc(answer.offline_bytes)
         stats = InferStats(
             rounds=answer.rounds,
             online_bytes_sent=answer.bytes_sent,

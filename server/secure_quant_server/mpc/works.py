@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
 import os
 import sys
 import threading
@@ -21,7 +22,7 @@ from secure_quant.mpc.protocol.deal import DealerProgram, DealtGates, DealtItem
 from secure_quant_server.common import Metrics, logs
 from secure_quant_server.mpc.spool import TAG_BYTES, Spool
 
-__all__ = ["Gauges", "Shelf", "Works", "yield_to_others"]
+__all__ = ["Gauges", "Rate", "Shelf", "Works", "yield_to_others"]
 
 JOB_BYTES = 4 * 2**20
 """About so much is made in one go: a hop between threads costs as much as a small item."""
@@ -33,6 +34,32 @@ def yield_to_others() -> None:
         os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), 10)
 
 
+class Rate:
+    """Events a second, as an average in which those of ``HALF_S`` ago count half."""
+
+    HALF_S = 60.0
+
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        self._clock = clock
+        self._began = self._seen = clock()
+        self._weight = 0.0
+
+    def add(self) -> None:
+        """One event, now."""
+        self._weight = self._faded() + 1.0
+        self._seen = self._clock()
+
+    def now(self) -> float:
+        """0 before the first."""
+        # Of a steady rate only this share lies behind it since the beginning.
+        share = 1.0 - 0.5 ** ((self._clock() - self._began) / self.HALF_S)
+        return self._faded() * math.log(2) / self.HALF_S / share if share > 0 else 0.0
+
+    def _faded(self) -> float:
+        faded: float = 0.5 ** ((self._clock() - self._seen) / self.HALF_S)
+        return self._weight * faded
+
+
 class Gauges:
     """What the dealer tells of itself."""
 
@@ -41,6 +68,11 @@ class Gauges:
         self.stock = Gauge(
             "secure_quant_dealer_stock", "Finished items", ["model"], registry=registry
         )
+        self.stock_seconds = Gauge(
+            "secure_quant_dealer_stock_seconds",
+            "How long finished items last, in memory and on disk, as they were asked for lately",
+            ["model"], registry=registry,
+        )  # fmt: skip
         self.dealt = Counter(
             "secure_quant_dealer_items", "Items handed out", ["model"], registry=registry
         )
@@ -131,7 +163,7 @@ class Works:
         label = program.model_hash[:12]
         self._spooled = gauges.spooled.labels(label)
         self._gauge, self._dealt = gauges.stock.labels(label), gauges.dealt.labels(label)
-        self._seconds = gauges.seconds.labels(label)
+        self._seconds, self._rate = gauges.seconds.labels(label), Rate()
         self.streamed = program.plan.streamed
         self.size = 8 * program.plan.dealt_words
         size = self.size + 2 * SEED_BYTES
@@ -140,6 +172,8 @@ class Works:
         self._job = max(1, min(JOB_BYTES // size, self._depth // 2))
         self._stock: deque[DealtItem] = deque()
         self._begun = 0
+        if not self.streamed:
+            gauges.stock_seconds.labels(label).set_function(self._lasts)
         self._more, self._room = asyncio.Event(), asyncio.Event()
 
     async def make(self) -> None:
@@ -182,7 +216,13 @@ class Works:
             self._room.set()
         self._gauge.set(len(self._stock))
         self._dealt.inc()
+        self._rate.add()
         return item
+
+    def _lasts(self) -> float:
+        """Seconds, infinite where nobody asks."""
+        items, rate = len(self._stock) + len(self._shelf or ()), self._rate.now()
+        return items / rate if rate > 1e-6 else math.inf
 
     def begin(self) -> DealtGates:
         """An item of a streamed model, to be made with ``next_gate``."""

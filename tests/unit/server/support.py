@@ -19,7 +19,14 @@ from secure_quant.wire.gen.secure_inference_pb2_grpc import (
     SecureInferenceServiceStub,
     add_SecureInferenceServiceServicer_to_server,
 )
-from secure_quant_server.common import Access, Budgets, GrpcServer, ServerOptions, Tokens
+from secure_quant_server.common import (
+    Access,
+    Budgets,
+    GrpcServer,
+    Requests,
+    ServerOptions,
+    Tokens,
+)
 from secure_quant_server.he.leveled import LeveledModels
 from secure_quant_server.he.pool import Evaluators
 from secure_quant_server.he.service import SERVICE, SecureInference
@@ -83,7 +90,8 @@ async def serving(
     server = GrpcServer(ServerOptions(**chosen), access, [SERVICE], request_bytes=request_bytes)
     evaluators = evaluators or StandIn(answer)
     infos = await evaluators.start()
-    service = SecureInference(evaluators, infos, budgets or Budgets(None), leveled)
+    requests = Requests(server.metrics)
+    service = SecureInference(evaluators, infos, budgets or Budgets(None), leveled, requests)
     add_SecureInferenceServiceServicer_to_server(service, server.server)
     await server.start()
     try:

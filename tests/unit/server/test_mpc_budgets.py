@@ -14,22 +14,20 @@ from secure_quant.errors import BudgetExceeded, ModelNotFound
 from secure_quant.mpc.runtime.jobs import Answer, Job
 from secure_quant.wire import SHARING
 from secure_quant.wire.gen.share_inference_pb2 import InferRequest
+from secure_quant_server.common import Metrics, Requests
 from secure_quant_server.mpc.party import _ShareInference
 
 GRAPH = graph()
 
 
 class Counting(SimpleNamespace):
-    """Stands for the batcher, and for every gauge."""
+    """Stands for the batcher."""
 
     done = 0
 
     async def infer(self, job: Job) -> Answer:
         self.done += 1
         return Answer(job.ids, job.batches, 0, 0, 0, 0, b"")
-
-    def inc(self, _: int) -> None:
-        """Nobody reads it."""
 
 
 def service(budget: int) -> tuple[_ShareInference, Counting]:
@@ -38,7 +36,7 @@ def service(budget: int) -> tuple[_ShareInference, Counting]:
     front = SimpleNamespace(
         party=0, options=options, batcher=batcher,
         models={GRAPH.hash: SimpleNamespace(graph=GRAPH, model_hash=GRAPH.hash)},
-        gauges=SimpleNamespace(samples=batcher, online=batcher, offline=batcher),
+        requests=Requests(Metrics()),
     )  # fmt: skip
     return _ShareInference(front), batcher  # type: ignore[arg-type]
 

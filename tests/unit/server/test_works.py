@@ -1,6 +1,7 @@
 """What the dealer makes ahead, where it lies, and that nothing of it is handed out twice."""
 
 import asyncio
+import re
 from collections.abc import AsyncIterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
@@ -41,7 +42,9 @@ async def works(
 
 def figure(metrics: Metrics, name: str) -> float:
     lines = generate_latest(metrics.registry).decode().splitlines()
-    return sum(float(line.rpartition(" ")[2]) for line in lines if line.startswith(name))
+    return sum(
+        float(line.rpartition(" ")[2]) for line in lines if re.split("[{ ]", line)[0] == name
+    )
 
 
 async def until(metrics: Metrics, **figures: float) -> None:
