@@ -71,6 +71,7 @@ generated: $(READY)
 	$(BIN)/python tools/gen_reference.py
 	$(BIN)/python tools/gen_performance.py
 	$(BIN)/python tools/gen_diagrams.py
+	$(BIN)/python tools/gen_monitoring.py
 	$(BIN)/python tools/gen_manifests.py
 
 bench: $(READY)

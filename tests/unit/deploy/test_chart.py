@@ -74,7 +74,7 @@ def test_lanes_have_a_port_each() -> None:
     ports = [each["port"] for each in made["Service/link"]["spec"]["ports"]]
     assert ports == [7200, 7201, 7202]
     opened = [each["containerPort"] for each in pod(made, "party1")["containers"][0]["ports"]]
-    assert opened == [7100, 7200, 7201, 7202]
+    assert opened == [7100, 7200, 7201, 7202, 9100]
     rule = made["NetworkPolicy/party1"]["spec"]["ingress"][1]
     assert rule["ports"] == [{"protocol": "TCP", "port": 7200, "endPort": 7202}]
     assert "3" in args(made, "party1")
