@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import platform
 import socket
+import sys
 import threading
 from collections.abc import Callable, Iterable, Iterator
 from http.server import HTTPServer, ThreadingHTTPServer
@@ -21,7 +22,6 @@ from prometheus_client import (
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
-from secure_quant import __version__
 from secure_quant.errors import ConfigError
 
 __all__ = ["SECONDS", "Metrics", "Workers"]
@@ -41,7 +41,7 @@ class Metrics:
             "secure_quant_build_info", "1, with what runs here", ["version", "role", "python"],
             registry=self.registry,
         )  # fmt: skip
-        build.labels(__version__, role or "", platform.python_version()).set(1)
+        build.labels(_version(), role or "", platform.python_version()).set(1)
         self._ended: dict[tuple[str, str], tuple[Histogram, Counter]] = {}
         self.calls = Counter(
             "secure_quant_calls", "Finished calls", ["method", "code"], registry=self.registry
@@ -83,6 +83,13 @@ class Metrics:
             raise ConfigError("metrics", got=address, expected="a free host:port") from error
         threading.Thread(target=server.serve_forever, name="metrics", daemon=True).start()
         return server
+
+
+def _version() -> str:
+    """Of the code that runs: what an installer noted may be older. The package is loaded already;
+    its door, which servers do not import by name, leads to rooms that are not theirs."""
+    version: str = sys.modules["secure_quant"].__version__
+    return version
 
 
 class Workers(Collector):
