@@ -5,7 +5,7 @@ READY := .venv/.ready
 PROTOC := .protoc
 OIP := .oip
 
-.PHONY: setup demo test test-all quick fuzz lint format types imports proto proto-check deploy-check lock compat oip docs generated bench web clean
+.PHONY: setup demo test test-all quick fuzz lint format types imports proto proto-check deploy-check lock compat oip docs generated release bench web clean
 
 demo: $(READY)
 	$(BIN)/secure-quant demo
@@ -59,6 +59,10 @@ deploy-check: $(READY)
 	$(BIN)/python tools/gen_manifests.py --check
 	$(BIN)/kubernetes-validate --strict --quiet deploy/kubernetes/*.yaml
 	$(BIN)/check-jsonschema --builtin-schema vendor.compose-spec deploy/docker-compose.yml
+
+# sdist, wheel, checksums and bill of materials of the last commit, in dist/.
+release: $(READY)
+	$(BIN)/python tools/release.py
 
 # The documentation site, in build/site; a warning fails it.
 docs: $(READY)
