@@ -35,7 +35,7 @@ CRYPTEN = re.compile(r'^VERSION = "(.+)"$', re.MULTILINE)
 
 def export(commit: str, folder: Path) -> int:
     """The commit's files into ``folder``; the time of the commit, in seconds."""
-    git = ["git", "-C", str(ROOT)]
+    git = ["git", "-C", str(ROOT), "-c", "tar.umask=0022"]
     archive = subprocess.run([*git, "archive", commit], check=True, capture_output=True).stdout
     with tarfile.open(fileobj=io.BytesIO(archive)) as tar:
         tar.extractall(folder, filter="data")
@@ -129,6 +129,7 @@ def main() -> None:
     arguments = parser.parse_args()
     if arguments.out.exists() and any(arguments.out.iterdir()):
         sys.exit(f"{arguments.out} is not empty")
+    os.umask(0o022)  # modes of files stand in the archives
     with tempfile.TemporaryDirectory() as scratch:
         tree, made = Path(scratch, "tree"), Path(scratch, "made")
         made.mkdir()
