@@ -77,16 +77,18 @@ def _run(argv: Sequence[str] | None) -> int:
     warnings.filterwarnings("ignore", "invalid escape sequence", DeprecationWarning)
     for noisy in _NOISY:
         logging.getLogger(noisy).setLevel(logging.ERROR)
+    about = None
     try:
         with _ending_at_once():
             arguments = build_parser().parse_args(argv)
+        about = getattr(arguments, "engine", None) or getattr(arguments, "role", None)
         code: int = _module(arguments.command).run(arguments)
     except (ConfigError, InputError, ModelError) as error:
         return _fail(str(error), 2)
     except SecureQuantError as error:
         return _fail(str(error), 1)
     except ModuleNotFoundError as error:
-        hint = how_to_get(error.name or "")
+        hint = how_to_get(error.name or "", about)
         if hint is None:
             raise
         return _fail(f"this command needs {error.name}: {hint}", 2)

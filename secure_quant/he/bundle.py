@@ -8,7 +8,6 @@ from secure_quant.he.plan import HePlan, plan
 from secure_quant.he.search import Objective
 from secure_quant.ir import Graph
 from secure_quant.ir.bundle import client_parts, server_parts, write_pair
-from secure_quant.ir.lookups import join_lookups
 
 __all__ = ["load_client", "load_server", "split"]
 
@@ -18,8 +17,7 @@ def split(graph: Graph, objective: Objective = "latency", tier: Tier = "T1") -> 
 
     Raises MissingParameters on a public graph, OpNotSupported.
     """
-    more = {"lookups": join_lookups(graph.nodes, graph.lookups)} if graph.lookups else {}
-    return write_pair("he", graph, lambda: plan(graph, objective, tier).to_json(), more)
+    return write_pair("he", graph, lambda: plan(graph, objective, tier).to_json())
 
 
 def load_server(data: bytes, *, stock_memory: int = STOCK_MEMORY) -> Evaluator:
@@ -31,5 +29,5 @@ def load_server(data: bytes, *, stock_memory: int = STOCK_MEMORY) -> Evaluator:
 
 def load_client(data: bytes) -> tuple[Graph, HePlan]:
     """Raises as ``load_server``."""
-    graph, text = client_parts("he", data, ("lookups",))
+    graph, text = client_parts("he", data)
     return graph, HePlan.from_json(text, graph)

@@ -6,31 +6,34 @@ model they are of, and neither is taken for the other.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 
 import numpy as np
 
 from secure_quant.errors import HashMismatch, MalformedModel, MissingParameters, UnsupportedVersion
 from secure_quant.ir.artifact import decode, encode, read_tensors, write_tensors
 from secure_quant.ir.graph import Graph
+from secure_quant.ir.lookups import join_lookups
 from secure_quant.ir.public import decode_public, encode_public
 
 __all__ = ["VERSION", "client_parts", "server_parts", "write_pair"]
 
 VERSION = "1"
+TABLES = "lookups"
+"""The part with the rows of public tables."""
 
 
-def write_pair(
-    engine: str, graph: Graph, plan: Callable[[], bytes], more: Mapping[str, bytes] | None = None
-) -> dict[str, bytes]:
-    """The bundles "server" and "client". ``more``: parts that the client's has besides.
+def write_pair(engine: str, graph: Graph, plan: Callable[[], bytes]) -> dict[str, bytes]:
+    """The bundles "server" and "client", the client's with the public tables, if there are any.
 
     Raises MissingParameters on a public graph, before it is planned, and what ``plan`` raises.
     """
     if graph.is_public:
         raise MissingParameters("server bundle", got="a public graph", expected="a whole model")
     text = plan()
-    public = {"graph": encode_public(graph), "plan": text, **(more or {})}
+    public = {"graph": encode_public(graph), "plan": text}
+    if graph.lookups:
+        public[TABLES] = join_lookups(graph.nodes, graph.lookups)
     return {
         "server": _write(f"{engine}-server", graph, {"model": encode(graph), "plan": text}),
         "client": _write(f"{engine}-client", graph, public),
@@ -48,15 +51,15 @@ def server_parts(engine: str, data: bytes) -> tuple[Graph, bytes]:
     return graph, parts["plan"]
 
 
-def client_parts(engine: str, data: bytes, maybe: tuple[str, ...] = ()) -> tuple[Graph, bytes]:
-    """The public graph and its plan. ``maybe``: "lookups", where the engine's bundles may have
-    public tables. Raises as ``server_parts``."""
-    parts, metadata = _read(f"{engine}-client", ("graph", "plan"), data, maybe)
+def client_parts(engine: str, data: bytes) -> tuple[Graph, bytes]:
+    """The public graph, with public tables if there are any, and its plan. Raises as
+    ``server_parts``."""
+    parts, metadata = _read(f"{engine}-client", ("graph", "plan"), data, (TABLES,))
     try:
         commitment = bytes.fromhex(metadata["commitment"])
     except ValueError as error:
         raise MalformedModel("commitment", got="no hexadecimal digits") from error
-    lookups = parts.get("lookups", b"")
+    lookups = parts.get(TABLES, b"")
     graph = decode_public(parts["graph"], commitment=commitment, lookups=lookups)
     if graph.hash != metadata["hash"]:
         raise HashMismatch("model", got=graph.hash, expected=metadata["hash"][:64])

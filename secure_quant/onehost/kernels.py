@@ -10,14 +10,16 @@ from typing import Any
 import numpy as np
 from numba import types
 
-from secure_quant.mpc.kernels.bits import ONES, OUT, ZERO, I, kernel, read
+from secure_quant.mpc.kernels.bits import ONE, ONES, OUT, ZERO, I, kernel, read
+from secure_quant.mpc.kernels.simd import popcount
 
-__all__ = ["cut", "fold", "join", "transpose"]
+__all__ = ["borrowed", "cut", "fold", "join", "larger", "look_up", "transpose"]
 
 U = types.uint64
 IN = types.Array(U, 1, "C", readonly=True)
 IN2 = types.Array(U, 2, "C", readonly=True)
 OUT2 = types.Array(U, 2, "C")
+INT2 = types.Array(I, 2, "C", readonly=True)
 
 
 @kernel(types.void(OUT2, OUT, OUT2))
@@ -87,3 +89,51 @@ def cut(words: Any, bits: Any, values: Any) -> None:
             values[i, v] = read(words, place, size) & (ONES >> np.uint64(64 - size))
             place += 64
             left -= 64
+
+
+@kernel(types.void(IN, IN2, INT2, OUT))
+def look_up(numbers: Any, tables: Any, places: Any, out: Any) -> None:
+    """What the tables say of every digit, bit by bit. tables: [n, words]. places: of a digit its
+    first bit and width, the first word of its table, and that of another or -1."""
+    for i in range(numbers.shape[0]):
+        made, fill = ZERO, ZERO
+        for d in range(places.shape[0]):
+            first, width = np.uint64(places[d, 0]), np.uint64(places[d, 1])
+            digit = (numbers[i] >> first) & ((ONE << width) - ONE)
+            word, bit = np.int64(digit >> np.uint64(6)), digit & np.uint64(63)
+            for j in range(2, 4):
+                if places[d, j] >= 0:
+                    made |= ((tables[i, places[d, j] + word] >> bit) & ONE) << fill
+                    fill += ONE
+        out[i] = made
+
+
+@kernel(types.void(IN, IN, IN, OUT))
+def borrowed(opened: Any, kappa: Any, known: Any, out: Any) -> None:
+    """The XOR of the known products that ``kappa`` names for what was opened, XORed to out."""
+    for i in range(opened.shape[0]):
+        out[i] ^= popcount(kappa[opened[i]] & known[i]) & ONE
+
+
+@kernel(types.void(IN, IN, IN, IN, IN2, I, I, OUT))
+def larger(
+    first: Any, second: Any, numbers: Any, opened: Any, own: Any, party: int, bits: int, out: Any
+) -> None:
+    """Own share of the larger of two, masked, mod 2^bits. numbers: 1 ⊕ top bits of c, that is P
+    before the opened bit. own: shares of r_0, r_1, n, n·(r_0 - r_1) and the new mask, in rows."""
+    keep = ONES >> np.uint64(64 - bits)
+    for i in range(first.shape[0]):
+        won = opened[i] ^ numbers[i]
+        difference = first[i] - second[i]
+        # s·(y_0 - y_1) = P·(D - ρ) + (1 - 2P)·(n·D - n·ρ)
+        gain = own[1, i] - own[0, i]
+        made = own[4, i] - own[1, i]
+        if party == 0:
+            gain += difference
+            made += second[i]
+        term = own[2, i] * difference - own[3, i]
+        if won:
+            made += gain - term
+        else:
+            made += term
+        out[i] = made & keep

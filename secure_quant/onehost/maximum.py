@@ -19,6 +19,7 @@ from dataclasses import dataclass
 from functools import cached_property, lru_cache
 
 import numpy as np
+from numpy.typing import NDArray
 
 from secure_quant.errors import OpNotSupported
 from secure_quant.mpc.protocol.cost import packed_bytes
@@ -26,6 +27,7 @@ from secure_quant.mpc.protocol.gates.base import Wire, opening
 from secure_quant.mpc.protocol.gates.maximum import MaximumGate
 from secure_quant.mpc.protocol.ring import Ring, reduce
 from secure_quant.mpc.protocol.tables import Borrow
+from secure_quant.onehost import kernels
 from secure_quant.onehost.cot import BOTH, KAPPA, Column, Pairing
 from secure_quant.onehost.exchange import Joint, together
 from secure_quant.onehost.hots import hot, hot_bits, hot_parts, prefixes
@@ -71,20 +73,16 @@ def borrow_of(low: int) -> Borrow:
 
 @dataclass(frozen=True, eq=False)
 class Comparison:
-    """One party's material for the comparisons of one level, n of them. masks: own shares of
-    (r_0, r_1). tables: by digit [c < ρ] and [c = ρ]. known: bit 1 + i the share of the product
-    products[i] of the variables' masks, bit 0 of 1. top, bit: shares of top(ρ) and n. share, times:
-    of [n] and [n·(r_0 - r_1)]. out: of r_y."""
+    """One party's material for the comparisons of one level, n of them. own: its shares of r_0,
+    r_1, [n], [n·(r_0 - r_1)] and r_y, uint64[5, n]. tables: by digit [c < ρ], and but for the
+    lowest [c = ρ], side by side, uint64[n, words]. known: bit 1 + i the share of the product
+    products[i] of the variables' masks, bit 0 of 1. hidden: the share of top(ρ) ⊕ n."""
 
-    masks: tuple[Words, Words]
+    own: Words
     offset: Words
-    tables: tuple[tuple[Words, Words], ...]
+    tables: Words
     known: Words
-    top: Words
-    bit: Words
-    share: Words
-    times: Words
-    out: Words
+    hidden: Words
 
 
 @dataclass(frozen=True, eq=False)
@@ -241,10 +239,12 @@ class JointMaximum:
                 column_times(bit, reduce(difference, gate.bits), gate.bits, party),
             ]
         )  # fmt: skip
-        tables = tuple(
-            (prefixes(e, width), e) for e, width in zip(hots, self.borrow.digits, strict=True)
-        )
-        return Comparison(masks, offset, tables, known, top, bit.own, share, times, out)
+        tables: list[Words] = []
+        for e, width in zip(hots, self.borrow.digits, strict=True):
+            tables += [prefixes(e, width), e] if tables else [prefixes(e, width)]
+        own = np.stack([*masks, share, times, out])
+        side_by_side = np.concatenate(tables, axis=1)
+        return Comparison(own, offset, side_by_side, known, top ^ bit.own)
 
     def _offset(
         self, rho: Sequence[Column], top: Words, difference: Words, party: int
@@ -283,44 +283,35 @@ class JointMaximum:
         self, party: int, own: Comparison, first: Words, second: Words
     ) -> Generator[bytes, bytes, Words]:
         """Masked candidates -> the masked larger ones, uint64[n] each."""
-        gate, one, low = self.gate, np.uint64(1), np.uint64(self.gate.width - 1)
+        gate, low = self.gate, np.uint64(self.gate.width - 1)
         c = reduce(first - second + own.offset, gate.width)
         borrow = yield from self._borrowed(own, c)
-        opened = yield from opening(borrow ^ own.top ^ own.bit, 1, xor=True)
-        won = opened ^ (c >> low) ^ one
-        minus = np.uint64(0) - won
-        difference, mine = first - second, own.masks[0] - own.masks[1]
-        zero = np.zeros_like(first)
-        # s·(y_0 - y_1) = P·(D - ρ) + (1 - 2P)·(n·D - n·ρ)
-        gain = won * ((difference if party == 0 else zero) - mine)
-        term = own.share * difference - own.times
-        made = (second if party == 0 else zero) - own.masks[1] + own.out
-        made += gain + ((term ^ minus) - minus)
-        return (yield from opening(reduce(made, gate.bits), gate.bits))
+        opened = yield from opening(borrow ^ own.hidden, 1, xor=True)
+        made, tops = np.empty_like(first), c >> low ^ np.uint64(1)
+        kernels.larger(first, second, tops, opened, own.own, party, gate.bits, made)
+        return (yield from opening(made, gate.bits))
 
     def _borrowed(self, own: Comparison, c: Words) -> Generator[bytes, bytes, Words]:
         """Own share of [low c < low ρ]."""
-        read, place = [], 0
-        for (less, equal), width in zip(own.tables, self.borrow.digits, strict=True):
-            digit = reduce(c >> np.uint64(place), width)
-            read.append(_bit(less, digit))
-            if place:
-                read.append(_bit(equal, digit))
-            place += width
+        read = np.empty_like(c)
+        kernels.look_up(c, own.tables, self._places, read)
         if not self.variables:
-            return read[0]
-        masked = sum((bit << np.uint64(i) for i, bit in enumerate(read)), np.zeros_like(c))
-        opened = yield from opening(masked ^ self._own_masks(own), self.variables, xor=True)
-        chosen = self.borrow.kappa[opened.astype(np.int64)]
-        ones: Words = np.bitwise_count(chosen & own.known).astype(np.uint64)
-        return ones & np.uint64(1)
+            return read
+        opened = yield from opening(read ^ self._own_masks(own), self.variables, xor=True)
+        made = np.zeros_like(c)
+        kernels.borrowed(opened, self.borrow.kappa, own.known, made)
+        return made
+
+    @cached_property
+    def _places(self) -> NDArray[np.int64]:
+        """Of every digit: first bit, width, and the first words of its tables."""
+        made, word = [], 0
+        for first, width in self._hots:
+            size = max(2**width // 64, 1)
+            made.append((first, width, word, word + size if first else -1))
+            word += 2 * size if first else size
+        return np.array(made, np.int64)
 
     def _own_masks(self, own: Comparison) -> Words:
         """The variables' masks: products of one come first, in order."""
         return own.known >> np.uint64(1) & np.uint64((1 << self.variables) - 1)
-
-
-def _bit(table: Words, place: Words) -> Words:
-    """Bit ``place`` of every row."""
-    words: Words = table[np.arange(len(table)), (place >> np.uint64(6)).astype(np.int64)]
-    return words >> (place & np.uint64(63)) & np.uint64(1)

@@ -14,7 +14,7 @@ from secure_quant.ir.ports import refuse_secret_tables
 from secure_quant.mpc.protocol.cost import packed_bytes
 from secure_quant.mpc.protocol.gates.base import Gate
 from secure_quant.mpc.protocol.gates.edge import InputGate
-from secure_quant.mpc.protocol.gates.linear import LinearGate
+from secure_quant.mpc.protocol.gates.linear import LinearGate, weight_shape
 from secure_quant.mpc.protocol.gates.maximum import MaximumGate
 from secure_quant.mpc.protocol.gates.product import ProductGate
 from secure_quant.mpc.protocol.gates.requantize import RequantizeGate
@@ -34,6 +34,8 @@ __all__ = ["CALLS", "KAPPA", "MAX_BATCH", "NUMBER_BYTES", "Half", "OneHostCost",
 VERSION = 2
 MAX_BATCH = 8
 """Samples of one item that is served."""
+LIGHT_BYTES, LIGHT_PRODUCTS = 2**18, 2**22
+"""Both ways, and of numbers with weights: an inference with no more may run between messages."""
 CALLS = (2**20, 2**16, 2**12, 2**10)
 """Samples of one client that a plan is made for unless told: the first that its layers allow."""
 
@@ -131,6 +133,15 @@ class OneHostPlan:
 
     def cost(self, batch: int = 1) -> OneHostCost:
         """Exact bytes of one call with ``batch`` samples."""
+        if batch not in self._costs:  # asked for in every call
+            self._costs[batch] = self._counted(batch)
+        return self._costs[batch]
+
+    @cached_property
+    def _costs(self) -> dict[int, OneHostCost]:
+        return {}
+
+    def _counted(self, batch: int) -> OneHostCost:
         joint = [half.sent_bytes(batch) for half in self.halves.values()]
         linear = self.masked.he.cost(batch)
         online = [self._online(gate, batch) for gate in self.gates]
@@ -142,6 +153,16 @@ class OneHostPlan:
             NUMBER_BYTES + sum(down for _, down in online),
             self.flights,
         )  # fmt: skip
+
+    def light(self, batch: int) -> bool:
+        """An inference of so many samples is done in a few milliseconds, between its messages."""
+        cost = self.cost(batch)
+        products = batch * sum(
+            prod(gate.shape) * weight_shape(gate.node)[2]
+            for gate in self.gates
+            if isinstance(gate, LinearGate)
+        )
+        return cost.bytes_up + cost.bytes_down <= LIGHT_BYTES and products <= LIGHT_PRODUCTS
 
     def _online(self, gate: Gate, batch: int) -> tuple[int, int]:
         """What party 0 and party 1 send for ``gate`` in a call, the answer's mask included."""

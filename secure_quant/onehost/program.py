@@ -158,19 +158,21 @@ class _Program(ABC):
         ends = OutputGate, JoinGate
         waiting = [gate for gate in self.plan.gates if not isinstance(gate, ends)]
         running: list[tuple[Gate | None, Joint[Any], Exchange]] = []
+        news = True  # something is there that may let a gate start
 
         def step(gate: Gate | None, run: Joint[Any], message: bytes | None) -> None:
+            nonlocal news
             try:
                 exchange = next(run) if message is None else run.send(message)
             except StopIteration as end:
                 if gate is not None:
-                    values[gate.name] = end.value
+                    values[gate.name], news = end.value, True
             else:
                 running.append((gate, run, exchange))
 
         step(None, _same_item(item.number), None)
         while True:
-            for gate in list(waiting):  # in node order, so that whatever is local runs through
+            for gate in list(waiting) if news else ():  # in node order: what is local runs through
                 if all(name in values for name in gate.inputs):
                     waiting.remove(gate)
                     inputs = [values[name] for name in gate.inputs] or [Wire(octets=octets)]
@@ -178,7 +180,7 @@ class _Program(ABC):
                     step(gate, self._run(gate, item, inputs), None)
             if not running:
                 return [values[gate.name] for gate in self.plan.answers]
-            now, running = running, []
+            now, running, news = running, [], False
             whole = b"".join(exchange.sent for _, _, exchange in now)
             peer = yield from swap(whole, sum(exchange.expected for _, _, exchange in now))
             place = 0

@@ -7,18 +7,21 @@ import time
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
-from threading import Condition
+from threading import Condition, Event, Lock
 from typing import Generic, TypeVar
 
 from secure_quant.errors import DeadlineExceeded, MalformedMessage, SecureQuantError
 from secure_quant.onehost.exchange import Joint
 
-__all__ = ["PIECE", "PROTOCOL", "Driven", "Inbox", "drive", "pieces"]
+__all__ = ["PIECE", "PROTOCOL", "Course", "Driven", "Inbox", "drive", "pieces"]
 
 PROTOCOL = 2
 """What both ends of a connection speak."""
 PIECE = 2**18
 """Most bytes of a run in one frame."""
+HELD = 2**14
+"""Bytes that go out at once. Fewer wait while there is something to compute, so that a frame often
+carries the end of one exchange and the beginning of the next."""
 
 Result = TypeVar("Result")
 
@@ -40,11 +43,15 @@ class Inbox:
         """Raises MalformedMessage for more than the run takes in all."""
         with self._changed:
             if not data or len(data) > self._left:
-                got, expected = f"{len(data)} bytes", f"1 to {self._left} that are left of a run"
-                raise MalformedMessage("piece of a run", got=got, expected=expected)
+                raise _too_much(data, self._left)
             self._left -= len(data)
             self._bytes += data
             self._changed.notify_all()
+
+    def holds(self, count: int) -> bool:
+        """``take`` would not wait for so many."""
+        with self._changed:
+            return len(self._bytes) >= count
 
     def take(self, count: int, seconds: float) -> bytes:
         """The next ``count`` bytes. Raises DeadlineExceeded, or what ``fail`` was told."""
@@ -84,6 +91,44 @@ def pieces(message: bytes) -> list[bytes]:
     return [message[i : i + PIECE] for i in range(0, len(message), PIECE)]
 
 
+class _Steps(Generic[Result]):
+    """A run between two messages. begun: it said something. expected: bytes of the next message.
+    ended: with what."""
+
+    def __init__(self, run: Joint[Result], send: Callable[[bytes], None]) -> None:
+        self._run, self._send = run, send
+        self._held = bytearray()
+        self._sent = self._received = self._flights = 0
+        self.begun = False
+        self.expected = 0
+        self.ended: Driven[Result] | None = None
+
+    def go(self, message: bytes) -> None:
+        """On with what the other end sent; at first with nothing. Raises what the run does."""
+        try:
+            exchange = self._run.send(message) if self.begun else next(self._run)
+        except StopIteration as end:
+            self.let_go()
+            self.ended = Driven(end.value, self._sent, self._received, self._flights)
+            return
+        self.begun, self.expected = True, exchange.expected
+        self._held += exchange.sent
+        self._sent += len(exchange.sent)
+        self._received += exchange.expected
+        self._flights += bool(exchange.sent or exchange.expected)
+        if len(self._held) >= HELD:
+            self.let_go()
+
+    def let_go(self) -> None:
+        """What was held back goes out: nothing can be computed before more comes."""
+        for piece in pieces(bytes(self._held)):
+            self._send(piece)
+        self._held.clear()
+
+    def close(self) -> None:
+        self._run.close()
+
+
 def drive(
     run: Joint[Result],
     send: Callable[[bytes], None],
@@ -96,18 +141,94 @@ def drive(
 
     Raises what the run, the inbox and ``seconds`` raise; the run is then closed.
     """
-    sent = received = flights = 0
-    message: bytes | None = None
+    steps, message = _Steps(run, send), b""
     try:
         while True:
             with turn():
-                exchange = next(run) if message is None else run.send(message)
-            for piece in pieces(exchange.sent):
-                send(piece)
-            message = inbox.take(exchange.expected, seconds()) if exchange.expected else b""
-            sent, received = sent + len(exchange.sent), received + exchange.expected
-            flights += bool(exchange.sent or exchange.expected)
-    except StopIteration as end:
-        return Driven(end.value, sent, received, flights)
+                steps.go(message)
+            if steps.ended is not None:
+                return steps.ended
+            if not inbox.holds(steps.expected):
+                steps.let_go()
+            message = inbox.take(steps.expected, seconds()) if steps.expected else b""
     finally:
-        run.close()
+        steps.close()
+
+
+class Course(Generic[Result]):
+    """A run that whoever reads the stream pushes on, without a thread of its own. It hears
+    ``total`` bytes. send: takes a piece, and does not wait."""
+
+    def __init__(self, run: Joint[Result], send: Callable[[bytes], None], total: int) -> None:
+        self._steps = _Steps(run, send)
+        self._left, self._bytes = total, bytearray()
+        self._lock, self._over = Lock(), Event()
+        self._error: BaseException | None = None
+
+    @property
+    def complete(self) -> bool:
+        """All of what it hears has come."""
+        return self._left == 0
+
+    @property
+    def over(self) -> bool:
+        """It has a result, or failed."""
+        return self._over.is_set()
+
+    def begin(self) -> None:
+        """Up to where it waits for the other end, unless what came has begun it."""
+        with self._lock:
+            if not self._steps.begun and not self.over:
+                self._advance(b"")
+
+    def feed(self, data: bytes) -> None:
+        """On as far as it goes. Raises MalformedMessage for more than the run takes in all."""
+        with self._lock:
+            if not data or len(data) > self._left:
+                raise _too_much(data, self._left)
+            self._left -= len(data)
+            self._bytes += data
+            if not self.over and len(self._bytes) >= self._steps.expected:
+                self._advance(self._next())
+
+    def fail(self, error: SecureQuantError) -> None:
+        """It is given up; whoever waits is told."""
+        with self._lock:
+            self._end(error)
+
+    def wait(self, seconds: float) -> Driven[Result]:
+        """The result. Raises DeadlineExceeded, what the run raised, or what ``fail`` was told."""
+        if not self._over.wait(seconds):
+            raise DeadlineExceeded("the other end's message", expected=f"within {seconds:.3g} s")
+        if self._steps.ended is None:
+            raise self._error or DeadlineExceeded("the other end's message")
+        return self._steps.ended
+
+    def _advance(self, message: bytes) -> None:
+        try:
+            self._steps.go(message)
+            while self._steps.ended is None and len(self._bytes) >= self._steps.expected:
+                self._steps.go(self._next())
+            self._steps.let_go()
+        except BaseException as error:  # noqa: BLE001  whoever waits is told
+            self._end(error)
+        else:
+            if self._steps.ended is not None:
+                self._over.set()
+
+    def _next(self) -> bytes:
+        count = self._steps.expected
+        made = bytes(memoryview(self._bytes)[:count])
+        del self._bytes[:count]
+        return made
+
+    def _end(self, error: BaseException) -> None:
+        if not self._over.is_set():
+            self._error = error
+            self._steps.close()
+            self._over.set()
+
+
+def _too_much(data: bytes, left: int) -> MalformedMessage:
+    got, expected = f"{len(data)} bytes", f"1 to {left} that are left of a run"
+    return MalformedMessage("piece of a run", got=got, expected=expected)

@@ -15,7 +15,7 @@ from secure_quant.errors import (
     PeerUnavailable,
     SecureQuantError,
 )
-from secure_quant.onehost.stream import Inbox
+from secure_quant.onehost.stream import Course, Inbox
 from secure_quant.wire import raised
 from secure_quant.wire.gen.one_host_pb2 import PairRequest, PairResponse
 from secure_quant.wire.gen.one_host_pb2_grpc import OneHostServiceStub
@@ -37,7 +37,7 @@ class Link:
         self._channel, self._ended = channel, ended
         self._outgoing: SimpleQueue[PairRequest | None] = SimpleQueue()
         self._control: SimpleQueue[PairResponse | None] = SimpleQueue()
-        self._inboxes = {"ahead": Inbox(0), "online": Inbox(0)}
+        self._inboxes: dict[str, Inbox | Course[Any]] = {"ahead": Inbox(0), "online": Inbox(0)}
         self._error: SecureQuantError | None = None
         self._lock = Lock()
         self._call: Any = OneHostServiceStub(channel).Pair(
@@ -57,11 +57,15 @@ class Link:
     def listen(self, run: str, total: int) -> Inbox:
         """For a run that begins, "ahead" or "online". Raises what ended the link."""
         inbox = Inbox(total)
+        self.hear(run, inbox)
+        return inbox
+
+    def hear(self, run: str, whoever: Inbox | Course[Any]) -> None:
+        """From now on what comes for ``run`` is fed to ``whoever``. Raises as ``listen``."""
         with self._lock:
             if self._error is not None:
                 raise self._error
-            self._inboxes[run] = inbox
-        return inbox
+            self._inboxes[run] = whoever
 
     def answered(self, seconds: float) -> PairResponse:
         """The next frame that is of no run. Raises what ended the link, DeadlineExceeded."""

@@ -25,7 +25,7 @@ from secure_quant.onehost.cot import PAIRING_BYTES, Pairing
 from secure_quant.onehost.exchange import Joint
 from secure_quant.onehost.plan import KAPPA, MAX_BATCH, OneHostPlan
 from secure_quant.onehost.program import ClientProgram, Item
-from secure_quant.onehost.stream import PROTOCOL, Driven, Inbox, drive
+from secure_quant.onehost.stream import PROTOCOL, Course, Driven, drive
 from secure_quant.wire import from_status
 from secure_quant.wire.gen.one_host_pb2 import (
     PairDrop,
@@ -107,13 +107,10 @@ class Paired:
         Raises DeadlineExceeded, BudgetExceeded, MalformedMessage, PeerUnavailable.
         """
         require_own("pairing", self._process)
-        made, inbox, program = self._begin(len(q), deadline)
-
-        def send(piece: bytes) -> None:
-            self._link.send(PairRequest(online=piece))
-
+        made, course = self._begin(q, deadline)
         try:
-            return made, drive(program.run(made.item, q), send, inbox, deadline.remaining)
+            course.begin()
+            return made, course.wait(deadline.remaining())
         except BaseException as error:
             named = error if isinstance(error, SecureQuantError) else None
             self.end(named or PairingSpent("a pairing", got="an inference that was broken off"))
@@ -123,8 +120,10 @@ class Paired:
                 self._busy = False
                 self._changed.notify_all()
 
-    def _begin(self, batch: int, deadline: Deadline) -> tuple[Made, Inbox, ClientProgram]:
-        """Take an item of ``batch`` samples, once there is one, and tell the host."""
+    def _begin(self, q: NDArray[np.int8], deadline: Deadline) -> tuple[Made, Course[Int]]:
+        """Take an item of as many samples, once there is one, and tell the host. The thread that
+        reads the stream runs the inference."""
+        batch = len(q)
         with self._changed:
             self._batch, self._waiting, self._refused = batch, True, None
             self._changed.notify_all()
@@ -137,10 +136,15 @@ class Paired:
                 raise PairingSpent("a pairing", got="no item", hint="pair anew")
             self._ready.remove(made)
             self._busy = True
-            inbox = self._link.listen("online", self._plan.cost(batch).online_down)
+            total = self._plan.cost(batch).online_down
+            course = Course(program.run(made.item, q), self._online, total)
+            self._link.hear("online", course)
             self._link.send(PairRequest(infer=PairInfer(item=made.item.number)))
             self._changed.notify_all()
-            return made, inbox, program
+            return made, course
+
+    def _online(self, piece: bytes) -> None:
+        self._link.send(PairRequest(online=piece))
 
     def end(self, error: SecureQuantError) -> None:
         """Forget it; whoever waits is told."""

@@ -1,7 +1,8 @@
 """One pairing at the server: what a client's stream says, in order, and two threads that run it.
 
-The event loop reads the stream and judges the order of things; one thread pairs and makes items,
-another answers inferences. Whatever goes wrong ends the pairing, with all of its items.
+The event loop reads the stream, judges the order of things and runs inferences that are light; one
+thread pairs and makes items, another answers the other inferences. Whatever goes wrong ends the
+pairing, with all of its items.
 """
 
 from __future__ import annotations
@@ -19,7 +20,6 @@ from secure_quant.errors import (
     DeadlineExceeded,
     InternalError,
     MalformedMessage,
-    MaterialReused,
     Overloaded,
     PeerUnavailable,
     SecureQuantError,
@@ -27,8 +27,8 @@ from secure_quant.errors import (
 from secure_quant.onehost.cot import PAIRING_BYTES, Pairing
 from secure_quant.onehost.exchange import Joint
 from secure_quant.onehost.plan import KAPPA, MAX_BATCH, OneHostPlan
-from secure_quant.onehost.program import Host, HostProgram, Item
-from secure_quant.onehost.stream import Inbox, drive
+from secure_quant.onehost.program import Host, HostProgram
+from secure_quant.onehost.stream import Course, Inbox, drive
 from secure_quant.wire.gen.one_host_pb2 import (
     PairMake,
     PairMaking,
@@ -39,6 +39,7 @@ from secure_quant.wire.gen.one_host_pb2 import (
 )
 from secure_quant_server.common import logs
 from secure_quant_server.common.messages import error_to_bytes
+from secure_quant_server.onehost.stock import Stock
 
 __all__ = ["Bounds", "Served", "Session"]
 
@@ -78,76 +79,6 @@ class _Answering:
     inbox: Inbox
 
 
-class _Stock:
-    """Items by number. One may be claimed while it is being made: the client has its half when it
-    heard the last message, which may be before the server has computed its own."""
-
-    def __init__(self, most: int) -> None:
-        """most: samples of items that nobody claimed."""
-        self._most, self._begun = most, 0
-        self._free: dict[int, int] = {}  # number -> samples
-        self._items: dict[int, Item] = {}
-        self._dropped: set[int] = set()
-        self._closed = False
-        self._changed = threading.Condition()
-
-    def begin(self, number: int, batch: int) -> None:
-        """Room for an item that is made from now on. Raises Overloaded."""
-        with self._changed:
-            if (samples := sum(self._free.values()) + batch) > self._most:
-                expected = f"<= {self._most}"
-                raise Overloaded("samples in stock", got=samples, expected=expected)
-            self._free[number], self._begun = batch, number
-
-    def undo(self, number: int) -> None:
-        """It is not made after all."""
-        with self._changed:
-            self._free.pop(number, None)
-            self._begun = number - 1
-
-    def put(self, item: Item) -> None:
-        """It is made."""
-        with self._changed:
-            if item.number not in self._dropped and not self._closed:
-                self._items[item.number] = item
-            self._dropped.discard(item.number)
-            self._changed.notify_all()
-
-    def claim(self, number: int) -> int:
-        """Its samples; nobody can claim it again. Raises MaterialReused for one that is gone,
-        MalformedMessage for one that never was."""
-        with self._changed:
-            batch = self._free.pop(number, None)
-            if batch is not None:
-                return batch
-            if 1 <= number <= self._begun:
-                raise MaterialReused("item of material", got=f"{number}, used or given up before")
-            raise MalformedMessage("item of material", got=number, expected=f"<= {self._begun}")
-
-    def drop(self, number: int) -> None:
-        """Raises as ``claim``."""
-        self.claim(number)
-        with self._changed:
-            if self._items.pop(number, None) is None:
-                self._dropped.add(number)
-
-    def take(self, number: int, seconds: float) -> Item:
-        """One that was claimed, once it is made. Raises DeadlineExceeded."""
-        with self._changed:
-            self._changed.wait_for(lambda: self._closed or number in self._items, seconds)
-            if number not in self._items:
-                raise DeadlineExceeded("an item of material", expected=f"within {seconds:g} s")
-            return self._items.pop(number)
-
-    def close(self) -> None:
-        """Forget everything, and take nothing more."""
-        with self._changed:
-            self._closed = True
-            self._free.clear()
-            self._items.clear()
-            self._changed.notify_all()
-
-
 class Session:
     """``frames``: reads the stream to its end. ``answers``: what goes back."""
 
@@ -156,8 +87,11 @@ class Session:
         self._served, self._bounds = served, bounds
         self._loop = asyncio.get_running_loop()
         self._outgoing: asyncio.Queue[PairResponse | SecureQuantError | None] = asyncio.Queue()
-        self._stock = _Stock(bounds.samples)
-        self._ahead, self._online = Inbox(PAIRING_BYTES), Inbox(0)
+        self._stock = Stock(bounds.samples)
+        self._ahead = Inbox(PAIRING_BYTES)
+        self._online: Inbox | Course[None] = Inbox(0)
+        self._late: asyncio.TimerHandle | None = None
+        self._light = 0  # samples of the inference that the loop runs
         self._makes: SimpleQueue[PairMake | None] = SimpleQueue()
         self._calls: SimpleQueue[_Answering | None] = SimpleQueue()
         self._asked, self._running = 0, 0  # makes and inferences that are not done
@@ -183,6 +117,7 @@ class Session:
         finally:
             self.end(PeerUnavailable("the pairing", got="a stream that ended"))
             reader.cancel()
+            self._await_online(None)
             await asyncio.gather(reader, return_exceptions=True)
 
     @property
@@ -235,7 +170,7 @@ class Session:
             case "ahead":
                 self._ahead.feed(frame.ahead)
             case "online":
-                self._online.feed(frame.online)
+                self._feed_online(frame.online)
             case "make":
                 self._begin_make(frame.make)
             case "infer":
@@ -262,8 +197,47 @@ class Session:
                 raise MalformedMessage("inference", got="another", expected="one at a time")
             self._running += 1
         batch = self._stock.claim(number)  # from here on it is gone, whatever comes
-        self._online = Inbox(self._served.plan.cost(batch).online_up)
-        self._calls.put(_Answering(number, self._online))
+        total, program = self._served.plan.cost(batch).online_up, self._program
+        item = self._stock.at_once(number) if self._served.plan.light(batch) else None
+        if item is not None and program is not None:
+            self._online = Course(program.run(item), self._say_online, total)
+            self._light = item.batch
+            self._await_online(self._bounds.step_s)
+        else:
+            self._online = Inbox(total)
+            self._calls.put(_Answering(number, self._online))
+
+    def _feed_online(self, data: bytes) -> None:
+        """What is light is computed here, on the spot: changes of thread would cost more. Raises
+        what the inference raises."""
+        running = self._online
+        running.feed(data)
+        if isinstance(running, Course):
+            self._await_online(None if running.over else self._bounds.step_s)
+            if running.over:
+                running.wait(0)
+                self._done(self._light)
+
+    def _await_online(self, seconds: float | None) -> None:
+        """How long the client's next bytes may take, if any are awaited."""
+        if self._late is not None:
+            self._late.cancel()
+            self._late = None
+        if seconds is not None:
+            late = DeadlineExceeded("the other end's message", expected=f"within {seconds:g} s")
+            self._late = self._loop.call_later(seconds, self.end, late)
+
+    def _say_online(self, piece: bytes) -> None:
+        answer = PairResponse(online=piece)
+        with self._flowing:
+            self._unsent += answer.ByteSize()
+        self._outgoing.put_nowait(answer)
+
+    def _done(self, samples: int) -> None:
+        """An inference was answered."""
+        with self._counts:
+            self._running -= 1
+        self._bounds.noted("inference", samples)
 
     # ---- in threads
 
@@ -344,9 +318,7 @@ class Session:
                 raise MalformedMessage("inference", got="no pairing yet")
             item = self._stock.take(asked.number, self._bounds.step_s)
             self._run(program.run(item), asked.inbox, ahead=False)
-            with self._counts:
-                self._running -= 1
-            self._bounds.noted("inference", item.batch)
+            self._done(item.batch)
 
     def _run(self, run: Joint[Result], inbox: Inbox, *, ahead: bool = True) -> Result:
         """To its end. Raises MalformedMessage, PairingSpent, DeadlineExceeded."""

@@ -1,5 +1,6 @@
 """A machine with the core dependencies alone: the client's commands work, others say what lacks."""
 
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -33,6 +34,7 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
     home = tmp_path_factory.mktemp("client")
     make_all(home / "certs")
     np.savez(home / "x.npz", x=np.zeros((1, 8), np.float32))
+    shutil.copy(Path(__file__).parents[2] / "vectors" / "tiny_model.sq", home / "tiny.sq")
     return home
 
 
@@ -81,6 +83,9 @@ def test_certs_are_made(home: Path) -> None:
         ("bench --model mlp --engine reference", "quantize"),
         ("demo", "quantize"),
         ("serve he --bundle b.sqb --listen 127.0.0.1:0 --tls certs", "server"),
+        ("split tiny.sq --engine onehost --out out", "onehost"),
+        ("split tiny.sq --engine mpc --out out", "mpc"),
+        ("split tiny.sq --engine he --out out", "he"),
     ],
 )
 def test_what_lacks_is_named(home: Path, line: str, extra: str) -> None:

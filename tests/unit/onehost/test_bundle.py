@@ -7,6 +7,7 @@ import json
 import numpy as np
 import pytest
 
+from conformance.port_cases import ports
 from secure_quant.errors import (
     HashMismatch,
     MalformedModel,
@@ -17,6 +18,7 @@ from secure_quant.errors import (
 from secure_quant.ir.artifact import read_tensors, write_tensors
 from secure_quant.onehost.bundle import load_client, load_server, split
 from secure_quant.onehost.plan import CALLS, MAX_BATCH, OneHostPlan, plan
+from secure_quant.wire import info_from_proto, info_to_proto
 from tests.unit.mpc.protocol import graphs
 
 
@@ -37,6 +39,21 @@ def test_both_bundles_hold_one_plan_and_the_client_s_no_weights() -> None:
     for role, load in (("client", load_server), ("server", load_client)):
         with pytest.raises(MalformedModel):
             load(bundles[role])
+
+
+def test_public_tables_are_in_the_client_s_bundle_and_on_the_wire() -> None:
+    graph = ports()
+    bundles = split(graph)
+    _, served = load_server(bundles["server"])
+    received = info_from_proto(info_to_proto(served.graph, served.to_json()))
+    for plan_ in (served, load_client(bundles["client"])):
+        for name, rows in graph.lookups.items():
+            assert np.array_equal(plan_.graph.lookups[name], rows)
+            assert np.array_equal(received.graph.lookups[name], rows)
+    tensors, metadata = read_tensors(bundles["client"])
+    for bent in (tensors["lookups"][:-1], np.bitwise_not(tensors["lookups"])):
+        with pytest.raises((MalformedModel, HashMismatch)):
+            load_client(write_tensors(tensors | {"lookups": bent}, metadata))
 
 
 @pytest.mark.parametrize("change", ["calls", "kappa", "model", "gates", "linear", "online"])

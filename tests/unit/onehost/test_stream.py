@@ -12,7 +12,7 @@ from patience import ample
 
 from secure_quant.errors import DeadlineExceeded, MalformedMessage, PeerUnavailable
 from secure_quant.onehost.exchange import Joint, swap
-from secure_quant.onehost.stream import PIECE, Inbox, drive, pieces
+from secure_quant.onehost.stream import HELD, PIECE, Course, Inbox, drive, pieces
 
 
 def talk(own: list[bytes], peer: list[bytes]) -> Joint[list[bytes]]:
@@ -106,3 +106,89 @@ def test_pieces_are_the_message() -> None:
     assert b"".join(made) == message
     assert max(map(len, made)) == PIECE
     assert pieces(b"") == []
+
+
+def opposite(
+    own: list[bytes], peer: list[bytes], cuts: int = 1
+) -> tuple[list[Course[Any]], list[list[bytes]]]:
+    """Two ends that push each other on, from the first one's beginning, and their frames."""
+    frames: list[list[bytes]] = [[], []]
+    runs = talk(own, peer), talk(peer, own)
+    totals = sum(map(len, peer)), sum(map(len, own))
+    ends = [Course(runs[i], frames[i].append, totals[i]) for i in (0, 1)]
+    heard = [0, 0]
+    ends[0].begin()
+    while any(heard[i] < len(frames[1 - i]) for i in (0, 1)):
+        for i in (0, 1):
+            while heard[i] < len(frames[1 - i]):
+                data, heard[i] = frames[1 - i][heard[i]], heard[i] + 1
+                size = -(-len(data) // cuts)
+                for first in range(0, len(data), size):
+                    ends[i].feed(data[first : first + size])
+    return ends, frames
+
+
+def test_ends_that_push_each_other_on() -> None:
+    rng = np.random.default_rng(5)
+    first = [rng.bytes(n) for n in (3, PIECE + 5, 0, 17, 0)]
+    second = [rng.bytes(n) for n in (0, 3 * PIECE, 0, 0, 1)]
+    ends, _ = opposite(first, second, cuts=3)
+    for end, own, peer in ((ends[0], first, second), (ends[1], second, first)):
+        assert end.over
+        assert end.complete
+        made = end.wait(0)
+        assert made.result == peer
+        assert (made.sent, made.received) == (sum(map(len, own)), sum(map(len, peer)))
+        assert made.flights == 4
+        end.fail(PeerUnavailable("later"))
+        assert end.wait(0) is made
+
+
+def test_a_frame_carries_all_that_can_be_said() -> None:
+    """One end speaks at a time, and says its part of two exchanges at once."""
+    small = [b"x"] * 6
+    _, frames = opposite(small, small)
+    assert [[len(frame) for frame in each] for each in frames] == [[1, 2, 2, 1], [2, 2, 2]]
+    large = [bytes(HELD)] * 3
+    _, frames = opposite(large, large)
+    assert [[len(frame) for frame in each] for each in frames] == [[HELD] * 3, [HELD] * 3]
+
+
+def test_a_course_takes_no_more_than_its_run() -> None:
+    course = Course(talk([b"a", b"b"], [b"cde", b"fg"]), lambda _: None, 5)
+    course.feed(b"c")
+    for data in (b"", b"defgh"):
+        with pytest.raises(MalformedMessage, match="left of a run"):
+            course.feed(data)
+    course.feed(b"defg")
+    assert course.wait(0).result == [b"cde", b"fg"]
+    with pytest.raises(MalformedMessage):
+        course.feed(b"h")
+
+
+def test_a_course_that_fails_tells_who_waits() -> None:
+    ended = []
+
+    def run(message: bytes) -> Joint[None]:
+        try:
+            if (yield from swap(b"x", 1)) != message:
+                raise MalformedMessage("a message")
+            yield from swap(b"x", 1)
+        finally:
+            ended.append(True)
+
+    wrong = Course(run(b"a"), lambda _: None, 2)
+    wrong.begin()
+    wrong.feed(b"b")
+    with pytest.raises(MalformedMessage, match="a message"):
+        wrong.wait(ample(10))
+    wrong.feed(b"b")  # to nobody
+    given_up = Course(run(b"a"), lambda _: None, 2)
+    given_up.begin()
+    with pytest.raises(DeadlineExceeded):
+        given_up.wait(0)
+    given_up.fail(PeerUnavailable("gone"))
+    given_up.begin()
+    with pytest.raises(PeerUnavailable, match="gone"):
+        given_up.wait(ample(10))
+    assert ended == [True, True]

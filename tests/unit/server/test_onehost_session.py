@@ -25,8 +25,8 @@ from secure_quant.onehost.plan import plan
 from secure_quant.onehost.program import Host, Item
 from secure_quant.onehost.stream import Inbox, drive
 from secure_quant.wire.gen.one_host_pb2 import PairMake, PairRequest
-from secure_quant_server.onehost import session as module
-from secure_quant_server.onehost.session import Bounds, Served, Session
+from secure_quant_server.onehost.session import UNREAD, Bounds, Served, Session
+from secure_quant_server.onehost.stock import Stock
 from tests.unit.mpc.protocol import graphs
 
 GRAPH = graphs.single()
@@ -104,7 +104,7 @@ def test_what_was_read_is_counted_down() -> None:
         await asyncio.sleep(0)
         session.end(MalformedMessage("over"))
         await client.ended()
-        assert session._unsent < module.UNREAD
+        assert session._unsent < UNREAD
 
     asyncio.run(main())
 
@@ -154,7 +154,7 @@ def item(number: int) -> Item:
 
 
 def test_an_item_is_given_out_once() -> None:
-    stock = module._Stock(2)
+    stock = Stock(2)
     stock.begin(1, 1)
     stock.begin(2, 1)
     with pytest.raises(Overloaded):
