@@ -68,6 +68,32 @@ class OneHostCost:
         """The same, back."""
         return self.material_down + STEP_BYTES + _extension(self.cots[1])
 
+    def seconds(self, round_trip: float, bits_a_second: float) -> float:
+        """What the network takes of a call: half a round trip for each flight, and all bytes one
+        after the other. Computing comes to it."""
+        sent = 8 * (self.bytes_up + self.bytes_down) / bits_a_second
+        return round(self.flights * round_trip / 2 + sent, 4)
+
+    @property
+    def seconds_lan(self) -> float:
+        """Half a millisecond there and back, 1 Gbit/s."""
+        return self.seconds(0.0005, 1e9)
+
+    @property
+    def seconds_20_ms(self) -> float:
+        """20 ms there and back, 100 Mbit/s."""
+        return self.seconds(0.02, 1e8)
+
+    @property
+    def seconds_50_ms(self) -> float:
+        """50 ms there and back, 100 Mbit/s."""
+        return self.seconds(0.05, 1e8)
+
+    @property
+    def ahead_seconds_100_mbit(self) -> float:
+        """What the bytes of an item take, made ahead of time, at 100 Mbit/s."""
+        return round(8e-8 * (self.offline_bytes_up + self.offline_bytes_down), 4)
+
     @property
     def bytes_up(self) -> int:
         """Online."""

@@ -111,7 +111,17 @@ def model_of(role: str, data: bytes) -> str:
 COMMANDS = Exact(
     in_process=in_process,
     costs=costs,
-    summary=("flights", "bytes_up", "bytes_down", "offline_bytes_up", "offline_bytes_down"),
+    summary=(
+        "flights",
+        "bytes_up",
+        "bytes_down",
+        "seconds_lan",
+        "seconds_20_ms",
+        "seconds_50_ms",
+        "offline_bytes_up",
+        "offline_bytes_down",
+        "ahead_seconds_100_mbit",
+    ),
     columns={"online": ("online_bytes",), "ahead": ("ahead_bytes",)},
     traffic={"online_bytes": "online, both ways", "ahead_bytes": "made ahead, both ways"},
     times={},

@@ -114,3 +114,14 @@ def test_costs_of_layers_add_up() -> None:
     for side, total in ((0, cost.offline_bytes_up), (1, cost.offline_bytes_down)):
         ahead = sum(parts[side] for _, parts in layers)
         assert abs(total - ahead) < 1024  # the extension's head and its last block
+
+
+def test_seconds_that_the_network_takes() -> None:
+    """Half a round trip a flight, and the bytes."""
+    cost = plan(graphs.mlp().public()).cost(3)
+    sent = 8 * (cost.online_up + cost.online_down)
+    assert cost.seconds(0.02, 1e8) == pytest.approx(cost.flights * 0.01 + sent / 1e8, abs=1e-4)
+    assert cost.seconds_lan < cost.seconds_20_ms < cost.seconds_50_ms
+    assert cost.seconds_50_ms - cost.seconds_20_ms == pytest.approx(cost.flights * 0.015, abs=2e-4)
+    made = cost.offline_bytes_up + cost.offline_bytes_down
+    assert cost.ahead_seconds_100_mbit == pytest.approx(made / 12.5e6, abs=1e-4)
