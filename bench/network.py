@@ -2,9 +2,10 @@
 
     python bench/network.py --model lenet --rtt 0 20 50
 
-Every connection (client, link of the parties, dealer, HE server) goes through a relay that holds
-each byte back for half of the round-trip time; bandwidth is not limited. Prints one JSON object
-per engine, objective and round-trip time. Loopback, mutual TLS, real processes.
+Every connection (client, link of the parties, dealer, servers) goes through a relay that holds each
+byte back for half of the round-trip time; bandwidth is not limited. What can be made ahead is there
+before the clock starts. Prints one JSON object per engine, objective and round-trip time. Loopback,
+mutual TLS, real processes.
 """
 
 from __future__ import annotations
@@ -29,7 +30,7 @@ from secure_quant_cli.cluster import free_ports
 from secure_quant_cli.models import NAMES, bench_model
 from secure_quant_cli.service import serving, timed
 
-CONFIGURATIONS = (("mpc", "latency"), ("mpc", "traffic"), ("he", "latency"))
+CONFIGURATIONS = (("mpc", "latency"), ("mpc", "traffic"), ("he", "latency"), ("onehost", None))
 
 
 class Relays:
@@ -105,11 +106,15 @@ async def _hold_back(
         await delivery
 
 
-def measure(model: str, batch: int, rtt_ms: float, runs: int) -> Iterator[dict[str, Any]]:
+def measure(
+    model: str, engines: list[str], batch: int, rtt_ms: float, runs: int
+) -> Iterator[dict[str, Any]]:
     """One object of figures per configuration."""
     graph = bench_model(model)
     rng = np.random.default_rng(0)
     for engine, objective in CONFIGURATIONS:
+        if engine not in engines:
+            continue
         relays = Relays(rtt_ms / 2000)
         with (
             contextlib.closing(relays),
@@ -122,6 +127,8 @@ def measure(model: str, batch: int, rtt_ms: float, runs: int) -> Iterator[dict[s
             times, wrong = [], 0
             for turn in range(runs + 2):
                 q = rng.integers(-128, 128, (batch, *graph.input.shape), np.int8)
+                if hasattr(client, "prepare"):
+                    client.prepare(batch)
                 (made, stats), took = timed(client.infer_int8_with_stats, q)
                 wrong += int((made != reference.run_int(graph, q)).sum())
                 times += [took] if turn >= 2 else []
@@ -135,6 +142,8 @@ def measure(model: str, batch: int, rtt_ms: float, runs: int) -> Iterator[dict[s
 def main() -> int:
     line = parser(__doc__)
     line.add_argument("--model", default="lenet", help=", ".join(NAMES))
+    named = sorted({engine for engine, _ in CONFIGURATIONS})
+    line.add_argument("--engine", choices=named, nargs="+", default=named)
     line.add_argument("--batch", type=positive, default=1)
     line.add_argument("--rtt", type=float, nargs="+", default=[0, 20, 50], metavar="MS")
     line.add_argument("--runs", type=positive, default=11)
@@ -143,7 +152,8 @@ def main() -> int:
         raise ValueOutOfRange("--rtt", got=arguments.rtt, expected="0 to 10000 ms")
     wrong = 0
     for rtt_ms in arguments.rtt:
-        for figures in measure(arguments.model, arguments.batch, rtt_ms, arguments.runs):
+        told = arguments.model, arguments.engine, arguments.batch, rtt_ms, arguments.runs
+        for figures in measure(*told):
             print(json.dumps(figures), flush=True)
             wrong += figures["mismatches"]
     return 0 if wrong == 0 else 1

@@ -2,6 +2,7 @@
 
     python bench/soak.py --engine mpc --model lenet --inferences 10000 --batch 32
     python bench/soak.py --engine he --nets 50 --inferences 5000
+    python bench/soak.py --engine onehost --model lenet --inferences 10000
 
 ``--nets`` draws that many small random convolutional nets instead of one model. Prints one JSON
 object: inferences, integers compared, mismatches, resident bytes of each role after a tenth of the
@@ -21,6 +22,7 @@ from arguments import parser, positive, run
 
 from secure_quant import reference
 from secure_quant.ir import Graph
+from secure_quant_cli.engines import exact_names
 from secure_quant_cli.models import NAMES, bench_model
 from secure_quant_cli.service import Service, serving
 
@@ -91,7 +93,7 @@ def soak(graph: Graph, engine: str, inferences: int, batch: int, seed: int) -> d
 
 def main() -> int:
     line = parser(__doc__)
-    line.add_argument("--engine", choices=("mpc", "he"), required=True)
+    line.add_argument("--engine", choices=exact_names(), required=True)
     what = line.add_mutually_exclusive_group()
     what.add_argument("--model", default="lenet", help=", ".join(NAMES))
     what.add_argument("--nets", type=positive, help="random nets instead of --model")

@@ -5,7 +5,7 @@ No line names a package index: `secure-quant[he]` on a public one may be anybody
 
 from __future__ import annotations
 
-__all__ = ["ADD_CRYPTEN", "EXTRAS", "SHARED", "how_to_get", "how_to_install"]
+__all__ = ["ADD_CRYPTEN", "EXTRAS", "how_to_get", "how_to_install"]
 
 ADD_CRYPTEN = "secure-quant add-crypten"
 
@@ -29,9 +29,6 @@ EXTRAS = {
     "yaml": "mpc",
 }
 
-SHARED = {"numba": ("mpc", "onehost"), "tenseal": ("he", "onehost")}
-"""Top-level module -> the extras of all engines that run on it."""
-
 
 def how_to_install(extra: str) -> str:
     """One line on how to install ``extra`` of this distribution."""
@@ -45,10 +42,10 @@ def how_to_get(module: str, engine: str | None = None) -> str | None:
     if package == "crypten":
         return f"run: {ADD_CRYPTEN}"
     extra = EXTRAS.get(package)
-    if package in SHARED:
-        from secure_quant.engines import engines
+    from secure_quant.engines import engines
 
+    if extra in {row.extra for row in engines()}:  # others may bring it as well
         for row in engines():
-            named = engine == row.name or engine in {role.name for role in row.roles}
-            extra = row.extra if named and row.extra in SHARED[package] else extra
+            if engine == row.name or engine in {role.name for role in row.roles}:
+                extra = row.extra
     return None if extra is None else how_to_install(extra)

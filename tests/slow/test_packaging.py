@@ -17,10 +17,11 @@ from packaging.utils import canonicalize_name
 from packaging.version import Version
 
 from secure_quant import __version__
+from secure_quant.engines import Engine, engines
 from secure_quant.errors import ConfigError
 from secure_quant_cli import add_crypten, serve
 from secure_quant_cli.engines.mpc import start_party
-from secure_quant_cli.extras import ADD_CRYPTEN, EXTRAS, SHARED, how_to_get, how_to_install
+from secure_quant_cli.extras import ADD_CRYPTEN, EXTRAS, how_to_get, how_to_install
 from secure_quant_cli.main import build_parser, main
 
 ROOT = Path(__file__).parents[2]
@@ -164,9 +165,13 @@ def test_hints_name_extras_that_exist(module: str) -> None:
     brought = [Requirement(line).name for line in EXTRAS_DECLARED[EXTRAS[module]]]
     assert name in brought
     assert how_to_get(f"{module}.inner") == how_to_install(EXTRAS[module])
-    for extra in SHARED.get(module, ()):
-        assert name in [Requirement(line).name for line in EXTRAS_DECLARED[extra]]
-        assert how_to_get(module, extra) == how_to_install(extra)
+
+
+@pytest.mark.parametrize("engine", engines(), ids=lambda engine: engine.name)
+def test_an_engine_s_own_extra_is_named(engine: Engine) -> None:
+    assert how_to_get(engine.package, engine.name) == how_to_install(engine.extra)
+    for role in engine.roles:
+        assert how_to_get(engine.package, role.name) == how_to_install(engine.extra)
 
 
 def test_no_hint_names_a_package_of_an_index_that_is_not_ours() -> None:
