@@ -154,7 +154,7 @@ class PairOpen(_message.Message):
     model_hash: _builtins.str
     """Of a model that is served, in full."""
     protocol: _builtins.int
-    """1."""
+    """2."""
     def __init__(
         self,
         *,
