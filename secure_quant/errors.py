@@ -48,6 +48,8 @@ A message says what was got and what was expected, and never contains secret dat
 
 from __future__ import annotations
 
+from typing import Self
+
 __all__ = [
     "AccuracyLoss",
     "BudgetExceeded",
@@ -126,6 +128,12 @@ class SecureQuantError(Exception):
         if hint is not None:
             text += f" ({hint})"
         super().__init__(_printable(text))
+
+    def at(self, place: object) -> Self:
+        """The same, said of a place: a file, say."""
+        return type(self)(
+            f"{place}: {self.what}", got=self.got, expected=self.expected, hint=self.hint
+        )
 
 
 class ModelError(SecureQuantError):

@@ -25,6 +25,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--client", default="demo", metavar="NAME", help="who the client is")
     parser.add_argument("--days", type=int, default=365, help="how long they are valid")
     parser.add_argument("--force", action="store_true", help="replace files that are there")
+    parser.add_argument("--json", action="store_true")
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -32,6 +33,7 @@ def run(arguments: argparse.Namespace) -> int:
     from secure_quant.errors import ValueOutOfRange
     from secure_quant.transport.certs import make_all
     from secure_quant_cli.checks import host
+    from secure_quant_cli.console import print_json
 
     if not 1 <= arguments.days <= LONGEST_DAYS:
         raise ValueOutOfRange("--days", got=arguments.days, expected=f"1 to {LONGEST_DAYS}")
@@ -41,6 +43,9 @@ def run(arguments: argparse.Namespace) -> int:
         arguments.out, hosts=arguments.host, client=arguments.client, days=arguments.days,
         force=arguments.force,
     )  # fmt: skip
+    if arguments.json:
+        print_json({"files": {name: str(path) for name, path in made.items()}})
+        return 0
     for path in made.values():
         print(path)
     return 0

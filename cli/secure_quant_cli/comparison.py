@@ -98,7 +98,7 @@ def compare(
             part = execute(q[start : start + batch])
             watch.add(part)
             truths.add(part_of(x, start, start + batch), part.values)
-            line.note(f"{min(start + batch, len(q))}/{len(q)}")
+            line.part(min(start + batch, len(q)), len(q))
     times = {"reference": watch.times()}
     refused: dict[str, str] = {}
     for engine in (name for name in engines if name != "reference"):
@@ -133,6 +133,7 @@ def _engine(
     with progress(f"{engine} on {len(q)} samples") as line:
         line.note("planning")
         execute = onnx_engine(graph) if engine == "onnx" else in_process(engine, graph)
+        line.note("")
         for start in range(0, len(q), batch):
             part = q[start : start + batch]
             run = execute(part)
@@ -141,7 +142,7 @@ def _engine(
             _count(layers, truth, run.values)
             watch.add(run)
             outputs.append(run.values[graph.output.name])
-            line.note(f"{start + len(part)}/{len(q)}")
+            line.part(start + len(part), len(q))
     wrong = [node.name for node in graph.nodes if layers.get(node.name, {}).get("mismatches")]
     found: dict[str, Any] = {
         "layers": layers,

@@ -4,17 +4,23 @@ from __future__ import annotations
 
 import codecs
 import json
+import os
+import shutil
 import sys
+import textwrap
 import threading
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, Literal, TextIO
 
 __all__ = [
     "Progress",
+    "columns",
+    "folded",
     "human_bytes",
     "milliseconds",
+    "paint",
     "plain_where_needed",
     "print_json",
     "progress",
@@ -23,6 +29,7 @@ __all__ = [
     "warn",
 ]
 
+BAR = 20
 _UNITS = ("B", "KB", "MB", "GB", "TB")
 
 
@@ -50,19 +57,74 @@ def plain_where_needed() -> None:
             reconfigure(errors="secure-quant-plain")
 
 
+Colour = Literal["bold", "green", "red", "yellow"]
+_CODES = {"bold": 1, "red": 31, "green": 32, "yellow": 33}
+LONGEST_NAME = 28
+
+
+def columns() -> int:
+    """Of the terminal, or what COLUMNS says; 80 where there is neither."""
+    return max(40, shutil.get_terminal_size((80, 24)).columns)
+
+
+def paint(text: str, colour: Colour, stream: TextIO | None = None) -> str:
+    """``text`` in colour where ``stream`` (stdout) is a terminal that nobody told otherwise
+    (NO_COLOR, TERM=dumb)."""
+    stream = sys.stdout if stream is None else stream
+    if not stream.isatty() or os.environ.get("NO_COLOR") or os.environ.get("TERM") == "dumb":
+        return text
+    return f"\x1b[{_CODES[colour]}m{text}\x1b[0m"
+
+
+def folded(text: str, hang: int = 2) -> str:
+    """One paragraph that fits the terminal, lines after the first ``hang`` further in."""
+    return textwrap.fill(
+        text, columns(), subsequent_indent=" " * hang, break_long_words=False,
+        break_on_hyphens=False,
+    )  # fmt: skip
+
+
 def table(header: Sequence[str], rows: Sequence[Sequence[object]], *, left: int = 1) -> str:
-    """Lines of aligned columns; the first ``left`` columns are text, the others numbers."""
+    """Lines of aligned columns; the first ``left`` columns are text, the others numbers. What does
+    not fit the terminal beside them stands below, behind the first column again."""
     cells = [[str(cell) for cell in row] for row in (header, *rows)]
     widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
+    room = columns()
+    if 2 + sum(widths) + 2 * (len(widths) - 1) > room:
+        cells = [[_shortened(row[0]), *row[1:]] for row in cells]
+        widths[0] = min(widths[0], LONGEST_NAME)
+    parts, start = [], 0
+    while start < len(widths):
+        shown = list(range(left)) if start == 0 else [0]
+        alone, more = len(shown), max(start, left)
+        used = 2 + sum(widths[i] + 2 for i in shown)
+        while more < len(widths) and (len(shown) == alone or used + widths[more] <= room):
+            shown.append(more)
+            used, more = used + widths[more] + 2, more + 1
+        parts.append(_lines(cells, widths, shown, left))
+        start = more
+    return "\n\n".join(parts)
+
+
+def _lines(
+    cells: Sequence[Sequence[str]], widths: Sequence[int], shown: Sequence[int], left: int
+) -> str:
     lines = [
         "  ".join(
-            cell.ljust(width) if i < left else cell.rjust(width)
-            for i, (cell, width) in enumerate(zip(row, widths, strict=True))
+            row[i].ljust(widths[i]) if i < left else row[i].rjust(widths[i]) for i in shown
         ).rstrip()
         for row in cells
     ]
-    lines.insert(1, "  ".join("─" * width for width in widths))
+    lines.insert(1, "  ".join("─" * widths[i] for i in shown))
     return "\n".join(f"  {line}" for line in lines)
+
+
+def _shortened(name: str) -> str:
+    """Its ends, which tell more than its middle."""
+    if len(name) <= LONGEST_NAME:
+        return name
+    head = LONGEST_NAME // 3
+    return f"{name[:head]}…{name[head + 1 - LONGEST_NAME :]}"
 
 
 def human_bytes(count: float | None) -> str:
@@ -90,7 +152,7 @@ def ratio(part: float, whole: float) -> str:
 
 def warn(message: str) -> None:
     """One line on stderr."""
-    print(f"warning: {message}", file=sys.stderr)
+    print(f"{paint('warning:', 'yellow', sys.stderr)} {message}", file=sys.stderr)
 
 
 def print_json(value: object) -> None:
@@ -110,19 +172,26 @@ class Progress:
 
     def __init__(self, label: str) -> None:
         self._label = label
-        self._note = ""
-        self._start = time.monotonic()
-        self._terminal = sys.stderr.isatty()
+        self._note, self._part = "", (0, 0)
+        self._start = self._began = time.monotonic()
+        """Of all, and of the stage that the note names."""
+        self._terminal = sys.stderr.isatty() and os.environ.get("TERM") != "dumb"
         self._done = threading.Event()
         self._thread = threading.Thread(target=self._tick, daemon=True)
 
     def note(self, text: str) -> None:
-        """What to show beside the label from now on, such as ``12/64``."""
-        self._note = text
+        """What to show beside the label from now on."""
+        self._note, self._part, self._began = text, (0, 0), time.monotonic()
+
+    def part(self, done: int, of: int) -> None:
+        """How much is done: on a terminal a bar, and the time left at this pace."""
+        self._part = (done, of)
 
     def step(self, stage: str, done: int, of: int) -> None:
         """As a callback of the library: the stage, steps done, steps in all."""
-        self.note(f"{stage} {done}/{of}" if of > 1 else stage)
+        if stage != self._note:
+            self.note(stage)
+        self._part = (done, of) if of > 1 else (0, 0)
 
     def begin(self) -> None:
         """Show the line."""
@@ -143,9 +212,21 @@ class Progress:
 
     def _tick(self) -> None:
         while not self._done.wait(0.1):
-            seconds = time.monotonic() - self._start
-            line = f"\r\x1b[K{self._label} ... {self._note} {seconds:.0f} s"
-            print(line, end="", file=sys.stderr, flush=True)
+            line = self.line(time.monotonic())[: columns() - 1]
+            print(f"\r\x1b[K{line}", end="", file=sys.stderr, flush=True)
+
+    def line(self, now: float) -> str:
+        """What a terminal shows at that time of ``time.monotonic``."""
+        done, of = self._part
+        words = [self._label, "...", *([self._note] if self._note else [])]
+        if of:
+            full = BAR * min(done, of) // of
+            words += [f"{'█' * full}{'·' * (BAR - full)}", f"{done}/{of}"]
+        words.append(f"{now - self._start:.0f} s")
+        if 0 < done < of:
+            left = (now - self._began) / done * (of - done)
+            words.append(f"({left:.0f} s left)" if left < 100 else f"({left / 60:.0f} min left)")
+        return " ".join(words)
 
 
 @contextmanager

@@ -195,7 +195,7 @@ def _infer(
             if i >= 0:
                 latencies.append(took)
                 answers.append(reference.dequantize(graph, made[graph.output.name]))
-                line.note(f"{len(latencies)}/{len(images)}")
+                line.part(len(latencies), len(images))
     stats = service.clients[engine].infer_int8_with_stats(images[:1]).stats
     return {
         "accuracy": zoo.accuracy([answer[0] for answer in answers], labels),
@@ -215,11 +215,11 @@ def _title(name: str) -> str:
 
 def show(report: dict[str, Any]) -> None:
     """The report as tables; the last line says whether it is exact."""
-    from secure_quant_cli.console import human_bytes, ratio, table
+    from secure_quant_cli.console import human_bytes, paint, ratio, table
 
     stored, floats = report["int8_bytes"], report["float_bytes"]
     images, whole = report["images"], report["test_images"]
-    print("\nLeNet on handwritten digits, 3×32×32, one image at a time, mutual TLS on every link")
+    print("\nLeNet on handwritten digits, 3×32×32, one image at a time, mutual TLS throughout")
     print(f"model size: float32 {human_bytes(floats)}, int8 file {human_bytes(stored)} "
           f"({ratio(stored, floats)} of it)")  # fmt: skip
     print(f"model hash: {report['model']}\n")
@@ -236,7 +236,8 @@ def show(report: dict[str, Any]) -> None:
     ]  # fmt: skip
     header = ("bytes sent for one image", "by", "online", "made ahead")
     print(table(header, rows, left=2))
-    print(f"\nbit-exact: {'yes' if report['bit_exact'] else 'NO'}")
+    verdict = paint("yes", "green") if report["bit_exact"] else paint("NO", "red")
+    print(f"\nbit-exact: {verdict}")
 
 
 def _row(name: str, engine: dict[str, Any]) -> tuple[str, ...]:

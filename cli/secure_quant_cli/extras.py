@@ -21,6 +21,7 @@ EXTRAS = {
     "onnxruntime": "onnx",
     "prometheus_client": "server",
     "safetensors": "quantize",
+    "shtab": "cli",
     "sklearn": "demo",
     "tenseal": "he",
     "torch": "quantize",

@@ -27,20 +27,40 @@ def configure(parser: argparse.ArgumentParser) -> None:
         "--caller", metavar="ROLE", help="whose certificate to present; the role's own by default"
     )
     parser.add_argument("--timeout", type=float, default=3.0, metavar="SECONDS")
+    parser.add_argument("--json", action="store_true")
     add_tls_options(parser)
 
 
 def run(arguments: argparse.Namespace) -> int:
     """Print the answer."""
     from secure_quant_cli.checks import address, durations
+    from secure_quant_cli.console import folded, print_json
     from secure_quant_cli.tls_options import tls_from
 
     durations(arguments, "timeout")
     address("--target", arguments.target)
     security = tls_from(arguments, arguments.caller or arguments.role)
-    serves = is_serving(arguments.target, arguments.role, security, arguments.timeout)
-    print("serving" if serves else "not serving")
-    return 0 if serves else 1
+    reason = _reason(arguments.target, arguments.role, security, arguments.timeout)
+    if arguments.json:
+        about = {"role": arguments.role, "target": arguments.target}
+        print_json(about | {"serving": reason is None, "reason": reason})
+    else:
+        print("serving" if reason is None else folded(f"not serving: {reason}"))
+    return 0 if reason is None else 1
+
+
+def _reason(address: str, role: str, security: Security, timeout: float) -> str | None:
+    """Why not; None if it serves."""
+    from secure_quant.errors import DeadlineExceeded, SecureQuantError
+
+    try:
+        if asked(address, role, security, timeout):
+            return None
+    except DeadlineExceeded:
+        return f"no answer within {timeout:g} s"
+    except SecureQuantError as error:
+        return str(error)
+    return "it runs and waits: for its peers, its dealer, its workers, or its end"
 
 
 def is_serving(address: str, role: str, security: Security, timeout: float = 1.0) -> bool:

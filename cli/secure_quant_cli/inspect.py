@@ -110,12 +110,12 @@ def _planned(engine: str, graph: Graph, batch: int) -> dict[str, Any]:
 
 
 def _show(found: dict[str, Any]) -> None:
-    from secure_quant_cli.console import human_bytes, table
+    from secure_quant_cli.console import folded, human_bytes, table
 
     print(f"hash   {found['hash']}")
     print(f"size   {human_bytes(found['bytes'])}, {human_bytes(found['float_bytes'])} as float32")
     for side in ("inputs", "outputs"):
-        print(f"{side:8}{', '.join(map(_named, found[side]))}")
+        print(folded(f"{side:8}{', '.join(map(_named, found[side]))}", hang=8))
     print()
     rows = [
         (
@@ -131,4 +131,4 @@ def _show(found: dict[str, Any]) -> None:
             f"{key.replace('_', ' ')} {human_bytes(value) if 'bytes' in key else value}"
             for key, value in plan.items()
         )
-        print(f"  {engine:4} {shown}")
+        print(folded(f"  {engine:8} {shown}", hang=11))

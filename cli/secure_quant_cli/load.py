@@ -134,7 +134,7 @@ def online(
         if turn >= WARM_UP:
             latencies.append(1e3 * took)
             rests.append(1e3 * rested)
-            line.note(f"{len(latencies)}/{runs}")
+            line.part(len(latencies), runs)
     return Online(latencies, rests, wrong)
 
 

@@ -18,12 +18,9 @@ from contextlib import contextmanager
 from types import FrameType, ModuleType
 from typing import NoReturn
 
-__all__ = ["COMMANDS", "build_parser", "main", "quit_at_once"]
+from secure_quant_cli.commands import COMMANDS
 
-COMMANDS = (
-    "quantize", "inspect", "export", "split", "certs", "serve", "health", "doctor", "infer",
-    "verify", "gateway", "bench", "demo", "add-crypten",
-)  # fmt: skip
+__all__ = ["COMMANDS", "build_parser", "main", "quit_at_once"]
 
 # torchao tells of accelerator libraries that this machine cannot load, torch of an internal change;
 # neither concerns who runs a command.
@@ -32,10 +29,12 @@ _NOISY = ("torchao", "torch.utils._pytree")
 
 def build_parser() -> argparse.ArgumentParser:
     """The whole command line. Imports no engine."""
+    from secure_quant_cli.usage import OWN_CONFIG, Help, add_config, remember
     from secure_quant_cli.version import version
 
     parser = argparse.ArgumentParser(
         prog="secure-quant",
+        formatter_class=Help,
         description="Exact int8 inference on encrypted inputs: secret sharing and CKKS over gRPC.",
         epilog="Exit codes: 0 done, 1 mismatch or service failure, 2 bad usage or input.",
     )
@@ -44,9 +43,13 @@ def build_parser() -> argparse.ArgumentParser:
     for name in COMMANDS:
         module = _module(name)
         help_text: str = module.HELP
-        sub = subparsers.add_parser(name, help=help_text, description=module.__doc__)
-        sub.formatter_class = argparse.RawDescriptionHelpFormatter
+        sub = subparsers.add_parser(
+            name, help=help_text, description=module.__doc__, formatter_class=Help
+        )
+        remember(sub)
         module.configure(sub)
+        if name not in OWN_CONFIG:
+            add_config(sub, name)
     return parser
 
 
@@ -68,6 +71,7 @@ def _run(argv: Sequence[str] | None) -> int:
     with _ending_at_once():  # numpy's import would tell of an interrupt as its own failure
         from secure_quant.errors import ConfigError, InputError, ModelError, SecureQuantError
         from secure_quant_cli.extras import how_to_get
+        from secure_quant_cli.usage import parse
 
     signal.signal(signal.SIGTERM, _terminated)
     # What goes wrong below comes up as an error of ours, in one line.
@@ -80,7 +84,7 @@ def _run(argv: Sequence[str] | None) -> int:
     about = None
     try:
         with _ending_at_once():
-            arguments = build_parser().parse_args(argv)
+            arguments = parse(build_parser(), argv)
         about = getattr(arguments, "engine", None) or getattr(arguments, "role", None)
         code: int = _module(arguments.command).run(arguments)
     except (ConfigError, InputError, ModelError) as error:
@@ -105,7 +109,10 @@ def _module(name: str) -> ModuleType:
 
 
 def _fail(message: str, code: int) -> int:
-    print(f"secure-quant: {' '.join(message.split())}", file=sys.stderr)
+    from secure_quant_cli.console import paint
+
+    name = paint("secure-quant:", "red", sys.stderr)
+    print(f"{name} {' '.join(message.split())}", file=sys.stderr)
     return code
 
 

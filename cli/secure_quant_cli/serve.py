@@ -15,11 +15,14 @@ import os
 import signal
 import sys
 import threading
+from collections.abc import Sequence
 from contextlib import suppress
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from secure_quant.engines import Role
+    from secure_quant.errors import ModelError
 
 __all__ = ["HELP", "check", "configure", "run"]
 
@@ -30,11 +33,14 @@ def configure(parser: argparse.ArgumentParser) -> None:
     """Add a parser for each role."""
     from secure_quant.engines import served
     from secure_quant_cli.settings import add_settings
+    from secure_quant_cli.usage import Help, remember
 
     roles = parser.add_subparsers(dest="role", metavar="ROLE", required=True)
     for role in served().values():
         with suppress(ModuleNotFoundError):  # an image without the servers' code
-            add_settings(roles.add_parser(role.name, help=role.help), role.name)
+            added = roles.add_parser(role.name, help=role.help, formatter_class=Help)
+            remember(added)
+            add_settings(added, role.name)
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -48,6 +54,7 @@ def run(arguments: argparse.Namespace) -> int:
     import uvloop
 
     from secure_quant.engines import resolved, served
+    from secure_quant.errors import ModelError
     from secure_quant_cli.settings import resolve
     from secure_quant_server.common import logs
 
@@ -59,8 +66,24 @@ def run(arguments: argparse.Namespace) -> int:
         threading.Thread(target=_watch_stdin, daemon=True).start()
     logs.setup(arguments.log_level)
     # What is slow to import is imported before the loop runs.
-    uvloop.run(resolved(role.start)(arguments))
+    try:
+        uvloop.run(resolved(role.start)(arguments))
+    except ModelError as error:
+        raise _named(error, role, arguments.bundle) from error
     return 0
+
+
+def _named(error: ModelError, role: Role, bundles: Sequence[Path]) -> ModelError:
+    """The error with the bundle that it is about."""
+    from secure_quant.engines import resolved
+    from secure_quant.errors import ModelError
+
+    for path in bundles:
+        try:
+            resolved(role.model_of)(role.name, path.read_bytes())
+        except (ModelError, OSError):
+            return error.at(path)
+    return error
 
 
 def check(arguments: argparse.Namespace) -> None:

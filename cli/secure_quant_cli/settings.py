@@ -23,6 +23,7 @@ from typing import Any
 
 from secure_quant.engines import resolved, served
 from secure_quant.errors import ConfigError
+from secure_quant_cli.commands import COMMANDS
 
 __all__ = [
     "LIMITS",
@@ -153,11 +154,11 @@ def read_config(path: Path) -> dict[str, dict[str, Any]]:
         raise ConfigError("--config", got=f"{path}: {reason}") from error
     except (ValueError, RecursionError) as error:
         raise ConfigError("--config", got=f"{path}: {error}", expected="TOML") from error
-    known = {"common", *served()}
+    known = {"common", *served(), *COMMANDS}
     for name, table in tables.items():
         if name not in known or not isinstance(table, dict):
             expected = f"tables {', '.join(sorted(known))}"
-            raise ConfigError(f"{path.name}", got=name, expected=expected)
+            raise ConfigError(f"{path}", got=name, expected=expected)
     return tables
 
 

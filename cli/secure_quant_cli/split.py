@@ -48,6 +48,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
         help=f"{hiding} only: how well responses hide the weights (see SECURITY.md); the first if "
              "left out",
     )  # fmt: skip
+    parser.add_argument("--json", action="store_true")
 
 
 def choices(field: Literal["objectives", "tiers"]) -> tuple[str, ...]:
@@ -75,7 +76,7 @@ def run(arguments: argparse.Namespace) -> int:
     from secure_quant.engines import engines, find
     from secure_quant.errors import ConfigError
     from secure_quant.ir import load
-    from secure_quant_cli.console import human_bytes, progress
+    from secure_quant_cli.console import human_bytes, print_json, progress
     from secure_quant_cli.engines import own_models
 
     check_choices(arguments, "objective", "tier")
@@ -86,7 +87,13 @@ def run(arguments: argparse.Namespace) -> int:
     with progress(f"splitting for {engine.name}"):
         read = load if engine.file_format is None else own_models(engine).load
         bundles = engine.bundles_of(read(arguments.model), arguments.objective, arguments.tier)
-    for path in write_bundles(bundles, arguments.out):
+    made = write_bundles(bundles, arguments.out)
+    if arguments.json:
+        print_json({"engine": engine.name, "bundles": {
+            path.stem: {"path": str(path), "bytes": path.stat().st_size} for path in made
+        }})  # fmt: skip
+        return 0
+    for path in made:
         print(f"{path}  {human_bytes(path.stat().st_size)}")
     return 0
 

@@ -142,16 +142,16 @@ def _float_model(
 
 
 def _show(report: dict[str, Any]) -> None:
-    from secure_quant_cli.console import table
+    from secure_quant_cli.console import folded, paint, table
 
-    print(f"model {report['model']}, {report['samples']} samples\n")
+    print(f"model   {report['model']}\nsamples {report['samples']}\n")
     header, rows = _layer_rows(report)
     print(table(header, rows, left=2))
     print()
     for engine, plan in report["plans"].items():
-        print(f"{engine}, planned for one sample: {_costs(plan)}")
+        print(folded(f"{engine}, planned for one sample: {_costs(plan)}"))
     for engine, reason in report["refused"].items():
-        print(f"{engine} refuses this model: {reason}")
+        print(folded(f"{engine} refuses this model: {reason}"))
     for key in ("accuracy_float", "accuracy_int8", "float_error_max", "float_error_mean"):
         if key in report:
             ends = report.get(f"{key}_interval")
@@ -160,7 +160,9 @@ def _show(report: dict[str, Any]) -> None:
     for engine, found in report["engines"].items():
         if found["first_difference"] is not None:
             print(f"first layer that differs under {engine}: {found['first_difference']}")
-    verdicts = {True: "yes", False: "NO", None: "no engine was compared"}
+    verdicts = {
+        True: paint("yes", "green"), False: paint("NO", "red"), None: "no engine was compared"
+    }  # fmt: skip
     print(f"bit-exact: {verdicts[report['bit_exact']]}")
 
 

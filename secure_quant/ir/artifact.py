@@ -18,7 +18,7 @@ from pathlib import Path
 
 import numpy as np
 
-from secure_quant.errors import HashMismatch, MalformedModel, UnsupportedVersion
+from secure_quant.errors import HashMismatch, MalformedModel, ModelError, UnsupportedVersion
 from secure_quant.ir.codec import VERSIONS, PublicParts, parse_nodes, version_of
 from secure_quant.ir.container import MAX_FILE, Array, read_tensors, write_tensors
 from secure_quant.ir.graph import Graph
@@ -41,12 +41,16 @@ def save(graph: Graph, path: str | os.PathLike[str]) -> None:
 
 
 def load(path: str | os.PathLike[str], *, expected_hash: str | None = None) -> Graph:
-    """Read a model file. Raises MalformedModel and its kin, InvalidGraph, OSError."""
+    """Read a model file. Raises MalformedModel and its kin, InvalidGraph, which name the file;
+    OSError."""
     with Path(path).open("rb") as file:
         size = os.fstat(file.fileno()).st_size
-        if size > MAX_FILE:
-            raise MalformedModel("model file", got=f"{size} bytes", expected=f"<= {MAX_FILE}")
-        return decode(file.read(MAX_FILE), expected_hash=expected_hash)
+        try:
+            if size > MAX_FILE:
+                raise MalformedModel("model file", got=f"{size} bytes", expected=f"<= {MAX_FILE}")
+            return decode(file.read(MAX_FILE), expected_hash=expected_hash)
+        except ModelError as error:
+            raise error.at(path) from error
 
 
 def encode(graph: Graph) -> bytes:

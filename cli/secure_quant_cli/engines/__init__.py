@@ -97,11 +97,15 @@ def in_process(name: str, graph: Graph) -> Executor:
 def owner(path: Path) -> Engine | None:
     """The engine that alone takes a model file, as it says itself; None of an integer model.
 
-    Raises MalformedModel, OSError.
+    Raises MalformedModel, which names the file, OSError.
     """
+    from secure_quant.errors import ModelError
     from secure_quant.ir.container import read_tensors
 
-    said = read_tensors(path.read_bytes())[1].get("format", "")
+    try:
+        said = read_tensors(path.read_bytes())[1].get("format", "")
+    except ModelError as error:
+        raise error.at(path) from error
     return next((each for each in engines() if each.file_format == said), None)
 
 

@@ -133,7 +133,7 @@ def _compare(model: LeveledModel, x: Any) -> dict[str, Any]:
         for i, request in enumerate(keys.encrypt(x)):
             y = keys.decrypt(session.evaluate(request))
             largest = max(largest, float(np.abs(y - truth[i]).max()))
-            line.note(f"{i + 1}/{len(x)}")
+            line.part(i + 1, len(x))
     return {
         "error_max": largest,
         "error_bound": made.error_bound,

@@ -1,11 +1,22 @@
 """Tables, units and JSON."""
 
+import io
 import json
+import sys
 
 import numpy as np
 import pytest
 
-from secure_quant_cli.console import human_bytes, milliseconds, print_json, progress, table
+from secure_quant_cli.console import (
+    Progress,
+    folded,
+    human_bytes,
+    milliseconds,
+    paint,
+    print_json,
+    progress,
+    table,
+)
 
 
 @pytest.mark.parametrize(
@@ -46,3 +57,57 @@ def test_progress_tells_the_outcome_on_stderr(capsys: pytest.CaptureFixture[str]
     assert captured.out == ""
     assert "first: done" in captured.err
     assert "second: failed" in captured.err
+
+
+@pytest.mark.parametrize("width", [60, 80, 100, 200])
+def test_a_table_fits_the_terminal(width: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", str(width))
+    header = ["layer", "op", *(f"figure number {i}" for i in range(9))]
+    rows = [[f"block.{i}." * 9, "Requantize", *range(9)] for i in range(3)]
+    made = table(header, rows, left=2)
+    assert max(map(len, made.splitlines())) <= width
+    words = made.replace("─", " ").split()
+    for i in range(9):  # every column once, each number three times
+        assert made.count(f"figure number {i}") == 1
+        assert words.count(str(i)) == 4
+    for part in made.split("\n\n"):
+        assert len(part.splitlines()) == 5
+        assert all("block" in line for line in part.splitlines()[2:])
+
+
+def test_a_paragraph_fits_the_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "50")
+    lines = folded("  mpc     " + "rounds 12, bytes 18.5 KB, " * 9, hang=10).splitlines()
+    assert max(map(len, lines)) <= 50
+    assert {line[:10] for line in lines[1:]} == {" " * 10}
+
+
+class Terminal(io.StringIO):
+    def isatty(self) -> bool:
+        return True
+
+
+def test_colour_is_for_terminals_that_want_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("NO_COLOR", "TERM"):
+        monkeypatch.delenv(name, raising=False)
+    assert paint("yes", "green", io.StringIO()) == "yes"
+    assert paint("yes", "green", Terminal()) == "\x1b[32myes\x1b[0m"
+    monkeypatch.setenv("TERM", "dumb")
+    assert paint("yes", "green", Terminal()) == "yes"
+    monkeypatch.setenv("TERM", "xterm")
+    monkeypatch.setenv("NO_COLOR", "1")
+    assert paint("yes", "green", Terminal()) == "yes"
+
+
+def test_a_bar_says_how_long_it_takes(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "stderr", io.StringIO())
+    line = Progress("64 images")
+    start = line._start
+    line.part(16, 64)
+    assert line.line(start + 8) == "64 images ... █████··············· 16/64 8 s (24 s left)"
+    assert line.line(start + 80).endswith("80 s (4 min left)")
+    line.part(64, 64)
+    assert "left" not in line.line(start + 99)
+    line.step("calibrating", 0, 1)
+    assert "64/64" not in line.line(start + 99)
+    assert "calibrating" in line.line(start + 99)
