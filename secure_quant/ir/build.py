@@ -14,6 +14,7 @@ from secure_quant.errors import OverflowRisk
 from secure_quant.ir import ops
 from secure_quant.ir.fit import fit, refined
 from secure_quant.ir.graph import Graph
+from secure_quant.ir.kept import Part, parts_of, whole_channels
 from secure_quant.ir.run_time import rescaled
 from secure_quant.ir.tables import Grid, Table, make_pieces, make_table
 from secure_quant.ir.terms import Term
@@ -112,6 +113,60 @@ class Builder:
             q = self._looked_up(q, _unchanged(grid), grid, name)
         return self.viewed(replace(q, shape=term.shape), term, name)
 
+    def requantize_kept(self, term: Term, grid: Grid, name: str) -> Term:
+        """The integer activation on a grid that is given, of a term that may have given scales;
+        the same term if it is that already. Raises OverflowRisk."""
+        if term.plain and (term.scale, term.zero_point) == (grid.scale, grid.zero_point):
+            return term
+        if not term.accumulator:  # each value has an entry
+            table = make_table(term.span, term.scale, term.apply, grid, MAX_TABLE)
+            return self.viewed(self._looked_up(term, table, grid, name), term, name)
+        parts = parts_of(term, grid, name)
+        self._settle(term.name, parts[0].term)
+        made = [self._looked_up(part.term, part.table, grid, name) for part in parts]
+        if len(parts) > 1:
+            made = [self._put_together(made, parts, name)]
+        return self.viewed(replace(made[0], shape=term.shape), term, name)
+
+    def _settle(self, name: str, term: Term) -> None:
+        """Tell the node of an accumulator what its unit is worth, for multipliers in lowest terms
+        as everywhere."""
+        scale = short(term.scale * math.gcd(*term.multiplier))
+        place = next(i for i, node in enumerate(self.nodes) if node.name == name)
+        self.nodes[place] = replace(self.nodes[place], scale=scale)  # type: ignore[call-arg]
+
+    def _with_multipliers(self, term: Term) -> Term:
+        """For an output. Raises OverflowRisk."""
+        made = whole_channels(term)
+        if term.real:
+            self._settle(term.name, made)
+        return made
+
+    def _put_together(self, made: list[Term], parts: tuple[Part, ...], name: str) -> Term:
+        """The channels of each part that are right in it, in their order."""
+        shape = list(parts[0].term.own_shape or parts[0].term.shape)
+        axis = parts[0].term.axis % len(shape)
+        chosen = []
+        for q, part in zip(made, parts, strict=True):
+            cut = (*shape[:axis], len(part.channels), *shape[axis + 1 :])
+            some = ops.Gather(
+                name=self.name(f"{name}.part"), inputs=(q.name,), axis=axis, index=part.channels
+            )
+            chosen.append(self.move(some, q, cut))
+        joined = ops.Concat(
+            name=self.name(f"{name}.parts"), inputs=tuple(q.name for q in chosen), axis=axis
+        )
+        first = chosen[0]
+        whole = self.move(joined, first, tuple(shape))
+        for q in chosen[1:]:
+            whole = replace(whole, range=whole.range.hull(q.range))
+        order = [channel for part in parts for channel in part.channels]
+        places = tuple(order.index(channel) for channel in range(len(order)))
+        sorted_ = ops.Gather(
+            name=self.name(f"{name}.all"), inputs=(whole.name,), axis=axis, index=places
+        )
+        return self.move(sorted_, whole, tuple(shape))
+
     def _looked_up(self, term: Term, table: Table, grid: Grid, name: str) -> Term:
         node = ops.Requantize(
             name=self.name(name), inputs=(term.name,), multiplier=term.multiplier,
@@ -145,7 +200,7 @@ class Builder:
 
     def finish(self, term: Term) -> Graph:
         """The verified graph whose output is ``term``, an activation or a plain accumulator."""
-        term = rescaled(self, term)
+        term = rescaled(self, self._with_multipliers(term))
         self.add(
             ops.Output(
                 name=self.name("output"),
@@ -161,7 +216,7 @@ class Builder:
         """The verified graph with an output of each name, activations or plain accumulators."""
         ports = []
         for name, term in terms.items():
-            term = rescaled(self, term)
+            term = rescaled(self, self._with_multipliers(term))
             port = ops.OutputPort(
                 name=self.name(f"output.{name}"), inputs=(term.name,), port=name,
                 multiplier=term.multiplier, axis=term.axis, scale=term.scale,

@@ -129,7 +129,8 @@ class Linear(Node):
 
     weight int8[out_features, in_features], bias int32[out_features] (absent if not ``bias``).
     ``|acc| <= bound``. The real value of channel o is ``acc · multiplier[o] · scale``, where
-    ``multiplier`` is the one that the consuming Requantize or Output applies.
+    ``multiplier`` is the one that the consuming Requantize or Output applies, without the factor
+    that all its entries have in common.
     """
 
     in_features: int

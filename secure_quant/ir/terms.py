@@ -38,7 +38,9 @@ class Term:
     shape: per sample, as the model sees it; an accumulator that cannot be reshaped yet has
     ``own_shape`` in the ir. range: of the integers q or acc. The functions apply in order;
     ``limits`` says what they are where they only clamp, None otherwise. ``channels``: the factor of
-    each channel of the last axis, of an activation that only sums may read.
+    each channel of the last axis, of an activation that only sums may read. ``real``: what a unit
+    of an accumulator is worth in each channel along ``axis``, where that is given and no whole
+    multiple of anything; multiplier and scale say nothing then.
     """
 
     name: str
@@ -54,6 +56,7 @@ class Term:
     limits: tuple[float, float] | None = (-math.inf, math.inf)
     dynamic: Dynamic | None = None
     channels: tuple[float, ...] = ()
+    real: tuple[float, ...] = ()
 
     @property
     def plain(self) -> bool:
@@ -82,11 +85,19 @@ class Term:
 
 @dataclass(frozen=True)
 class Weight:
-    """int8[out, ...] with real value ``values[c] · multiplier[c] · base``."""
+    """int8[out, ...] with real value ``values[c] · multiplier[c] · base``; ``values[c] · real[c]``
+    where scales are given that are no small multiples of one number."""
 
     values: NDArray[np.int8]
     multiplier: tuple[int, ...]
     base: float
+    real: tuple[float, ...] = ()
+
+    @property
+    def steps(self) -> Real:
+        """float64[out]: the scale of each channel."""
+        own = self.real or tuple(m * self.base for m in self.multiplier)
+        return np.broadcast_to(np.array(own, np.float64), len(self.values))
 
     @staticmethod
     def of(values: NDArray[Any], scales: NDArray[Any]) -> Weight:

@@ -17,6 +17,8 @@ from secure_quant.quantizer.floats import values_at
 from secure_quant.quantizer.gate import AccuracyWarning, Bounds, Gate, check_accuracy, steps_off
 from secure_quant.quantizer.gate.floatgraph import FloatGraph
 from secure_quant.quantizer.inputs import as_one
+from secure_quant.quantizer.kept import kept_scales
+from secure_quant.quantizer.kept.lowered import kept_graph
 from secure_quant.quantizer.lower.record import Recorded, lower_recorded
 from secure_quant.quantizer.observers import Calibrator
 from secure_quant.quantizer.pipeline import (
@@ -112,6 +114,10 @@ def quantize(
     model, batches = as_one(model, calibration, batch_size, embedding)
     if mode == "qat" and (targets is None or not isinstance(settings.scheme, Uniform)):
         raise ConfigError("qat", expected="targets, and the uniform scheme")
+    kept = kept_scales(model)
+    if kept is not None and (mode != "static" or not isinstance(settings.scheme, Uniform)):
+        raise ConfigError("a quantized model", got=f"mode {mode}, scheme {scheme}",
+                          expected="static and uniform: it keeps what it has")  # fmt: skip
     little = shows_little(batches)
     if little is not None:
         warnings.warn(
@@ -121,6 +127,8 @@ def quantize(
     told, gate = progress or silent, Gate(model, batches)
     # torch.export draws from the caller's generator
     with torch.random.fork_rng(devices=[]), quiet():
+        if kept is not None:
+            return kept_graph(model, batches, kept, bounds, told)
         if mode == "qat":
             inputs, goal = torch.cat(batches), _tensor(targets)
             trained = _packed_loss(training or Training(), model)

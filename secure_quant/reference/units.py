@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -33,6 +35,8 @@ def units(graph: Graph) -> dict[str, NDArray[np.float64] | None]:
         ):
             made[node.name] = None
         elif isinstance(reader, ops.Requantize | ops.Output | ops.OutputPort):
-            multiplier = along(reader.multiplier, reader.axis, len(value.shape) + 1)
+            # A Requantize may ask for finer units by a factor that all its channels have.
+            lowest = tuple(m // math.gcd(*reader.multiplier) for m in reader.multiplier)
+            multiplier = along(lowest, reader.axis, len(value.shape) + 1)
             made[node.name] = multiplier.astype(np.float64) * value.scale
     return made

@@ -34,7 +34,11 @@ def relative(got, want):
     return float(np.sqrt(((got - want) ** 2).mean() / (want**2).mean()))
 
 
-@pytest.mark.parametrize("name", ZOO)
+SLOW = ("lenet-no-bias", "resnet-8", "transformer")
+ALL = [pytest.param(name, marks=pytest.mark.heavy if name in SLOW else ()) for name in ZOO]
+
+
+@pytest.mark.parametrize("name", ALL)
 def test_zoo_stays_near(name):
     """With onnxruntime's integer kernels in place and without: the largest is measured at 0.012."""
     graph, _ = quantized(name)

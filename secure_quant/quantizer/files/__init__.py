@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.export import ExportedProgram
 
 from secure_quant.errors import ConfigError, UnsupportedModule
+from secure_quant.quantizer.files.converted import exported, is_converted, module_of_converted
 from secure_quant.quantizer.files.estimators import is_estimator, module_of_estimator
 from secure_quant.quantizer.files.programs import (
     module_of_program,
@@ -40,8 +41,11 @@ def opened(model: Any, examples: Sequence[Tensor]) -> Any:
     """
     if isinstance(model, str | Path):
         model = _read(Path(model))
+    if isinstance(model, torch.fx.GraphModule) and is_converted(model.graph):
+        model = exported(model, [x[:2] for x in examples])
     if isinstance(model, ExportedProgram):
-        return module_of_program(model)
+        converted = is_converted(model.graph)
+        return module_of_converted(model) if converted else module_of_program(model)
     if isinstance(model, torch.jit.ScriptModule):
         return module_of_script(model, [x[:2] for x in examples])
     if is_estimator(model) and not isinstance(model, nn.Module):

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from secure_quant.quantizer.files.onnx_kept import evenly_padded
 from secure_quant.quantizer.files.onnx_node import Host, NodeView, Value, tensor_of
 
 __all__ = ["LAYERS"]
@@ -71,11 +72,12 @@ def _conv(node: NodeView, x: Tensor, weight: Tensor, bias: Tensor | None = None)
         raise node.refused(f"{axes} spatial axes", "1 to 3")
     strides, dilations = _window(node, axes)
     begins, finals = _ends(node, x, weight.shape[2:], strides, dilations)
-    if begins != finals:
+    even = evenly_padded(weight, begins, finals, dilations) if node.batch.rounded else None
+    if begins != finals and even is not None:  # what a model rounds stays as it is
+        weight, begins = even
+    elif begins != finals:
         x, begins = _padded(x, begins, finals), [0] * axes
-    conv: Callable[..., Tensor] = (functional.conv1d, functional.conv2d, functional.conv3d)[
-        axes - 1
-    ]
+    conv = _CONVS[axes - 1]
     return conv(x, weight, bias, strides, begins, dilations, node.get("group", 1))
 
 

@@ -1,4 +1,5 @@
-"""A float ONNX file as a torch module, compared with onnxruntime on the owner's own data.
+"""An ONNX file, float or in QDQ form, as a torch module, compared with onnxruntime on the owner's
+own data.
 
 Every node becomes a module of its name, so that layers and errors are named as in the file. What
 depends on no input (shapes too, once the input's is known) is computed by ONNX's own reference
@@ -9,7 +10,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -22,6 +23,7 @@ from onnx.reference import ReferenceEvaluator
 from torch import Tensor, nn
 
 from secure_quant.errors import MalformedModel, UnsupportedModule
+from secure_quant.quantizer.files.onnx_kept import KEPT, Grid, Rounded
 from secure_quant.quantizer.files.onnx_layers import LAYERS
 from secure_quant.quantizer.files.onnx_node import Batch, Host, NodeView, Value
 from secure_quant.quantizer.files.onnx_values import VALUES
@@ -29,14 +31,15 @@ from secure_quant.quantizer.refuse import first_line
 
 __all__ = ["OnnxModule", "checked", "loaded", "read_onnx"]
 
-_OPERATORS = LAYERS | VALUES
+_OPERATORS = LAYERS | VALUES | KEPT
 _DOMAINS = ("", "ai.onnx")
 _OLDEST = 7
 """Operator set from which on broadcasting is what it is today."""
 _SIZES = ("Resize", "Upsample")
 """Operators whose float arguments tell of shapes."""
-_QUANTIZED = ("QuantizeLinear", "DequantizeLinear", "QLinearConv", "QLinearMatMul", "MatMulInteger",
-              "ConvInteger", "DynamicQuantizeLinear")  # fmt: skip
+_QDQ = "quantize to QDQ form (QuantizeLinear, DequantizeLinear); or give the float model"
+_QUANTIZED = ("QLinearConv", "QLinearMatMul", "MatMulInteger", "ConvInteger",
+              "DynamicQuantizeLinear")  # fmt: skip
 
 
 def read_onnx(file: str | os.PathLike[str]) -> OnnxModule:
@@ -136,10 +139,18 @@ class OnnxModule(nn.Module):
             raise UnsupportedModule("the ONNX graph", got="no inputs", expected="at least one")
         self.batch = Batch(_fixed_batch(graph, self.inputs[0]))
         self._parameters_of: dict[str, nn.Parameter] = {}
+        self._rounded = Rounded()
+        if any(node.op_type in KEPT for node in graph.node):
+            self.sq_kept, self.batch.rounded = self._rounded.scales, True
         self.wiring: list[_Wire] = []
         for proto_node in graph.node:
             self._add(proto_node, constants)
         self.eval()
+
+    @property
+    def grids(self) -> Mapping[str, Grid]:
+        """Of every value between a QuantizeLinear and its DequantizeLinear."""
+        return self._rounded.grids
 
     def _add(self, node: onnx.NodeProto, constants: dict[str, NDArray[Any]]) -> None:
         """Fold a node of constants, keep any other as a step."""
@@ -148,19 +159,22 @@ class OnnxModule(nn.Module):
             raise view.refused(f"the domain {node.domain}", "operators of ONNX itself")
         known = [name for name in node.input if name in constants or not name]
         if len(known) == len(node.input) and node.op_type not in ("RandomNormal", "RandomUniform"):
-            made = _computed(node, [constants.get(n) for n in node.input], view)
+            given = [constants.get(n) for n in node.input]
+            made = _computed(node, given, view)
+            self._rounded.constant(view, given)
             constants.update(zip(node.output, made, strict=False))
             return
         if node.op_type not in (*_OPERATORS, "Shape"):
             quantized = node.op_type in _QUANTIZED
             raise view.refused(
-                "a quantized model" if quantized else "an operator that is not read",
-                hint="export the float model, before it was quantized" if quantized else None,
+                "an operator on integers" if quantized else "an operator that is not read",
+                hint=_QDQ if quantized else None,
             )
         own = {
             at: self._constant(name, constants.get(name), node.op_type in _SIZES)
             for at, name in enumerate(node.input) if name in constants or not name
         }  # fmt: skip
+        self._rounded.follow(view, node, constants)
         names = [name for name in node.input if name and name not in constants]
         label = re.sub(r"\W+", "_", view.name).strip("_") or node.op_type
         while hasattr(self, label):
@@ -183,12 +197,13 @@ class OnnxModule(nn.Module):
         found = [made[name] for name in self.outputs]
         return found[0] if len(found) == 1 else dict(zip(self.outputs, found, strict=True))
 
-    def values(self, *xs: Tensor) -> dict[str, Value]:
-        """Every value of the graph by its name."""
+    def values(self, *xs: Tensor, forced: Mapping[str, Tensor] | None = None) -> dict[str, Value]:
+        """Every value of the graph by its name. ``forced``: what readers of a value get in place of
+        it."""
         values: dict[str, Any] = dict(zip(self.inputs, xs, strict=True))
         self.batch.today = xs[0].shape[0]
         for wire in self.wiring:
-            given = [values[name] for name in wire.names]
+            given = [(forced or values).get(name, values[name]) for name in wire.names]
             step: Any = self.get_submodule(wire.step)
             made = step.known(given)
             if made is None:

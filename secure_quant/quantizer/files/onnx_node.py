@@ -24,10 +24,11 @@ Value = Tensor | NDArray[Any] | None
 @dataclass
 class Batch:
     """fixed: the size that the file fixes, and with it its shapes; None where it leaves it open.
-    today: that of the call that runs."""
+    today: that of the call that runs. rounded: whether the file is in QDQ form."""
 
     fixed: int | None
     today: int = 0
+    rounded: bool = False
 
 
 class NodeView:

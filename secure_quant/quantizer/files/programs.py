@@ -16,7 +16,15 @@ from torch.fx import Node
 from secure_quant.errors import MalformedModel, UnsupportedModule
 from secure_quant.quantizer.refuse import first_line
 
-__all__ = ["module_of_program", "module_of_script", "read_program", "read_script"]
+__all__ = [
+    "any_batch",
+    "fixed_batch",
+    "module_of_program",
+    "module_of_script",
+    "plain_convolution",
+    "read_program",
+    "read_script",
+]
 
 aten = torch.ops.aten
 _CONVS = {
@@ -53,7 +61,7 @@ def module_of_program(program: ExportedProgram) -> nn.Module:
         ) from error  # fmt: skip
     # It was checked when it was exported, for that batch alone.
     module.check_input_constraints = False
-    batch = _fixed_batch(program)
+    batch = fixed_batch(program)
     module.meta.clear()
     whole: Any = module.graph_module
     for part in (*module.modules(), *whole.modules()):
@@ -64,16 +72,16 @@ def module_of_program(program: ExportedProgram) -> nn.Module:
         graph = getattr(part, "graph", None)
         if isinstance(graph, torch.fx.Graph):
             for node in graph.nodes:
-                _plain_convolution(node)
+                plain_convolution(node)
                 if batch is not None:
-                    _any_batch(node, batch)
+                    any_batch(node, batch)
             for node in graph.nodes:
                 # Fake tensors in it cannot be copied, and whoever captures this makes others.
                 node.meta = {}
     return module
 
 
-def _fixed_batch(program: ExportedProgram) -> int | None:
+def fixed_batch(program: ExportedProgram) -> int | None:
     """The batch size of a program that allows no other."""
     inputs = set(program.graph_signature.user_inputs)
     for node in program.graph.nodes:
@@ -83,7 +91,7 @@ def _fixed_batch(program: ExportedProgram) -> int | None:
     return None
 
 
-def _any_batch(node: Node, batch: int) -> None:
+def any_batch(node: Node, batch: int) -> None:
     """Put -1 for the first of constant sizes where it holds the batch, alone or with other axes."""
     value = node.meta.get("val")
     if node.target in _SIZED and isinstance(value, Tensor) and value.ndim:
@@ -92,7 +100,7 @@ def _any_batch(node: Node, batch: int) -> None:
             node.args = (node.args[0], [-1, *sizes[1:]])
 
 
-def _plain_convolution(node: Node) -> None:
+def plain_convolution(node: Node) -> None:
     """Tracing and decomposition leave one op for every convolution: name it as modules do."""
     if node.target not in (aten.convolution.default, aten._convolution.default):
         return

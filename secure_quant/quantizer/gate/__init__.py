@@ -8,7 +8,7 @@ from secure_quant.quantizer.gate.accuracy import (
     relative_error,
 )
 from secure_quant.quantizer.gate.capture import Gate
-from secure_quant.quantizer.gate.steps import steps_off
+from secure_quant.quantizer.gate.steps import largest_steps, steps_off
 
 __all__ = [
     "AccuracyWarning",
@@ -16,6 +16,7 @@ __all__ = [
     "Gate",
     "check_accuracy",
     "judge",
+    "largest_steps",
     "relative_error",
     "steps_off",
 ]

@@ -55,17 +55,18 @@ def is_too_far(steps: float) -> bool:
 
 
 def largest_steps(
-    graph: Graph, converted: GraphModule, places: Mapping[str, str], x: NDArray[np.float32]
-) -> dict[str, float]:
-    """Node of ``graph`` -> the most steps it is off, less what its table jumps there; for an output
-    that is an accumulator, a step is _OUTPUT of the largest value, over ROUNDING."""
+    graph: Graph, converted: GraphModule, places: Mapping[str, str], x: NDArray[np.float32],
+    *, jumps: bool = True,
+) -> dict[str, float]:  # fmt: skip
+    """Node of ``graph`` -> the most steps it is off, less what its table jumps there if ``jumps``;
+    for an output that is an accumulator, a step is _OUTPUT of the largest value, over ROUNDING."""
     q = quantize_packed(graph, x)
     found: dict[str, float] = {}
     size = captured_batch(converted)
     for start in range(0, len(q), size or len(q)):
         part = slice(start, start + (size or len(q)))
         values = reference.trace(graph, q[part])
-        run = _Forced(graph, converted, places, values)
+        run = _Forced(graph, converted, places, values, jumps)
         real = in_batches(run.evaluate, torch.from_numpy(x[part]), size)
         for name, steps in run.steps.items():
             found[name] = max(found.get(name, 0.0), steps)
@@ -84,9 +85,10 @@ class _Forced(Interpreter):
 
     def __init__(
         self, graph: Graph, module: GraphModule, places: Mapping[str, str],
-        values: dict[str, NDArray[Any]],
+        values: dict[str, NDArray[Any]], jumps: bool,
     ) -> None:  # fmt: skip
         super().__init__(module)
+        self._jumps = jumps
         self._graph, self._places, self._values = graph, places, values
         self._exact: dict[str, Tensor] = {}
         self.steps: dict[str, float] = {}
@@ -115,8 +117,9 @@ class _Forced(Interpreter):
         real = (exact - value.zero_point) * float(value.scale)
         filled = np.resize(real, (len(made), *exact.shape[1:]))  # a last part is filled up
         simulated = (made.numpy().reshape(filled.shape).astype(np.float64) - zero_point) * scale
-        jumps = _jumps(self._graph, name, self._values) * float(value.scale)
-        off = np.abs(simulated - filled)[: len(exact)] - jumps
+        off = np.abs(simulated - filled)[: len(exact)]
+        if self._jumps:
+            off = off - _jumps(self._graph, name, self._values) * float(value.scale)
         self.steps[name] = max(self.steps.get(name, 0.0), float(off.max()) / scale)
         self._exact[node] = torch.from_numpy(filled.astype(np.float32)).reshape(made.shape)
 

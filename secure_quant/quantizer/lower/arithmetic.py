@@ -31,12 +31,17 @@ aten = torch.ops.aten
 Whole = NDArray[np.int64]
 _QUANTIZE = ".quantize_per_tensor"
 
+_EXACT_SUMS = {aten.add.Tensor, aten.sub.Tensor, aten.rsub.Tensor, aten.mean.dim,
+               aten.sum.dim_IntList, aten.avg_pool2d.default}  # fmt: skip
+"""What a sum may read without rounding."""
 CHANNEL_FACTOR = 4095
 """Largest factor of a sum by channels."""
 FACTOR_ERROR = 1 / 512
 """Largest relative error of the ratio of two scales in an Add: half a step at int8's full range."""
 FINE_ERROR = 1 / 8192
 """The same where the sum becomes 12 bits."""
+_STEP_BITS = 13
+"""Of the larger factor where a step is given: off by 1/64 of it at int8's full range at most."""
 
 
 def factors(ratio: float, most: int = INT32.hi, allowed: float = FACTOR_ERROR) -> ops.Pair:
@@ -75,6 +80,7 @@ def _sum_of_two(walk: Walk, node: Node) -> Term:
     scale_a, scale_b = (
         (a.scale * abs(alpha), b.scale) if swapped else (a.scale, b.scale * abs(alpha))
     )
+<<<<<<< HEAD
     most = _largest_factor(node, a, b)
     if a.channels or b.channels:
         both, unit = _channel_factors(a, b, scale_a, scale_b, min(most, CHANNEL_FACTOR))
@@ -82,9 +88,38 @@ def _sum_of_two(walk: Walk, node: Node) -> Term:
         most = min(most, _room(a, b, scale_a, scale_b))
         allowed = FINE_ERROR if _becomes_fine(node) else FACTOR_ERROR
         both, unit = _common_factors(scale_a, scale_b, most, allowed)
+=======
+    most, fine = _largest_factor(node, a, b), node.meta.get(BITS, 8) > 8
+    step = _step_below(node) if walk.kept is not None else None
+    both, unit = (
+        _channel_factors(a, b, scale_a, scale_b, min(most, CHANNEL_FACTOR))
+        if a.channels or b.channels
+        else _factors_of_step(scale_a, scale_b, step)
+        if step
+        else _common_factors(scale_a, scale_b, most, FINE_ERROR if fine else FACTOR_ERROR)
+    )
+>>>>>>> dc38bf7 (Models that are quantized already keep their scales)
     if alpha < 0:
         both[0 if swapped else 1] *= -1
     return _sum(walk, node, (a, b), both, unit)
+
+
+def _step_below(node: Node) -> float | None:
+    """Of the grid that a sum is rounded to, if that is what alone becomes of it."""
+    while len(node.users) == 1:
+        (node,) = node.users
+        if node.target is torch.ops.quantized_decomposed.quantize_per_tensor.default:
+            return float(node.args[1])  # type: ignore[arg-type]
+        if len(node.all_input_nodes) != 1:
+            return None
+    return None
+
+
+def _factors_of_step(scale_a: float, scale_b: float, step: float) -> tuple[Whole, float]:
+    """int64[2, 1] and the unit, a power of two of the step, so that the sum is rounded as it is."""
+    shift = _STEP_BITS - math.ceil(math.log2(max(scale_a, scale_b) / step))
+    unit = step / 2.0**shift
+    return np.rint([[scale_a / unit], [scale_b / unit]]).astype(np.int64), unit
 
 
 def _common_factors(
@@ -151,6 +186,8 @@ def _summand(walk: Walk, argument: Any, node: Node) -> Term:
     if term.channels and not term.accumulator and not term.functions:
         return term
     exact = term.accumulator and not term.functions and term.dynamic is None
+    if walk.kept is not None and argument.target not in _EXACT_SUMS:
+        exact = False
     if exact and term.multiplier == (1,) and term.own_shape is None:
         return term
     return walk.activation(argument, node)
@@ -187,7 +224,7 @@ def _by_channel(walk: Walk, node: Node, argument: Any, constant: Tensor) -> Term
         term = replace(term, channels=tuple(factor.tolist()))
         only_sums = all(user.target is aten.add.Tensor for user in node.users)
         return term if only_sums else _exact(walk, node, term)
-    if term.functions or term.dynamic or factor.min() <= 0:
+    if term.functions or term.dynamic or term.real or factor.min() <= 0:
         raise unsupported(node, "a product with a constant", "put it into a layer's weights")
     made = Weight.of(np.zeros((len(factor), 1)), factor * term.multiplier)
     scale = short(term.scale * made.base)

@@ -21,6 +21,7 @@ from secure_quant.ir.ports import id_digits
 from secure_quant.ir.run_time import at_run_time
 from secure_quant.ir.tables import Grid
 from secure_quant.ir.terms import Term, Weight
+from secure_quant.quantizer.kept.weights import kept_weight
 from secure_quant.quantizer.lower.dynamic import feeds_only_layers
 from secure_quant.quantizer.opset import CONCAT, MONOTONE, OPS, SHAPING
 from secure_quant.quantizer.ports import INPUT_PORT, LOOKUP_PORT, OUTPUT_PORTS, PORTS
@@ -33,6 +34,7 @@ _SHORT_NAMES = {"max_pool2d": "pool", "avg_pool2d": "pool", "adaptive_avg_pool2d
 aten = torch.ops.aten
 _QUANTIZED = torch.ops.quantized_decomposed
 MANY_ROUNDINGS = 24
+NOT_ROUNDED = "round it before by QuantizeLinear or quantize_per_tensor; or give the float model"
 _INVERSES = {aten.rsqrt.default, aten.reciprocal.default}
 
 
@@ -45,6 +47,7 @@ class Lowering:
     builder: Builder
     env: dict[Node, Any] = field(default_factory=dict)
     dynamic: bool = False
+    kept: Tensor | None = None
     packed: str = ""
     """The Input that ports read."""
 
@@ -79,13 +82,21 @@ class Lowering:
         """The integer activation of an argument."""
         term = self.term(argument, node)
         if not term.plain:
-            raise unsupported(node, "an operand that was not quantized")
+            hint = None if self.kept is None else NOT_ROUNDED
+            raise unsupported(node, "an operand that was not quantized", hint)
         return term
 
     def layer_input(self, node: Node) -> Term:
         """What enters a layer with weights: int8, with a scale of its own in dynamic mode."""
         term = self.activation(node.args[0], node)
         return at_run_time(self.builder, term, f"{term.name}.int8") if self.dynamic else term
+
+    def weight(self, node: Node) -> Weight | None:
+        """What a layer's weight became; None where it is no parameter."""
+        found = self.value(node.args[1])
+        if self.kept is not None and isinstance(found, Tensor):
+            return kept_weight(node, found, self.kept)
+        return found if isinstance(found, Weight) else None
 
     def shape(self, node: Node) -> tuple[int, ...]:
         """Per-sample shape of what ``node`` makes. Raises UnsupportedModule if it mixes samples."""
@@ -130,6 +141,8 @@ class Lowering:
             return _SPECIAL[node.target](self, node)
         terms = [n for n in node.all_input_nodes if isinstance(self.env.get(n), Term)]
         if not terms:
+            if self.kept is not None and any(n.op == "placeholder" for n in node.all_input_nodes):
+                raise unsupported(node, "an input that was not quantized", NOT_ROUNDED)
             return self._fold(node)
         op = OPS.get(node.target)
         if op is None:
@@ -200,6 +213,8 @@ def _quantize(lowering: Lowering, node: Node) -> Term:
     if lowering.dynamic and term.accumulator and term.limits and feeds_only_layers(node):
         seen = grid.scale * max(grid.zero_point - grid.low, grid.high - grid.zero_point)
         return at_run_time(lowering.builder, term, f"{term.name}.q", seen)
+    if lowering.kept is not None:
+        return lowering.builder.requantize_kept(term, grid, f"{term.name}.q")
     fixed = _shares(node) or not lowering.rounds_once
     made = lowering.builder.requantize(term, grid, f"{term.name}.q", fixed=fixed)
     if made.scale != grid.scale:

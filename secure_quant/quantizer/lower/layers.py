@@ -102,8 +102,8 @@ def _only(value: Any) -> int:
 def _operands(walk: Walk, node: Node) -> tuple[Term, Weight, Any]:
     """What enters a layer, its weight and its real bias or None."""
     x: Term = walk.layer_input(node)
-    weight = walk.value(node.args[1])
-    if not isinstance(weight, Weight):
+    weight = walk.weight(node)
+    if weight is None:
         raise unsupported(
             node, "a weight that is not a parameter", "use matmul for two activations"
         )
@@ -115,7 +115,8 @@ def _operands(walk: Walk, node: Node) -> tuple[Term, Weight, Any]:
     if not weight.values.any():
         x = replace(x, dynamic=None)  # 0 at any scale; what comes out is the bias
     real = bias.numpy()
-    return x, weight if x.dynamic else _with_room(weight, real, x.scale), real
+    fixed = x.dynamic or walk.kept is not None
+    return x, weight if fixed else _with_room(weight, real, x.scale), real
 
 
 _BIAS_BITS = 20
@@ -139,6 +140,8 @@ def _with_room(weight: Weight, bias: Any, scale: float) -> Weight:
 
 def _waiting(term: Term, x: Term, weight: Weight, bias: Any) -> Term:
     """The accumulator of a layer, which waits for scale and bias if its input's scale does."""
+    if weight.real:
+        return replace(term, real=tuple(step * x.scale for step in weight.real))
     if x.dynamic is None:
         return term
     size = typical(weight.values, weight.multiplier, x)
@@ -154,7 +157,7 @@ def _store(walk: Walk, name: str, x: Term, weight: Weight, bias: Any) -> tuple[b
     scale = short(x.scale * weight.base)
     out = len(weight.values)
     steps = np.broadcast_to(np.array(weight.multiplier, np.float64), out) * scale
-    made = int_bias(bias, steps, name)
+    made = int_bias(bias, weight.steps * x.scale if weight.real else steps, name)
     walk.builder.parameters[f"{name}.weight"] = weight.values
     if bias is not None:
         walk.builder.parameters[f"{name}.bias"] = made

@@ -29,18 +29,20 @@ class Recorded(NamedTuple):
 
 
 def lower_recorded(
-    converted: GraphModule, example: Tensor, *, fine: bool = False, dynamic: bool = False
-) -> Recorded:
+    converted: GraphModule, example: Tensor, *, fine: bool = False, dynamic: bool = False,
+    kept: Tensor | None = None,
+) -> Recorded:  # fmt: skip
     """The integer graph of a converted model, with what came from where; ``example``
     float32[batch, ...] gives the shapes. ``fine`` gives tables to int16 as many entries as they may
-    have. ``dynamic`` gives what enters a layer with weights its scale at run time.
+    have. ``dynamic`` gives what enters a layer with weights its scale at run time. ``kept``: scales
+    of the weights of a model that is quantized already, whose own scales are taken.
 
     Raises UnsupportedModule, OverflowRisk, InvalidGraph.
     """
     with torch.no_grad():
         ShapeProp(converted).propagate(example)
     builder = Builder(MAX_TABLE if fine else INT16_TABLE)
-    recorder = _Recorder(converted, len(example), builder, dynamic=dynamic)
+    recorder = _Recorder(converted, len(example), builder, dynamic=dynamic, kept=kept)
     graph = recorder.run()
     return Recorded(graph, recorder.places, recorder.origin)
 

@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, Protocol
 
+from torch import Tensor
 from torch.fx import Node
 
 from secure_quant.ir.build import Builder
-from secure_quant.ir.terms import Term
+from secure_quant.ir.terms import Term, Weight
 
 __all__ = ["Rule", "Walk"]
 
@@ -20,6 +21,15 @@ class Walk(Protocol):
     @property
     def builder(self) -> Builder:
         """Grows the integer graph."""
+        ...
+
+    @property
+    def kept(self) -> Tensor | None:
+        """float64[n]: scales of the weights of a model that is quantized already; else None."""
+        ...
+
+    def weight(self, node: Node) -> Weight | None:
+        """What a layer's weight became; None where it is no parameter."""
         ...
 
     def value(self, argument: Any) -> Any:
