@@ -56,8 +56,10 @@ class KeptScales:
         self.values.update(scales)
 
 
-def kept_scales(model: nn.Module) -> Tensor | None:
-    """float64[n], ascending; None for a model that is not quantized."""
+def kept_scales(model: object) -> Tensor | None:
+    """float64[n], ascending; None for a model that is not quantized, or none at all."""
+    if not isinstance(model, nn.Module):
+        return None
     found: set[float] = set()
     kept = [own for part in model.modules() if (own := vars(part).get("sq_kept")) is not None]
     for own in kept:

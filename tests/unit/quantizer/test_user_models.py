@@ -22,7 +22,6 @@ from secure_quant.errors import (
     UnsupportedModule,
 )
 from secure_quant.quantizer import AccuracyWarning, Training, quantize
-from secure_quant.quantizer.pipeline import converted_model
 
 X = torch.randn(64, 8, generator=torch.Generator().manual_seed(0))
 Y = torch.arange(64) % 4
@@ -88,7 +87,6 @@ class Locked(nn.Module):
         (lambda: torch.export.export(plain(), (X,)).module(), "exported"),
         (quantized_dynamically, "before it was quantized"),
         (prepared, "before it was quantized"),
-        (lambda: converted_model(plain(), [X])[0], "before it was quantized"),
         (lambda: plain().to("meta"), "meta device"),
         (lambda: nn.LazyLinear(4), "not initialized"),
         (Locked, "cannot be copied"),
