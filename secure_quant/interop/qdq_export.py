@@ -80,11 +80,12 @@ def real_feeds(graph: Graph, x: Any) -> dict[str, NDArray[Any]]:
 
 class _Writer(Writer):
     """``names`` holds the quantized tensor of each activation, ``sums`` the float tensor of each
-    accumulator."""
+    accumulator, ``ids`` row numbers as they come."""
 
     def __init__(self, graph: Graph) -> None:
         super().__init__(graph)
         self.sums: dict[str, str] = {}
+        self.ids: dict[str, str] = {}
 
     def give(self, name: str, kind: str, *inputs: str, **attributes: Any) -> None:
         """One ONNX node whose output is called ``name``."""
@@ -177,6 +178,15 @@ def _id_port(w: _Writer, node: Any) -> None:
 def _embedding(w: _Writer, node: Any) -> None:
     table = w.constant(w.graph.weight(node))
     w.names[node.name] = w.op("Gather", table, w.names[node.inputs[0]], axis=0)
+
+
+def _id_port(w: _Writer, node: Any) -> None:
+    w.ids[node.name] = _named(w, node)
+
+
+def _embedding(w: _Writer, node: Any) -> None:
+    table = w.constant(w.graph.weight(node))
+    w.names[node.name] = w.op("Gather", table, w.ids[node.inputs[0]], axis=0)
 
 
 def _parameters(w: _Writer, node: Any) -> tuple[NDArray[Any], Real, NDArray[Any] | None]:

@@ -128,10 +128,11 @@ class TwoInputs(nn.Module):
         return {"h": h, "top": h.relu()}
 
 
-def test_named_inputs_row_numbers_and_outputs():
+@pytest.mark.parametrize("embedding", ["client", "private"])
+def test_named_inputs_row_numbers_and_outputs(embedding):
     torch.manual_seed(0)
     data = {"row": torch.randn(64, 6), "ids": torch.randint(0, 20, (64, 5))}
-    graph = quantize(TwoInputs(), data, embedding="client")
+    graph = quantize(TwoInputs(), data, embedding=embedding)
     x = {name: value.numpy() for name, value in data.items()}
     want = reference.run(graph, x)
     made = outputs(to_qdq(graph), real_feeds(graph, x), FUSED)
