@@ -16,8 +16,7 @@ from secure_quant.quantizer.gate import Bounds, Gate, check_accuracy, largest_st
 from secure_quant.quantizer.gate.floatgraph import captured_batch, in_batches
 from secure_quant.quantizer.kept.grid import ON_GRID
 from secure_quant.quantizer.lower.record import lower_recorded
-from secure_quant.quantizer.notes import BITS
-from secure_quant.quantizer.opset import ADDITIVE, CONCAT, MONOTONE, SHAPING
+from secure_quant.quantizer.opset import CONCAT, MONOTONE, SHAPING
 from secure_quant.quantizer.passes import rewrite
 from secure_quant.quantizer.passes.constants import lower_constants
 from secure_quant.quantizer.refuse import failures_named, unsupported
@@ -31,8 +30,6 @@ _CLAMPS = {torch.ops.aten.relu.default, torch.ops.aten.relu6.default,
            torch.ops.aten.hardtanh.default}  # fmt: skip
 """Rounding before them makes no difference to what is rounded behind them."""
 _INT8 = (-128, 127)
-_FINE = 12
-"""Bits that the factors of a sum are chosen for, so that what they are off is no step."""
 _ALIKE = 1e-3
 
 Grid = tuple[float, int, int, int]
@@ -135,10 +132,8 @@ def _grid_below(node: Node) -> tuple[Any, ...] | None:
 
 
 def _as_pairs(module: GraphModule) -> None:
-    """Each ``on_grid`` becomes quantize and dequantize; sums get fine factors."""
+    """Each ``on_grid`` becomes quantize and dequantize."""
     for node in list(module.graph.nodes):
-        if node.target in ADDITIVE:
-            node.meta[BITS] = _FINE
         if node.target is not ON_GRID:
             continue
         scale, zero_point, low, high = _grid(node)

@@ -80,25 +80,17 @@ def _sum_of_two(walk: Walk, node: Node) -> Term:
     scale_a, scale_b = (
         (a.scale * abs(alpha), b.scale) if swapped else (a.scale, b.scale * abs(alpha))
     )
-<<<<<<< HEAD
     most = _largest_factor(node, a, b)
+    step = _step_below(node) if walk.kept is not None else None
     if a.channels or b.channels:
         both, unit = _channel_factors(a, b, scale_a, scale_b, min(most, CHANNEL_FACTOR))
+    elif step:
+        both, unit = _factors_of_step(scale_a, scale_b, step)
     else:
         most = min(most, _room(a, b, scale_a, scale_b))
-        allowed = FINE_ERROR if _becomes_fine(node) else FACTOR_ERROR
+        fine = walk.kept is not None or _becomes_fine(node)
+        allowed = FINE_ERROR if fine else FACTOR_ERROR
         both, unit = _common_factors(scale_a, scale_b, most, allowed)
-=======
-    most, fine = _largest_factor(node, a, b), node.meta.get(BITS, 8) > 8
-    step = _step_below(node) if walk.kept is not None else None
-    both, unit = (
-        _channel_factors(a, b, scale_a, scale_b, min(most, CHANNEL_FACTOR))
-        if a.channels or b.channels
-        else _factors_of_step(scale_a, scale_b, step)
-        if step
-        else _common_factors(scale_a, scale_b, most, FINE_ERROR if fine else FACTOR_ERROR)
-    )
->>>>>>> dc38bf7 (Models that are quantized already keep their scales)
     if alpha < 0:
         both[0 if swapped else 1] *= -1
     return _sum(walk, node, (a, b), both, unit)
