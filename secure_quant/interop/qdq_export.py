@@ -172,15 +172,6 @@ def _lookup_port(w: _Writer, node: Any) -> None:
 
 
 def _id_port(w: _Writer, node: Any) -> None:
-    w.names[node.name] = _named(w, node)
-
-
-def _embedding(w: _Writer, node: Any) -> None:
-    table = w.constant(w.graph.weight(node))
-    w.names[node.name] = w.op("Gather", table, w.names[node.inputs[0]], axis=0)
-
-
-def _id_port(w: _Writer, node: Any) -> None:
     w.ids[node.name] = _named(w, node)
 
 
