@@ -98,6 +98,8 @@ class Engine:
     together      its roles, if several, in a word.
     called        roles that clients call, in the order of their targets.
     exact         equal to the reference bit for bit; else within a bound of its own.
+    answers_alone a client learns the answer and nothing between, so that an output policy
+                  keeps the rest from it.
     protects      a server never sees the input. An engine that does not bears it in its name.
     objectives    what its planner can spare; the first if not told.
     tiers         how well answers can hide the weights; the first if not told.
@@ -120,6 +122,7 @@ class Engine:
     together: str = ""
     called: tuple[str, ...]
     exact: bool = True
+    answers_alone: bool = False
     protects: bool = True
     objectives: tuple[str, ...] = ()
     tiers: tuple[str, ...] = ()
@@ -198,6 +201,7 @@ def _party(number: int | None, addresses: tuple[Address, ...], text: str) -> Rol
 _MPC = Engine(
     name="mpc",
     title="secret sharing",
+    answers_alone=True,
     package="numba",
     extra="mpc",
     spec="docs/spec/mpc.md",
@@ -274,6 +278,7 @@ _HE_LEVELED = Engine(
 
 _ONE_HOST = Engine(
     name="onehost",
+    answers_alone=True,
     title="one host",
     package="numba",
     extra="onehost",

@@ -44,6 +44,11 @@ def configure(parser: argparse.ArgumentParser) -> None:
         "--objective", choices=choices("objectives"), help=f"what the planner spares. {spared}"
     )
     parser.add_argument(
+        "--output", default="scores", metavar="POLICY",
+        help="what clients learn: scores, argmax (the class alone) or top-K (the K best classes in "
+             "order). Under homomorphic encryption clients see the scores all the same",
+    )  # fmt: skip
+    parser.add_argument(
         "--tier", choices=choices("tiers"),
         help=f"{hiding} only: how well responses hide the weights (see SECURITY.md); the first if "
              "left out",
@@ -76,6 +81,7 @@ def run(arguments: argparse.Namespace) -> int:
     from secure_quant.engines import engines, find
     from secure_quant.errors import ConfigError
     from secure_quant.ir import load
+    from secure_quant.ir.policy import with_output
     from secure_quant_cli.console import human_bytes, print_json, progress
     from secure_quant_cli.engines import own_models
 
@@ -86,28 +92,46 @@ def run(arguments: argparse.Namespace) -> int:
         raise ConfigError(f"{arguments.out} holds bundles of the other engine; choose another")
     with progress(f"splitting for {engine.name}"):
         read = load if engine.file_format is None else own_models(engine).load
-        bundles = engine.bundles_of(read(arguments.model), arguments.objective, arguments.tier)
+        model = read(arguments.model)
+        if arguments.output != "scores":
+            if engine.file_format is not None:
+                raise ConfigError(
+                    "--output", got=arguments.output, expected=f"scores for {engine.name}"
+                )
+            model = with_output(model, arguments.output)
+        bundles = engine.bundles_of(model, arguments.objective, arguments.tier)
     made = write_bundles(bundles, arguments.out)
     if arguments.json:
-        print_json({"engine": engine.name, "bundles": {
-            path.stem: {"path": str(path), "bytes": path.stat().st_size} for path in made
-        }})  # fmt: skip
+        sizes = {p.stem: {"path": str(p), "bytes": p.stat().st_size} for p in made}
+        found = {"engine": engine.name, "bundles": sizes}
+        if engine.file_format is None:
+            found |= {"hash": model.hash, "output": arguments.output}
+        print_json(found)
         return 0
     for path in made:
         print(f"{path}  {human_bytes(path.stat().st_size)}")
+    if arguments.output != "scores":
+        print(f"model {model.hash}, which answers {arguments.output}")
+        if not engine.answers_alone:
+            print(
+                f"note: under {engine.title} clients take this step themselves: they see every "
+                "score, and the policy hides nothing"
+            )
     return 0
 
 
 def split_for(
-    graph: Graph, engine: str, objective: str | None = None, tier: str | None = None
-) -> dict[str, bytes]:
-    """Role -> bundle; None is the engine's own default.
+    graph: Graph, engine: str, objective: str | None = None, tier: str | None = None,
+    output: str = "scores",
+) -> dict[str, bytes]:  # fmt: skip
+    """Role -> bundle; None is the engine's own default. ``output``: what clients learn.
 
     Raises OpNotSupported where the engine has no exact gate for an op, ConfigError.
     """
     from secure_quant.engines import find
+    from secure_quant.ir.policy import with_output
 
-    return find(engine).bundles_of(graph, objective, tier)
+    return find(engine).bundles_of(with_output(graph, output), objective, tier)
 
 
 def write_bundles(bundles: Mapping[str, bytes], out: Path) -> list[Path]:

@@ -8,15 +8,20 @@ from secure_quant.he.plan import HePlan, plan
 from secure_quant.he.search import Objective
 from secure_quant.ir import Graph
 from secure_quant.ir.bundle import client_parts, server_parts, write_pair
+from secure_quant.ir.policy import with_output
 
 __all__ = ["load_client", "load_server", "split"]
 
 
-def split(graph: Graph, objective: Objective = "latency", tier: Tier = "T1") -> dict[str, bytes]:
+def split(
+    graph: Graph, objective: Objective = "latency", tier: Tier = "T1", *, output: str = "scores"
+) -> dict[str, bytes]:
     """ "server": the whole model and the plan. "client": the public graph and the plan.
 
-    Raises MissingParameters on a public graph, OpNotSupported.
+    ``output``: as ``with_output`` has it; the client takes that step itself, and it hides nothing.
+    Raises MissingParameters on a public graph, OpNotSupported, ConfigError.
     """
+    graph = with_output(graph, output)
     return write_pair("he", graph, lambda: plan(graph, objective, tier).to_json())
 
 

@@ -251,6 +251,21 @@ def _max_pool(w: _Writer, node: Any) -> str:
     return w.op("Cast", w.op("MaxPool", real, **_window(node)), to=TensorProto.INT16)
 
 
+def _top_k(w: _Writer, node: Any) -> str:
+    """ONNX's own has the lowest index of equal values first too."""
+    (name,) = node.inputs
+    v, rank = w.wide(name), len(w.graph.values[name].shape)
+    if node.multiplier != (1,):
+        shape = [1] * rank
+        shape[node.axis] = len(node.multiplier)
+        v = w.op("Mul", v, w.constant(np.array(node.multiplier, np.int64).reshape(shape)))
+    count, made = w.constant(np.array([node.count], np.int64)), w.new("v")
+    ends = [w.new("v"), made]
+    axis = node.axis % rank + 1
+    w.nodes.append(helper.make_node("TopK", [v, count], ends, axis=axis, largest=1, sorted=1))
+    return made
+
+
 def _reduce_max(w: _Writer, node: Any) -> str:
     (name,) = node.inputs
     axes = w.constant(np.array([-1], np.int64))
@@ -314,6 +329,7 @@ _RULES: Mapping[type[ops.Node], Callable[[_Writer, Any], str]] = {
     ops.Requantize: _requantize,
     ops.MaxPool: _max_pool,
     ops.ReduceMax: _reduce_max,
+    ops.TopK: _top_k,
     ops.Reshape: _reshape,
     ops.Transpose: _transpose,
     ops.Slice: _slice,

@@ -51,6 +51,11 @@ def to_qdq(graph: Graph, *, inner: bool = False) -> onnx.ModelProto:
     """
     writer = _Writer(graph)
     for node in graph.nodes:
+        if isinstance(node, ops.TopK):
+            raise OpNotSupported(
+                f"TopK {node.name!r} in QDQ form", got="an order",
+                hint="export the model with its scores, before it is split with an output policy",
+            )  # fmt: skip
         if isinstance(node, ops.DYNAMIC):
             raise OpNotSupported(
                 f"{type(node).__name__} {node.name!r} in QDQ form", got="a scale at run time",

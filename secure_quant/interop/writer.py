@@ -33,7 +33,7 @@ class Writer:
         self._count = 0
         self.inputs, self.outputs = border_names(graph)
 
-    def _name(self, kind: str) -> str:
+    def new(self, kind: str) -> str:
         """A new one, that no input or output has."""
         self._count += 1
         while (made := f"{kind}{self._count}") in self.inputs or made in self.outputs:
@@ -42,12 +42,12 @@ class Writer:
 
     def op(self, kind: str, *inputs: str, **attributes: Any) -> str:
         """One ONNX node with one output, whose name is returned."""
-        made = self._name("v")
+        made = self.new("v")
         self.nodes.append(helper.make_node(kind, list(inputs), [made], **attributes))
         return made
 
     def constant(self, array: NDArray[Any]) -> str:
-        made = self._name("c")
+        made = self.new("c")
         self.constants.append(numpy_helper.from_array(np.asarray(array, order="C"), made))
         return made
 

@@ -25,6 +25,7 @@ from secure_quant.ir.ops import (
     InputPort,
     Node,
     OutputPort,
+    TopK,
     is_kind,
 )
 from secure_quant.ir.verify import MAX_NODES, MAX_TABLE
@@ -32,8 +33,8 @@ from secure_quant.ir.verify import MAX_NODES, MAX_TABLE
 __all__ = ["VERSIONS", "PublicParts", "encode_nodes", "joined", "parse_nodes", "version_of"]
 
 VERSIONS = (1, 2, 3)
-"""2 is 1 with ports and Gather; 3 is 2 with secret tables."""
-_THIRD = (IdPort, Embedding)
+"""2 is 1 with ports and Gather; 3 is 2 with secret tables and TopK."""
+_THIRD = (IdPort, Embedding, TopK)
 MAX_JSON = 4 * 2**20
 
 

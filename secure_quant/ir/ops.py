@@ -10,9 +10,9 @@ zero point 0. Secret parameters (weight, bias) are not in a node: they stand in
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable
 from dataclasses import dataclass
+
+from secure_quant.ir.kinds import is_kind
 
 __all__ = [
     "ACCUMULATING",
@@ -42,6 +42,7 @@ __all__ = [
     "Reshape",
     "Slice",
     "SumPool",
+    "TopK",
     "Transpose",
     "is_kind",
 ]
@@ -287,6 +288,17 @@ class ReduceMax(Node):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class TopK(Node):
+    """Indices c of the ``count`` largest ``x̂[c] · multiplier[c]`` along ``axis`` of the sample, the
+    largest first, of equal ones the lowest first; in place of that axis. One multiplier stands for
+    all. x̂ may be an accumulator; the indices are one, of scale 1."""
+
+    multiplier: tuple[int, ...]
+    axis: int
+    count: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Reshape(Node):
     """The same integers in row-major order under another per-sample shape."""
 
@@ -361,40 +373,7 @@ OPS: dict[str, type[Node]] = {
     for op in (
         Input, InputPort, LookupPort, IdPort, Embedding, Linear, Conv2d, MatMul, Mul, Add, SumPool,
         ReduceSum, Requantize, MaxPool, DynamicScale, DynamicQuantize, Rescale, ReduceMax, Reshape,
-        Transpose, Slice, Gather, Concat, OutputPort, Output,
+        TopK, Transpose, Slice, Gather, Concat, OutputPort, Output,
     )
 }  # fmt: skip
 """Name in a file -> op; a name that is not here is refused."""
-
-
-_LARGEST = 2**48
-
-
-def _is_int(value: object) -> bool:
-    return type(value) is int and abs(value) <= _LARGEST
-
-
-def _is_tuple(item: Callable[[object], bool]) -> Callable[[object], bool]:
-    return lambda value: isinstance(value, tuple) and all(map(item, value))
-
-
-def _is_name(value: object) -> bool:
-    plain = isinstance(value, str) and value.isascii() and value.isprintable()
-    return plain and 0 < len(str(value)) <= 200 and " " not in str(value)
-
-
-_KINDS: dict[str, Callable[[object], bool]] = {
-    "bool": lambda value: type(value) is bool,
-    "float": lambda value: isinstance(value, float) and math.isfinite(value),
-    "int": _is_int,
-    "str": _is_name,
-    "Pair": lambda value: isinstance(value, tuple) and len(value) == 2 and all(map(_is_int, value)),
-    "tuple[int, ...]": _is_tuple(_is_int),
-    "tuple[str, ...]": _is_tuple(_is_name),
-}
-
-
-def is_kind(value: object, kind: str) -> bool:
-    """True if ``value`` may stand in a field annotated ``kind``: Python's own types, integers to
-    2**48, finite numbers, names of 1 to 200 printable ASCII characters without blanks."""
-    return _KINDS[kind](value)

@@ -270,6 +270,16 @@ def _reduce_max(given: Given, node: Any, xs: list[Value]) -> Value:
     return Value((*x.shape[:-1], 1), x.range, x.scale, x.zero_point, accumulator=False)
 
 
+def _top_k(given: Given, node: Any, xs: list[Value]) -> Value:
+    (x,) = xs
+    per_channel(node, x)
+    size = x.shape[node.axis]
+    require(node, 1 <= node.count <= size > 1, "count", node.count, f"1 to {size}, of 2 at least")
+    shape = list(x.shape)
+    shape[node.axis] = node.count
+    return Value(tuple(shape), Interval(0, size - 1), 1.0, 0, accumulator=True)
+
+
 def _same(x: Value, shape: tuple[int, ...]) -> Value:
     return Value(shape, x.range, x.scale, x.zero_point, x.accumulator)
 
@@ -370,6 +380,7 @@ RULES: Mapping[type[ops.Node], Callable[[Any, Any, list[Value]], Value]] = {
     ops.Rescale: _rescale,
     ops.MaxPool: _max_pool,
     ops.ReduceMax: _reduce_max,
+    ops.TopK: _top_k,
     ops.Reshape: _reshape,
     ops.Transpose: _transpose,
     ops.Slice: _slice,

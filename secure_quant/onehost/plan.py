@@ -283,6 +283,11 @@ def plan(graph: Graph, calls: int | None = None) -> OneHostPlan:
     allow. Raises OpNotSupported."""
     refuse_secret_tables(graph.nodes, "with one host")
     for node in graph.nodes:
+        if isinstance(node, ops.TopK):
+            raise OpNotSupported(
+                f"TopK {node.name!r} with one host", got="an order, for which it has no joint half",
+                hint="output='scores', or secret sharing (engine mpc)",
+            )  # fmt: skip
         if isinstance(node, ops.DYNAMIC):
             raise OpNotSupported(
                 f"{type(node).__name__} {node.name!r} with one host",

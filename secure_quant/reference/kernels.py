@@ -222,6 +222,14 @@ def _reduce_max(graph: Graph, node: Any, inputs: list[Int]) -> Int:
     return made
 
 
+def _top_k(graph: Graph, node: Any, inputs: list[Int]) -> Int:
+    scaled = _centred(graph, node, inputs)[0] * along(node.multiplier, node.axis, inputs[0].ndim)
+    axis = node.axis + 1 if node.axis >= 0 else node.axis
+    # Negated, so that a stable order has the lowest index of equal ones first.
+    made: Int = np.argsort(-scaled, axis=axis, kind="stable").take(range(node.count), axis)
+    return made
+
+
 def _reshape(graph: Graph, node: Any, inputs: list[Int]) -> Int:
     return inputs[0].reshape(len(inputs[0]), *node.shape)
 
@@ -286,6 +294,7 @@ _KERNELS: Mapping[type[ops.Node], Callable[[Graph, Any, list[Int]], Int]] = {
     ops.Rescale: _rescale,
     ops.MaxPool: _max_pool,
     ops.ReduceMax: _reduce_max,
+    ops.TopK: _top_k,
     ops.Reshape: _reshape,
     ops.Transpose: _transpose,
     ops.Slice: _slice,

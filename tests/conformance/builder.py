@@ -165,6 +165,16 @@ class Net:
     def reduce_max(self) -> str:
         return self._move(ops.ReduceMax(**self._common("max")), (*self.shape[:-1], 1))
 
+    def top_k(self, count: int = 1, axis: int = -1, *, per_channel: bool = True) -> str:
+        size = self.shape[axis]
+        multiplier = (1,)
+        if per_channel:
+            multiplier = tuple(self.rng.integers(1, 256, size).tolist())
+        shape = list(self.shape)
+        shape[axis] = count
+        node = ops.TopK(**self._common("order"), multiplier=multiplier, axis=axis, count=count)
+        return self._add(node, tuple(shape), Interval(0, size - 1), 0, 1.0)
+
     def reshape(self, *shape: int) -> str:
         return self._move(ops.Reshape(**self._common("reshape"), shape=shape), shape)
 

@@ -167,7 +167,7 @@ class OneHost:
     """A client and one host, without a dealer, in one process: one pairing for all cases."""
 
     engine = "onehost"
-    may_refuse = frozenset(op.__name__ for op in (*ops.DYNAMIC, ops.Embedding))
+    may_refuse = frozenset(op.__name__ for op in (*ops.DYNAMIC, ops.Embedding, ops.TopK))
 
     def __init__(self) -> None:
         self._pairs: list = []

@@ -60,6 +60,8 @@ def run(graph: Graph, q: np.ndarray) -> dict[str, np.ndarray]:
                 made = _pool(node, inputs[0], lambda cells: np.max(cells, axis=0))
             case ops.ReduceMax():
                 made = np.maximum.reduce(inputs[0], axis=-1)[..., None]
+            case ops.TopK():
+                made = _largest(node, hats[0])
             case ops.Reshape():
                 made = np.array([sample.ravel() for sample in inputs[0]]).reshape(-1, *node.shape)
             case ops.Transpose():
@@ -79,7 +81,7 @@ def run(graph: Graph, q: np.ndarray) -> dict[str, np.ndarray]:
                 made = inputs[0]
             case _:
                 raise AssertionError(f"no oracle for {type(node).__name__}")
-        if isinstance(node, (*ops.ACCUMULATING, ops.DynamicScale, ops.Rescale)):
+        if isinstance(node, (*ops.ACCUMULATING, ops.DynamicScale, ops.Rescale, ops.TopK)):
             zero[node.name] = 0
         values[node.name] = made
     return values
@@ -198,3 +200,14 @@ def _rows(graph: Graph, node: ops.Embedding, digits: np.ndarray) -> np.ndarray:
         whole = int.from_bytes(octets, "little")
         numbers.append(whole % 2 ** max(1, (node.rows - 1).bit_length()) % node.rows)
     return table[numbers].reshape(*digits.shape[:-1], node.width)
+
+
+def _largest(node: ops.TopK, x: np.ndarray) -> np.ndarray:
+    lines = np.moveaxis(x, node.axis if node.axis < 0 else node.axis + 1, -1)
+    factors = node.multiplier * (lines.shape[-1] // len(node.multiplier))
+    found = []
+    for line in lines.reshape(-1, lines.shape[-1]).tolist():
+        scores = [(-v * m, place) for place, (v, m) in enumerate(zip(line, factors, strict=True))]
+        found.append([place for _, place in sorted(scores)[: node.count]])
+    made = np.array(found).reshape(*lines.shape[:-1], node.count)
+    return np.moveaxis(made, -1, node.axis if node.axis < 0 else node.axis + 1)

@@ -11,9 +11,11 @@ import pytest
 from e2e.he_server import HeServerProcess
 from e2e.mpc_cluster import start, tls
 
+from conformance.builder import Net
 from conformance.port_cases import ports
 from secure_quant import Graph, reference
 from secure_quant.errors import DtypeMismatch, ShapeMismatch, ValueOutOfRange
+from secure_quant.ir.policy import with_output
 from secure_quant_client import AsyncHeClient, AsyncMpcClient, HeClient, MpcClient
 
 
@@ -114,3 +116,19 @@ def test_what_does_not_fit_is_refused_before_it_is_sent(
 def test_an_array_alone_asks_for_names(clients: Any, graph: Graph) -> None:
     with pytest.raises(ShapeMismatch, match="by name"):
         clients[0].infer(np.zeros((1, *graph.input.shape)))
+
+
+@pytest.mark.heavy
+def test_numbers_of_secret_rows_in_and_a_class_out(tmp_path: Path) -> None:
+    """Servers get two bytes a number, the client gets an index: under secret sharing alone."""
+    net = Net(77, (2 * 3,), scale=1.0)
+    net.ids("words", 3, rows=1000)
+    net.embedding(16)
+    net.flatten()
+    net.linear(12)
+    graph = with_output(net.joined(net.out("class", per_channel=True)), "argmax")
+    numbers = np.random.default_rng(1).integers(0, 1000, (5, 3))
+    with _mpc(tmp_path, graph) as (client, _):
+        _equal(client.infer({"words": numbers}), graph, {"words": numbers})
+        with pytest.raises(ValueOutOfRange, match="words"):
+            client.infer({"words": numbers + 1000})

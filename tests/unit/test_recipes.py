@@ -24,6 +24,7 @@ ROOT = Path(__file__).parents[2]
 SEMANTICS = ROOT / "docs" / "spec" / "integer-semantics.md"
 BORDERS = (
     ops.Input, ops.InputPort, ops.LookupPort, ops.IdPort, ops.Embedding, ops.OutputPort, ops.Output,
+    ops.TopK,
 )  # fmt: skip
 """Not of any op of a torch model."""
 

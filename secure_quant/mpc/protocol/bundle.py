@@ -21,6 +21,7 @@ from secure_quant.ir import Graph
 from secure_quant.ir.artifact import read_tensors, write_tensors
 from secure_quant.ir.codec import PublicParts
 from secure_quant.ir.lookups import join_lookups
+from secure_quant.ir.policy import with_output
 from secure_quant.ir.public import from_parts, to_parts
 from secure_quant.keystream import SEED_BYTES, Keystream
 from secure_quant.mpc.protocol.deal import DealerProgram
@@ -38,12 +39,15 @@ Tensors = dict[str, NDArray[Any]]
 
 
 def split(
-    graph: Graph, objective: Objective = "balanced", *, streamed: bool | None = None
-) -> dict[str, bytes]:
+    graph: Graph, objective: Objective = "balanced", *, streamed: bool | None = None,
+    output: str = "scores",
+) -> dict[str, bytes]:  # fmt: skip
     """Bundles "party0", "party1", "dealer" and "client", under fresh seeds of the operating system.
 
-    ``streamed``: as in ``plan``. Raises OpNotSupported, MissingParameters.
+    ``streamed``: as in ``plan``. ``output``: what clients learn, as ``with_output`` has it. Raises
+    OpNotSupported, MissingParameters, ConfigError.
     """
+    graph = with_output(graph, output)
     made = plan(graph, objective, streamed=streamed)
     seeds = [secrets.token_bytes(SEED_BYTES) for _ in range(2)]
     streams = [Keystream(seed) for seed in seeds]

@@ -24,9 +24,11 @@ from secure_quant.mpc.protocol.gates.embedding import EmbeddingGate
 from secure_quant.mpc.protocol.gates.linear import LinearGate
 from secure_quant.mpc.protocol.gates.local import LocalGate
 from secure_quant.mpc.protocol.gates.maximum import MaximumGate, cut_digits, levels
+from secure_quant.mpc.protocol.gates.order import Level, TopKGate
 from secure_quant.mpc.protocol.gates.product import ProductGate
 from secure_quant.mpc.protocol.gates.ramp import RampGate
 from secure_quant.mpc.protocol.gates.requantize import RequantizeGate
+from secure_quant.mpc.protocol.order import tournament_of
 from secure_quant.mpc.protocol.ramps import Ramp, choose_ramp
 from secure_quant.mpc.protocol.tables import Lookup, choose, price
 
@@ -221,6 +223,8 @@ class Planner:
             need = self._looked_up(node, need)
         elif isinstance(node, ops.Embedding):
             need = 8
+        elif isinstance(node, ops.TopK):
+            need = self._ordered(node)[0].compare.look.ring
         elif isinstance(node, ops.MaxPool | ops.ReduceMax):
             need = self.rings[node.name] = max(need, self._compared(node))
         for name in node.inputs:
@@ -237,6 +241,9 @@ class Planner:
             return ramp.ring
         self.looks[node.name] = look
         return look.ring
+
+    def _ordered(self, node: ops.TopK) -> tuple[Level, ...]:
+        return tournament_of(node, self.graph.values[node.inputs[0]], self.objective)
 
     def answered(self, node: ops.Output | ops.OutputPort) -> int:
         """Ring of what the Output, or a port of it, reads."""
@@ -273,6 +280,18 @@ class Planner:
         return EmbeddingGate(
             **common, rows=node.rows, width=node.width, free_words=free, dealt_words=dealt,
             payloads=EmbeddingGate.rounds(*sizes),
+        )  # fmt: skip
+
+    def order(self, node: ops.TopK) -> Gate:
+        tournament, source = self._ordered(node), self.graph.values[node.inputs[0]].shape
+        positions = prod(source) // source[node.axis]
+        width = tournament[0].compare.look.ring
+        free, dealt = TopKGate.material(tournament, positions)
+        return TopKGate(
+            **self.common(node), multiplier=node.multiplier, axis=node.axis, source=source,
+            zero_point=self.zero(node.inputs[0]), width=width, tournament=tournament,
+            free_words=free, dealt_words=dealt,
+            payloads=TopKGate.rounds(tournament, positions, width),
         )  # fmt: skip
 
     def output(self, node: ops.Output | ops.OutputPort) -> Gate:
@@ -357,6 +376,7 @@ _MAKERS: dict[type[ops.Node], Callable[[Planner, Any], Gate]] = {
     ops.Requantize: Planner.requantize,
     ops.MaxPool: Planner.maximum,
     ops.ReduceMax: Planner.maximum,
+    ops.TopK: Planner.order,
     ops.Reshape: Planner.local,
     ops.Transpose: Planner.local,
     ops.Slice: Planner.local,
