@@ -10,13 +10,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from math import prod
+from typing import cast
 
 from secure_quant.ir import Graph, ops
 from secure_quant.mpc.protocol.gates.base import Gate
 from secure_quant.mpc.protocol.gates.maximum import MaximumGate, levels
 from secure_quant.mpc.protocol.gates.requantize import RequantizeGate
 from secure_quant.mpc.protocol.plan import Planner
-from secure_quant.mpc.protocol.tables import choose
+from secure_quant.mpc.protocol.tables import Lookup, choose
 from secure_quant.onehost.maximum import COT_BITS, JointMaximum
 from secure_quant.onehost.requantize import JointRequantize
 
@@ -129,7 +130,7 @@ class OneHostPlanner(Planner):
 
     def _activation(self, gate: Gate) -> Gate:
         first = self.graph.by_name[self._pools[gate.name]]
-        look, count = self.looks[first.name], prod(gate.shape)
+        look, count = cast("Lookup", self.looks[first.name]), prod(gate.shape)
         free, dealt = RequantizeGate.material(look, count, gate.bits)
         return RequantizeGate(
             name=gate.name, inputs=gate.inputs, shape=gate.shape, bits=gate.bits, look=look,

@@ -30,7 +30,7 @@ from secure_quant.mpc.protocol.gates.ramp import RampGate
 from secure_quant.mpc.protocol.gates.requantize import RequantizeGate
 from secure_quant.mpc.protocol.order import tournament_of
 from secure_quant.mpc.protocol.ramps import Ramp, choose_ramp
-from secure_quant.mpc.protocol.tables import Lookup, choose, price
+from secure_quant.mpc.protocol.tables import Lookup, bits_of, candidates, choose
 
 __all__ = ["STREAM_BYTES", "MpcPlan", "Objective", "Planner", "Uses", "plan"]
 
@@ -45,10 +45,11 @@ STREAM_BYTES = 2**25
 """Corrections of one sample above which a model is streamed, unless its owner says otherwise: two
 of them would fill a lane's stock, and making them ahead no longer hides what they cost."""
 ROUND_BITS = 3500
-"""Of material an element, that the round which a ramp takes more than a lookup in V3 is worth where
-latency counts."""
-ROUND_BYTES = 3 * 2**20
-"""Of material, that a round of a maximum is worth unless each byte counts."""
+"""Of material an element, that a round is worth where latency counts."""
+ROUND_SHARE = 2**10
+"""Where objectives are balanced a round is worth this part of the model's material,"""
+POOL_ROUND = 2**18
+"""and so many bytes at least where it is one of a maximum."""
 WIDE = 10
 """Bits of a difference above which the six tables of a maximum of 4 are no bargain (int16)."""
 
@@ -192,7 +193,14 @@ def plan(
                 hint="quantize with mode='static' or 'weight-only', or serve it under homomorphic"
                 " encryption",
             )
-    made = Planner(graph.public(), objective, lookups_alone=version == LOOKUPS_ALONE).plan()
+    public = graph.public()
+    if version == LOOKUPS_ALONE:
+        made = Planner(public, objective, lookups_alone=True).plan()
+    else:
+        made = Planner(public, objective).plan()
+        if objective == "balanced":
+            worth = 8 * made.dealt_words // ROUND_SHARE
+            made = Planner(public, objective, round_bytes=worth).plan()
     if streamed is None:
         streamed = 8 * made.dealt_words > STREAM_BYTES
     return replace(made, streamed=streamed, version=version)
@@ -201,12 +209,16 @@ def plan(
 class Planner:
     """The gates of a graph, rings chosen from its end."""
 
-    def __init__(self, graph: Graph, objective: Objective, *, lookups_alone: bool = False) -> None:
-        """``lookups_alone``: no ramps, and comparisons by one table each."""
+    def __init__(
+        self, graph: Graph, objective: Objective, *, lookups_alone: bool = False,
+        round_bytes: int = 0,
+    ) -> None:  # fmt: skip
+        """``lookups_alone``: no ramps, and comparisons by one table each. ``round_bytes``: of
+        material, that a round is worth where objectives are balanced."""
         self.graph, self.objective, self._lookups_alone = graph, objective, lookups_alone
         self.rings: dict[str, int] = {node.name: 1 for node in graph.nodes}
-        self.looks: dict[str, Lookup] = {}
-        self.ramps: dict[str, Ramp] = {}
+        self.looks: dict[str, Lookup | Ramp] = {}
+        self._round_bytes = round_bytes
 
     def plan(self) -> MpcPlan:
         for node in reversed(self.graph.nodes):
@@ -233,14 +245,22 @@ class Planner:
     def _looked_up(self, node: ops.Requantize, ring: int) -> int:
         """Choose how, for an output in Z_2^ring. The ring of the input."""
         x = self.graph.values[node.inputs[0]].centred
-        look = choose(node, x, self.objective, ring)
-        ramp = None if self._lookups_alone else choose_ramp(node, x)
-        prices = [price(each, self.objective, ring, ROUND_BITS) for each in (look, ramp) if each]
-        if ramp and prices[1] < prices[0]:
-            self.ramps[node.name] = ramp
-            return ramp.ring
-        self.looks[node.name] = look
-        return look.ring
+        if self._lookups_alone:
+            look = self.looks[node.name] = choose(node, x, self.objective, ring)
+            return look.ring
+        ramp = choose_ramp(node, x)
+        ways: list[Lookup | Ramp] = [*candidates(node, x), *([ramp] if ramp else [])]
+        elements = self.graph.values[node.name].size
+
+        def price(way: Lookup | Ramp) -> tuple[int, int]:
+            bits, rounds = bits_of(way, ring), len(way.payloads(ring))
+            if self.objective == "latency":
+                return (bits + ROUND_BITS * rounds, way.ring)
+            return (bits * elements + 8 * self._round_bytes * rounds, way.ring)
+
+        found = min(ways, key=price)
+        self.looks[node.name] = found
+        return found.ring
 
     def _ordered(self, node: ops.TopK) -> tuple[Level, ...]:
         return tournament_of(node, self.graph.values[node.inputs[0]], self.objective)
@@ -312,7 +332,7 @@ class Planner:
         common = self.common(node)
         common |= {"zero_point": self.zero(node.inputs[0]), "axis": node.axis}
         count, ring = prod(common["shape"]), common["bits"]
-        look = self.ramps.get(node.name) or self.looks[node.name]
+        look = self.looks[node.name]
         free, dealt = RequantizeGate.material(look, count, ring)
         common |= {"free_words": free, "dealt_words": dealt}
         payloads = tuple(((count, bits),) for bits in look.payloads(ring))
@@ -356,8 +376,10 @@ class Planner:
                     payloads=MaximumGate.rounds(tournament, outputs, ring, digits),
                 )
             )  # fmt: skip
-        each = 0 if self.objective == "traffic" else ROUND_BYTES
-        return min(made, key=lambda gate: 8 * gate.dealt_words + each * len(gate.payloads))
+        worth = self._round_bytes
+        if self.objective == "balanced":
+            worth = max(worth, POOL_ROUND)
+        return min(made, key=lambda gate: 8 * gate.dealt_words + worth * len(gate.payloads))
 
 
 _MAKERS: dict[type[ops.Node], Callable[[Planner, Any], Gate]] = {

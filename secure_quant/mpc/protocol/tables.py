@@ -28,7 +28,7 @@ from secure_quant.ir.values import Interval
 from secure_quant.mpc.protocol.borrow import Borrow
 from secure_quant.mpc.protocol.cost import lift_bits
 
-__all__ = ["MAX_WIDTH", "Borrow", "Lookup", "choose", "price", "scaled"]
+__all__ = ["MAX_WIDTH", "Borrow", "Lookup", "bits_of", "candidates", "choose", "scaled"]
 
 Variant = Literal["V3", "V4"]
 
@@ -181,34 +181,39 @@ def scaled(node: Requantize, x: Interval) -> tuple[tuple[int, ...], int, int, In
     return multiplier, offset, shift, Interval(ends.lo + offset, ends.hi + offset)
 
 
-def price(look: Any, objective: str, ring: int, round_bits: int = 2500) -> tuple[int, int]:
-    """Of a Lookup, or of what takes its place: what a planner makes least. A round is worth some
-    material where latency counts, but not without end."""
-    bits = sum(look.fields(ring).in_order) + 10 * look.ring
-    rounds = len(look.payloads(ring)) if objective == "latency" else 0
-    return (bits + round_bits * rounds, look.ring)
-
-
 def choose(node: Requantize, x: Interval, objective: str, ring: int) -> Lookup:
-    """The cheapest lookup for acc in ``x``; ``ring`` is the output's, for the cost alone.
+    """The cheapest lookup for acc in ``x``; ``ring`` is the output's, for the cost alone. V3 where
+    latency counts: a round is worth some material there, but not without end.
 
     Raises OpNotSupported where no lookup of reasonable size exists.
     """
+    each = 2500 if objective == "latency" else 0
+
+    def price(look: Lookup) -> tuple[int, int]:
+        return (bits_of(look, ring) + each * len(look.payloads(ring)), look.ring)
+
+    found = candidates(node, x)
+    return min((look for look in found if each or look.variant == "V4"), key=price)
+
+
+def bits_of(look: Any, ring: int) -> int:
+    """Of a Lookup, or of what takes its place: what one output costs besides its rounds."""
+    dealt: int = sum(look.fields(ring).in_order)
+    return dealt + 10 * int(look.ring)
+
+
+def candidates(node: Requantize, x: Interval) -> list[Lookup]:
+    """Every lookup for acc in ``x``. Raises OpNotSupported where none of reasonable size exists."""
     multiplier, offset, shift, v = scaled(node, x)
-    found = [
-        look
-        for look in _candidates(node, v, multiplier, offset, shift)
-        if objective == "latency" or look.variant == "V4"
-    ]
-    if not found:
+    found = list(_candidates(node, v, multiplier, offset, shift))
+    if not any(look.variant == "V4" for look in found):
         raise OpNotSupported(
             f"Requantize {node.name!r} under secret sharing: accumulator range over table",
             got=f"{v.hi - v.lo} >> {shift} over {len(node.table)}",
             expected=f"<= 2^{MAX_WIDTH}",
             hint="a larger shift, or a tighter bound",
         )
-
-    return min(found, key=lambda look: price(look, objective, ring))
+    return found
 
 
 def _candidates(
