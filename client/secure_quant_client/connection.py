@@ -24,6 +24,7 @@ from secure_quant import reference
 from secure_quant.errors import ConfigError, InsecureRefused, PeerUnavailable, ServiceError
 from secure_quant.ir import Graph
 from secure_quant.transport import (
+    DEADLINE_S,
     InsecurePlaintext,
     Limits,
     Security,
@@ -95,8 +96,17 @@ class IntegerModel(Protocol):
     def batch(self) -> int:
         """Most samples of one call; a larger input travels as several."""
 
+    def patience_s(self, samples: int) -> float:
+        """Seconds that so many samples may take on slow machines and networks."""
+
     def infer(self, q: NDArray[Any], deadline: Deadline) -> Program[Inference[np.int64]]:
         """int8[batch, *input shape] -> int64[batch, *output shape]."""
+
+
+def _allow(deadline: Deadline, model: IntegerModel, q: Any) -> None:
+    """``deadline`` lets the model compute. What ``q`` is if it is no batch, its check will say."""
+    shape = getattr(q, "shape", ())
+    deadline.allow(model.patience_s(shape[0] if shape else 1))
 
 
 Model = TypeVar("Model")
@@ -140,7 +150,8 @@ class Client(Driver, ABC, Generic[Model]):
     def _deadline(self, timeout: float | None = None) -> Deadline:
         """Of a call that begins. Raises ConfigError, also in a forked process."""
         require_own("client", self._process)
-        return Deadline(self._limits.deadline_s if timeout is None else timeout)
+        own = self._limits.deadline_s if timeout is None else timeout
+        return Deadline(DEADLINE_S, fixed=False) if own is None else Deadline(own)
 
     def _known(self) -> Model | None:
         """The model, if it is there. Raises ServiceError once closed."""
@@ -257,6 +268,7 @@ class IntegerClient(SyncClient[Exact]):
         deadline = self._deadline(timeout)
         model = self._connect(deadline)
         q = reference.asked(model.graph, x)
+        _allow(deadline, model, q)
         y, stats = self._run(model.infer(q, deadline), deadline)
         made = reference.answer(model.graph, x, y)
         return NamedInference(made, stats) if isinstance(made, dict) else Inference(made, stats)
@@ -271,7 +283,9 @@ class IntegerClient(SyncClient[Exact]):
     ) -> Inference[np.int64]:
         """As ``infer_int8``, with what it cost."""
         deadline = self._deadline(timeout)
-        return self._run(self._connect(deadline).infer(q, deadline), deadline)
+        model = self._connect(deadline)
+        _allow(deadline, model, q)
+        return self._run(model.infer(q, deadline), deadline)
 
 
 class AsyncClient(Client[Model], AsyncDriver):
@@ -351,6 +365,7 @@ class AsyncIntegerClient(AsyncClient[Exact]):
         async with deadline.bounding():
             model = await self._connect(deadline)
             q = reference.asked(model.graph, x)
+            _allow(deadline, model, q)
             y, stats = await self._run(model.infer(q, deadline), deadline)
             made = reference.answer(model.graph, x, y)
             return NamedInference(made, stats) if isinstance(made, dict) else Inference(made, stats)
@@ -368,4 +383,5 @@ class AsyncIntegerClient(AsyncClient[Exact]):
         deadline = self._deadline(timeout)
         async with deadline.bounding():
             model = await self._connect(deadline)
+            _allow(deadline, model, q)
             return await self._run(model.infer(q, deadline), deadline)

@@ -57,9 +57,10 @@ class Lock(Protocol):
 
 
 class Deadline:
-    """``seconds`` from now: one for everything that a call of a client does."""
+    """``seconds`` from now: one for everything that a call of a client does. fixed: False where
+    nobody asked for so many, and work that is known to take longer may."""
 
-    def __init__(self, seconds: float) -> None:
+    def __init__(self, seconds: float, *, fixed: bool = True) -> None:
         """Raises ConfigError for anything but a finite number above 0."""
         number = isinstance(seconds, Real) and not isinstance(seconds, bool)
         if not number or not 0 < seconds < math.inf:
@@ -67,6 +68,18 @@ class Deadline:
                 "timeout", got=ascii(seconds)[:80], expected="seconds, finite and > 0"
             )
         self._seconds, self._end = float(seconds), time.monotonic() + float(seconds)
+        self._fixed = fixed
+        self._limit: asyncio.Timeout | None = None
+
+    def allow(self, seconds: float) -> None:
+        """Work begins that may take so long: it is given that, unless the deadline is fixed."""
+        if self._fixed or seconds <= self._seconds:
+            return
+        self._end += seconds - self._seconds
+        self._seconds = seconds
+        if self._limit is not None:
+            left = self._end - time.monotonic()
+            self._limit.reschedule(asyncio.get_running_loop().time() + left)
 
     def remaining(self) -> float:
         """Seconds left. Raises DeadlineExceeded when there are none."""
@@ -90,6 +103,7 @@ class Deadline:
         """All that a task does inside. Raises DeadlineExceeded where it takes longer."""
         try:
             async with asyncio.timeout(self.remaining()) as limit:
+                self._limit = limit
                 yield
         except TimeoutError:
             if not limit.expired():

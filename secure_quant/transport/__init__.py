@@ -1,6 +1,7 @@
 """Channels and server ports: mutual TLS by default, roles in certificates, deadlines, limits."""
 
 from secure_quant.transport.channels import (
+    DEADLINE_S,
     Limits,
     add_port,
     aio_channel,
@@ -25,6 +26,7 @@ from secure_quant.transport.tls import (
 )
 
 __all__ = [
+    "DEADLINE_S",
     "Credentials",
     "FrameStream",
     "FreshCredentials",

@@ -26,6 +26,7 @@ __all__ = [
 
 Options = list[tuple[str, int | str]]
 LONGEST = 2**31 - 1
+DEADLINE_S = 30.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,14 +34,15 @@ class Limits:
     """message_bytes     largest message sent or received; a longer one is refused by its length
                       prefix, before memory is taken for it. A server takes no longer ones than
                       its models need.
-    deadline_s        for a call whose caller names none.
+    deadline_s        for a call whose caller names none. None: DEADLINE_S, and for a large model
+                      what it may need.
     connect_s         for one attempt to connect, handshake included.
     keepalive_s       idle time after which the peer is asked whether it still lives.
     keepalive_grace_s time it has to answer.
     """
 
     message_bytes: int = 64 * 2**20
-    deadline_s: float = 30.0
+    deadline_s: float | None = None
     connect_s: float = 5.0
     keepalive_s: float = 20.0
     keepalive_grace_s: float = 5.0
@@ -48,6 +50,8 @@ class Limits:
     def __post_init__(self) -> None:
         for name in self.__slots__:
             got = getattr(self, name)
+            if name == "deadline_s" and got is None:
+                continue
             kind = int if name == "message_bytes" else (int, float)
             if not isinstance(got, kind) or isinstance(got, bool) or not 0 < got < math.inf:
                 raise ConfigError(name, got=ascii(got)[:80], expected="a finite number > 0")

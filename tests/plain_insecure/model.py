@@ -140,6 +140,10 @@ class PlainModel:
         """Most samples of one call."""
         return MAX_BATCH
 
+    def patience_s(self, samples: int) -> float:
+        """Next to nothing."""
+        return 1.0
+
     def infer(self, q: NDArray[Any], deadline: Deadline) -> Program[Inference[np.int64]]:
         """int8[batch, *input shape] -> int64[batch, *output shape], MAX_BATCH samples at a time.
 

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 
 from secure_quant import reference
 from secure_quant.ir import Graph
+from secure_quant.ir.effort import effort
 from secure_quant.ir.ops import Conv2d, Linear, Node
 from secure_quant.reference.executor import check_int8
 from secure_quant.wire import info_from_proto
@@ -89,6 +90,10 @@ class HeModel:
         """Make the stock for ``batch`` full. Raises as ``check``."""
         self.check(batch, deadline)
         self.stock.fill(batch, deadline)
+
+    def patience_s(self, samples: int) -> float:
+        """Several times what a server on slow, busy cores took."""
+        return samples * effort(self.graph).seconds(8e-8, 1e-6, 1.0)
 
     def infer(self, q: NDArray[Any], deadline: Deadline) -> Program[Inference[np.int64]]:
         """int8[batch, *input shape] -> int64[batch, *output shape]. Raises as ``trace``."""

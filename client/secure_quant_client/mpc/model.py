@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from secure_quant.errors import HashMismatch, MalformedMessage
 from secure_quant.ir import Graph
+from secure_quant.ir.effort import effort
 from secure_quant.reference.executor import check_int8
 from secure_quant.wire import SHARING, check_sharing, info_from_proto
 from secure_quant.wire.gen.share_inference_pb2 import (
@@ -84,6 +85,11 @@ class MpcModel:
         bound_unpinned("model", 2 * (8 * up + down), expected_hash)
         taken = (answer.batch or PART for answer in answers)
         return cls(graph, max(1, min(PART, *taken, (message_bytes - AROUND) // max(up, down))))
+
+    def patience_s(self, samples: int) -> float:
+        """Several times what two parties and a dealer on slow, busy cores took, and 0.5 s for the
+        rounds of each layer."""
+        return samples * effort(self.graph).seconds(6e-9, 9e-6, 0.5)
 
     def infer(self, q: NDArray[Any], deadline: Deadline) -> Program[Inference[np.int64]]:
         """int8[batch, *input shape] -> int64[batch, *output shape]: a part is made when there is

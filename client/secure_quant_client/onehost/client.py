@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Unpack
 
 from secure_quant.errors import ConfigError
-from secure_quant.transport import sync_channel
+from secure_quant.transport import DEADLINE_S, sync_channel
 from secure_quant.wire.gen.one_host_pb2 import (
     OneHostServiceGetModelRequest,
     OneHostServiceGetModelResponse,
@@ -50,9 +50,8 @@ class _OneHost(OneServer["OneHostModel"]):
         from secure_quant_client.onehost.pairing import Paired
 
         channel = sync_channel(self._target, self._tls, server_role="onehost", limits=self._limits)
-        return Paired(
-            channel, self._metadata, plan, stock=self._stock, step_s=self._limits.deadline_s
-        )
+        step_s = self._limits.deadline_s or DEADLINE_S
+        return Paired(channel, self._metadata, plan, stock=self._stock, step_s=step_s)
 
 
 class OneHostClient(_OneHost, IntegerClient["OneHostModel"]):

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 
 from secure_quant.errors import PeerUnavailable, ServiceError
 from secure_quant.ir import Graph
+from secure_quant.ir.effort import effort
 from secure_quant.onehost.plan import MAX_BATCH, OneHostPlan
 from secure_quant.reference.executor import check_int8
 from secure_quant.wire import info_from_proto
@@ -91,6 +92,10 @@ class OneHostModel:
         BudgetExceeded, PeerUnavailable and the like."""
         paired = self.paired()
         paired.fill(min(batch, paired.most(deadline)), deadline)
+
+    def patience_s(self, samples: int) -> float:
+        """Several times what slow, busy cores took, with nothing made ahead."""
+        return samples * effort(self.graph).seconds(8e-8, 8e-5, 1.0)
 
     def infer(self, q: NDArray[Any], deadline: Deadline) -> Program[Inference[np.int64]]:
         """int8[batch, *input shape] -> int64[batch, *output shape], some samples at a time; threads
