@@ -19,6 +19,7 @@ EXTRAS = {
     "omegaconf": "mpc",
     "onnx": "onnx",
     "onnxruntime": "onnx",
+    "opentelemetry": "traces",
     "prometheus_client": "server",
     "safetensors": "quantize",
     "shtab": "cli",

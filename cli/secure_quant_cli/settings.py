@@ -246,10 +246,13 @@ def _chosen(setting: Setting, value: Any, where: str) -> Any:
     return value
 
 
+_SHOWN = {"http_origins": "ORIGINS", "traces": "URL"}
+
+
 def shown(setting: Setting) -> str:
     """What its value looks like."""
     if setting.kind == "text" and setting.choices is None:
-        return "ORIGINS" if setting.name == "http_origins" else "HOST:PORT"
+        return _SHOWN.get(setting.name, "HOST:PORT")
     return {"int": "N", "float": "S", "bool": "true or false"}.get(setting.kind, "PATH")
 
 

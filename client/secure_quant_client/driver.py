@@ -20,6 +20,7 @@ from typing import Any, Protocol, TypeVar
 import grpc
 import grpc.aio
 
+from secure_quant import tracing
 from secure_quant.errors import (
     ConfigError,
     DeadlineExceeded,
@@ -121,6 +122,11 @@ class Driver:
     _metadata: Metadata
     _closed: bool
 
+    def _told(self) -> Metadata:
+        """Metadata of a call that starts now."""
+        trace = tracing.header_of()
+        return (*self._metadata, (tracing.HEADER, trace)) if trace else self._metadata
+
     def _method(self, call: Call) -> Any:
         return getattr(self._stubs[call.server], call.method)
 
@@ -140,6 +146,12 @@ class SyncDriver(Driver):
 
     def _run(self, program: Program[Result], deadline: Deadline) -> Result:
         """What the program returns. It is closed, and its calls are cancelled, if it fails."""
+        with tracing.current(tracing.span("inference", "client")) as span:
+            result = self._driven(program, deadline)
+            _note(span, result)
+            return result
+
+    def _driven(self, program: Program[Result], deadline: Deadline) -> Result:
         ahead: deque[Sequence[grpc.Future[Any]]] = deque()
         try:
             calls = next(program)
@@ -177,7 +189,7 @@ class SyncDriver(Driver):
         left = deadline.remaining()
         try:
             with self._open():
-                return [self._method(call)(call.request, timeout=left, metadata=self._metadata)]
+                return [self._method(call)(call.request, timeout=left, metadata=self._told())]
         except grpc.RpcError as error:
             raise _named(error) from error
 
@@ -185,7 +197,7 @@ class SyncDriver(Driver):
         left = deadline.remaining()
         with self._open():
             return [
-                self._method(call).future(call.request, timeout=left, metadata=self._metadata)
+                self._method(call).future(call.request, timeout=left, metadata=self._told())
                 for call in calls
             ]
 
@@ -218,6 +230,12 @@ class AsyncDriver(Driver):
 
     async def _run(self, program: Program[Result], deadline: Deadline) -> Result:
         """What the program returns. It is closed, and its calls are cancelled, if it fails."""
+        with tracing.current(tracing.span("inference", "client")) as span:
+            result = await self._driven(program, deadline)
+            _note(span, result)
+            return result
+
+    async def _driven(self, program: Program[Result], deadline: Deadline) -> Result:
         ahead: deque[asyncio.Future[list[Any]]] = deque()
         running = _Running(program)
         try:
@@ -253,7 +271,7 @@ class AsyncDriver(Driver):
         left = deadline.remaining()
         with self._open():
             under_way = [
-                self._method(call)(call.request, timeout=left, metadata=self._metadata)
+                self._method(call)(call.request, timeout=left, metadata=self._told())
                 for call in calls
             ]
         try:
@@ -323,6 +341,14 @@ async def _oldest(ahead: deque[asyncio.Future[list[Any]]]) -> list[Any]:
             return ahead.popleft().result()
         waiting = [under_way for under_way in ahead if not under_way.done()]
         await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
+
+
+def _note(span: tracing.Span, result: Any) -> None:
+    """What an inference cost, where its result says so."""
+    stats = getattr(result, "stats", None)
+    for name in ("samples", "rounds", "bytes_up", "bytes_down"):
+        if isinstance(value := getattr(stats, name, None), int):
+            span.note(**{name: value})
 
 
 def _named(error: grpc.RpcError) -> SecureQuantError:

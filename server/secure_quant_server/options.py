@@ -52,6 +52,8 @@ class ServerOptions:
     budget           samples each client may send in a window of time; None for no limit.
     budget_window_s  that window.
     metrics          ``host:port`` for Prometheus, plain HTTP, or a port of loopback; None for none.
+    traces           a collector of OpenTelemetry for spans, ``http://host:4317`` (OTLP over gRPC);
+                     None for none.
     reflection       let certified callers list the services.
     watch_s          longest call to health or reflection, a stream that idles included.
     grace_s          time that running calls have to end after a stop signal.
@@ -67,6 +69,7 @@ class ServerOptions:
     budget: int | None = None
     budget_window_s: float = 3600.0
     metrics: str | None = None
+    traces: str | None = None
     reflection: bool = True
     watch_s: float = 600.0
     grace_s: float = 5.0

@@ -160,7 +160,11 @@ def test_generated_code_runs_on_the_oldest_that_the_ranges_allow() -> None:
 
 @pytest.mark.parametrize("module", sorted(EXTRAS))
 def test_hints_name_extras_that_exist(module: str) -> None:
-    distributions = {"sklearn": "scikit-learn", "yaml": "pyyaml"}
+    distributions = {
+        "opentelemetry": "opentelemetry-sdk",
+        "sklearn": "scikit-learn",
+        "yaml": "pyyaml",
+    }
     name = distributions.get(module, module).replace("grpc_", "grpcio-").replace("_", "-")
     brought = [Requirement(line).name for line in EXTRAS_DECLARED[EXTRAS[module]]]
     assert name in brought

@@ -27,6 +27,7 @@ class Job:
     wait_s   how long party 1 may wait for the clients' shares.
     share    this party's shares of the inputs, a byte an element, one call after the other; empty
              where they are not here.
+    trace    where the first call's spans go below: see secure_quant.tracing.
     """
 
     model: str
@@ -35,6 +36,7 @@ class Job:
     callers: tuple[str, ...] = ()
     wait_s: float = 0.0
     share: bytes = field(default=b"", repr=False)
+    trace: str = ""
 
     @property
     def samples(self) -> int:
@@ -50,6 +52,7 @@ class Job:
             tuple(each for job in jobs for each in job.callers),
             wait_s,
             b"".join(job.share for job in jobs),
+            jobs[0].trace,
         )
 
 

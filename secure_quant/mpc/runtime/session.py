@@ -228,6 +228,8 @@ class LaneSession:
             self._staging.busy()
             if self._party == 1:
                 await self._link.begin(job, staged.first)
+            if job.trace:
+                self._dealer.trace = job.trace
             answer = await self._compute(job, staged)
             waiting = self._forget(job.ids)
             if waiting is not None and not waiting.done():

@@ -240,6 +240,8 @@ class DealerStream:
         self._writing = asyncio.Lock()
         self._open_item: tuple[DealItem, _Parts] | None = None
         self._tasks: set[asyncio.Task[None]] = set()
+        self.trace = ""
+        """Of the last inference that used material: the next credit names it."""
         self.tuple_seed: asyncio.Future[bytes] = asyncio.get_running_loop().create_future()
         self._tuples: dict[int, tuple[_Parts, asyncio.Future[memoryview]]] = {}
 
@@ -357,7 +359,8 @@ class DealerStream:
             self._call.cancel()  # the pump sees it and ends the session
 
     async def _credit(self, model: str, items: int, size: int = 0) -> None:
-        credit = DealCredit(model_hash=model, items=items, bytes=size)
+        credit = DealCredit(model_hash=model, items=items, bytes=size, trace=self.trace)
+        self.trace = ""
         await self._send(DealRequest(credit=credit))
 
     async def _send(self, request: DealRequest) -> None:

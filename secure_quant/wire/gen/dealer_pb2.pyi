@@ -85,19 +85,23 @@ class DealCredit(_message.Message):
     MODEL_HASH_FIELD_NUMBER: _builtins.int
     ITEMS_FIELD_NUMBER: _builtins.int
     BYTES_FIELD_NUMBER: _builtins.int
+    TRACE_FIELD_NUMBER: _builtins.int
     model_hash: _builtins.str
     items: _builtins.int
     bytes: _builtins.int
+    trace: _builtins.str
+    """W3C traceparent of the last inference that used material, where the party traces; else empty."""
     def __init__(
         self,
         *,
         model_hash: _builtins.str = ...,
         items: _builtins.int = ...,
         bytes: _builtins.int = ...,
+        trace: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["bytes", b"bytes", "items", b"items", "model_hash", b"model_hash"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["bytes", b"bytes", "items", b"items", "model_hash", b"model_hash", "trace", b"trace"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -9,13 +9,14 @@ import logging
 import secrets
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager
+from contextlib import ExitStack, asynccontextmanager
 from typing import TYPE_CHECKING, Any
 
 import grpc
 import grpc.aio
 from google.protobuf.message import DecodeError
 
+from secure_quant import tracing
 from secure_quant.errors import InternalError, MalformedMessage, SecureQuantError, ServiceError
 from secure_quant.wire import to_status
 from secure_quant.wire.status import Status
@@ -123,7 +124,7 @@ class _Served:
 
     __slots__ = (
         "_access", "_admission", "_context", "_entered", "_method", "_metrics", "_quiet",
-        "_started", "_who",
+        "_span", "_started", "_trace", "_who",
     )  # fmt: skip
 
     def __init__(
@@ -133,8 +134,16 @@ class _Served:
         self._access, self._admission, self._metrics = access, admission, metrics
         self._quiet, self._method, self._context = quiet, method, context
         self._started, self._who, self._entered = time.perf_counter(), "", False
+        self._span = tracing.Span()
+        self._trace: ExitStack | None = None
 
     async def __aenter__(self) -> str:
+        if not Access.is_open(self._method):
+            parent = tracing.parent_in(self._context.invocation_metadata())
+            self._span = tracing.span(self._method.removeprefix("/"), "server", parent)
+            if self._span.runs:
+                self._trace = ExitStack()
+                self._trace.enter_context(tracing.current(self._span))
         try:
             self._who = self._access.admit(self._method, self._context).name
             self._admission.enter(self._who, is_open=Access.is_open(self._method))
@@ -159,6 +168,10 @@ class _Served:
         seconds = time.perf_counter() - self._started
         self._metrics.ended(self._method, code.name, seconds)
         self._log(code, seconds)
+        if self._trace is not None:
+            if code is not grpc.StatusCode.OK:
+                self._span.failed(code.name)
+            self._trace.close()
         if isinstance(error, grpc.aio.InternalError):  # the servicer's last word to who has gone
             raise asyncio.CancelledError from error
         if status is not None:

@@ -6,7 +6,7 @@ import asyncio
 import logging
 import os
 import signal
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import grpc.aio
@@ -14,6 +14,7 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_health.v1.health import aio as health_aio
 from grpc_reflection.v1alpha import reflection
 
+from secure_quant import tracing
 from secure_quant.errors import ConfigError, SecureQuantError
 from secure_quant.transport import (
     Tls,
@@ -77,6 +78,8 @@ class GrpcServer:
         self._health = health_aio.HealthServicer()
         health_pb2_grpc.add_HealthServicer_to_server(self._health, self.server)
         self.port = 0
+        self._role = role or services[0]
+        self._end_of_traces: Callable[[], None] | None = None
         self._expiry: asyncio.Task[None] | None = None
 
     async def start(self) -> int:
@@ -89,6 +92,8 @@ class GrpcServer:
         self.port = add_port(self.server, self.options.listen, self.options.security)
         if self.port == 0:
             raise ConfigError("listen", got=self.options.listen, expected="a free address")
+        if self.options.traces is not None:
+            self._end_of_traces = tracing.export(self._role, self.options.traces)
         if self.options.metrics is not None:
             self.metrics.listen(self.options.metrics)
         await self.server.start()
@@ -122,6 +127,8 @@ class GrpcServer:
             self._expiry.cancel()
         await self._health.enter_graceful_shutdown()
         await self.server.stop(self.options.grace_s)
+        if self._end_of_traces is not None:  # waits for the collector
+            await asyncio.to_thread(self._end_of_traces)
         logs.event("stopped")
 
 

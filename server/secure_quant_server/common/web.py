@@ -18,6 +18,7 @@ from aiohttp import web
 from aiohttp.http_exceptions import HttpProcessingError
 from google.protobuf import message_factory
 
+from secure_quant import tracing
 from secure_quant.errors import (
     ConfigError,
     DeadlineExceeded,
@@ -85,7 +86,8 @@ class _Context:
     whose token stands where its certificate would."""
 
     def __init__(self, request: Any, seconds: float | None) -> None:
-        self._header = request.headers.get("Authorization")
+        told = ((name, request.headers.get(name)) for name in ("authorization", tracing.HEADER))
+        self._metadata = tuple((name, value) for name, value in told if value is not None)
         self._end = None if seconds is None else time.monotonic() + seconds
 
     def auth_context(self) -> Mapping[str, list[bytes]]:
@@ -93,7 +95,7 @@ class _Context:
         return {"transport_security_type": [b"ssl"], "peer_uri": [uri]}
 
     def invocation_metadata(self) -> tuple[tuple[str, str], ...]:
-        return () if self._header is None else (("authorization", self._header),)
+        return self._metadata
 
     def time_remaining(self) -> float | None:
         """Seconds."""

@@ -9,6 +9,7 @@ from typing import Any
 
 import grpc.aio
 
+from secure_quant import tracing
 from secure_quant.errors import ConfigError, DeadlineExceeded, MalformedMessage, ModelNotFound
 from secure_quant.he.plan import MAX_BATCH, HePlan
 from secure_quant.ir.ops import Conv2d, Linear
@@ -101,6 +102,7 @@ class SecureInference(SecureInferenceServiceServicer):
             raise MalformedMessage("step", got=request.step, expected=f"< {model.steps}")
         if request.batch < 1:
             raise MalformedMessage("batch", got=request.batch, expected=">= 1")
+        tracing.note(model=model.hash, step=request.step, samples=request.batch)
         scope = (model.hash, request.step)  # not the request's: "" names the only model, too
         with self._requests.served("he", model.hash, request.batch) as cost:
             self._budgets.charge(current_caller().name, scope, request.batch)
@@ -138,6 +140,7 @@ class SecureInference(SecureInferenceServiceServicer):
         self._check_leveled(request.model_hash)
         caller, model_hash = current_caller().name, request.model_hash or self._only()
         samples = self._leveled.samples(model_hash, len(request.ciphertexts))
+        tracing.note(model=model_hash, samples=samples)
         with self._requests.served("he-leveled", model_hash, samples) as cost:
             self._budgets.charge(caller, (model_hash, "leveled"), samples)
             answer = await self._leveled.evaluate(

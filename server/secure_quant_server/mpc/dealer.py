@@ -45,6 +45,7 @@ from secure_quant_server.common import (
     on_stop_signal,
     read_bundle,
 )
+from secure_quant_server.mpc.spans import Spans
 from secure_quant_server.mpc.works import Gauges, Works, yield_to_others
 from secure_quant_server.options import DealerOptions
 
@@ -147,6 +148,7 @@ class _LaneSession:
         self._credit = (dict.fromkeys(works, 0), dict.fromkeys(works, 0))
         self._window = dict.fromkeys(works, 0)
         self._granted = {name: asyncio.Event() for name in works}
+        self._spans = {name: Spans() for name in works}
         # Short: what is in flight is destroyed when the session ends.
         self.outgoing: tuple[asyncio.Queue[DealResponse | bytes], ...] = (
             asyncio.Queue(64), asyncio.Queue(4),
@@ -159,8 +161,8 @@ class _LaneSession:
         self._tuples += 1
         return index
 
-    def grant(self, party: int, model: str, items: int, size: int) -> None:
-        """``size``: bytes, of a streamed model at party 1.
+    def grant(self, party: int, model: str, items: int, size: int, trace: str = "") -> None:
+        """``size``: bytes, of a streamed model at party 1. ``trace``: whose inference made room.
 
         Raises ModelNotFound, MalformedMessage.
         """
@@ -173,6 +175,8 @@ class _LaneSession:
             raise MalformedMessage("credit", got=(items, size), expected=expected)
         credit[model] += items
         self._window[model] += size
+        if party == 0:  # whose front knows of the inference
+            self._spans[model].begin(trace, model, items)
         self._granted[model].set()
 
     async def deal(self, model: str) -> None:
@@ -194,6 +198,7 @@ class _LaneSession:
             else:
                 for start in range(0, works.size, CHUNK):
                     await self._put_chunk(model, index, start, item.corrections)
+            self._spans[model].dealt()
             index += 1
 
     async def _put_gates(self, model: str, index: int, item: DealtGates) -> None:
@@ -224,6 +229,12 @@ class _LaneSession:
         part = whole[start : start + CHUNK]
         await self.outgoing[1].put(encode_chunk(model, index, place + start, part))
 
+    def end(self) -> None:
+        """Nothing more is dealt."""
+        self.ended.set()
+        for spans in self._spans.values():
+            spans.end()
+
     async def _more_credit(self, model: str) -> None:
         self._granted[model].clear()
         await self._granted[model].wait()
@@ -253,7 +264,7 @@ class _Dealer(dealer_pb2_grpc.DealerServiceServicer):
             for task in done:
                 task.result()
         finally:
-            session.ended.set()
+            session.end()
             self._sessions.pop(opened.session_id, None)
             for task in tasks:
                 task.cancel()
@@ -294,7 +305,8 @@ class _Dealer(dealer_pb2_grpc.DealerServiceServicer):
             kind = request.WhichOneof("message")
             if kind == "credit":
                 credit = request.credit
-                session.grant(party, credit.model_hash, credit.items, credit.bytes)
+                trace = credit.trace
+                session.grant(party, credit.model_hash, credit.items, credit.bytes, trace)
             elif kind == "tuple" and party == 0:
                 spec = TupleSpec.from_proto(request.tuple)
                 await session.confirmed.put((request.tuple.index, spec))

@@ -11,6 +11,7 @@ from functools import partial
 from math import prod
 from typing import TYPE_CHECKING, Any
 
+from secure_quant import tracing
 from secure_quant.errors import (
     ConfigError,
     DeadlineExceeded,
@@ -218,6 +219,9 @@ class _ShareInference(share_inference_pb2_grpc.ShareInferenceServiceServicer):
         program = self._program(request.model_hash)
         self._check(request, program)
         requests = self._front.requests
+        tracing.note(
+            model=program.model_hash, request=request.request_id.hex(), samples=request.batch
+        )
         with requests.served("mpc", program.model_hash, request.batch) as cost:
             self._budgets.charge(current_caller().name, program.model_hash, request.batch)
             self._remember(request.request_id)
@@ -228,13 +232,17 @@ class _ShareInference(share_inference_pb2_grpc.ShareInferenceServiceServicer):
             cost.up, cost.down = len(request.share) + len(request.seed), len(answer.share)
             cost.online, cost.offline = answer.bytes_sent, answer.offline_bytes
             cost.rounds = answer.rounds
+        tracing.past(
+            "protocol", answer.microseconds / 1e6,
+            rounds=answer.rounds, sent_bytes=answer.bytes_sent, offline_bytes=answer.offline_bytes,
+        )  # fmt: skip
         return self._response(answer)
 
     async def _answer(self, request: InferRequest, wait_s: float) -> Answer:
         front = self._front
         job = Job(
             request.model_hash, (request.request_id.hex(),), (request.batch,),
-            (current_caller().name,), wait_s,
+            (current_caller().name,), wait_s, trace=tracing.header_of(),
         )  # fmt: skip
         try:
             async with asyncio.timeout(wait_s + front.options.wait_s):
