@@ -18,7 +18,18 @@ from typing import Any
 
 from secure_quant.errors import ConfigError, SecureQuantError
 
-__all__ = ["HEADER", "Span", "current", "export", "header_of", "note", "parent_in", "past", "span"]
+__all__ = [
+    "HEADER",
+    "Span",
+    "current",
+    "export",
+    "header_of",
+    "note",
+    "parent_in",
+    "past",
+    "span",
+    "wanted",
+]
 
 HEADER = "traceparent"
 NAME = "secure_quant"
@@ -57,6 +68,11 @@ class Span:
         """Now."""
         if self._made is not None:
             self._made.end()
+
+
+def wanted() -> bool:
+    """Whether somebody traces here."""
+    return _tracer() is not None
 
 
 def span(name: str, kind: str = "internal", parent: str = "", **attributes: Attribute) -> Span:

@@ -138,12 +138,11 @@ class _Served:
         self._trace: ExitStack | None = None
 
     async def __aenter__(self) -> str:
-        if not Access.is_open(self._method):
+        if tracing.wanted() and not Access.is_open(self._method):
             parent = tracing.parent_in(self._context.invocation_metadata())
             self._span = tracing.span(self._method.removeprefix("/"), "server", parent)
-            if self._span.runs:
-                self._trace = ExitStack()
-                self._trace.enter_context(tracing.current(self._span))
+            self._trace = ExitStack()
+            self._trace.enter_context(tracing.current(self._span))
         try:
             self._who = self._access.admit(self._method, self._context).name
             self._admission.enter(self._who, is_open=Access.is_open(self._method))
