@@ -11,6 +11,7 @@ ADD_CRYPTEN = "secure-quant add-crypten"
 
 # Top-level module -> the extra that brings it.
 EXTRAS = {
+    "PIL": "images",
     "aiohttp": "gateway",
     "grpc_reflection": "server",
     "grpc_status": "server",

@@ -5,8 +5,11 @@ on with a warning. MODEL is FILE.py:FACTORY, which is executed and so must be yo
 float model as .onnx (checked with onnxruntime), .pt2 of torch.export or .ts of TorchScript.
 DATA.npz holds representative inputs, float[samples, *input shape], as the array "x" or its only
 array, or an array for each argument of a forward that takes several, under its name; the mode qat,
-which trains, also reads labels, the integers "y". The mode leveled makes a shallow model, Linear
-and secure_quant.quantizer.leveled.Square in turn, for one approximate round trip of CKKS.
+which trains, also reads labels, the integers "y". With --images DATA is a folder of images instead,
+and SPEC says how each becomes an input: "size=224 resize=256 mean=0.485,0.456,0.406
+std=0.229,0.224,0.225 mode=RGB", of which size alone is needed. The mode leveled makes a shallow
+model, Linear and secure_quant.quantizer.leveled.Square in turn, for one approximate round trip of
+CKKS.
 """
 
 from __future__ import annotations
@@ -37,6 +40,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("model", metavar="MODEL", help=MODEL_HELP)
     add_weights(parser)
     parser.add_argument("--calibration", type=Path, required=True, metavar="DATA.npz")
+    parser.add_argument("--images", metavar="SPEC", help="DATA is a folder of images: see above")
     parser.add_argument("--out", type=Path, required=True, metavar="model.sq")
     parser.add_argument("--mode", choices=(*MODES, *_own_modes()), default="static")
     parser.add_argument("--scheme", choices=SCHEMES, default="uniform", help="weight grid")
@@ -55,7 +59,7 @@ def run(arguments: argparse.Namespace) -> int:
     """Write the model file and say what it holds."""
     from secure_quant.errors import ConfigError
     from secure_quant.ir import save
-    from secure_quant_cli.arrays import read_named, samples_of
+    from secure_quant_cli.arrays import samples_of
     from secure_quant_cli.checks import can_write
     from secure_quant_cli.console import human_bytes, print_json, progress, ratio
     from secure_quant_cli.engines import own_models
@@ -71,7 +75,7 @@ def run(arguments: argparse.Namespace) -> int:
         raise ConfigError(f"--mode {arguments.mode}", got=got, expected="uniform")
     if own is not None:
         return own_models(own).quantize(arguments)
-    found = read_named(arguments.calibration, lambda name: name != "y")
+    found = _calibration(arguments)
     targets = None
     if arguments.mode == "qat":
         targets = _labels(arguments.calibration, samples_of(found))
@@ -102,6 +106,27 @@ def _own_modes() -> dict[str, Engine]:
     return {each.mode: each for each in engines() if each.mode is not None}
 
 
+def _calibration(arguments: argparse.Namespace) -> Arrays:
+    """What a file of arrays holds but labels, or a folder of images."""
+    from secure_quant_cli.arrays import read_named
+
+    if arguments.images is None:
+        return read_named(arguments.calibration, lambda name: name != "y")
+    import numpy as np
+
+    from secure_quant.errors import ConfigError
+    from secure_quant.quantizer import ImageFolder, ImageSpec
+    from secure_quant_cli.console import progress
+
+    if arguments.mode == "qat":
+        raise ConfigError(
+            "--mode qat", got="a folder of images", expected="labels, in an .npz file"
+        )
+    images = ImageFolder(arguments.calibration, ImageSpec.of(arguments.images))
+    with progress(f"reading {len(images)} images"):
+        return np.concatenate(list(images))
+
+
 def _model_and_data(arguments: argparse.Namespace, found: Arrays) -> tuple[Any, Arrays]:
     """What is quantized, and the inputs to calibrate with: those that a forward names, or all that
     were ``found`` beside a model file."""
@@ -112,6 +137,8 @@ def _model_and_data(arguments: argparse.Namespace, found: Arrays) -> tuple[Any, 
     if Path(arguments.model).suffix.lower() in SUFFIXES:
         return owner_model(arguments.model, arguments.weights, found), found
     model = owner_model(arguments.model, arguments.weights)
+    if arguments.images is not None:
+        return model, found
     return model, read_named(arguments.calibration, _takes(model))
 
 

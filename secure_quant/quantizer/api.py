@@ -64,9 +64,11 @@ def quantize(
                  the path of a file that holds one (.onnx, .pt2, .ts), or a fitted linear model or
                  MLP of scikit-learn, with scalers before it.
     calibration  float[n, *input shape] array or tensor of typical inputs, or an iterable of such
-                 batches. Some hundred samples do. Of several inputs a mapping of names to arrays,
-                 a tuple in the order of a forward that needs as many, or batches of these; integers
-                 and bools stay such. The graph then has named inputs and outputs.
+                 batches: a DataLoader, a generator, an ``ImageFolder``; or a torch Dataset, of
+                 which 512 items are taken, spread evenly. Some hundred samples do. Of several
+                 inputs a mapping of names to arrays, a tuple in the order of a forward that needs
+                 as many, or batches of these; integers and bools stay such. The graph then has
+                 named inputs and outputs.
     mode         static: int8 weights and activations. weight-only: int8 weights; activations get
                  12 bits, so that next to nothing but the weights' rounding is felt, and encrypted
                  engines still run it, at a higher cost. The input itself is int8 in every mode.

@@ -13,13 +13,14 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.utils import _pytree
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, Dataset, IterableDataset, Subset
 
 from secure_quant.errors import CalibrationError, SecureQuantError, UnsupportedModule
 from secure_quant.ir.ops import is_kind
 from secure_quant.quantizer.accept import accepted, unwrapped
 from secure_quant.quantizer.calibration import check_calibration, split_batches
 from secure_quant.quantizer.files import opened
+from secure_quant.quantizer.images import MOST_SAMPLES, spread
 from secure_quant.quantizer.ports import InputSpec, OutputSpec, Ported, specs_of
 from secure_quant.quantizer.refuse import first_line
 
@@ -28,6 +29,7 @@ __all__ = ["as_one", "packed"]
 _LARGEST_INTEGER = 2**24
 """To which float32 holds every integer."""
 _KINDS = {"b": "bool", "i": "int64", "u": "int64", "f": "float32"}
+_BATCH = 32
 _WAY = "call the model on a batch of this data to see it fail"
 
 
@@ -41,7 +43,7 @@ def as_one(
     Raises CalibrationError, UnsupportedModule.
     """
     forward = _Forward.of(model)
-    samples, calibration = _named(forward, calibration)
+    samples, calibration = _named(forward, _of_dataset(calibration))
     if samples is None and tables is not None and _is_array(calibration) and forward.names:
         samples = [forward.by_place([calibration])], True  # row numbers stay integers
     if samples is not None:
@@ -59,6 +61,26 @@ def as_one(
     spec = InputSpec(name, "float32", tuple(batches[0].shape[1:]), 0)
     made = Ported.of(unwrapped(model), [spec], outputs, positional=True)
     return made, [batch.flatten(1) for batch in batches]
+
+
+def _of_dataset(calibration: Any) -> Any:
+    """Batches of a torch Dataset, of so many of its items as are worth it; else the data."""
+    if not isinstance(calibration, Dataset):
+        return calibration
+    try:
+        if isinstance(calibration, IterableDataset):
+            loader: Any = DataLoader(calibration, batch_size=_BATCH)
+            batches = list(itertools.islice(loader, MOST_SAMPLES // _BATCH))
+        else:
+            some = Subset(calibration, spread(len(calibration), MOST_SAMPLES))  # type: ignore[arg-type]
+            batches = list(DataLoader(some, batch_size=_BATCH))
+    except (TypeError, RuntimeError) as error:
+        raise CalibrationError(
+            f"calibration: {type(calibration).__name__}", got=first_line(error),
+            expected="items of arrays, one shape for all",
+            hint="give a Dataset a transform that makes tensors of one size",
+        ) from error  # fmt: skip
+    return DataLoader(batches, batch_size=None)  # type: ignore[arg-type]
 
 
 def packed(model: nn.Module, x: Any) -> NDArray[np.float32]:

@@ -161,6 +161,7 @@ def test_generated_code_runs_on_the_oldest_that_the_ranges_allow() -> None:
 @pytest.mark.parametrize("module", sorted(EXTRAS))
 def test_hints_name_extras_that_exist(module: str) -> None:
     distributions = {
+        "PIL": "pillow",
         "opentelemetry": "opentelemetry-sdk",
         "sklearn": "scikit-learn",
         "yaml": "pyyaml",
