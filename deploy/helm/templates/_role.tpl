@@ -69,6 +69,24 @@ app.kubernetes.io/component: {{ .Values.role }}
 - "--metrics"
 - "0.0.0.0:{{ .Values.metrics.port }}"
 {{- end }}
+{{- with .Values.traces.collector }}
+- "--traces"
+- {{ . | quote }}
+{{- end }}
+{{- if .Values.web.enabled }}
+- "--http-listen"
+- "0.0.0.0:{{ .Values.web.port }}"
+{{- with .Values.web.origins }}
+- "--http-origins"
+- {{ . | quote }}
+{{- end }}
+{{- if .Values.web.certificate }}
+- "--http-cert"
+- "/web/tls.crt"
+- "--http-key"
+- "/web/tls.key"
+{{- end }}
+{{- end }}
 {{- range $name, $value := .Values.settings }}
 {{- if kindIs "bool" $value }}
 - {{ printf "--%s%s" (ternary "" "no-" $value) $name | quote }}

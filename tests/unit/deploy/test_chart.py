@@ -82,6 +82,35 @@ def test_lanes_have_a_port_each() -> None:
     assert egress["ports"] == rule["ports"]
 
 
+def test_browsers_reach_a_party_that_asks_for_tokens() -> None:
+    web = {"enabled": True, "origins": "https://app.example", "certificate": "public"}
+    made = rendered("party0", web=web, tokens={"secret": "tokens"})
+    given = build_parser().parse_args(["serve", *args(made, "party0")])
+    assert (given.http_listen, given.http_origins) == ("0.0.0.0:7443", "https://app.example")
+    assert [str(given.http_cert), str(given.http_key)] == ["/web/tls.crt", "/web/tls.key"]
+    mounts = pod(made, "party0")["containers"][0]["volumeMounts"]
+    assert {"name": "web", "mountPath": "/web", "readOnly": True} in mounts
+    assert made["Service/party0"]["spec"]["ports"][1]["targetPort"] == "web"
+    assert {"ports": [{"protocol": "TCP", "port": 7443}]} in (
+        made["NetworkPolicy/party0"]["spec"]["ingress"]
+    )
+    for role, values in (("party0", {}), ("he", {"tokens": {"secret": "tokens"}})):
+        with pytest.raises(helm.HelmError):
+            rendered(role, web=web, **values)
+
+
+@pytest.mark.parametrize("role", ROLES)
+def test_spans_may_go_to_the_collector_and_nowhere_else(role: str) -> None:
+    made = rendered(role, traces={"collector": "http://collector.monitoring.svc:4317"})
+    given = build_parser().parse_args(["serve", *args(made, role)])
+    assert given.traces == "http://collector.monitoring.svc:4317"
+    opened = made[f"NetworkPolicy/{role}"]["spec"]["egress"]
+    others = rendered(role)[f"NetworkPolicy/{role}"]["spec"]["egress"]
+    more = [each for each in opened if each not in others]
+    ports = {port["port"] for each in more for port in each["ports"]}
+    assert ports - {53} == {4317}
+
+
 def test_cert_manager_issues_the_role() -> None:
     from secure_quant.transport.roles import Role
 
