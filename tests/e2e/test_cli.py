@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -275,4 +276,6 @@ def test_ctrl_c_while_a_role_starts_is_one_line(after: float, home: Path) -> Non
     if serve.returncode == 0:  # it served already, and was stopped
         assert '"event": "stopped"' in said
     else:
-        assert (serve.returncode, said) == (130, "secure-quant: interrupted\n")
+        # gRPC's threads may complain, in lines like "E0131 12:00:00.0 ...", as they are torn down.
+        ours = [line for line in said.splitlines() if not re.match(r"[EW]\d{4} ", line)]
+        assert (serve.returncode, ours) == (130, ["secure-quant: interrupted"])

@@ -22,7 +22,13 @@ def _one_thread():
     torch.set_num_threads(before)
 
 
-@pytest.mark.parametrize("first", range(0, 500, AT_A_TIME))
+@pytest.mark.parametrize(
+    "first",
+    [
+        pytest.param(first, marks=[pytest.mark.heavy] if first >= 250 else [])
+        for first in range(0, 500, AT_A_TIME)
+    ],
+)
 def test_no_net_is_wrong_in_silence(first):
     verdicts = [judge(seed) for seed in range(first, first + AT_A_TIME)]
     wrong = [(v.seed, v.why) for v in verdicts if v.kind == "wrong"]

@@ -38,15 +38,21 @@ def run(folder, *arguments, python=(), **variables):
     )  # fmt: skip
 
 
+THREADS = {"OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "3", "MKL_NUM_THREADS": "0"}
+POSIX = {"LC_ALL": "POSIX", "PYTHONCOERCECLOCALE": "0", "PYTHONUTF8": "0"}
 SURROUNDINGS = [
-    ((), {"PYTHONIOENCODING": "cp1252"}),
-    ((), {"LC_ALL": "POSIX", "PYTHONCOERCECLOCALE": "0", "PYTHONUTF8": "0"}),
-    (("-O", "-W", "error"), {"PYTHONDONTWRITEBYTECODE": "1"}),
-    ((), {"OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "3", "MKL_NUM_THREADS": "0"}),
+    pytest.param((), {"PYTHONIOENCODING": "cp1252"} | THREADS, id="cp1252"),
+    pytest.param((), POSIX, id="posix"),
+    pytest.param(
+        ("-O", "-W", "error"),
+        {"PYTHONDONTWRITEBYTECODE": "1"},
+        id="O",
+        marks=pytest.mark.heavy,  # every import is compiled anew
+    ),
 ]
 
 
-@pytest.mark.parametrize(("python", "variables"), SURROUNDINGS, ids=["cp1252", "posix", "O", "omp"])
+@pytest.mark.parametrize(("python", "variables"), SURROUNDINGS)
 def test_quantize_inspect_and_verify(folder, python, variables):
     steps = [
         ["quantize", "model.py:build", "--calibration", "x.npz", "--out", "model.sq"],
