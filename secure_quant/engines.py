@@ -160,15 +160,23 @@ class Engine:
         made: dict[str, bytes] = resolved(self.split)(model, **options)
         return made
 
+    def cells_of(self, targets: Sequence[str]) -> list[list[str]]:
+        """The addresses of each cell: as many as ``called``, or that many times over where those
+        are several. Raises ConfigError."""
+        count, given = len(self.called), len(targets)
+        if not given or given % count or (count == 1 and given > 1):
+            expected = f"{count}, or {count} of each cell" if count > 1 else count
+            raise ConfigError(f"--target for {self.name}", got=given, expected=expected)
+        return [list(targets[i : i + count]) for i in range(0, given, count)]
+
     def connect(self, targets: Sequence[str], *, aio: bool = False, **options: Any) -> Any:
-        """A client for threads, or for asyncio. targets: ``host:port`` of each role in ``called``.
-        Raises ConfigError."""
-        if len(targets) != len(self.called):
-            raise ConfigError(
-                f"--target for {self.name}", got=len(targets), expected=len(self.called)
-            )
+        """A client for threads, or for asyncio. targets: ``host:port`` of each role in ``called``,
+        and of each cell one after the other if there are several. Raises ConfigError."""
+        cells = self.cells_of(targets)
         made = resolved(self.aio_client if aio else self.client)
-        return made(targets[0] if len(targets) == 1 else list(targets), **options)
+        if len(cells) > 1:
+            return made(cells=cells, **options)
+        return made(cells[0][0] if len(self.called) == 1 else cells[0], **options)
 
 
 _PEER = Address(

@@ -2,7 +2,8 @@
 
 Runs on the user's side, beside the application: inputs and answers are in the clear in it and on
 the ports where it listens, so it listens on loopback unless it is given a certificate. Programs
-that speak to KServe or Triton speak to it as they are. docs/gateway.md says more.
+that speak to KServe or Triton speak to it as they are. Several cells, as many --target for each,
+share the requests. docs/gateway.md says more.
 """
 
 from __future__ import annotations

@@ -1,9 +1,12 @@
 """Send inputs to running servers, protected, and open the answer.
 
 A --target for each server that clients call: two, party 0 and party 1, under secret sharing, else
-one. The inputs are the array "x" of X.npz or its only array, float[batch, *input shape]; of a model
-with several named inputs, an array of each name. Named outputs are printed and saved by name, an
-unnamed one as y.
+one. Twice as many are two cells, pairs of parties with a dealer each, of which the one that is
+there and least loaded answers.
+
+The inputs are the array "x" of X.npz or its only array, float[batch, *input shape]; of a model with
+several named inputs, an array of each name. Named outputs are printed and saved by name, an unnamed
+one as y.
 """
 
 from __future__ import annotations
@@ -92,16 +95,13 @@ def stats_dict(stats: Any) -> dict[str, Any]:
 
 
 def targets_of(arguments: argparse.Namespace) -> list[str]:
-    """Of the engine's servers that clients call, in their order. Raises ConfigError."""
+    """Of the engine's servers that clients call, in their order, cell after cell. Raises
+    ConfigError."""
     from secure_quant.engines import find
-    from secure_quant.errors import ConfigError
     from secure_quant_cli.checks import address
 
-    engine = find(arguments.engine)
     targets = [each for target in arguments.target for each in target.split(",")]
-    if len(targets) != len(engine.called):
-        what, expected = f"--target for {engine.name}", len(engine.called)
-        raise ConfigError(what, got=len(targets), expected=expected)
+    find(arguments.engine).cells_of(targets)
     for target in targets:
         address("--target", target)
     return targets

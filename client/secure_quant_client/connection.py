@@ -13,7 +13,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from types import TracebackType
-from typing import Any, Generic, Protocol, Required, Self, TypedDict, TypeVar, Unpack, overload
+from typing import Any, Generic, Required, Self, TypedDict, TypeVar, Unpack, overload
 
 import numpy as np
 from grpc_health.v1.health_pb2 import HealthCheckRequest, HealthCheckResponse
@@ -32,9 +32,11 @@ from secure_quant.transport import (
     check_security,
     sync_channel,
 )
+from secure_quant_client.cells import AsyncChoice, Choice
 from secure_quant_client.driver import CLOSED, AsyncDriver, Deadline, Driver, Metadata, SyncDriver
 from secure_quant_client.forks import require_own
-from secure_quant_client.program import Call, Program
+from secure_quant_client.integers import IntegerModel, allow
+from secure_quant_client.program import Call
 from secure_quant_client.stats import Inference, Named, NamedAnswer, NamedInference
 
 __all__ = [
@@ -84,29 +86,6 @@ class Connection(TypedDict, total=False):
     expected_hash: str | None
     token: str | None
     limits: Limits | None
-
-
-class IntegerModel(Protocol):
-    """Of an exact engine, as its client knows it."""
-
-    @property
-    def graph(self) -> Graph: ...
-
-    @property
-    def batch(self) -> int:
-        """Most samples of one call; a larger input travels as several."""
-
-    def patience_s(self, samples: int) -> float:
-        """Seconds that so many samples may take on slow machines and networks."""
-
-    def infer(self, q: NDArray[Any], deadline: Deadline) -> Program[Inference[np.int64]]:
-        """int8[batch, *input shape] -> int64[batch, *output shape]."""
-
-
-def _allow(deadline: Deadline, model: IntegerModel, q: Any) -> None:
-    """``deadline`` lets the model compute. What ``q`` is if it is no batch, its check will say."""
-    shape = getattr(q, "shape", ())
-    deadline.allow(model.patience_s(shape[0] if shape else 1))
 
 
 Model = TypeVar("Model")
@@ -215,7 +194,10 @@ class SyncClient(Client[Model], SyncDriver):
     def check_ready(self, *, timeout: float | None = None) -> None:
         """Ask all servers whether they serve (grpc.health.v1). Raises PeerUnavailable, which names
         the one that does not, DeadlineExceeded."""
-        self._require_serving(self._ask(self._asking_health(), self._deadline(timeout)))
+        self._check_here(self._deadline(timeout))
+
+    def _check_here(self, deadline: Deadline) -> None:
+        self._require_serving(self._ask(self._asking_health(), deadline))
 
     def _connect(self, deadline: Deadline) -> Model:
         if (model := self._known()) is not None:
@@ -229,15 +211,27 @@ class SyncClient(Client[Model], SyncDriver):
 class IntegerClient(SyncClient[Exact]):
     """Of an exact engine, for threads."""
 
+    _cells: Choice[Exact] | None = None
+
+    def _asked(self, deadline: Deadline) -> Exact:
+        return self._cells.model(deadline) if self._cells else self._connect(deadline)
+
+    def _inferred(self, q: NDArray[Any], deadline: Deadline) -> Inference[np.int64]:
+        if self._cells:
+            return self._cells.infer(q, deadline)
+        model = self._connect(deadline)
+        allow(deadline, model, q)
+        return self._run(model.infer(q, deadline), deadline)
+
     @property
     def graph(self) -> Graph:
         """The public graph, fetched at first use. Raises HashMismatch and the like."""
-        return self._connect(self._deadline()).graph
+        return self._asked(self._deadline()).graph
 
     @property
     def batch(self) -> int:
         """Most samples of one call to the servers; larger inputs travel as several."""
-        return self._connect(self._deadline()).batch
+        return self._asked(self._deadline()).batch
 
     @overload
     def infer(self, x: Named, *, timeout: float | None = None) -> NamedAnswer: ...
@@ -266,11 +260,9 @@ class IntegerClient(SyncClient[Exact]):
     def infer_with_stats(self, x: Any, *, timeout: float | None = None) -> Any:
         """As ``infer``, with what it cost."""
         deadline = self._deadline(timeout)
-        model = self._connect(deadline)
-        q = reference.asked(model.graph, x)
-        _allow(deadline, model, q)
-        y, stats = self._run(model.infer(q, deadline), deadline)
-        made = reference.answer(model.graph, x, y)
+        graph = self._asked(deadline).graph
+        y, stats = self._inferred(reference.asked(graph, x), deadline)
+        made = reference.answer(graph, x, y)
         return NamedInference(made, stats) if isinstance(made, dict) else Inference(made, stats)
 
     def infer_int8(self, q: NDArray[Any], *, timeout: float | None = None) -> NDArray[np.int64]:
@@ -282,10 +274,7 @@ class IntegerClient(SyncClient[Exact]):
         self, q: NDArray[Any], *, timeout: float | None = None
     ) -> Inference[np.int64]:
         """As ``infer_int8``, with what it cost."""
-        deadline = self._deadline(timeout)
-        model = self._connect(deadline)
-        _allow(deadline, model, q)
-        return self._run(model.infer(q, deadline), deadline)
+        return self._inferred(q, self._deadline(timeout))
 
 
 class AsyncClient(Client[Model], AsyncDriver):
@@ -317,7 +306,10 @@ class AsyncClient(Client[Model], AsyncDriver):
         """As SyncClient.check_ready."""
         deadline = self._deadline(timeout)
         async with deadline.bounding():
-            self._require_serving(await self._ask(self._asking_health(), deadline))
+            await self._check_here(deadline)
+
+    async def _check_here(self, deadline: Deadline) -> None:
+        self._require_serving(await self._ask(self._asking_health(), deadline))
 
     async def _connect(self, deadline: Deadline) -> Model:
         if (model := self._known()) is not None:
@@ -331,17 +323,29 @@ class AsyncClient(Client[Model], AsyncDriver):
 class AsyncIntegerClient(AsyncClient[Exact]):
     """Of an exact engine, for asyncio: as IntegerClient."""
 
+    _cells: AsyncChoice[Exact] | None = None
+
+    async def _asked(self, deadline: Deadline) -> Exact:
+        return await (self._cells.model(deadline) if self._cells else self._connect(deadline))
+
+    async def _inferred(self, q: NDArray[Any], deadline: Deadline) -> Inference[np.int64]:
+        if self._cells:
+            return await self._cells.infer(q, deadline)
+        model = await self._connect(deadline)
+        allow(deadline, model, q)
+        return await self._run(model.infer(q, deadline), deadline)
+
     async def graph(self) -> Graph:
         """The public graph, fetched at first use. Raises HashMismatch and the like."""
         deadline = self._deadline()
         async with deadline.bounding():
-            return (await self._connect(deadline)).graph
+            return (await self._asked(deadline)).graph
 
     async def batch(self) -> int:
         """Most samples of one call to the servers; larger inputs travel as several."""
         deadline = self._deadline()
         async with deadline.bounding():
-            return (await self._connect(deadline)).batch
+            return (await self._asked(deadline)).batch
 
     @overload
     async def infer(self, x: Named, *, timeout: float | None = None) -> NamedAnswer: ...
@@ -363,11 +367,9 @@ class AsyncIntegerClient(AsyncClient[Exact]):
         """As ``infer``, with what it cost."""
         deadline = self._deadline(timeout)
         async with deadline.bounding():
-            model = await self._connect(deadline)
-            q = reference.asked(model.graph, x)
-            _allow(deadline, model, q)
-            y, stats = await self._run(model.infer(q, deadline), deadline)
-            made = reference.answer(model.graph, x, y)
+            graph = (await self._asked(deadline)).graph
+            y, stats = await self._inferred(reference.asked(graph, x), deadline)
+            made = reference.answer(graph, x, y)
             return NamedInference(made, stats) if isinstance(made, dict) else Inference(made, stats)
 
     async def infer_int8(
@@ -382,6 +384,4 @@ class AsyncIntegerClient(AsyncClient[Exact]):
         """As ``infer_int8``, with what it cost."""
         deadline = self._deadline(timeout)
         async with deadline.bounding():
-            model = await self._connect(deadline)
-            _allow(deadline, model, q)
-            return await self._run(model.infer(q, deadline), deadline)
+            return await self._inferred(q, deadline)

@@ -46,10 +46,13 @@ def start(
     *,
     streamed: bool | None = None,
     options: Mapping[str, Sequence[str]] | None = None,
+    certs: Path | None = None,
 ) -> Cluster:
-    """A cluster ready to be entered. options: as in Cluster."""
-    certs, bundles = directory / "certs", directory / "bundles"
-    make_all(certs)
+    """A cluster ready to be entered. options: as in Cluster. certs: another one's, or its own."""
+    bundles = directory / "bundles"
+    if certs is None:
+        certs = directory / "certs"
+        make_all(certs)
     bundles.mkdir()
     for role, data in split(graph, streamed=streamed).items():
         (bundles / f"{role}.sqb").write_bytes(data)

@@ -104,6 +104,16 @@ def test_words_that_an_engine_does_not_know_are_refused(row: Engine) -> None:
         row.connect([])
 
 
+def test_addresses_of_several_cells_stand_one_after_the_other() -> None:
+    parties, one = find("mpc"), find("he")
+    assert parties.cells_of("ab") == [["a", "b"]]
+    assert parties.cells_of("abcd") == [["a", "b"], ["c", "d"]]
+    assert one.cells_of("a") == [["a"]]
+    for row, targets in ((parties, ""), (parties, "abc"), (one, "ab"), (one, "")):
+        with pytest.raises(ConfigError, match=f"got {len(targets)}, expected {len(row.called)}"):
+            row.cells_of(targets)
+
+
 @pytest.mark.parametrize("role", SERVED, ids=named)
 def test_every_role_can_be_told_all_that_it_needs(role: Role) -> None:
     options = resolved(role.options)

@@ -1,0 +1,38 @@
+"""What a client of an exact engine knows of a model, whatever the engine."""
+
+from __future__ import annotations
+
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from secure_quant.ir import Graph
+from secure_quant_client.driver import Deadline
+from secure_quant_client.program import Program
+from secure_quant_client.stats import Inference
+
+__all__ = ["IntegerModel", "allow"]
+
+
+class IntegerModel(Protocol):
+    """Of an exact engine, as its client knows it."""
+
+    @property
+    def graph(self) -> Graph: ...
+
+    @property
+    def batch(self) -> int:
+        """Most samples of one call; a larger input travels as several."""
+
+    def patience_s(self, samples: int) -> float:
+        """Seconds that so many samples may take on slow machines and networks."""
+
+    def infer(self, q: NDArray[Any], deadline: Deadline) -> Program[Inference[np.int64]]:
+        """int8[batch, *input shape] -> int64[batch, *output shape]."""
+
+
+def allow(deadline: Deadline, model: IntegerModel, q: Any) -> None:
+    """``deadline`` lets the model compute. What ``q`` is if it is no batch, its check will say."""
+    shape = getattr(q, "shape", ())
+    deadline.allow(model.patience_s(shape[0] if shape else 1))
