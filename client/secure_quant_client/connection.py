@@ -35,7 +35,7 @@ from secure_quant.transport import (
 from secure_quant_client.cells import AsyncChoice, Choice
 from secure_quant_client.driver import CLOSED, AsyncDriver, Deadline, Driver, Metadata, SyncDriver
 from secure_quant_client.forks import require_own
-from secure_quant_client.integers import IntegerModel, allow
+from secure_quant_client.integers import IntegerModel
 from secure_quant_client.program import Call
 from secure_quant_client.stats import Inference, Named, NamedAnswer, NamedInference
 
@@ -48,6 +48,7 @@ __all__ = [
     "OneServer",
     "Service",
     "SyncClient",
+    "allow",
     "call_metadata",
 ]
 
@@ -86,6 +87,12 @@ class Connection(TypedDict, total=False):
     expected_hash: str | None
     token: str | None
     limits: Limits | None
+
+
+def allow(deadline: Deadline, model: IntegerModel, q: Any) -> None:
+    """``deadline`` lets the model compute. What ``q`` is if it is no batch, its check will say."""
+    shape = getattr(q, "shape", ())
+    deadline.allow(model.patience_s(shape[0] if shape else 1))
 
 
 Model = TypeVar("Model")

@@ -12,7 +12,7 @@ from secure_quant_client.driver import Deadline
 from secure_quant_client.program import Program
 from secure_quant_client.stats import Inference
 
-__all__ = ["IntegerModel", "allow"]
+__all__ = ["IntegerModel"]
 
 
 class IntegerModel(Protocol):
@@ -30,9 +30,3 @@ class IntegerModel(Protocol):
 
     def infer(self, q: NDArray[Any], deadline: Deadline) -> Program[Inference[np.int64]]:
         """int8[batch, *input shape] -> int64[batch, *output shape]."""
-
-
-def allow(deadline: Deadline, model: IntegerModel, q: Any) -> None:
-    """``deadline`` lets the model compute. What ``q`` is if it is no batch, its check will say."""
-    shape = getattr(q, "shape", ())
-    deadline.allow(model.patience_s(shape[0] if shape else 1))

@@ -20,8 +20,8 @@ from secure_quant.errors import (
     ServiceError,
 )
 from secure_quant_client.cells import PROBE_S, AsyncReach, Cell, Cells, Reach
+from secure_quant_client.connection import allow
 from secure_quant_client.driver import Deadline
-from secure_quant_client.integers import allow
 from secure_quant_client.mpc.model import MpcModel
 from secure_quant_client.stats import Inference
 
