@@ -59,11 +59,13 @@ _HEALTH = HealthCheckRequest()
 @dataclass(frozen=True)
 class Service:
     """roles: of the servers, in the order of their addresses. stub: makes a stub on a channel; it
-    has GetModel. request: GetModel's."""
+    has GetModel. request: GetModel's. replicas: full name of the service, if any of several servers
+    behind one address may answer any call of it."""
 
     roles: tuple[str, ...]
     stub: Callable[[Any], Any]
     request: Callable[..., Any]
+    replicas: str | None = None
 
 
 def call_metadata(security: Security, token: str | None) -> Metadata:
@@ -122,7 +124,9 @@ class Client(Driver, ABC, Generic[Model]):
         self._limits, self._expected_hash = limits or Limits(), expected_hash
         self._metadata = call_metadata(tls, token)
         self._channels = [
-            self._channel(target, tls, server_role=role, limits=self._limits)
+            self._channel(
+                target, tls, server_role=role, limits=self._limits, service=service.replicas
+            )
             for role, target in zip(service.roles, targets, strict=True)
         ]
         self._targets = tuple(targets)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from dataclasses import dataclass
 from typing import Protocol
@@ -19,6 +20,7 @@ __all__ = [
     "add_port",
     "aio_channel",
     "channel_options",
+    "replicated",
     "server_credentials",
     "server_options",
     "sync_channel",
@@ -78,6 +80,29 @@ def _common_options(limits: Limits) -> Options:
     ]
 
 
+ATTEMPTS = 3
+
+
+def replicated(service: str, limits: Limits) -> Options:
+    """Of a client's end whose server may be several replicas without state behind one name: calls
+    go to each in turn, and one of ``service`` that brought no answer (UNAVAILABLE) goes out again,
+    the same bytes, to another. Source: gRFC A6 (retries), A24 (service config)."""
+    retry = {
+        "maxAttempts": ATTEMPTS, "initialBackoff": "0.05s", "maxBackoff": "1s",
+        "backoffMultiplier": 2, "retryableStatusCodes": ["UNAVAILABLE"],
+    }  # fmt: skip
+    config = {
+        "loadBalancingConfig": [{"round_robin": {}}],
+        "methodConfig": [{"name": [{"service": service}], "retryPolicy": retry}],
+    }
+    return [
+        ("grpc.service_config", json.dumps(config)),
+        ("grpc.enable_retries", 1),
+        # A message beyond this would be sent once and not again.
+        ("grpc.per_rpc_retry_buffer_size", limits.message_bytes),
+    ]
+
+
 def channel_options(limits: Limits) -> Options:
     """Of a client's end. The first reconnects come fast: a restarted peer is found again in well
     under a second. (gRPC takes the limit of one attempt from ``min_reconnect_backoff_ms``.)"""
@@ -125,22 +150,25 @@ def _least_between_pings(limits: Limits) -> int:
 
 
 def aio_channel(
-    target: str, security: Security, *, server_role: str, limits: Limits | None = None
-) -> grpc.aio.Channel:
+    target: str, security: Security, *, server_role: str, limits: Limits | None = None,
+    service: str | None = None,
+) -> grpc.aio.Channel:  # fmt: skip
     """A channel of the running event loop to ``host:port``, whose server must prove
-    ``server_role``, one of ``engines.roles()``. Raises InsecureRefused, ConfigError,
+    ``server_role``, one of ``engines.roles()``. service: that the replicas behind that name offer,
+    if there may be several (see ``replicated``). Raises InsecureRefused, ConfigError,
     ValueOutOfRange for another role."""
-    credentials, options = _client_end(security, server_role, limits or Limits())
+    credentials, options = _client_end(security, server_role, limits or Limits(), service)
     if credentials is None:
         return grpc.aio.insecure_channel(target, options)
     return grpc.aio.secure_channel(target, credentials, options)
 
 
 def sync_channel(
-    target: str, security: Security, *, server_role: str, limits: Limits | None = None
-) -> grpc.Channel:
+    target: str, security: Security, *, server_role: str, limits: Limits | None = None,
+    service: str | None = None,
+) -> grpc.Channel:  # fmt: skip
     """As ``aio_channel``, for threads."""
-    credentials, options = _client_end(security, server_role, limits or Limits())
+    credentials, options = _client_end(security, server_role, limits or Limits(), service)
     if credentials is None:
         return grpc.insecure_channel(target, options)
     return grpc.secure_channel(target, credentials, options)
@@ -188,9 +216,11 @@ def add_port(server: _Server, address: str, security: Security) -> int:
 
 
 def _client_end(
-    security: Security, server_role: str, limits: Limits
+    security: Security, server_role: str, limits: Limits, service: str | None
 ) -> tuple[grpc.ChannelCredentials | None, Options]:
     role, options = Role.parse(server_role), channel_options(limits)
+    if service is not None:
+        options += replicated(service, limits)
     checked = check_security(security)
     if isinstance(checked, InsecurePlaintext):
         return None, options

@@ -21,7 +21,10 @@ from secure_quant_client.he.model import HeModel, Values
 
 __all__ = ["HE", "AsyncHeClient", "HeClient"]
 
-HE = Service(("he",), SecureInferenceServiceStub, GetModelRequest)
+HE = Service(
+    ("he",), SecureInferenceServiceStub, GetModelRequest,
+    replicas="secure_quant.v1.SecureInferenceService",
+)  # fmt: skip
 
 
 class _Homomorphic(OneServer[HeModel]):
@@ -45,7 +48,9 @@ class _Homomorphic(OneServer[HeModel]):
 class HeClient(_Homomorphic, IntegerClient[HeModel]):
     """A connection to one homomorphic-encryption server; for threads. See AsyncHeClient.
 
-    target         ``host:port``.
+    target         ``host:port``. Replicas of the server may stand behind one name (a headless
+                   Service): calls go to each in turn, and one that brings no answer goes to
+                   another, the same bytes.
     tls            Tls(ca=..., cert=..., key=...); InsecurePlaintext() in so many words.
     expected_hash  the model to ask for, and the only one accepted. Without it the server chooses,
                    and it must serve a single model.
@@ -58,7 +63,7 @@ class HeClient(_Homomorphic, IntegerClient[HeModel]):
     integers, from which the weights can be worked out with enough queries: a model that must stay
     hidden belongs into MpcClient's mode.
     Every method may raise ServiceError's leaves (PeerUnavailable, DeadlineExceeded, ...) and
-    ProtocolError's; a failed inference is not repeated.
+    ProtocolError's; a failed inference is not repeated, but for calls to replicas, above.
     """
 
     def close(self) -> None:

@@ -183,7 +183,8 @@ def walk(graph: Graph, session: CkksKeys, q: NDArray[np.int64]) -> Walk:
     """int64[batch, *input shape] holding int8 -> every node's value, int64[batch, *shape].
 
     ``session`` holds a secret key that no other inference has used; nothing that depends on it is
-    sent but fresh encryptions of rounded integers, and nothing is sent twice.
+    sent but fresh encryptions of rounded integers, and nothing is sent twice, unless a replica gave
+    no answer: then the same bytes.
     Raises MalformedMessage if the server's answer is not what the plan promises.
     """
     plan, batch = session.plan, len(q)

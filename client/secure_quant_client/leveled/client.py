@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Unpack
 
 import numpy as np
@@ -26,7 +27,7 @@ ANSWERS_PER_KEY = 64
 class _Leveled(OneServer[RemoteLeveled]):
     """What both faces share."""
 
-    _service = HE
+    _service = replace(HE, replicas=None)  # a session lives at one server
 
     def __init__(
         self,
