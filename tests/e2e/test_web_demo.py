@@ -209,6 +209,9 @@ def test_it_fits_a_desk_and_a_hand(browser: Any, url: str, name: str, scheme: st
     page.page.wait_for_timeout(400)
     folder = Path(os.environ.get("SECURE_QUANT_SCREENSHOTS", tmp_path))
     page.page.screenshot(path=folder / f"browser-{name}-{scheme}.png", full_page=True)
+    if (name, scheme) == ("desktop", "light"):
+        upper = {"x": 0, "y": 0, "width": width, "height": 1370}
+        page.page.screenshot(path=folder / "browser.png", full_page=True, clip=upper)
     context.close()
 
 

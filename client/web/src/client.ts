@@ -23,8 +23,10 @@ export interface Options {
   token?: string;
   /** The model to ask for, and the only one accepted: 64 hex digits. Without it the parties choose. */
   expectedHash?: string;
-  /** Of everything that one inference does. */
+  /** Of everything that one inference does; 30 s unless set, for large models too. */
   timeoutMs?: number;
+  /** The W3C traceparent of what asks, for parties that trace; called once for each request. */
+  traceparent?: () => string | undefined;
   /** In place of the global `fetch`. */
   fetch?: typeof globalThis.fetch;
 }
@@ -83,6 +85,8 @@ export class MpcClient {
     const interceptors: Interceptor[] = [
       (next) => (request) => {
         if (token !== undefined) request.header.set("Authorization", `Bearer ${token}`);
+        const trace = options.traceparent?.();
+        if (trace !== undefined) request.header.set("traceparent", trace);
         return next(request);
       },
     ];

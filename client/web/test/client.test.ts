@@ -2,7 +2,7 @@
 
 import assert from "node:assert/strict";
 import { test } from "node:test";
-import { MpcClient } from "../src/index.js";
+import { MpcClient, type Options } from "../src/index.js";
 import { fromBinary } from "@bufbuild/protobuf";
 import { InferRequestSchema } from "../src/gen/secure_quant/v1/share_inference_pb.js";
 import { bytes, hex, inputsOf, vectors, type Case } from "./vectors.js";
@@ -28,7 +28,7 @@ function silence(signal: AbortSignal): Promise<Response> {
   });
 }
 
-function client(answers = each.answers, more: { token?: string; timeoutMs?: number } = {}) {
+function client(answers = each.answers, more: Partial<Options> = {}) {
   const sent: Sent[] = [];
   const fetch = async (input: RequestInfo | URL, init: RequestInit = {}): Promise<Response> => {
     const url = new URL(String(input));
@@ -71,7 +71,8 @@ test("what is no number, or of another shape, is refused before anything is sent
 });
 
 test("seed and id are fresh each time, and one party's request tells nothing of the input", async () => {
-  const { sent, made } = client(each.answers, { token: "alice's token" });
+  const trace = `00-${"ab".repeat(16)}-${"cd".repeat(8)}-01`;
+  const { sent, made } = client(each.answers, { token: "alice's token", traceparent: () => trace });
   for (let i = 0; i < 20; i++) await made.infer(inputsOf(each));
   const read = sent.map(({ body, party }) => ({ party, ...fromBinary(InferRequestSchema, body) }));
   const [shares, seeds] = [0, 1].map((party) => read.filter((request) => request.party === party));
@@ -81,6 +82,7 @@ test("seed and id are fresh each time, and one party's request tells nothing of 
   assert.ok(read.every(({ input, party }) => input.case === (party === 0 ? "share" : "seed")));
   for (const { headers, init } of sent) {
     assert.equal(headers.get("Authorization"), "Bearer alice's token");
+    assert.equal(headers.get("traceparent"), trace);
     assert.match(headers.get("Connect-Timeout-Ms") ?? "", /^\d{1,10}$/);
     assert.deepEqual([init.credentials, init.redirect], ["omit", "error"]);
   }
