@@ -19,6 +19,7 @@ from types import FrameType, ModuleType
 from typing import NoReturn
 
 from secure_quant_cli.commands import COMMANDS
+from secure_quant_cli.console import paint, plain_where_needed
 
 __all__ = ["COMMANDS", "build_parser", "main", "quit_at_once"]
 
@@ -55,10 +56,9 @@ def build_parser() -> argparse.ArgumentParser:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command and return its exit code."""
-    from secure_quant_cli.console import plain_where_needed
-
-    plain_where_needed()
     try:
+        with _ending_at_once():
+            plain_where_needed()
         return _run(argv)
     except KeyboardInterrupt:  # anywhere, also in an import
         return _fail("interrupted", 130)
@@ -109,8 +109,6 @@ def _module(name: str) -> ModuleType:
 
 
 def _fail(message: str, code: int) -> int:
-    from secure_quant_cli.console import paint
-
     name = paint("secure-quant:", "red", sys.stderr)
     print(f"{name} {' '.join(message.split())}", file=sys.stderr)
     return code
