@@ -21,14 +21,15 @@ from patience import ample
 from secure_quant import Graph
 from secure_quant.he.bundle import split as split_he
 from secure_quant.mpc.protocol.bundle import split as split_mpc
+from secure_quant.onehost.bundle import split as split_onehost
 from secure_quant.transport.certs import make_all
 from secure_quant_cli.cluster import Cluster, free_ports
-from secure_quant_client import HeClient, MpcClient
+from secure_quant_client import HeClient, MpcClient, OneHostClient
 
 pytestmark = pytest.mark.heavy
 
 MONITORING = Path(__file__).parents[2] / "deploy" / "monitoring"
-ROLES = ("dealer", "party0", "party1", "he")
+ROLES = ("dealer", "party0", "party1", "he", "onehost")
 
 
 @pytest.fixture(scope="module")
@@ -47,12 +48,14 @@ def cluster(
 ) -> Iterator[Cluster]:
     folder = tmp_path_factory.mktemp("metrics")
     make_all(folder / "certs")
-    for engine, made in (("mpc", split_mpc(graph)), ("he", split_he(graph))):
+    splits = {"mpc": split_mpc, "he": split_he, "onehost": split_onehost}
+    for engine, split in splits.items():
         (folder / engine).mkdir()
+        made = split(graph)
         for role, data in made.items():
             (folder / engine / f"{role}.sqb").write_bytes(data)
     options = {role: ["--metrics", str(ports[role])] for role in ROLES}
-    bundles = {"mpc": folder / "mpc", "he": folder / "he"}
+    bundles = {engine: folder / engine for engine in splits}
     with Cluster(folder / "certs", folder / "logs", bundles, options=options) as started:
         yield started
 
@@ -130,10 +133,12 @@ def asked(cluster: Cluster, graph: Graph, prometheus: Prometheus) -> int:
     with (
         MpcClient(cluster.targets["mpc"], tls=tls(cluster)) as mpc,
         HeClient(cluster.targets["he"][0], tls=tls(cluster)) as he,
+        OneHostClient(cluster.targets["onehost"][0], tls=tls(cluster)) as one,
     ):
         for _ in range(8):
             mpc.infer(x)
             he.infer(x)
+            one.infer(x)
             samples += len(x)
             time.sleep(1)
     return samples
@@ -149,6 +154,10 @@ def test_counts_are_those_of_what_was_asked(prometheus: Prometheus, graph: Graph
     prometheus.until(
         'secure_quant_request_samples_sum{engine="he"}',
         lambda found: found == {("he", "he", model): asked * layers},
+    )
+    prometheus.until(
+        'secure_quant_request_samples_sum{engine="onehost"}',
+        lambda found: found == {("onehost", "onehost", model): asked},
     )
     rounds = prometheus.query("secure_quant_rounds_total / secure_quant_request_seconds_count")
     assert len({value for key, value in rounds.items() if key[1] == "mpc"}) == 1

@@ -12,7 +12,7 @@ from secure_quant_server.common.admission import Held
 from secure_quant_server.common.budgets import Budgets
 from secure_quant_server.common.memory import keep_freed_memory
 from secure_quant_server.common.metrics import Metrics, Workers
-from secure_quant_server.common.requests import Requests
+from secure_quant_server.common.requests import Cost, Requests
 from secure_quant_server.common.server import (
     GrpcServer,
     ServerOptions,
@@ -24,6 +24,7 @@ __all__ = [
     "Access",
     "Budgets",
     "Caller",
+    "Cost",
     "GrpcServer",
     "Held",
     "Metrics",

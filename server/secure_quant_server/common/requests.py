@@ -76,16 +76,20 @@ class Requests:
     @contextmanager
     def served(self, engine: str, model: str, samples: int) -> Iterator[Cost]:
         """Around a request; what it adds to the cost counts once it was answered."""
-        of = self._of.get((engine, model))
-        if of is None:
-            of = self._of[engine, model] = _Of(self, engine, model)
         cost, started = Cost(), time.perf_counter()
         try:
             yield cost
         except BaseException as error:
             self.failures.labels(engine, model[:SHOWN], _code(error)).inc()
             raise
-        of.seconds.observe(time.perf_counter() - started)
+        self.answered(engine, model, samples, time.perf_counter() - started, cost)
+
+    def answered(self, engine: str, model: str, samples: int, seconds: float, cost: Cost) -> None:
+        """Count a request that was. In any thread."""
+        of = self._of.get((engine, model))
+        if of is None:
+            of = self._of[engine, model] = _Of(self, engine, model)
+        of.seconds.observe(seconds)
         of.samples.observe(samples)
         for name, counter in of.costs.items():
             counter.inc(getattr(cost, name))

@@ -31,7 +31,7 @@ from secure_quant.wire.gen.one_host_pb2 import (
     PairResponse,
 )
 from secure_quant.wire.gen.one_host_pb2_grpc import OneHostServiceServicer
-from secure_quant_server.common import Budgets, Metrics, current_caller
+from secure_quant_server.common import Budgets, Cost, Metrics, Requests, current_caller
 from secure_quant_server.onehost.session import Bounds, Served, Session
 from secure_quant_server.onehost.spent import Spent
 from secure_quant_server.options import OneHostOptions
@@ -68,6 +68,7 @@ class OneHost(OneHostServiceServicer):
             "secure_quant_onehost_samples", "Samples of finished runs: pairings, items, inferences",
             ["run"], registry=metrics.registry,
         )  # fmt: skip
+        self._requests = Requests(metrics)
         self._pairings = prometheus.Gauge(
             "secure_quant_onehost_pairings", "Pairings that are open", registry=metrics.registry
         )
@@ -137,11 +138,18 @@ class OneHost(OneHostServiceServicer):
             samples=options.stock, step_s=options.step_s, idle_s=options.idle_s,
             turn=lambda: self._turn, charge=lambda samples: self._charge(caller, served, samples),
             noted=lambda run, samples: self._runs.labels(run).inc(samples),
+            answered=lambda samples, seconds: self._answered(served, samples, seconds),
         ))  # fmt: skip
         self._sessions.add(session)
         self._of_client[caller] += 1
         self._pairings.set(len(self._sessions))
         return session
+
+    def _answered(self, served: Served, samples: int, seconds: float) -> None:
+        """In any thread. Each flight is an exchange with the client."""
+        plan, cost = served.plan.cost(samples), Cost()
+        cost.up, cost.down, cost.rounds = plan.online_up, plan.online_down, plan.flights
+        self._requests.answered("onehost", served.hash, samples, seconds, cost)
 
     def _charge(self, caller: str, served: Served, samples: int) -> None:
         """For an item: whoever makes one may ask with it. In any thread. Raises BudgetExceeded."""

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
+import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import AbstractContextManager, nullcontext, suppress
 from dataclasses import dataclass
@@ -61,7 +62,8 @@ class Served:
 class Bounds:
     """samples: in stock for one pairing. step_s: longest wait for a message of a run. idle_s:
     without any frame. turn: around what is computed ahead. charge: (samples) -> None, raises
-    BudgetExceeded. noted: (kind of a run, samples), when it is done."""
+    BudgetExceeded. noted: (kind of a run, samples), when it is done. answered: (samples, seconds
+    since it was asked for) of an inference."""
 
     samples: int
     step_s: float
@@ -69,6 +71,7 @@ class Bounds:
     turn: Callable[[], AbstractContextManager[object]]
     charge: Callable[[int], None]
     noted: Callable[[str, int], None]
+    answered: Callable[[int, float], None]
 
 
 @dataclass(frozen=True)
@@ -91,6 +94,7 @@ class Session:
         self._ahead = Inbox(PAIRING_BYTES)
         self._online: Inbox | Course[None] = Inbox(0)
         self._late: asyncio.TimerHandle | None = None
+        self._begun = 0.0  # the inference that runs
         self._light = 0  # samples of the inference that the loop runs
         self._makes: SimpleQueue[PairMake | None] = SimpleQueue()
         self._calls: SimpleQueue[_Answering | None] = SimpleQueue()
@@ -196,6 +200,7 @@ class Session:
             if self._running > 1 or not self._online.complete:
                 raise MalformedMessage("inference", got="another", expected="one at a time")
             self._running += 1
+        self._begun = time.perf_counter()
         batch = self._stock.claim(number)  # from here on it is gone, whatever comes
         total, program = self._served.plan.cost(batch).online_up, self._program
         item = self._stock.at_once(number) if self._served.plan.light(batch) else None
@@ -238,6 +243,7 @@ class Session:
         with self._counts:
             self._running -= 1
         self._bounds.noted("inference", samples)
+        self._bounds.answered(samples, time.perf_counter() - self._begun)
 
     # ---- in threads
 

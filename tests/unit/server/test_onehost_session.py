@@ -37,7 +37,7 @@ SERVED = Served(GRAPH.hash, PLAN, Host(GRAPH, PLAN))
 def bounds(step_s: float, charge: Any = lambda _: None) -> Bounds:
     return Bounds(
         samples=2, step_s=step_s, idle_s=ample(60), turn=nullcontext, charge=charge,
-        noted=lambda *_: None,
+        noted=lambda *_: None, answered=lambda *_: None,
     )  # fmt: skip
 
 
