@@ -1,4 +1,4 @@
-"""Gates and rings of a graph, and the cheaper order of Requantize and MaxPool.
+"""Gates and rings of a graph: lookups or ramps, and the cheaper order of Requantize and MaxPool.
 
 Where a table does not decrease and all multipliers are positive, x -> T[(x·m + o) >> s] is
 monotone on a channel, so the largest of the requantized is the requantized of the largest: the same
@@ -10,15 +10,18 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from math import prod
-from typing import cast
+from typing import Any, cast
 
 from secure_quant.ir import Graph, ops
 from secure_quant.mpc.protocol.gates.base import Gate
 from secure_quant.mpc.protocol.gates.maximum import MaximumGate, levels
+from secure_quant.mpc.protocol.gates.ramp import RampGate
 from secure_quant.mpc.protocol.gates.requantize import RequantizeGate
 from secure_quant.mpc.protocol.plan import Planner
+from secure_quant.mpc.protocol.ramps import Ramp, choose_ramp
 from secure_quant.mpc.protocol.tables import Lookup, choose
-from secure_quant.onehost.maximum import COT_BITS, JointMaximum
+from secure_quant.onehost.maximum import COT_BITS, WAITED, JointMaximum
+from secure_quant.onehost.ramp import JointRamp
 from secure_quant.onehost.requantize import JointRequantize
 
 __all__ = ["ordered", "swappable"]
@@ -63,15 +66,29 @@ def swappable(graph: Graph) -> Pairs:
     return found
 
 
+def _worth(look: Lookup | Ramp, ring: int) -> int:
+    """Bits of an element: of material, with COTs, and of what is waited for."""
+    told: dict[str, Any] = {
+        "name": "", "inputs": (), "shape": (1,), "bits": ring, "zero_point": 0, "axis": 0
+    }  # fmt: skip
+    made: Gate
+    if isinstance(look, Ramp):
+        made = RampGate(**told, look=look)
+    else:
+        made = RequantizeGate(**told, look=look)
+    return _price(made) + WAITED * 2 * sum(look.payloads(ring))
+
+
 def _price(gate: Gate) -> int:
     """Bits of material of a sample, COTs with them."""
-    if isinstance(gate, RequantizeGate):
-        cots, bits = JointRequantize(gate).formula()
+    if isinstance(gate, RequantizeGate | RampGate):
+        half = JointRequantize(gate) if isinstance(gate, RequantizeGate) else JointRamp(gate)
+        cots, bits = half.formula()
         return gate.elements * (bits + COT_BITS * cots)
     if isinstance(gate, MaximumGate):
-        half = JointMaximum(gate)
-        cots, bits = half.formula()
-        return sum(half.counts(1)) * (bits + COT_BITS * cots)
+        tournament = JointMaximum(gate)
+        cots, bits = tournament.formula()
+        return sum(tournament.counts(1)) * (bits + COT_BITS * cots)
     return 0
 
 
@@ -94,6 +111,16 @@ class OneHostPlanner(Planner):
 
     def opened(self, node: ops.Node) -> bool:
         return True
+
+    def _looked_up(self, node: ops.Requantize, ring: int) -> int:
+        """By lookups or by a ramp, whichever takes less here."""
+        x = self.graph.values[node.inputs[0]].centred
+        found: Lookup | Ramp = choose(node, x, self.objective, ring)
+        ramp = choose_ramp(node, x)
+        if ramp is not None and _worth(ramp, ring) < _worth(found, ring):
+            found = ramp
+        self.looks[node.name] = found
+        return found.ring
 
     def _demand(self, node: ops.Node) -> None:
         if node.name in self._pools:

@@ -17,6 +17,7 @@ from secure_quant.mpc.protocol.gates.edge import InputGate
 from secure_quant.mpc.protocol.gates.linear import LinearGate, weight_shape
 from secure_quant.mpc.protocol.gates.maximum import MaximumGate
 from secure_quant.mpc.protocol.gates.product import ProductGate
+from secure_quant.mpc.protocol.gates.ramp import RampGate
 from secure_quant.mpc.protocol.gates.requantize import RequantizeGate
 from secure_quant.onehost import masked
 from secure_quant.onehost.cot import KAPPA, STEP_BYTES
@@ -25,6 +26,7 @@ from secure_quant.onehost.masked import MaskedPlan
 from secure_quant.onehost.maximum import JointMaximum
 from secure_quant.onehost.order import ordered
 from secure_quant.onehost.product import JointProduct
+from secure_quant.onehost.ramp import JointRamp
 from secure_quant.onehost.requantize import JointRequantize
 from secure_quant.onehost.softspoken import GRAIN, extension_bits, extension_bytes
 
@@ -41,7 +43,7 @@ CALLS = (2**20, 2**16, 2**12, 2**10)
 
 NUMBER_BYTES = 8
 """By which both ends name the item they use."""
-Half = JointInput | JointRequantize | JointMaximum | JointProduct
+Half = JointInput | JointRequantize | JointRamp | JointMaximum | JointProduct
 """The joint half of a gate that is made of COTs."""
 
 
@@ -132,6 +134,8 @@ class OneHostPlan:
                 made[gate.name] = JointInput(gate)
             elif isinstance(gate, RequantizeGate):
                 made[gate.name] = JointRequantize(gate)
+            elif isinstance(gate, RampGate):
+                made[gate.name] = JointRamp(gate)
             elif isinstance(gate, MaximumGate):
                 made[gate.name] = JointMaximum(gate)
             elif isinstance(gate, ProductGate):

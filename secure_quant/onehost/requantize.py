@@ -7,6 +7,7 @@ Nothing else of the gate changes; ``RequantizeGate.online`` runs on what is made
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -16,7 +17,7 @@ import numpy as np
 from secure_quant.errors import OpNotSupported
 from secure_quant.mpc.protocol.cost import packed_bytes
 from secure_quant.mpc.protocol.gates.base import Side
-from secure_quant.mpc.protocol.gates.requantize import RequantizeGate
+from secure_quant.mpc.protocol.gates.requantize import RequantizeGate, ScaledGate
 from secure_quant.mpc.protocol.ring import Ring, reduce
 from secure_quant.onehost import kernels
 from secure_quant.onehost.cot import BOTH, Column, Pairing
@@ -32,7 +33,7 @@ from secure_quant.onehost.products import (
     weighed,
 )
 
-__all__ = ["JointRequantize", "Made"]
+__all__ = ["JointRequantize", "JointScaled", "Made"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -44,8 +45,65 @@ class Made:
     mask: Ring
 
 
+class JointScaled(ABC):
+    """What the joint halves of Requantize, by lookups and by ramps, have in common."""
+
+    gate: ScaledGate
+
+    @property
+    @abstractmethod
+    def choosers(self) -> tuple[int, ...]:
+        """Of all bits for which COTs are taken, in the order in which columns are."""
+
+    @abstractmethod
+    def parts(self) -> tuple[list[int], list[int]]:
+        """Bits per element of every message of party 0 and of party 1."""
+
+    @abstractmethod
+    def formula(self) -> tuple[int, int]:
+        """(COTs, payload bits of both directions) per element, as docs/spec/one-host.md states."""
+
+    @abstractmethod
+    def make(self, pairing: Pairing, mask: Ring, out: Ring) -> Joint[Made]:
+        """mask: own share of the accumulator's, uint64[batch, *shape], mod 2^k or more. out: of the
+        output's. The pairing has ``cots`` in stock. Raises MalformedMessage, PairingSpent."""
+
+    def cots(self, batch: int) -> tuple[int, int]:
+        """COTs in which party 0 and party 1 choose."""
+        n = batch * self.gate.elements
+        first, second = (sum(c in (side, BOTH) for c in self.choosers) for side in (0, 1))
+        return n * first, n * second
+
+    def sent_bytes(self, batch: int) -> tuple[int, int]:
+        """What party 0 and party 1 send in ``make``, besides the COTs' extension."""
+        n = batch * self.gate.elements
+        first, second = (sum(packed_bytes(n, bits) for bits in side) for side in self.parts())
+        return first, second
+
+    def fresh(self, pairing: Pairing, batch: int) -> Ring:
+        """An own share of the output's mask, uint64[batch, *shape]."""
+        words = pairing.random(batch * self.gate.elements)
+        return reduce(words, self.gate.bits).reshape(batch, *self.gate.shape)
+
+    def laid(
+        self, party: int, out: Ring, fields: Sequence[Words | None], offset: Words, free: Words
+    ) -> Made:
+        """Everything where the dealer would have put it. fields: in their order, None where there
+        is none."""
+        gate, n, batch = self.gate, self.gate.elements, len(out)
+        dealt = np.zeros((batch, gate.dealt_words), np.uint64)
+        sizes = gate.look.fields(gate.bits).in_order
+        for values, bits, place in zip(fields, sizes, gate.field_places[:-1], strict=True):
+            if bits and values is not None:
+                for row in range(batch):
+                    words = dealt[row, place // 64 :]
+                    kernels.join(values[row * n : (row + 1) * n], bits, words)
+        words = np.concatenate([free.reshape(batch, n), out.reshape(batch, n)], axis=1)
+        return Made(Side(party, batch, words, list(dealt)), offset.reshape(batch, n), out)
+
+
 @dataclass(frozen=True)
-class JointRequantize:
+class JointRequantize(JointScaled):
     """What ``gate`` needs of a pairing, and makes by it. Raises OpNotSupported unless it is V4."""
 
     gate: RequantizeGate
@@ -81,12 +139,6 @@ class JointRequantize:
         masks = [BOTH] * (look.borrow.variables + look.saturates)
         return (*rho, *masks, *(j % 2 for j in range(look.out_bits)))
 
-    def cots(self, batch: int) -> tuple[int, int]:
-        """COTs in which party 0 and party 1 choose."""
-        n = batch * self.gate.elements
-        first, second = (sum(c in (side, BOTH) for c in self.choosers) for side in (0, 1))
-        return n * first, n * second
-
     # ---- cost
 
     @cached_property
@@ -118,14 +170,7 @@ class JointRequantize:
                     sides[1 - chooser].append(ring - 1 - i)
         return sides
 
-    def sent_bytes(self, batch: int) -> tuple[int, int]:
-        """What party 0 and party 1 send in ``make``, besides the COTs' extension."""
-        n = batch * self.gate.elements
-        first, second = (sum(packed_bytes(n, bits) for bits in side) for side in self.parts())
-        return first, second
-
     def formula(self) -> tuple[int, int]:
-        """(COTs, payload bits of both directions) per element, as docs/spec/one-host.md states."""
         look, ring = self.gate.look, self.gate.bits
         k, variables, o = look.ring, look.borrow.variables, look.out_bits
         single = sum(c != BOTH for c in self.choosers[:k])
@@ -136,14 +181,7 @@ class JointRequantize:
 
     # ---- the protocol
 
-    def fresh(self, pairing: Pairing, batch: int) -> Ring:
-        """An own share of the output's mask, uint64[batch, *shape]."""
-        words = pairing.random(batch * self.gate.elements)
-        return reduce(words, self.gate.bits).reshape(batch, *self.gate.shape)
-
     def make(self, pairing: Pairing, mask: Ring, out: Ring) -> Joint[Made]:
-        """mask: own share of the accumulator's, uint64[batch, *shape], mod 2^k or more. out: of the
-        output's. The pairing has ``cots`` in stock. Raises MalformedMessage, PairingSpent."""
         gate, look, party = self.gate, self.gate.look, pairing.party
         batch = len(mask)
         columns = pairing.columns(self.choosers, batch * gate.elements)
@@ -165,7 +203,12 @@ class JointRequantize:
         )  # fmt: skip
         hots[0] = prefixes(hots[0], look.borrow.digits[0]) if look.shift else hots[0]
         free = self._free(masks, lifts, self._mu(lifts, drawn), delta)
-        return self._laid(pairing.party, out, hots, offset, lift, record, free)
+        count = len(look.borrow.digits)
+        sizes = [gate.bits - j for j in range(look.out_bits) if gate.bits > j]
+        lifted = joined_bits(list(zip(lift, sizes, strict=False)), batch * gate.elements)
+        saturation = hots[count + 1] if look.saturates else None
+        fields = [hots[count], saturation, record, lifted, *hots[:count]]
+        return self.laid(party, out, fields, offset, free)
 
     def _offset(self, rho: Sequence[Column], scaled: Words, party: int) -> Joint[Words]:
         ring = self.gate.look.ring
@@ -240,24 +283,3 @@ class JointRequantize:
             found.append((cut_bits(made, place, bits), bits))
             place += bits
         return found
-
-    def _laid(
-        self, party: int, out: Ring, hots: list[Words], offset: Words, lift: list[Words],
-        record: Words, free: Words,
-    ) -> Made:  # fmt: skip
-        """Everything where the dealer would have put it."""
-        gate, look, n, batch = self.gate, self.gate.look, self.gate.elements, len(out)
-        count = len(look.borrow.digits)
-        sizes = [gate.bits - j for j in range(look.out_bits) if gate.bits > j]
-        lifted = joined_bits(list(zip(lift, sizes, strict=False)), batch * n)
-        sat = hots[count + 1] if look.saturates else None
-        fields = [hots[count], sat, record, lifted, *hots[:count]]
-        dealt = np.zeros((batch, gate.dealt_words), np.uint64)
-        sizes = list(look.fields(gate.bits).in_order)
-        for values, bits, place in zip(fields, sizes, gate.field_places[:-1], strict=True):
-            if bits and values is not None:
-                for row in range(batch):
-                    words = dealt[row, place // 64 :]
-                    kernels.join(values[row * n : (row + 1) * n], bits, words)
-        words = np.concatenate([free.reshape(batch, n), out.reshape(batch, n)], axis=1)
-        return Made(Side(party, batch, words, list(dealt)), offset.reshape(batch, n), out)

@@ -167,8 +167,10 @@ def test_nothing_secret_is_used_twice(name: str, monkeypatch: pytest.MonkeyPatch
     asked = ledger.check()
     assert asked["keys"] >= 2 * sum(ends.plan.cots(1))
     assert asked["pads"] > asked["keys"]
-    widths = [half.gate.look.width for half in ends.plan.halves.values() if hasattr(half, "hots")]
-    assert (asked["leaves main"] > 0) == any(width > 8 for width in widths)
+    hots = [hot for half in ends.plan.halves.values() for hot in getattr(half, "hots", ())]
+    for purpose in ("digit", "main", "saturation"):
+        trees = any(width > 8 for kind, _, width in hots if kind == purpose)
+        assert (asked[f"leaves {purpose}"] > 0) == trees
 
 
 def heard(ends: Ends, value: int, planted: str = "") -> dict[str, Any]:

@@ -65,6 +65,8 @@ class RampGate(ScaledGate):
     ) -> Generator[bytes, bytes, Wire]:
         look, n = self.look, self.elements
         c = self.scaled(inputs[0].public - to_ring(self.zero_point, 64), look.offset)
+        if state is not None:  # made without a dealer: what leads from the input's mask to its own
+            c = reduce(c + state, look.ring)
         free = side.free[:, :n]
         own = batched.open_ramp(c, side.dealt, free, *self.fixed, self.digits, self.windows)
         first = yield from opening(own, look.borrow.variables + 3, xor=True)
