@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch.fx import Node
 
-from secure_quant.quantizer.passes.batch_layout import Folded, Folder, Layout, Made, hint
+from secure_quant.quantizer.passes.batch_layout import PLAIN, Folded, Folder, Layout, Made, hint
 from secure_quant.quantizer.passes.indexing import argument
 
 __all__ = ["aligned", "by_dim", "constant_beside", "counted", "has_dim"]
@@ -104,11 +104,24 @@ def by_dim(edit: Folder, node: Node) -> Made:
         return _of_batch(edit, node, own) if len(axes) == 1 else None
     places = [own.place(d) for d in axes]
     full = {**defaults, **given, names[0]: own.data, key: places if several else places[0]}
+    if "index" in given and own.layout != PLAIN:
+        full["index"] = _index_of(edit, node, own, given["index"])
+        if full["index"] is None:
+            return None
     plain = [a.name for a in arguments if not a.kwarg_only]
     last = max(i for i, n in enumerate(plain) if n in given or n == key)
     args = [full[n] for n in plain[: last + 1]]
     made = edit.op(target, args, {n: given[n] for n in given if n not in plain})
     return _results(edit, node, own, made, sum(d < own.layout.axis for d in axes))
+
+
+def _index_of(edit: Folder, node: Node, own: Folded, index: Node) -> Node | None:
+    """Constant places, as many rows of them as V has, for R; None where the batch is not first."""
+    shape, wide = edit.shape(index), edit.shape(node.args[0])
+    layout = own.layout
+    if (layout.axis, layout.outer) != (0, 1) or len(shape) != own.rank or shape[0] != wide[0]:
+        return None
+    return edit.rows(index, [layout.inner, *shape[1:]])
 
 
 def _results(edit: Folder, node: Node, own: Folded, made: Node, before: int) -> Made:

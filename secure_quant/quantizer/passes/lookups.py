@@ -42,11 +42,12 @@ def lower_lookups(module: GraphModule, model: nn.Module) -> None:
         if node.target is not _EMBEDDING:
             continue
         weight, given = node.args[:2]
+        edit = Editor(module, node)
         if given not in roots:
             continue  # constant numbers
         if tables is None:
             raise unsupported(node)
-        numbers = _behind(given)
+        numbers, first = _behind(given)
         if numbers.target is not INPUT_PORT:
             raise unsupported(
                 node, f"row numbers that {_name(numbers)} computes of an input", _AS_INPUT
@@ -54,11 +55,12 @@ def lower_lookups(module: GraphModule, model: nn.Module) -> None:
         table = constant_of(module, weight)
         if table is None:
             raise unsupported(node, "a table that is computed", "keep the table as one parameter")
+        if first:
+            weight, table = edit.constant(table[first:]), table[first:]
         _check_alone(node, numbers, private)
         packed, name, dtype, start, shape = numbers.args[:5]
         if dtype != "int64":
             raise unsupported(node, f"rows chosen by {dtype}", "give row numbers as integers")
-        edit = Editor(module, node)
         made = edit.call(LOOKUP_PORT, packed, weight, name, start, shape, private)
         made.meta[TABLE_RANGE] = min(float(table.min()), 0.0), max(float(table.max()), 0.0)
         edit.replace(made)
@@ -66,19 +68,29 @@ def lower_lookups(module: GraphModule, model: nn.Module) -> None:
     module.recompile()
 
 
-def _behind(node: Any) -> Node:
-    """The numbers behind moves that leave every one in its place."""
-    while node.target in _KEEPING and node.args[0].meta["val"].shape == node.meta["val"].shape:
+def _behind(node: Any) -> tuple[Node, int]:
+    """The numbers behind moves that leave every one in its place, and what is added to all."""
+    first = 0
+    while True:
+        added = node.args[1] if node.target is aten.add.Tensor and not node.kwargs else None
+        if isinstance(added, int) and added >= 0:
+            first += added
+        elif node.target not in _KEEPING or _moves(node):
+            return node, first
         node = node.args[0]
-    made: Node = node
-    return made
+
+
+def _moves(node: Node) -> bool:
+    source: Any = node.args[0]
+    return bool(source.meta["val"].shape != node.meta["val"].shape)
 
 
 def _check_alone(node: Node, numbers: Node, private: bool) -> None:
     """The client sends rows, and nobody has their numbers any more; or numbers, which choose rows
     of secret tables and nothing else."""
     for user in numbers.users:
-        if user.target in _KEEPING and user.meta["val"].shape == numbers.meta["val"].shape:
+        plain = user.target in _KEEPING and not _moves(user)
+        if plain or (user.target is aten.add.Tensor and isinstance(user.args[1], int)):
             _check_alone(node, user, private)
         elif private and user.target is _EMBEDDING:
             continue

@@ -30,6 +30,9 @@ _NOT = {aten.logical_not.default, aten.bitwise_not.default}
 _AND = {
     aten.__and__.Tensor, aten.bitwise_and.Tensor, aten.logical_and.default, aten.mul.Tensor,
 }  # fmt: skip
+_WHERE = {
+    aten.where.self, aten.where.ScalarOther, aten.where.ScalarSelf, aten.where.Scalar,
+}  # fmt: skip
 _OR = {aten.__or__.Tensor, aten.bitwise_or.Tensor, aten.logical_or.default}
 MOVES = {
     aten.unsqueeze.default, aten.slice.Tensor, aten.reshape.default, aten.view.default,
@@ -86,12 +89,25 @@ class Truths:
         if node.target in _AND and isinstance(args[1], Node):
             parts = [self.of(n) for n in args if not all_true(self._module, n)]
             return parts[0] if len(parts) == 1 else self.both(*parts)
+        if node.target is aten.mul.Tensor and self._counts(args[1]):
+            return self.of(args[0])  # any other number than 0 is true
+        if node.target in _WHERE and {self._counts(n) for n in args[1:]} == {True, False}:
+            return self.of(args[0]) if self._counts(args[1]) else self.inverse(args[0])
         if node.target in _OR:
             return self._inverted(self.both(*(self.inverse(n) for n in args)))
         raise unsupported(
             self._where, f"a mask made by {name_of(node)}",
             "give the mask itself as an input: 1 where a key counts, 0 where it does not",
         )  # fmt: skip
+
+    def _counts(self, x: Any) -> bool | None:
+        """Whether a constant is not 0, throughout; None for what is neither."""
+        if isinstance(x, int | float):
+            return bool(x)
+        value = constant_of(self._module, x)
+        if value is None or bool((value != 0).any()) != bool((value != 0).all()):
+            return None
+        return bool((value != 0).any())
 
 
 def is_of_masks(nodes: list[Node]) -> set[Node]:

@@ -103,6 +103,9 @@ SUMS = {
         + (ALIBI + torch.where(seen(m), 0.0, -1e9))
         + torch.zeros(LATER.shape).masked_fill(LATER, -1e9)
     ),
+    "filled where a sum is not 0": lambda s, m: s.masked_fill(
+        torch.where(seen(m), 0.0, LOWEST).bool(), LOWEST
+    ),
     "two of them": lambda s, m: (s + torch.where(seen(m), 0.0, LOWEST)).masked_fill(
         ~seen(m) & LATER, -1e9
     ),

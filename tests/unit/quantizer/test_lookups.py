@@ -204,3 +204,13 @@ def test_other_engines_refuse_secret_tables_and_say_what_to_use():
     for executor in (He("latency"), OneHost()):
         with pytest.raises(OpNotSupported, match=r'secret table.*embedding="client"'):
             executor.prepare(graph)
+
+
+@pytest.mark.parametrize("embedding", ["client", "private"])
+def test_numbers_with_something_added_choose_rows_further_on(embedding):
+    """As models count places from 2 on."""
+    model = Both(lambda n, a: n.e(a["x"] + 2).mean(1), e=nn.Embedding(52, 4))
+    graph = quantize(model, {"x": IDS}, embedding=embedding)
+    assert [port.rows for port in graph.input_ports] == [50]
+    made = reference.run(graph, {"x": IDS})["output"]
+    assert relative_error(made, floats(model, x=IDS)) < 0.05
