@@ -104,7 +104,7 @@ def by_dim(edit: Folder, node: Node) -> Made:
         return _of_batch(edit, node, own) if len(axes) == 1 else None
     places = [own.place(d) for d in axes]
     full = {**defaults, **given, names[0]: own.data, key: places if several else places[0]}
-    if "index" in given and own.layout != PLAIN:
+    if node.target is aten.gather.default and own.layout != PLAIN:
         full["index"] = _index_of(edit, node, own, given["index"])
         if full["index"] is None:
             return None
