@@ -7,6 +7,7 @@ Source: connectrpc.com/docs/protocol; CORS by fetch.spec.whatwg.org.
 from __future__ import annotations
 
 import asyncio
+import logging
 import time
 from collections.abc import Awaitable, Callable, Mapping
 from contextlib import suppress
@@ -48,7 +49,19 @@ PREFLIGHT_S = 7200
 SILENT_S = 10.0
 """For the handshake, and from there to the end of the first request's head."""
 UNUSED_S = 75.0
+_LOG = logging.getLogger("secure_quant_server.web")
 LOOPBACK = {"127.0.0.1", "localhost", "::1"}
+
+
+class _Foreseen(logging.Filter):
+    """Of what aiohttp says, that a peer broke HTTP is left out: it is told, and may be anybody."""
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        kind = record.exc_info[0] if record.exc_info else None
+        return kind is None or not issubclass(kind, HttpProcessingError)
+
+
+_LOG.addFilter(_Foreseen())
 
 
 @dataclass(frozen=True)
@@ -165,7 +178,7 @@ class WebFront:
             context = fresh_context(FreshCredentials(own), "http/1.1", mutual=False)
         self._server = web.Server(
             self._answer, handler_cancellation=True, access_log=None, auto_decompress=False,
-            keepalive_timeout=UNUSED_S, lingering_time=2.0, read_bufsize=2**16,
+            keepalive_timeout=UNUSED_S, lingering_time=2.0, read_bufsize=2**16, logger=_LOG,
         )  # fmt: skip
         try:
             self._listener = await asyncio.get_running_loop().create_server(

@@ -246,6 +246,56 @@ def test_connections_are_bounded_and_silent_ones_cut(monkeypatch: pytest.MonkeyP
     support.run(test)
 
 
+HOSTILE = {
+    "garbage": b"\x00\xff" * 500 + b"\r\n\r\n",
+    "a long line": b"POST /" + b"a" * 20_000 + b" HTTP/1.1\r\n\r\n",
+    "many headers": b"GET / HTTP/1.1\r\n" + b"a: b\r\n" * 500 + b"\r\n",
+    "two lengths": b"POST / HTTP/1.1\r\nContent-Length: 1\r\nContent-Length: 2\r\n\r\nab",
+    "both framings": b"POST / HTTP/1.1\r\nHost: x\r\nContent-Length: 1\r\n"
+    b"Transfer-Encoding: chunked\r\n\r\n0\r\n\r\n",
+    "a wrong chunk": None,
+    "half a body": None,
+}
+
+
+@pytest.mark.parametrize("kind", HOSTILE)
+def test_a_peer_that_breaks_http_leaves_nothing_behind(kind: str, caplog: pytest.LogCaptureFixture):
+    """No call stays open, nothing unforeseen is logged, and the next call is answered."""
+    head = (
+        f"POST {SERVICE}/EvaluateLinear HTTP/1.1\r\nHost: x\r\nContent-Type: application/proto\r\n"
+        f"Authorization: Bearer {ALICE}\r\n"
+    ).encode()
+    sent = HOSTILE[kind]
+    if kind == "a wrong chunk":
+        sent = head + b"Transfer-Encoding: chunked\r\n\r\nzz\r\nabc\r\n"
+    elif kind == "half a body":
+        sent = head + b"Content-Length: 100\r\n\r\nabc"
+
+    async def test():
+        async with (
+            support.serving(security=InsecurePlaintext(), tokens=TOKENS) as server,
+            listening(server, Answers()) as front,
+            calling(front, "http") as call,
+        ):
+            reader, writer = await asyncio.open_connection("127.0.0.1", front.port)
+            writer.write(sent)
+            if kind == "half a body":
+                while not server.guard._admission.running:
+                    await asyncio.sleep(0.01)
+                writer.close()
+            else:
+                answer = await reader.readline()
+                assert answer.split()[1:2] in ([b"400"], [b"404"], []), answer
+                writer.close()
+            while server.guard._admission.running:
+                await asyncio.sleep(0.01)
+            body = STEP.SerializeToString()
+            assert (await call(f"{SERVICE}/EvaluateLinear", body))[0] == 200
+
+    support.run(test)
+    assert [each for each in caplog.records if each.exc_info and each.levelname == "ERROR"] == []
+
+
 def test_a_pair_of_its_own_is_shown_instead():
     cert, key = support.AUTHORITY.issue("party1", hosts=["127.0.0.1", "app.example"])
 
