@@ -15,6 +15,7 @@ from secure_quant.errors import CertificateMismatch, PeerUnavailable, Unauthenti
 from secure_quant.transport import (
     FrameStream,
     FreshCredentials,
+    ServerPair,
     SwappedTls,
     Tls,
     dial_stream,
@@ -37,6 +38,22 @@ def write(folder: Path, authority: Authority, role: str, *, only: str = "") -> T
             part.write_bytes(data)
             part.replace(folder / name)
     return Tls(folder / "ca", folder / "cert", folder / "key")
+
+
+def test_a_pair_for_browsers_is_replaced_as_well(tmp_path: Path) -> None:
+    """Of another authority each time, as a public one's renewals may be; none is asked for."""
+    first, second = Authority(days=20), Authority(days=90)
+    write(tmp_path, first, "party0")
+    fresh = FreshCredentials(ServerPair(tmp_path / "cert", tmp_path / "key"))
+    assert fresh.look() is None
+    assert fresh.current.ca == b""
+    assert abs(expiry(fresh.current) - datetime.now(UTC) - timedelta(days=20)) < timedelta(hours=1)
+    write(tmp_path, second, "party0", only="cert")  # half of a rotation
+    assert fresh.look() is None
+    write(tmp_path, second, "party0")
+    found = fresh.look()
+    assert found is not None
+    assert abs(expiry(found) - datetime.now(UTC) - timedelta(days=90)) < timedelta(hours=1)
 
 
 def client(authority: Authority) -> Tls:
