@@ -158,7 +158,13 @@ WAYS = {name: (lambda way=way: Eager(way), MASK) for name, way in SUMS.items()} 
 }
 
 
-@pytest.mark.parametrize("name", WAYS)
+SOME = ("where 0, min", "filled, -inf", "constants besides", "two of them", "an encoder")
+"""Of every kind one; the others have a mark."""
+
+
+@pytest.mark.parametrize(
+    "name", [n if n in SOME else pytest.param(n, marks=pytest.mark.heavy) for n in WAYS]
+)
 def test_sums_and_fills_and_modules_of_torch(name):
     """Close to float on real padding, and what is hidden leaves no trace in what is not."""
     make, mask = WAYS[name]

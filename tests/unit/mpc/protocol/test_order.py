@@ -89,7 +89,7 @@ def test_groups_are_even() -> None:
 @pytest.mark.parametrize("candidates", [4, 12])
 def test_what_is_seen_is_uniform_whatever_wins(scores: str, candidates: int) -> None:
     """In one level and in two, round by round; equal scores as extremes."""
-    count, reach, rng = 2**13, 2**12, np.random.default_rng(candidates)
+    count, reach, rng = 2**14 // candidates, 2**12, np.random.default_rng(candidates)
     x = np.zeros((count, candidates), np.int64)
     x[:, 0 if scores == "first" else -1] = 0 if scores == "equal" else reach
     made = gate(candidates, reach, "balanced", positions=count)
