@@ -4,8 +4,9 @@ BIN := .venv/bin
 READY := .venv/.ready
 PROTOC := .protoc
 OIP := .oip
+RAY := .ray
 
-.PHONY: setup demo test test-all quick fuzz lint format types imports proto proto-check deploy-check lock compat oip docs generated release bench web clean
+.PHONY: setup demo test test-all quick fuzz lint format types imports proto proto-check deploy-check lock compat oip ray docs generated release bench web clean
 
 demo: $(READY)
 	$(BIN)/secure-quant demo
@@ -14,7 +15,7 @@ test: lint types imports proto-check deploy-check
 	$(BIN)/python -m pytest -n auto --dist loadfile -m "not heavy"
 
 # Everything, those tests too that take minutes each (real clusters, browsers, real weights).
-test-all: lint types imports proto-check deploy-check $(OIP)/.ready
+test-all: lint types imports proto-check deploy-check $(OIP)/.ready $(RAY)/.ready
 	$(BIN)/python -m pytest -n auto --dist loadfile
 
 # Under a minute: what tells most, before every commit. No test of it starts a process.
@@ -115,5 +116,13 @@ $(OIP)/.ready: tools/oip.txt
 
 oip: $(OIP)/.ready
 
+# Ray beside us, on which the HE server is tried.
+$(RAY)/.ready: tools/ray.txt
+	$(PYTHON) -m venv $(RAY)
+	$(RAY)/bin/python -m pip install --quiet --requirement tools/ray.txt --editable '.[he]'
+	@touch $@
+
+ray: $(RAY)/.ready
+
 clean:
-	rm -rf client/web/node_modules client/web/dist .venv $(PROTOC) $(OIP) .compat build dist out demo-out *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
+	rm -rf client/web/node_modules client/web/dist .venv $(PROTOC) $(OIP) $(RAY) .compat build dist out demo-out *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
