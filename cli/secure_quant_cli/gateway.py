@@ -52,7 +52,8 @@ def configure(parser: argparse.ArgumentParser) -> None:
     add("--listen-ca", type=Path, metavar="FILE",
         help="who signs the callers' certificates, which they must show then")  # fmt: skip
     add = parser.add_argument_group("limits").add_argument
-    add("--timeout", type=float, default=30.0, metavar="SECONDS", help="longest request")
+    add("--timeout", type=float, metavar="SECONDS",
+        help="longest request (default: 30, or what the model's work may take)")  # fmt: skip
     add("--batch", type=int, metavar="N",
         help="most samples joined into one inference (default: what the servers take)")  # fmt: skip
     add("--at-once", type=int, default=2, metavar="N",
@@ -105,7 +106,7 @@ def options_from(arguments: argparse.Namespace) -> GatewayOptions:
         security=tls_from(arguments, "client"), listen=arguments.listen,
         http_listen=arguments.http_listen, listen_tls=_listen_tls(arguments),
         models=_models(arguments.models or ["model"]), token=_token(arguments.token_file),
-        limits=Limits(deadline_s=arguments.timeout, **size), timeout_s=arguments.timeout,
+        limits=Limits(**size), timeout_s=arguments.timeout,
         batch=arguments.batch, at_once=arguments.at_once, pending=arguments.pending,
     )  # fmt: skip
     options.check()

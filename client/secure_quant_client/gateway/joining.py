@@ -7,6 +7,7 @@ up to the servers' own batch. The integers of a sample do not depend on those be
 from __future__ import annotations
 
 import asyncio
+import math
 import time
 from collections import deque
 from collections.abc import Awaitable, Callable
@@ -19,13 +20,13 @@ from secure_quant.errors import InternalError, Overloaded, SecureQuantError
 
 __all__ = ["Infer", "Joiner"]
 
-Infer = Callable[[NDArray[np.int8], float], Awaitable[NDArray[np.int64]]]
-"""int8[batch, ...] and the seconds it may take -> int64[batch, ...]."""
+Infer = Callable[[NDArray[np.int8], float | None], Awaitable[NDArray[np.int64]]]
+"""int8[batch, ...] and the seconds it may take, None where nobody says -> int64[batch, ...]."""
 
 
 class _Entry:
-    def __init__(self, q: NDArray[np.int8], seconds: float) -> None:
-        self.q, self.until = q, time.monotonic() + seconds
+    def __init__(self, q: NDArray[np.int8], seconds: float | None) -> None:
+        self.q, self.until = q, math.inf if seconds is None else time.monotonic() + seconds
         self.answer: asyncio.Future[NDArray[np.int64]] = asyncio.get_running_loop().create_future()
 
 
@@ -41,7 +42,7 @@ class Joiner:
         self.inferences = self.requests = 0
         """So far: of the servers, of callers."""
 
-    async def infer(self, q: NDArray[np.int8], seconds: float) -> NDArray[np.int64]:
+    async def infer(self, q: NDArray[np.int8], seconds: float | None) -> NDArray[np.int64]:
         """int8[batch, ...] -> int64[batch, ...], not waited for longer than ``seconds``. Who is
         cancelled before it began has no part in it. Raises Overloaded, and what the servers' client
         raises."""
@@ -92,7 +93,7 @@ class Joiner:
         self.inferences += 1
         try:
             left = max(entry.until for entry in entries) - time.monotonic()
-            y = await self._infer(q, max(left, 1e-3))
+            y = await self._infer(q, None if left == math.inf else max(left, 1e-3))
         except SecureQuantError as error:
             _settle(entries, error)
         except asyncio.CancelledError:

@@ -24,7 +24,8 @@ class GatewayOptions:
     models         name for callers -> hash, and "" for the one model that the servers serve.
     token          where the servers ask for one besides the certificate.
     limits         largest message of either side.
-    timeout_s      longest request, and of one whose caller states no time.
+    timeout_s      longest request, and of one whose caller states no time; None for what our client
+                   gives the model's work.
     batch          most samples joined into one inference; None for what the servers take.
     at_once        inferences of a model that run side by side.
     pending        requests that wait; one more is refused as Overloaded.
@@ -39,7 +40,7 @@ class GatewayOptions:
     models: Mapping[str, str] = field(default_factory=lambda: {"model": ""})
     token: str | None = None
     limits: Limits = field(default_factory=Limits)
-    timeout_s: float = 30.0
+    timeout_s: float | None = None
     batch: int | None = None
     at_once: int = 2
     pending: int = 256

@@ -53,7 +53,7 @@ class Served:
     """
 
     def __init__(
-        self, name: str, engine: Engine, targets: Sequence[str], *, timeout_s: float,
+        self, name: str, engine: Engine, targets: Sequence[str], *, timeout_s: float | None,
         batch: int | None, at_once: int, pending: int, connection: dict[str, Any],
     ) -> None:  # fmt: skip
         self.name, self._engine, self._timeout_s = name, engine, timeout_s
@@ -118,7 +118,8 @@ class Served:
     async def infer(self, asked: Asked) -> Made:
         """Raises InputError's leaves, which name the input; ModelNotFound, Overloaded,
         DeadlineExceeded, and what the engine's client raises."""
-        seconds = min(self._timeout_s, asked.seconds or self._timeout_s)
+        limits = [each for each in (self._timeout_s, asked.seconds) if each is not None]
+        seconds = min(limits, default=None)
         async with _within(seconds):
             graph, joiner = await self._connected()
             version = await self.version(asked.version)
@@ -155,7 +156,7 @@ class Served:
         if not task.cancelled():
             task.exception()  # whoever waits has it; if nobody does, it is nobody's
 
-    async def _infer(self, q: NDArray[np.int8], seconds: float) -> NDArray[np.int64]:
+    async def _infer(self, q: NDArray[np.int8], seconds: float | None) -> NDArray[np.int64]:
         with from_servers():
             made: NDArray[np.int64] = await self._client.infer_int8(q, timeout=seconds)
         return made
@@ -171,7 +172,7 @@ class Served:
 
 
 @asynccontextmanager
-async def _within(seconds: float) -> AsyncIterator[None]:
+async def _within(seconds: float | None) -> AsyncIterator[None]:
     try:
         async with asyncio.timeout(seconds) as limit:
             yield
