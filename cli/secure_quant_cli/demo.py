@@ -11,6 +11,7 @@ parties itself, and see the answer and what each end saw. Until Ctrl-C.
 from __future__ import annotations
 
 import argparse
+import importlib
 import statistics
 import tempfile
 from pathlib import Path
@@ -118,11 +119,16 @@ def show_page(port: int, work: Path) -> int:
 
     from secure_quant.quantizer import zoo
     from secure_quant_cli import web_demo
+    from secure_quant_cli.checks import free_ports_at
     from secure_quant_cli.cluster import free_ports
     from secure_quant_cli.models import quantize_shown, trained_lenet
     from secure_quant_cli.service import serving
     from secure_quant_server.common import make_token
 
+    importlib.import_module(
+        "aiohttp"
+    )  # what is missing or taken is said before anything is trained
+    free_ports_at("--page-port", f"127.0.0.1:{port}", 1)
     data, small = zoo.digits("image"), zoo.digits("flat")
     model, _ = trained_lenet(data, work / "lenet.safetensors")
     graph = quantize_shown(model, data.train_x[:512])
