@@ -214,7 +214,7 @@ class Pairing:
         if any(len(s) < n for s, n in zip(self._stock, wanted, strict=True)):
             raise PairingSpent("COTs in stock", got=[len(s) for s in self._stock], expected=wanted)
         v, w = self._take(own, wanted[own]), self._take(other, wanted[other])
-        bits, self._bits = self._bits[: len(v)], self._bits[len(v) :].copy()
+        bits, self._bits = self._bits[: len(v)].copy(), _left(self._bits, len(v))
         share = v ^ bits[:, None] * self.delta
         chosen, zero, one = KEYS.hash(v), KEYS.hash(w), KEYS.hash(w ^ self.delta)
         made, mine, theirs = [], 0, 0
@@ -240,7 +240,7 @@ class Pairing:
 
     def _take(self, chooser: int, count: int) -> Words:
         whole = self._stock[chooser]
-        self._stock[chooser] = whole[count:].copy()
+        self._stock[chooser] = _left(whole, count)
         self._taken[chooser] += count
         return whole[:count]
 
@@ -249,3 +249,11 @@ class Pairing:
             raise PairingSpent("a pairing in another process", hint="pair anew after a fork")
         if self._broken:
             raise PairingSpent("a pairing whose exchange was broken off", hint="pair anew")
+
+
+def _left(whole: Words, taken: int) -> Words:
+    """The rest; in memory of its own where at least half of what it lies in was taken, so that
+    many small takes of a large stock neither copy it each time nor keep all of it."""
+    rest = whole[taken:]
+    owner = whole if whole.base is None else whole.base
+    return rest.copy() if 2 * rest.nbytes <= owner.nbytes else rest

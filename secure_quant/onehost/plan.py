@@ -36,6 +36,8 @@ __all__ = ["CALLS", "KAPPA", "MAX_BATCH", "NUMBER_BYTES", "Half", "OneHostCost",
 VERSION = 2
 MAX_BATCH = 8
 """Samples of one item that is served."""
+GROUP = 2**21
+"""COTs of gates that are made side by side, some 200 bytes each."""
 LIGHT_BYTES, LIGHT_PRODUCTS = 2**18, 2**22
 """Both ways, and of numbers with weights: an inference with no more may run between messages."""
 CALLS = (2**20, 2**16, 2**12, 2**10)
@@ -141,6 +143,20 @@ class OneHostPlan:
             elif isinstance(gate, ProductGate):
                 left, right = (self.graph.values[name].shape for name in gate.inputs)
                 made[gate.name] = JointProduct(gate, left, right)
+        return made
+
+    def groups(self, batch: int) -> list[list[str]]:
+        """Names of ``halves``, in order, that are made side by side: what takes more COTs than
+        GROUP goes one after the other, since all of a group's keys are in memory at once."""
+        made: list[list[str]] = [[]]
+        taken = 0
+        for name, half in self.halves.items():
+            cots = sum(half.cots(batch))
+            if made[-1] and taken + cots > GROUP:
+                made.append([])
+                taken = 0
+            made[-1].append(name)
+            taken += cots
         return made
 
     @cached_property

@@ -102,19 +102,22 @@ class _Program(ABC):
             if not isinstance(half, JointMaximum) or half.gate.tournament:
                 masks[name] = half.fresh(pairing, batch)
         made = yield from self._linear(masks, batch)
-        runs: dict[str, Joint[Any]] = {}
-        for name, half in self.plan.halves.items():
-            if isinstance(half, JointInput):
-                runs[name] = half.make(pairing, masks[name])
-            elif isinstance(half, JointProduct):
-                left, right = (masks[inner] for inner in half.gate.inputs)
-                runs[name] = half.make(pairing, left, right, masks[name])
-            else:
-                inner = masks[half.gate.inputs[0]]
-                runs[name] = half.make(pairing, inner, masks.get(name, inner))
-        results = yield from together(list(runs.values()))
+        for names in self.plan.groups(batch):
+            runs = [self._half(name, masks) for name in names]
+            made |= dict(zip(names, (yield from together(runs)), strict=True))
         self._items += 1
-        return Item(self._items, batch, masks, made | dict(zip(runs, results, strict=True)))
+        return Item(self._items, batch, masks, made)
+
+    def _half(self, name: str, masks: dict[str, Ring]) -> Joint[Any]:
+        """The joint half of a gate, of the ``masks`` of its inputs and of itself."""
+        half, pairing = self.plan.halves[name], self.pairing
+        if isinstance(half, JointInput):
+            return half.make(pairing, masks[name])
+        if isinstance(half, JointProduct):
+            left, right = (masks[inner] for inner in half.gate.inputs)
+            return half.make(pairing, left, right, masks[name])
+        inner = masks[half.gate.inputs[0]]
+        return half.make(pairing, inner, masks.get(name, inner))
 
     def _linear(self, masks: dict[str, Ring], batch: int) -> Joint[dict[str, Any]]:
         """All linear layers, and with them every mask; those whose inputs are known at once."""

@@ -47,10 +47,11 @@ class _OneHost(OneServer["OneHostModel"]):
 
     def _pair(self, plan: OneHostPlan) -> Paired:
         """On a channel of its own: a pairing is as good as its connection."""
+        from secure_quant_client.onehost.model import patience
         from secure_quant_client.onehost.pairing import Paired
 
         channel = sync_channel(self._target, self._tls, server_role="onehost", limits=self._limits)
-        step_s = self._limits.deadline_s or DEADLINE_S
+        step_s = self._limits.deadline_s or max(DEADLINE_S, patience(plan.graph))
         return Paired(channel, self._metadata, plan, stock=self._stock, step_s=step_s)
 
 

@@ -29,9 +29,14 @@ from secure_quant_client.program import Program
 from secure_quant_client.stats import Inference, InferenceStats
 from secure_quant_client.trust import bound_unpinned, require_plausible
 
-__all__ = ["OneHostModel", "Pair"]
+__all__ = ["OneHostModel", "Pair", "patience"]
 
 Pair = Callable[[OneHostPlan], Paired]
+
+
+def patience(graph: Graph) -> float:
+    """Seconds of a sample: several times what slow, busy cores took, with nothing made ahead."""
+    return effort(graph).seconds(8e-8, 8e-5, 1.0)
 
 
 class OneHostModel:
@@ -90,12 +95,12 @@ class OneHostModel:
     def prepare(self, batch: int, deadline: Deadline) -> None:
         """Pair, and have the stock for ``batch`` samples full. Raises DeadlineExceeded,
         BudgetExceeded, PeerUnavailable and the like."""
+        deadline.allow(self.patience_s(batch))
         paired = self.paired()
         paired.fill(min(batch, paired.most(deadline)), deadline)
 
     def patience_s(self, samples: int) -> float:
-        """Several times what slow, busy cores took, with nothing made ahead."""
-        return samples * effort(self.graph).seconds(8e-8, 8e-5, 1.0)
+        return samples * patience(self.graph)
 
     def infer(self, q: NDArray[Any], deadline: Deadline) -> Program[Inference[np.int64]]:
         """int8[batch, *input shape] -> int64[batch, *output shape], some samples at a time; threads

@@ -17,6 +17,7 @@ from secure_quant.errors import (
 )
 from secure_quant.ir import Graph, ops
 from secure_quant.mpc.protocol.gates.product import ProductGate
+from secure_quant.onehost import plan as plan_module
 from secure_quant.onehost.cot import MOST_BLOCKS, Pairing
 from secure_quant.onehost.plan import OneHostPlan, plan
 from secure_quant.onehost.product import JointProduct
@@ -150,6 +151,23 @@ def test_only_the_answer_itself_goes_unmasked() -> None:
     assert of("lenet").bare == {"f3"}
     assert of("activation_out").bare == set()
     assert of("average").bare == set()
+
+
+def test_gates_in_groups_make_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What takes many COTs is made one after the other; bytes and integers stay."""
+    ends, exchanges = Ends(graphs.lenet(), pair()), []
+    names = list(ends.plan.halves)
+    for most in (plan_module.GROUP, sum(ends.plan.cots(2)) // 2, 1):
+        monkeypatch.setattr(plan_module, "GROUP", most)
+        groups = ends.plan.groups(2)
+        assert [name for group in groups for name in group] == names
+        _, _, sent = drive(ends.client.prepare(2), ends.server.prepare(2))
+        q = inputs(ends.graph, 2)
+        assert np.array_equal(ends.infer(q), reference.run_int(ends.graph, q))
+        exchanges.append((len(groups), len(sent)))
+    counts = [count for count, _ in exchanges]
+    assert counts[0] == 1 < counts[1] < counts[2] == len(names)
+    assert exchanges[0][1] < exchanges[1][1] < exchanges[2][1]
 
 
 @pytest.mark.parametrize("name", ["mlp", "activation_out", "attention"])
