@@ -13,6 +13,8 @@ from unit.mpc.protocol import graphs
 from unit.mpc.runtime.wires import Pair as Wires
 
 from conformance.builder import Net
+from conformance.order_cases import largest_of_many
+from conformance.port_cases import secret_tables
 from secure_quant import Graph, reference
 from secure_quant.errors import MalformedMessage, MaterialExhausted, MaterialReused
 from secure_quant.keystream import Keystream
@@ -85,9 +87,12 @@ class Roles:
         return (one + two).view(np.int64), meter
 
 
-@pytest.mark.parametrize("name", graphs.ALL)
+GRAPHS = graphs.ALL | {"secret_tables": secret_tables, "largest_of_many": largest_of_many}
+
+
+@pytest.mark.parametrize("name", GRAPHS)
 def test_same_integers_rounds_and_bytes(name: str) -> None:
-    graph = getattr(graphs, name)()
+    graph = GRAPHS[name]()
 
     async def work() -> None:
         with ThreadPoolExecutor(2) as pool:
