@@ -3,7 +3,9 @@
 NAME.onnx has standard integer operators alone, and any runtime computes the integers of every
 engine here with it: int8 in, int64 out. NAME.qdq.onnx is a float model, float32 in and out, with
 QuantizeLinear and DequantizeLinear around its operators, which mobile runtimes compile for their
-integer units; its integers are those of the model but for rounding. Both hold the weights.
+integer units; its integers are those of the model but for rounding. Both hold the weights. With
+--litert NAME.tflite is written as well, from the second by Google's converter (the package
+litert-torch): int8 in, float32 out, one sample at a time.
 --input DATA.npz runs both in onnxruntime and says how far they are from plaintext here.
 """
 
@@ -30,6 +32,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--out", type=Path, required=True, metavar="NAME.onnx",
                         help="the exact one; NAME.qdq.onnx stands beside it")  # fmt: skip
     parser.add_argument("--input", type=Path, metavar="DATA.npz", help="samples to compare on")
+    parser.add_argument("--litert", action="store_true", help="write NAME.tflite too")
     parser.add_argument("--json", action="store_true")
 
 
@@ -46,8 +49,8 @@ def run(arguments: argparse.Namespace) -> int:
     out: Path = arguments.out
     if out.suffix != ".onnx":
         raise ConfigError("--out", got=out.name, expected="a name that ends in .onnx")
-    beside = out.with_suffix(".qdq.onnx")
-    for path in (out, beside):
+    beside, small = out.with_suffix(".qdq.onnx"), out.with_suffix(".tflite")
+    for path in (out, beside, *([small] if arguments.litert else [])):
         can_write("--out", path)
     graph = load(arguments.model)
     names = [port.name for port in graph.input_ports] if graph.has_ports else None
@@ -59,6 +62,11 @@ def run(arguments: argparse.Namespace) -> int:
         if x is not None:
             measured = _differing if kind == "exact" else _distance
             made[kind] |= measured(graph, model, x)
+    if arguments.litert:
+        from secure_quant.quantizer.litert import to_litert
+
+        small.write_bytes(to_litert(to_qdq(graph)))
+        made["litert"] = {"file": str(small), "bytes": small.stat().st_size}
     if arguments.json:
         print_json({"hash": graph.hash, **made})
     else:

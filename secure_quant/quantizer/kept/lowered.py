@@ -21,7 +21,7 @@ from secure_quant.quantizer.passes import rewrite
 from secure_quant.quantizer.passes.constants import lower_constants
 from secure_quant.quantizer.refuse import failures_named, unsupported
 
-__all__ = ["kept_graph"]
+__all__ = ["as_pairs", "kept_graph"]
 
 _decomposed: Any = torch.ops.quantized_decomposed
 _QUANTIZE = _decomposed.quantize_per_tensor.default
@@ -53,7 +53,7 @@ def kept_graph(
     with failures_named(f"rewriting {name}"):
         lower_constants(module)
         _round_before_moves(module)
-        _as_pairs(module)
+        as_pairs(module)
         module.graph.eliminate_dead_code()
         module.recompile()
     progress("convert", 0, 1)
@@ -131,7 +131,7 @@ def _grid_below(node: Node) -> tuple[Any, ...] | None:
     return None
 
 
-def _as_pairs(module: GraphModule) -> None:
+def as_pairs(module: GraphModule) -> None:
     """Each ``on_grid`` becomes quantize and dequantize."""
     for node in list(module.graph.nodes):
         if node.target is not ON_GRID:

@@ -16,6 +16,7 @@ inspect model.sq
 inspect model.sq --batch 8 --json
 export model.sq --out model.onnx
 export model.sq --out model.onnx --input X.npz --json
+export model.sq --out model.onnx --litert
 split model.sq --engine mpc --out bundles/
 split model.sq --engine he --out bundles/ --objective traffic --tier T1-strict
 certs --out certs/

