@@ -30,6 +30,7 @@ KINDS = ("exact", "coarse", "refused", "wrong", "stopped")
 float model than ``quantize`` allows by itself. refused: by a named error. wrong: other integers, or
 an error without a name. stopped: at the limit of time or memory."""
 SAMPLES = 8
+_SLEEPS = 0.01
 Row = dict[str, Any]
 
 
@@ -75,6 +76,7 @@ def _judged(model: Listed, thin: bool) -> Row:
     torch.manual_seed(0)
     module, shape = model.make(model.name)
     module, lacks = thinned(module, shape) if thin else (module, 0)
+    _wake(module)
     x = torch.randn(SAMPLES, *shape)
     with torch.no_grad():
         module.train()(x)  # BatchNorm's statistics: without, activations of random weights vanish
@@ -92,6 +94,20 @@ def _judged(model: Listed, thin: bool) -> Row:
     except Exception as error:  # noqa: BLE001  this is what the run looks for
         return row | {"kind": "wrong", "why": f"raw {type(error).__name__}: {error}"[:300],
                       "trace": traceback.format_exc()[-1500:]}  # fmt: skip
+
+
+def _wake(module: torch.nn.Module) -> None:
+    """Weights that begin at zero, and factors that begin near it (LayerScale), hide whatever is
+    before them: they get numbers as training gives them."""
+    with torch.no_grad():
+        for name, parameter in module.named_parameters():
+            factor = parameter.numel() > 1 and bool((parameter == parameter.flatten()[0]).all())
+            if parameter.ndim > 1 and not parameter.any():
+                parameter.normal_(std=0.02)
+            elif factor and 0 < float(parameter.flatten()[0]) <= _SLEEPS:
+                parameter.uniform_(0.1, 0.5)
+            elif name.endswith("weight") and not parameter.any():  # of a norm
+                parameter.uniform_(0.5, 1)
 
 
 def _wrapped(error: Exception) -> str | None:

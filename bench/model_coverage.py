@@ -87,28 +87,37 @@ def known(path: Path) -> dict[str, Any]:
 
 
 def tables(rows: dict[str, Any]) -> int:
-    """Counts by group, every model, and what the refused were refused for."""
+    """Counts by group, every model by group, and what the refused were refused for."""
     from family_judge import KINDS
 
-    counts: dict[str, Counter[str]] = {}
+    groups: dict[str, list[Any]] = {}
     for row in rows.values():
-        group = "timm" if row["family"] == "timm" else f"{row['family']} {row['group']}"
-        counts.setdefault(group, Counter()).update([row["kind"]])
+        group = "timm" if row["family"] == "timm" else f"{row['family']}: {row['group']}"
+        groups.setdefault(group, []).append(row)
     print(f"\n| | models | {' | '.join(KINDS)} |\n|---|{'---|' * (len(KINDS) + 1)}")
-    for group, found in counts.items():
-        print(f"| {group} | {found.total()} | {' | '.join(str(found[k]) for k in KINDS)} |")
-    print("\n| model | input | | cosine | error | seconds |\n|---|---|---|---|---|---|")
-    for row in rows.values():
-        size = "×".join(map(str, row.get("shape", ())))
-        numbers = (f"{row['cosine']:.4f} | {row['error']:.2g}") if "cosine" in row else " | "
-        name = f"{row['group']}: {row['model']}" if row["family"] == "timm" else row["model"]
-        print(f"| {name} | {size} | {row['kind']} | {numbers} | {row.get('seconds', '')} |")
-    refused = [row for row in rows.values() if "why" in row]
+    for group, found in groups.items():
+        counts = Counter(row["kind"] for row in found)
+        print(f"| {group} | {len(found)} | {' | '.join(str(counts[k]) for k in KINDS)} |")
+    for group, found in groups.items():
+        print(f"\n## {group}\n\n| model | input | blocks left out | | cosine | error | seconds |")
+        print("|---|---|---|---|---|---|---|")
+        for row in sorted(found, key=lambda row: row["key"]):
+            print(listed_row(row))
+    refused = sorted((row for row in rows.values() if "why" in row), key=lambda row: row["why"])
     if refused:
-        print("\n| model | | why |\n|---|---|---|")
-    for row in sorted(refused, key=lambda row: row["why"]):
-        print(f"| {row['key']} | {row['kind']} | {row['why'].splitlines()[0][:160]} |")
+        print("\n## Refused\n\n| model | | why |\n|---|---|---|")
+    for row in refused:
+        print(f"| {row['model']} | {row['kind']} | {row['why'].splitlines()[0][:200]} |")
     return 1 if any(row["kind"] == "wrong" for row in rows.values()) else 0
+
+
+def listed_row(row: dict[str, Any]) -> str:
+    """A line of a table."""
+    name = f"{row['group']}: {row['model']}" if row["family"] == "timm" else row["model"]
+    size = "×".join(map(str, row.get("shape", ())))
+    numbers = f"{row['cosine']:.4f} | {row['error']:.2g}" if "cosine" in row else " | "
+    lacks = row.get("lacks", "") or ""
+    return f"| {name} | {size} | {lacks} | {row['kind']} | {numbers} | {row.get('seconds', '')} |"
 
 
 def operators(only: set[str]) -> int:

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import torch
 from torch.fx import GraphModule, Node
 
-from secure_quant.quantizer.passes.edit import Editor
+from secure_quant.quantizer.passes.edit import Editor, shown
 from secure_quant.quantizer.refuse import unsupported
 
 __all__ = ["PLAIN", "Folded", "Folder", "Layout", "Made", "Walk", "hint"]
@@ -79,8 +79,7 @@ class Folder(Editor):
         for key in ("nn_module_stack", "stack_trace"):
             if key in self.node.meta:
                 made.meta[key] = self.node.meta[key]
-        values = torch.fx.map_arg((tuple(args), kwargs), lambda n: n.meta["val"])
-        made.meta["val"] = target(*values[0], **values[1])
+        made.meta["val"] = shown(target, tuple(args), kwargs)
         return made
 
     def rows(self, x: Node, sample: Sequence[int]) -> Node:

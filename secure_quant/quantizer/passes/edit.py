@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch._dispatch.python import enable_python_dispatcher
 from torch.fx import GraphModule, Node
 
 from secure_quant.quantizer.notes import (
@@ -33,7 +34,11 @@ __all__ = [
     "has_free_batch",
     "is_lone_linear",
     "sample_rank",
+    "shown",
 ]  # fmt: skip
+
+
+_PADS = {torch.ops.aten.pad.default, torch.ops.aten.constant_pad_nd.default}
 
 
 class Editor:
@@ -49,8 +54,7 @@ class Editor:
         for key in ("nn_module_stack", "stack_trace"):
             if key in self._node.meta:
                 made.meta[key] = self._node.meta[key]
-        values = torch.fx.map_arg(args, lambda n: n.meta["val"])
-        made.meta["val"] = target(*values)
+        made.meta["val"] = shown(target, args)
         made.meta |= {f"secure_quant_{key}": value for key, value in meta.items()}
         return made
 
@@ -103,6 +107,15 @@ class Editor:
                 made.meta.setdefault(key, self._node.meta[key])
         self._node.replace_all_uses_with(made)
         self._module.graph.erase_node(self._node)
+
+
+def shown(target: Any, args: Any, kwargs: Any = None) -> Any:
+    """What ``target`` makes of the values that nodes stand for, as shapes and dtypes."""
+    args, kwargs = torch.fx.map_arg((args, kwargs or {}), lambda n: n.meta["val"])
+    if target not in _PADS:
+        return target(*args, **kwargs)
+    with enable_python_dispatcher():  # their other way fixes the number of samples
+        return target(*args, **kwargs)
 
 
 def constant_of(module: GraphModule, node: Any) -> Tensor | None:

@@ -81,6 +81,45 @@ def _index_select(edit: Mover, node: Node) -> Node:
     return edit.pick(x, axis, places)
 
 
+def _windows(edit: Mover, node: Node) -> Node:
+    """x.unfold: windows along one axis, their places last. A list of places for one axis is short
+    beside one for all values."""
+    x: Node = argument(node, 0, "self")
+    given: Any = node.args
+    dim, size, step = given[1:4]
+    rank, axis = rank_of(x), edit.axis(dim, rank_of(x))
+    count = (length(x, axis) - size) // step + 1
+    places = [i * step + j for i in range(count) for j in range(size)]
+    taken = edit.gather(x, axis, places)
+    batch, sample = edit.call(aten.sym_size.int, x, 0), list(map(int, x.meta["val"].shape[1:]))
+    split = [batch, *sample[: axis - 1], count, size, *sample[axis:]]
+    wide = edit.call(aten.reshape.default, taken, split)
+    order = [d for d in range(rank + 1) if d != axis + 1] + [axis + 1]
+    return wide if order[-1] == axis else edit.call(aten.permute.default, wide, order)
+
+
+def _patches(edit: Mover, node: Node) -> Node:
+    """functional.unfold: places along each of both axes, then windows side by side."""
+    names = ("self", "kernel_size", "dilation", "padding", "stride")
+    x, kernel, dilation, padding, stride = (argument(node, i, n) for i, n in enumerate(names))
+    edit.axis(rank_of(x) - 3, 4)  # raises for an image without a batch
+    if any(padding):
+        below, across = padding
+        x = edit.call(aten.constant_pad_nd.default, x, [across, across, below, below])
+        x = _pad(edit, x)
+    counts = []
+    for axis in (2, 3):
+        k, d, s = (each[axis - 2] for each in (kernel, dilation, stride))
+        counts.append((length(x, axis) - d * (k - 1) - 1) // s + 1)
+        x = edit.gather(x, axis, [i * s + j * d for j in range(k) for i in range(counts[-1])])
+    batch, channels = edit.call(aten.sym_size.int, x, 0), length(x, 1)
+    split = [batch, channels, kernel[0], counts[0], kernel[1], counts[1]]
+    wide = edit.call(aten.reshape.default, x, split)
+    turned = edit.call(aten.permute.default, wide, [0, 1, 2, 4, 3, 5])
+    rows = [batch, channels * kernel[0] * kernel[1], counts[0] * counts[1]]
+    return edit.call(aten.reshape.default, turned, rows)
+
+
 def lone_index(edit: Mover, node: Node, rank: int) -> tuple[int, Any]:
     """(axis, index) of an index with one tensor in it."""
     given: Any = node.args[1]
@@ -219,6 +258,8 @@ REARRANGE: dict[Any, Callable[[Mover, Node], Node]] = {
     aten.roll.default: _roll,
     aten.index_select.default: _index_select,
     aten.index.Tensor: _index,
+    aten.unfold.default: _windows,
+    aten.im2col.default: _patches,
     aten.pad.default: _pad,
     aten.constant_pad_nd.default: _pad,
 }

@@ -8,6 +8,7 @@ from unit.quantizer.nets import Net, follows, own_answer, relative_error
 
 from secure_quant import reference
 from secure_quant.errors import UnsupportedModule
+from secure_quant.ir import ops
 from secure_quant.quantizer import quantize
 
 GENERATOR = torch.Generator().manual_seed(0)
@@ -110,3 +111,20 @@ def test_windows_of_rows_of_a_sample():
         return functional.fold(parts, (h, w), 3, padding=1).reshape(b, c, h, w)
 
     follows(Net(forward), IMAGE)
+
+
+def halo(_, x):
+    """HaloNet's keys: windows that overlap, taken along one axis after the other."""
+    x = functional.pad(x, (1, 1, 1, 1)).unfold(2, 4, 2).unfold(3, 4, 2)
+    return x.reshape(len(x), 4, 16, 16).permute(0, 2, 3, 1).sigmoid().mean(2)
+
+
+@pytest.mark.parametrize(
+    "forward",
+    [halo, lambda _, x: functional.unfold(x, (2, 3), (2, 1), (0, 1), (1, 2)).tanh()],
+)
+def test_windows_are_places_along_an_axis(forward):
+    """Not one long list of all places: of HaloNet that would be millions."""
+    graph = follows(Net(forward), IMAGE)
+    lists = [len(n.index) for n in graph.nodes if isinstance(n, ops.Gather)]
+    assert max(lists, default=0) <= 16
