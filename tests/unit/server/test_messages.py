@@ -117,19 +117,22 @@ def test_a_vocabulary_knows_its_types() -> None:
             Vocabulary(kind)
 
 
+@pytest.mark.parametrize("views", [False, True])
 @pytest.mark.parametrize("size", [0, 1, JOINED, JOINED + 1, 5 * JOINED])
-def test_both_ends_and_both_ways(size: int) -> None:
+def test_both_ends_and_both_ways(size: int, views: bool) -> None:
     body = bytes(range(256)) * (size // 256 + 1)
     message = Data(("a",), body[:size])
 
     async def work() -> None:
         ours, theirs = socket.socketpair()
-        pipe = await MessagePipe.over(ours, WORDS)
+        pipe = await MessagePipe.over(ours, WORDS, views=views)
         pipe.send(message)
         there = await asyncio.to_thread(receive_message, theirs, WORDS)
         assert (there.ids, bytes(there.share)) == (message.ids, message.share)
         sending = asyncio.create_task(asyncio.to_thread(send_message, theirs, message))
-        assert await pipe.receive() == message
+        here = await pipe.receive()
+        assert here == message
+        assert isinstance(here.share, memoryview) == (views and size > JOINED)
         await sending
         theirs.close()
         with pytest.raises(InternalError):
@@ -137,6 +140,20 @@ def test_both_ends_and_both_ways(size: int) -> None:
         pipe.close()
         with pytest.raises(InternalError):
             pipe.send(message)
+
+    asyncio.run(asyncio.wait_for(work(), ample(20)))
+
+
+@pytest.mark.parametrize("views", [False, True])
+def test_an_end_that_goes_amid_a_body(views: bool) -> None:
+    async def work() -> None:
+        ours, theirs = socket.socketpair()
+        pipe = await MessagePipe.over(ours, WORDS, views=views)
+        theirs.sendall(struct.pack("<IQ", 2, 2 * JOINED) + b"{}" + bytes(1000))
+        theirs.close()
+        with pytest.raises(InternalError):
+            await pipe.receive()
+        pipe.close()
 
     asyncio.run(asyncio.wait_for(work(), ample(20)))
 
