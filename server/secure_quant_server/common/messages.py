@@ -13,7 +13,7 @@ import json
 import socket
 import struct
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, fields, is_dataclass
+from dataclasses import asdict, dataclass, field, fields, is_dataclass
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 import grpc
@@ -24,6 +24,7 @@ from secure_quant.wire.rpc_status import METADATA_KEY
 
 __all__ = [
     "MessagePipe",
+    "Parts",
     "Ping",
     "Pong",
     "Vocabulary",
@@ -49,6 +50,16 @@ class Ping:
 @dataclass(frozen=True, slots=True)
 class Pong:
     """Worker to front: yes."""
+
+
+@dataclass(frozen=True, slots=True)
+class Parts:
+    """A body to send: parts that need not be joined before. It is read as one."""
+
+    parts: tuple[bytes | memoryview, ...] = field(repr=False)
+
+    def __len__(self) -> int:
+        return sum(map(len, self.parts))
 
 
 Read = Callable[[Any], Any]
@@ -107,9 +118,12 @@ class _Form:
     body: str | None
 
 
+BODIES = (bytes, bytes | memoryview, bytes | memoryview | Parts)
+
+
 def _form(kind: type[Any]) -> _Form:
     hints = get_type_hints(kind)
-    bodies = [name for name, each in hints.items() if each in (bytes, bytes | memoryview)]
+    bodies = [name for name, each in hints.items() if each in BODIES]
     try:
         plain = {name: _reader(each) for name, each in hints.items() if name not in bodies}
     except TypeError as error:
@@ -149,18 +163,26 @@ class Vocabulary:
 _to_json = json.JSONEncoder(separators=(",", ":"), default=asdict).encode
 
 
-def encode(message: Any) -> tuple[bytes, bytes | memoryview]:
-    """(head and header, body)"""
+def encode(message: Any) -> tuple[bytes, tuple[bytes | memoryview, ...]]:
+    """(head and header, body in parts)"""
     plain: dict[str, Any] = {"": type(message).__name__}
-    body: bytes | memoryview = b""
+    body = Parts(())
     for each in fields(message):
         value = getattr(message, each.name)
-        if isinstance(value, bytes | memoryview):
+        if isinstance(value, Parts):
             body = value
+        elif isinstance(value, bytes | memoryview):
+            body = Parts((value,))
         else:
             plain[each.name] = value
     header = _to_json(plain).encode()
-    return _HEAD.pack(len(header), len(body)) + header, body
+    return _HEAD.pack(len(header), len(body)) + header, body.parts
+
+
+def _writes(message: Any) -> tuple[bytes | memoryview, ...]:
+    """What is written for it: a little all at once, for one wake-up of the other end."""
+    head, body = encode(message)
+    return (b"".join((head, *body)),) if sum(map(len, body)) <= JOINED else (head, *body)
 
 
 def _lengths(head: bytes | memoryview, most: int) -> tuple[int, int]:
@@ -202,12 +224,8 @@ class MessagePipe:
         """Queue a message. Raises InternalError once the other end is gone."""
         if self._writer.is_closing():
             raise InternalError(GONE)
-        head, body = encode(message)
-        if len(body) <= JOINED:  # one wake-up of the other end
-            self._writer.write(head + body)
-        else:
-            self._writer.write(head)
-            self._writer.write(body)
+        for part in _writes(message):
+            self._writer.write(part)
 
     async def receive(self) -> Any:
         """The next message. Raises InternalError when the other end is gone, MalformedMessage."""
@@ -246,12 +264,8 @@ def receive_message(link: socket.socket, vocabulary: Vocabulary) -> Any:
 
 def send_message(link: socket.socket, message: Any) -> None:
     """Raises ConnectionError once the front is gone."""
-    head, body = encode(message)
-    if len(body) <= JOINED:
-        link.sendall(head + body)
-    else:
-        link.sendall(head)
-        link.sendall(body)
+    for part in _writes(message):
+        link.sendall(part)
 
 
 def _exactly(link: socket.socket, length: int) -> memoryview:

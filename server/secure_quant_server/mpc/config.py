@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from secure_quant.errors import MalformedMessage
 from secure_quant.mpc.runtime.options import LaneOptions
 from secure_quant.transport import Credentials, InsecurePlaintext, Security, SwappedTls, Tls
+from secure_quant_server.common.messages import Parts
 from secure_quant_server.mpc.messages import Certificates, Place, Setup
 
 __all__ = ["LaneConfig", "swap", "to_certificates"]
@@ -32,7 +33,7 @@ class LaneConfig:
             parts += _pem(self.security.load())
         parts += self.bundles
         tls, sizes = isinstance(self.security, Tls), tuple(len(part) for part in parts)
-        return Setup(self.place, self.options, tls, name or "", sizes, b"".join(parts))
+        return Setup(self.place, self.options, tls, name or "", sizes, Parts(tuple(parts)))
 
     @classmethod
     def from_setup(cls, setup: Setup) -> LaneConfig:
@@ -71,6 +72,8 @@ def _pem(found: Credentials) -> list[bytes]:
 
 def _parts(message: Setup | Certificates) -> list[memoryview]:
     """Views of the body: bundles may be large."""
+    if isinstance(message.body, Parts):
+        return [memoryview(part) for part in message.body.parts]
     view, parts, start = memoryview(message.body), [], 0
     for size in message.sizes:
         parts.append(view[start : start + size])

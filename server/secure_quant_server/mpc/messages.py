@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 from secure_quant.mpc.runtime.jobs import Answer, Ids, Job
 from secure_quant.mpc.runtime.options import LaneOptions
-from secure_quant_server.common.messages import Vocabulary
+from secure_quant_server.common.messages import Parts, Vocabulary
 
 __all__ = [
     "TO_FRONT",
@@ -46,7 +46,7 @@ class Setup:
     tls: bool
     server_name: str
     sizes: tuple[int, ...]
-    body: bytes | memoryview
+    body: bytes | memoryview | Parts
 
 
 @dataclass(frozen=True, slots=True)

@@ -24,7 +24,7 @@ def test_every_option_reaches_the_lane() -> None:
             place=place, options=options, security=security, bundles=(b"one", b"", b"three")
         )  # fmt: skip
         head, body = encode(config.to_setup())
-        made = LaneConfig.from_setup(TO_WORKER.read(head[12:], body))
+        made = LaneConfig.from_setup(TO_WORKER.read(head[12:], b"".join(body)))
         assert made == config
 
 

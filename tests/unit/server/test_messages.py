@@ -66,7 +66,8 @@ MESSAGES = st.one_of(FIELDS, st.builds(Data, st.lists(st.text()).map(tuple), st.
 
 
 def split(message) -> tuple[bytes, bytes]:
-    head, body = encode(message)
+    head, parts = encode(message)
+    body = b"".join(parts)
     size, length = struct.unpack("<IQ", head[:12])
     assert (size, length) == (len(head) - 12, len(body))
     return head[12:], bytes(body)
