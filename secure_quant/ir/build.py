@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from secure_quant.errors import OverflowRisk
 from secure_quant.ir import ops
-from secure_quant.ir.fit import fit, refined
+from secure_quant.ir.fit import ALIGNED_TABLE, ALIGNED_WIDE, fit, refined
 from secure_quant.ir.graph import Graph
 from secure_quant.ir.kept import Part, parts_of, whole_channels
 from secure_quant.ir.run_time import rescaled
@@ -92,8 +92,8 @@ class Builder:
         term = rescaled(self, term)
         wide = grid.low < -128 or grid.high > 127
         row = wide and term.shape[-1:] == (1,)
-        if not (fixed or wide):
-            fitted = fit(term, grid)
+        if not (fixed or row):
+            fitted = fit(term, grid, ALIGNED_WIDE if wide else ALIGNED_TABLE)
             if fitted is not None:
                 term, grid, table = fitted
                 return self.viewed(self._looked_up(term, table, grid, name), term, name)

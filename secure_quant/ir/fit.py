@@ -15,26 +15,29 @@ import numpy as np
 from secure_quant.ir.tables import Grid, Table, aligned_table, make_table
 from secure_quant.ir.terms import Term
 
-__all__ = ["fit", "refined"]
+__all__ = ["ALIGNED_TABLE", "ALIGNED_WIDE", "fit", "refined"]
 
 LARGEST_FACTOR = 15
 """Of the multipliers: 4 bits of ring under secret sharing."""
 GROWTH = 1.06
 """Of the scale, that the least factor is taken for."""
 ALIGNED_TABLE = 384
-"""Entries of such a table. Secret sharing looks up in 2^9 as for fewer."""
+"""Entries of such a table to int8. Secret sharing looks up in 2^9 as for fewer."""
+ALIGNED_WIDE = 2048
+"""To int16: a finer one would make the files of small models much larger."""
 
 
-def fit(term: Term, grid: Grid) -> tuple[Term, Grid, Table] | None:
-    """``term`` with its multipliers times a factor, the grid with a larger scale, and the table;
-    None where the function is none that grows like its argument or a bucket would be less than a
-    unit."""
+def fit(term: Term, grid: Grid, limit: int) -> tuple[Term, Grid, Table] | None:
+    """``term`` with its multipliers times a factor, the grid with a larger scale, and the table, of
+    ``limit`` entries at most; None where the function is none that grows like its argument or a
+    bucket would be less than a unit. Of a grid finer than that, a bucket is two of its steps."""
     slope = _slope(term, grid)
     if not slope:
         return None
+    steps = 1 if grid.high - grid.low < limit else 2
     best: tuple[float, int, int] | None = None
     for factor in range(1, min(LARGEST_FACTOR, 255 // max(term.multiplier)) + 1):
-        units = grid.scale / (slope * term.scale) * factor
+        units = steps * grid.scale / (slope * term.scale) * factor
         shift = math.ceil(math.log2(units) - 1e-6)
         if shift < 1 or shift > 31:
             continue
@@ -47,9 +50,11 @@ def fit(term: Term, grid: Grid) -> tuple[Term, Grid, Table] | None:
         return None
     growth, factor, shift = best
     made = _times(term, factor)
-    scale = float(f"{made.scale * slope * 2**shift:.7g}")
-    new = replace(grid, scale=scale)
-    table = aligned_table(made.span, made.scale, made.apply, new, shift, ALIGNED_TABLE)
+    scale = float(f"{made.scale * slope * 2**shift / steps:.7g}")
+    low = grid.low + (grid.low - grid.zero_point) % steps
+    high = grid.high - (grid.high - grid.zero_point) % steps
+    new = replace(grid, scale=scale, low=low, high=high)
+    table = aligned_table(made.span, made.scale, made.apply, new, shift, limit)
     return None if table is None else (made, new, table)
 
 

@@ -124,9 +124,10 @@ class _Curve:
             return self.table(limit)
         half = 1 << (shift - 1)
         first = ((self.first + half) >> shift << shift) - half
-        if -(-(self.stop - first) >> shift) + 2 > limit:
+        if -(-(self.stop - first) >> shift) > limit:
             return None
-        return self._stretch(first, self.stop, shift, self.ends)
+        made = _trimmed(self._stretch(first, self.stop, shift, self.ends))
+        return made if len(made.entries) <= limit else None
 
     def pieces(self, limit: int, jump: int) -> Iterator[Table]:
         if self.constant:
@@ -162,6 +163,16 @@ class _Curve:
         entries = self._at(start, count, shift)
         entries[0], entries[-1] = ends
         return Table(-start, shift, tuple(entries.tolist()))
+
+
+def _trimmed(table: Table) -> Table:
+    """Without entries at either end that say what the next one does."""
+    entries, first, last = table.entries, 0, len(table.entries)
+    while last - first > 2 and entries[first] == entries[first + 1]:
+        first += 1
+    while last - first > 2 and entries[last - 1] == entries[last - 2]:
+        last -= 1
+    return Table(table.offset - (first << table.shift), table.shift, entries[first:last])
 
 
 def _jump(table: Table) -> int:

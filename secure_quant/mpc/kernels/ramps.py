@@ -41,7 +41,7 @@ class RampConstants(NamedTuple):
     """Of one ramp, as ``protocol.ramps`` defines them.
 
     shift: s. steps: q. reach: H. variables, products: of the borrow. record: bits of an element's
-    record of products. floor: least number. ring: bits of the output.
+    record of products. floor: least number. step: from one to the next. ring: bits of the output.
     """
 
     shift: int
@@ -51,6 +51,7 @@ class RampConstants(NamedTuple):
     products: int
     record: int
     floor: int
+    step: int
     ring: int
 
 
@@ -65,7 +66,7 @@ class RampPlaces(NamedTuple):
 @kernel(types.NamedUniTuple(I, len(RampConstants._fields), RampConstants)(INT))
 def constants(v: Any) -> RampConstants:
     """The fields by name, of int64[fields]."""
-    return RampConstants(v[0], v[1], v[2], v[3], v[4], v[5], v[6], v[7])
+    return RampConstants(v[0], v[1], v[2], v[3], v[4], v[5], v[6], v[7], v[8])
 
 
 @kernel(types.NamedUniTuple(I, len(RampPlaces._fields), RampPlaces)(INT))
@@ -144,21 +145,21 @@ def lift_ramp(
     c: Any, first: Any, opened: Any, dealt: Any, masks: Any, party: int, consts: Any, firsts: Any,
     out: Any,
 ) -> None:  # fmt: skip
-    """Own share of floor + inside·(c' - r' - b) + [inside and b'] + (2^q - 1)·[g > 0] + mask in the
-    output's ring. first, opened: what the two rounds before opened."""
+    """Own share of floor + step·(inside·(c' - r' - b) + [inside and b'] + (2^q - 1)·[g > 0]) + mask
+    in the output's ring. first, opened: what the two rounds before opened."""
     con, at = constants(consts), places(firsts)
-    ring, step = con.ring, con.ring
+    ring = con.ring
     keep, full = ONES >> np.uint64(64 - ring), ONES >> np.uint64(64 - con.steps)
     one = ONE if party == 0 else ZERO
     for i in range(opened.shape[0]):
-        place, op = at.lifts + i * 7 * step, opened[i]
-        r = read(dealt, place, step)
-        n = read(dealt, place + step, step)
-        n_r = read(dealt, place + 2 * step, step)
-        m = read(dealt, place + 3 * step, step)
-        n_m = read(dealt, place + 4 * step, step)
-        n_both = read(dealt, place + 5 * step, step)
-        n_over = read(dealt, place + 6 * step, step)
+        place, op = at.lifts + i * 7 * ring, opened[i]
+        r = read(dealt, place, ring)
+        n = read(dealt, place + ring, ring)
+        n_r = read(dealt, place + 2 * ring, ring)
+        m = read(dealt, place + 3 * ring, ring)
+        n_m = read(dealt, place + 4 * ring, ring)
+        n_both = read(dealt, place + 5 * ring, ring)
+        n_over = read(dealt, place + 6 * ring, ring)
         digit = (c[i] >> np.uint64(con.shift)) & full
         b, inside, both = op & ONE, (op >> ONE) & ONE, (op >> np.uint64(2)) & ONE
         over = (first[i] >> np.uint64(con.variables + 2)) & ONE
@@ -167,10 +168,10 @@ def lift_ramp(
         free_b = ONE - (b << ONE)
         number = one * (digit - b) - r - free_b * m
         masked = (digit - b) * n - n_r - free_b * n_m
-        made = masks[i] + one * (np.uint64(con.floor) + both + over * full)
+        made = one * (both + over * full)
         made += inside * number + (ONE - (inside << ONE)) * masked
         made += (ONE - (both << ONE)) * n_both + full * ((ONE - (over << ONE)) * n_over)
-        out[i] = made & keep
+        out[i] = (masks[i] + one * np.uint64(con.floor) + np.uint64(con.step) * made) & keep
 
 
 @kernel(types.void(IN, IN, OUT, IN, INT, INT, INT2))
@@ -181,7 +182,7 @@ def deal_ramp(
     opened mask bits ``free`` (both parties' together)."""
     con, at = constants(consts), places(firsts)
     variables, count, reach, ring = con.variables, con.products, con.reach, con.ring
-    rest, step = count - variables, con.ring
+    rest = count - variables
     full = ONES >> np.uint64(64 - con.steps)
     for i in range(r.shape[0]):
         top = np.int64(r[i] >> np.uint64(con.shift + con.steps)) & ((1 << reach) - 1)
@@ -202,13 +203,13 @@ def deal_ramp(
         own >>= np.uint64(variables)
         flip(dealt, place + rest, count, n * (own & ONE))
         flip(dealt, place + rest + count, count, n * ((own >> ONE) & ONE))
-        place = at.lifts + i * 7 * step
+        place = at.lifts + i * 7 * ring
         digit_r = (r[i] >> np.uint64(con.shift)) & full
         m, inside = (own >> np.uint64(3)) & ONE, (own >> np.uint64(4)) & ONE
         correct(dealt, place, ring, digit_r)
-        correct(dealt, place + step, ring, inside)
-        correct(dealt, place + 2 * step, ring, inside * digit_r)
-        correct(dealt, place + 3 * step, ring, m)
-        correct(dealt, place + 4 * step, ring, inside * m)
-        correct(dealt, place + 5 * step, ring, (own >> np.uint64(5)) & ONE)
-        correct(dealt, place + 6 * step, ring, (own >> np.uint64(2)) & ONE)
+        correct(dealt, place + ring, ring, inside)
+        correct(dealt, place + 2 * ring, ring, inside * digit_r)
+        correct(dealt, place + 3 * ring, ring, m)
+        correct(dealt, place + 4 * ring, ring, inside * m)
+        correct(dealt, place + 5 * ring, ring, (own >> np.uint64(5)) & ONE)
+        correct(dealt, place + 6 * ring, ring, (own >> np.uint64(2)) & ONE)

@@ -1,7 +1,7 @@
 """The public constants of a Requantize whose table is a saturating ramp: no one-hot of the table.
 
-A ramp of 2^q entries: y = T_0 + clip(u, 0, 2^q - 1), u = v >> s. With v = acc·m + o and
-c = v + r mod 2^k public, and r known to the dealer:
+A ramp of 2^q entries: y = T_0 + t·clip(u, 0, 2^q - 1), u = v >> s, with a step t. With
+v = acc·m + o, c = v + r mod 2^k public, and r known to the dealer:
 
 - b = [c mod 2^s < r mod 2^s] and b' = [c mod 2^(s+q) < r mod 2^(s+q)] come from the same digits;
 - g = (c >> (s+q)) - (r >> (s+q)) mod 2^H is floor(v / 2^(s+q)) + b', so that [u is inside] is
@@ -53,7 +53,7 @@ class RampFields(NamedTuple):
 @dataclass(frozen=True)
 class Ramp:
     """ring: k. shift: s. multiplier, offset: as in ``Lookup``. steps: q. reach: H. low: least g.
-    borrow: digits of s + q bits. lower: how many of them make s. floor: T_0."""
+    borrow: digits of s + q bits. lower: how many of them make s. floor: T_0. step: t."""
 
     ring: int
     shift: int
@@ -65,6 +65,7 @@ class Ramp:
     borrow: Borrow
     lower: int
     floor: int
+    step: int
 
     @cached_property
     def window_entries(self) -> NDArray[np.uint64]:
@@ -92,10 +93,10 @@ class Ramp:
 def choose_ramp(node: Requantize, x: Interval) -> Ramp | None:
     """The cheapest ramp for acc in ``x``; None where the table is none."""
     multiplier, offset, shift, v = scaled(node, x)
-    ramp = _ramp(node.table)
+    ramp = _ramp(node.table, v.lo >> shift, v.hi >> shift)
     if ramp is None or not shift:
         return None
-    steps, lead = ramp
+    steps, lead, floor, step = ramp
     offset, v = offset - (lead << shift), v - (lead << shift)
     low, high = v.lo >> (shift + steps), (v.hi >> (shift + steps)) + 1
     reach = max((high - low).bit_length(), 1)
@@ -103,23 +104,27 @@ def choose_ramp(node: Requantize, x: Interval) -> Ramp | None:
     if reach > MAX_WIDTH or ring > 64:
         return None
     found = [
-        Ramp(
-            ring, shift, multiplier, offset, steps, reach, low, Borrow(digits), lower, node.table[0]
-        )
+        Ramp(ring, shift, multiplier, offset, steps, reach, low, Borrow(digits), lower, floor, step)
         for digits, lower in _digits(shift, steps)
     ]
     return min(found, key=lambda each: sum(each.fields(1).in_order), default=None)
 
 
-def _ramp(table: tuple[int, ...]) -> tuple[int, int] | None:
-    """(q, entries before the ramp that repeat its first) of T_0, ..., T_0 + 2^q - 1."""
-    steps = [b - a for a, b in pairwise(table)]
-    lead = next((place for place, step in enumerate(steps) if step), len(steps))
-    size = table[-1] - table[0] + 1
-    rises, rest = steps[lead : lead + size - 1], steps[lead + size - 1 :]
-    if size < 2 or size & (size - 1) or set(rises) != {1} or any(rest):
+def _ramp(table: tuple[int, ...], least: int, most: int) -> tuple[int, int, int, int] | None:
+    """(q, entries before the ramp, T_0, t) of T_0, T_0 + t, ..., T_0 + (2^q - 1)·t, for u from
+    ``least`` to ``most``. Where u does not pass one end of a table, it goes on there as far as that
+    takes."""
+    rises = [b - a for a, b in pairwise(table)]
+    lead = next((place for place, rise in enumerate(rises) if rise), len(rises))
+    size = next((n for n, rise in enumerate(rises[lead:], 1) if not rise), len(rises) - lead + 1)
+    own, rest = rises[lead : lead + size - 1], rises[lead + size - 1 :]
+    if size < 2 or len(set(own)) != 1 or own[0] < 1 or any(rest):
         return None
-    return size.bit_length() - 1, lead
+    q, step = (size - 1).bit_length(), own[0]
+    more = 2**q - size
+    if not more or most <= lead + size - 1:
+        return q, lead, table[0], step
+    return (q, lead - more, table[0] - more * step, step) if least >= lead else None
 
 
 def _digits(shift: int, steps: int) -> Iterator[tuple[tuple[int, ...], int]]:

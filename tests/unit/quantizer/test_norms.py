@@ -167,3 +167,20 @@ def test_weight_only_takes_what_static_takes(model, shape):
     x = torch.randn(16, *shape)
     assert error(model, x, mode="static") < 0.1
     assert error(model, x, mode="weight-only") < 0.05
+
+
+def test_tables_to_12_bits_are_ramps_of_two_steps():
+    """Which is what secret sharing sums up instead of looking it up, and no larger in a file."""
+    torch.manual_seed(4)
+    norm = nn.LayerNorm(D)
+    graph = quantize(Stream(SCALES["even"], norm).eval(), torch.randn(64, D))
+    wide = [
+        node for node in graph.nodes
+        if isinstance(node, ops.Requantize) and graph.values[node.name].shape[-1] == D
+        and max(node.table) - min(node.table) > 255
+    ]  # fmt: skip
+    assert len(wide) >= 2
+    for node in wide:
+        assert set(np.diff(node.table)) <= {1, 2}
+        assert set(np.diff(node.table[1:-1])) == {2}
+        assert 1000 < len(node.table) <= 2049

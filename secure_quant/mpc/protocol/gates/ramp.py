@@ -34,6 +34,7 @@ class RampGate(ScaledGate):
         return super().describe() | {
             "input_ring": look.ring, "shift": look.shift, "steps": look.steps,
             "reach": look.reach, "digits": list(look.borrow.digits), "lower": look.lower,
+            "step": look.step,
         }  # fmt: skip
 
     @cached_property
@@ -43,7 +44,7 @@ class RampGate(ScaledGate):
         constants = RampConstants(
             shift=look.shift, steps=look.steps, reach=look.reach,
             variables=look.borrow.variables, products=len(look.borrow.products),
-            record=look.record_bits, floor=look.floor, ring=self.bits,
+            record=look.record_bits, floor=look.floor, step=look.step, ring=self.bits,
         )  # fmt: skip
         places = self.field_places[: len(RampPlaces._fields)]
         return np.array(constants, np.int64), np.array(places, np.int64)

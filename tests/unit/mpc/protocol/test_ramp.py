@@ -42,6 +42,10 @@ CASES = [
     ((1,), 90, 1, (0, 1, 2, 3), Interval(4, 9)),  # always above
     ((1,), -90, 1, (0, 1, 2, 3), Interval(4, 9)),  # always below
     ((2,), 6, 3, tuple(range(8)), Interval(-30, 30)),
+    ((1,), 8, 2, tuple(range(5)), Interval(-40, 10)),  # five steps, and never above them
+    ((1,), 2, 2, (4, 4, 5, 6), Interval(3, 40)),  # three, and never below them
+    ((1,), 3, 2, (-9, -9, -6, -3, 0), Interval(-50, 60)),  # in steps of three
+    ((1,), 8, 2, (100, 250, 400), Interval(-40, 3)),
 ]
 
 
@@ -86,7 +90,7 @@ def test_real_sizes_at_the_edges(ring: int, multiplier: Any, steps: int, shift: 
     [
         ((0, 1, 2), 4),  # three steps are no power of two
         ((0, 1, 1, 2, 3), 4),
-        ((0, 2, 4, 6), 4),
+        ((0, 2, 4, 5), 4),
         ((3, 2, 1, 0), 4),
         ((0, 1, 2, 3, 2, 3), 4),
         ((5, 5, 5), 4),
