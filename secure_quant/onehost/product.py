@@ -10,6 +10,7 @@ Source: N. Gilboa, "Two party RSA key generation", CRYPTO 1999.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 from math import prod
 
 import numpy as np
@@ -26,6 +27,8 @@ from secure_quant.onehost.products import cut_bits, joined_bits, packed, unpacke
 
 __all__ = ["JointProduct", "MadeProduct"]
 
+MOST_BITS = 128 * MOST_BLOCKS
+"""Of the pads of a COT."""
 Shape = tuple[int, ...]
 MadeProduct = tuple[Ring, Ring, Ring]
 """Own shares of both factors' masks, and of their product with the new mask added."""
@@ -41,17 +44,32 @@ class JointProduct:
     right: Shape
 
     def __post_init__(self) -> None:
-        if self._columns * self.gate.bits > 128 * MOST_BLOCKS:
+        if self._columns * self.gate.bits > MOST_BITS:
             raise OpNotSupported(
                 f"product {self.gate.name!r} with one host", got=f"rows of {self._columns}",
-                expected=f"<= {128 * MOST_BLOCKS // self.gate.bits}",
+                expected=f"<= {MOST_BITS // self.gate.bits}",
                 hint="serve it under secret sharing",
             )  # fmt: skip
 
+    @cached_property
+    def _repeated(self) -> tuple[int, int]:
+        """Of Mul: which factor is chosen by, and how many numbers of the other's each of its own
+        meets: those of the last axes, along which it is repeated."""
+        found = [(1, 0)]
+        for place, own in enumerate((self.left, self.right)):
+            kept = len(own)
+            while kept and own[kept - 1] == 1:
+                kept -= 1
+            count = prod(self.gate.shape[kept:])
+            if own[:kept] == self.gate.shape[:kept] and count * self.gate.bits <= MOST_BITS:
+                found.append((count, place))
+        count, place = max(found, key=lambda each: each[0])
+        return place, count
+
     @property
     def _columns(self) -> int:
-        """Of the right factor: 1 for Mul."""
-        return self.gate.shape[-1] if isinstance(self.gate.node, ops.MatMul) else 1
+        """Numbers that each number which a party chooses by is multiplied with."""
+        return self.gate.shape[-1] if isinstance(self.gate.node, ops.MatMul) else self._repeated[1]
 
     @property
     def _chosen(self) -> int:
@@ -59,7 +77,7 @@ class JointProduct:
         shape = self.gate.shape
         if isinstance(self.gate.node, ops.MatMul):
             return prod(shape[:-1]) * self.left[-1]
-        return prod(shape)
+        return prod(shape) // self._columns
 
     def cots(self, batch: int) -> tuple[int, int]:
         """COTs in which party 0 and party 1 choose."""
@@ -114,8 +132,10 @@ class JointProduct:
     def _factors(self, x: Ring, y: Ring) -> tuple[Words, Words]:
         """[batch, ...] -> [n, rows, inner], [n, inner, columns]."""
         if isinstance(self.gate.node, ops.Mul):
+            place, columns = self._repeated
             shape = (len(x), *self.gate.shape)
-            return tuple(np.broadcast_to(v, shape).reshape(-1, 1, 1) for v in (x, y))  # type: ignore[return-value]
+            pair = [np.broadcast_to(v, shape).reshape(-1, 1, columns) for v in (x, y)]
+            return pair[place][:, :, :1], pair[1 - place]
         y = y.swapaxes(-1, -2) if self.gate.node.transpose_b else y
         return x.reshape(-1, *x.shape[-2:]), y.reshape(-1, *y.shape[-2:])
 

@@ -144,6 +144,34 @@ def test_products_by_formula() -> None:
     assert half.sent_bytes(1) == (bits // 8,) * 2
 
 
+@pytest.mark.parametrize(
+    ("left", "right", "numbers", "columns"),
+    [
+        ((3, 4), (3, 4), 12, 1), ((3, 4), (3, 1), 3, 4), ((3, 1), (3, 4), 3, 4),
+        ((2, 3, 5), (2, 1, 1), 2, 15), ((2, 3, 5), (1, 1, 1), 1, 30), ((2, 3, 5), (1, 3, 1), 30, 1),
+        ((3, 600), (3, 1), 3, 600), ((2, 900), (2, 1), 1800, 1),
+    ],
+)  # fmt: skip
+def test_a_factor_that_is_repeated_is_chosen_by(
+    left: Any, right: Any, numbers: int, columns: int
+) -> None:
+    """Against numpy, and 2·k COTs for each of its numbers; not where a COT's pads are too short."""
+    bits, rng = 20, np.random.default_rng(columns)
+    node = ops.Mul(name="p", inputs=("a", "b"), bound=2**18, scale=1.0)
+    shape = np.broadcast_shapes(left, right)
+    gate = ProductGate(name="p", inputs=("a", "b"), shape=shape, bits=bits, node=node,
+                       zero_points=(0, 0), opened=True)  # fmt: skip
+    half, ends = JointProduct(gate, left, right), pair()
+    assert half.cots(2) == (2 * numbers * bits,) * 2
+    sides = [[rng.integers(0, 2**bits, (2, *s), dtype=np.uint64) for s in (left, right, shape)]
+             for _ in ends]  # fmt: skip
+    drive(*(end.fill(*half.cots(2)) for end in ends))
+    one, two, sent = drive(*(half.make(end, *own) for end, own in zip(ends, sides, strict=True)))
+    assert tuple(sum(side) for side in zip(*sent, strict=True)) == half.sent_bytes(2)
+    x, y, z = (a + b for a, b in zip(*sides, strict=True))
+    assert not ((one[2] + two[2] - x * y - z) % np.uint64(2**bits)).any()
+
+
 def test_only_the_answer_itself_goes_unmasked() -> None:
     def of(name: str) -> OneHostPlan:
         return plan(graphs.ALL[name]().public())
