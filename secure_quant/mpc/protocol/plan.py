@@ -46,7 +46,7 @@ STREAM_BYTES = 2**25
 of them would fill a lane's stock, and making them ahead no longer hides what they cost."""
 ROUND_BITS = 3500
 """Of material an element, that a round is worth where latency counts."""
-ROUND_SHARE = 2**10
+ROUND_SHARE = 2**9
 """Where objectives are balanced a round is worth this part of the model's material,"""
 POOL_ROUND = 2**18
 """and so many bytes at least where it is one of a maximum."""
