@@ -213,7 +213,6 @@ def test_shapes_are_followed_and_the_fixed_batch_is_freed() -> None:
     [
         (one("Det", (3, 3)), "Det at .*an operator that is not read"),
         (one("NonZero", ROW), "NonZero"),
-        (one("DynamicQuantizeLinear", ROW), "an operator on integers"),
         (one("Conv", IMAGE, floats(3, 4, 3, 3), opset=6), "operator set 6"),
         (one("MaxPool", (4, 6, 8), kernel_shape=[2, 2], dilations=[1, 1], storage_order=0,
              auto_pad="VALID", opset=21), None),
