@@ -44,6 +44,9 @@ def light_client(before: set[str]) -> None:
     for name in client.__all__:
         getattr(client, name)
     need(Path(client.__file__).is_relative_to(sys.prefix), f"{client.__file__} is not installed")
+    # The neighbours register the same names of the Open Inference Protocol as we have.
+    protocol = importlib.import_module("secure_quant.wire.gen.open_inference_pb2")
+    need(protocol.ServerLiveResponse(live=True).live, "the gateway's messages")
     ours = (HEAVY & set(sys.modules)) - before
     need(not ours, f"the client imported {sorted(ours)}")
 
