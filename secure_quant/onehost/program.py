@@ -26,8 +26,8 @@ from secure_quant.mpc.protocol.gates.edge import JoinGate, OutputGate
 from secure_quant.mpc.protocol.gates.linear import LinearGate
 from secure_quant.mpc.protocol.gates.local import LocalGate
 from secure_quant.mpc.protocol.gates.product import ProductGate
-from secure_quant.mpc.protocol.plan import Uses
 from secure_quant.mpc.protocol.ring import Ring, centred, reduce
+from secure_quant.mpc.protocol.uses import Uses
 from secure_quant.onehost.cot import Pairing
 from secure_quant.onehost.edge import JointInput
 from secure_quant.onehost.exchange import Exchange, Joint, swap, together

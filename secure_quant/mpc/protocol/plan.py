@@ -7,8 +7,7 @@ function of public graph and objective, so both parties, the dealer and the clie
 from __future__ import annotations
 
 import json
-from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import cached_property
 from math import prod
@@ -31,8 +30,9 @@ from secure_quant.mpc.protocol.gates.requantize import RequantizeGate
 from secure_quant.mpc.protocol.order import tournament_of
 from secure_quant.mpc.protocol.ramps import Ramp, choose_ramp
 from secure_quant.mpc.protocol.tables import Lookup, bits_of, candidates, choose
+from secure_quant.mpc.protocol.uses import Uses
 
-__all__ = ["STREAM_BYTES", "MpcPlan", "Objective", "Planner", "Uses", "plan"]
+__all__ = ["STREAM_BYTES", "MpcPlan", "Objective", "Planner", "plan"]
 
 Objective = Literal["latency", "balanced", "traffic"]
 """What the planner spares: rounds; material, at a few more rounds; every byte."""
@@ -52,20 +52,6 @@ POOL_ROUND = 2**18
 """and so many bytes at least where it is one of a maximum."""
 WIDE = 10
 """Bits of a difference above which the six tables of a maximum of 4 are no bargain (int16)."""
-
-
-class Uses:
-    """Which values are still needed, while the gates are walked in order."""
-
-    def __init__(self, gates: Sequence[Gate]) -> None:
-        self._left = Counter(name for gate in gates for name in gate.inputs)
-
-    def release(self, gate: Gate, values: dict[str, Any]) -> None:
-        """``gate`` has its inputs: forget those of them that no later gate needs."""
-        for name in gate.inputs:
-            self._left[name] -= 1
-            if not self._left[name]:
-                del values[name]
 
 
 @dataclass(frozen=True, eq=False)
