@@ -53,11 +53,11 @@ class Lowering:
 
     @cached_property
     def rounds_once(self) -> bool:
-        """Whether tables are made that round once (``ir.fit``): some bits of ring more, a third of
-        material (ResNet-20: 32.4 MB an inference, 24.2 without). Worth it where something divides
-        by what it sums up, as LayerNorm and softmax do, and where errors of many layers add up:
-        EfficientNet-Lite0 sees 96 of 100 photos as in float, and 91 without. A LeNet gains
-        nothing."""
+        """Whether tables are made that round once (``ir.fit``): some bits of ring more, which costs
+        the engine for one host most; under secret sharing such tables are ramps. Worth it where
+        something divides by what it sums up, as LayerNorm and softmax do, and where errors of many
+        layers add up: EfficientNet-Lite0 sees 96 of 100 photos as in float, and 91 without. A LeNet
+        gains nothing."""
         nodes = list(self.module.graph.nodes)
         roundings = sum(node.target is _QUANTIZED.quantize_per_tensor.default for node in nodes)
         return roundings > MANY_ROUNDINGS or any(node.target in _INVERSES for node in nodes)
