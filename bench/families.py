@@ -106,7 +106,8 @@ def _segmentation(name: str) -> Made:
 
 def _backbone(name: str) -> Made:
     made = _torchvision().get_model(name, weights=None, weights_backbone=None)
-    return made.backbone, (3, 64, 64)
+    size = 300 if name == "ssd300_vgg16" else 64  # its last maps come of six halvings
+    return made.backbone, (3, size, size)
 
 
 def _video(name: str) -> Made:

@@ -62,7 +62,10 @@ def _work(model: Listed, into: Path, memory: int, thin: bool) -> None:
     torch.set_num_threads(1)
     warnings.simplefilter("ignore")
     start = time.process_time()
-    row = _judged(model, thin)
+    try:
+        row = _judged(model, thin)
+    except Exception as error:  # noqa: BLE001  of the model itself: what quantize raises is judged
+        row = {"kind": "stopped", "why": f"does not run: {type(error).__name__}: {error}"[:300]}
     row["seconds"] = round(time.process_time() - start, 1)  # of this process: others may be busy
     part = into.with_suffix(".part")
     part.write_text(json.dumps(row))
