@@ -80,7 +80,8 @@ def _common_options(limits: Limits) -> Options:
     ]
 
 
-ATTEMPTS = 3
+ATTEMPTS = 5
+"""Turns begin anew, anywhere, where a replica goes away: three may meet the same one twice."""
 
 
 def replicated(service: str, limits: Limits) -> Options:

@@ -25,7 +25,7 @@ def _one_thread():
 @pytest.mark.parametrize(
     "first",
     [
-        pytest.param(first, marks=[pytest.mark.heavy] if first >= 250 else [])
+        pytest.param(first, marks=[pytest.mark.heavy] if first >= 150 else [])
         for first in range(0, 500, AT_A_TIME)
     ],
 )

@@ -248,6 +248,7 @@ def test_a_slope_for_each_channel():
         X.numpy()[::-1], X.numpy().astype(">f4"), X.clone().requires_grad_(), X.split(10),
         iter(X.split(10)), [X[:3].numpy(), X[3:]], DataLoader(TensorDataset(X, Y), 16),
         DataLoader(TensorDataset(X), 16), X.tolist() and X[:1],
+        TensorDataset(X, Y), TensorDataset(X),
     ],
 )  # fmt: skip
 def test_calibration_in_many_forms_works(data):
@@ -257,7 +258,7 @@ def test_calibration_in_many_forms_works(data):
 @pytest.mark.parametrize(
     "data",
     [
-        None, 3.0, "x.npy", b"x", {"x": X}, [{"x": X}], (X, Y), [(X, Y)], TensorDataset(X, Y), [],
+        None, 3.0, "x.npy", b"x", {"x": X}, [{"x": X}], (X, Y), [(X, Y)], [],
         X[0], X[:0], X + 1j, X.to_sparse(), X.to("meta"), X * float("nan"), X.double() * 1e300,
         X * 1e30, X * 1e-40, np.array([["a"] * 8]), np.array([[None] * 8]), [[1.0, 2.0], [1.0]],
         torch.randn(4, 9), torch.randn(4, 3, 9), [X, torch.randn(4, 9)],

@@ -155,6 +155,9 @@ def test_a_caller_that_leaves_while_it_is_answered_is_no_failure(
     class Gone:
         abort = gone
 
+        def invocation_metadata(self) -> tuple[()]:
+            return ()
+
     async def test() -> None:
         async with serving(gone) as server, calling(server) as (stub, _):
             with pytest.raises(grpc.aio.AioRpcError):  # the servicer's own abort
