@@ -89,8 +89,8 @@ def replicated(service: str, limits: Limits) -> Options:
     go to each in turn, and one of ``service`` that brought no answer (UNAVAILABLE) goes out again,
     the same bytes, to another. Source: gRFC A6 (retries), A24 (service config)."""
     retry = {
-        "maxAttempts": ATTEMPTS, "initialBackoff": "0.05s", "maxBackoff": "1s",
-        "backoffMultiplier": 2, "retryableStatusCodes": ["UNAVAILABLE"],
+        "maxAttempts": ATTEMPTS, "initialBackoff": "0.1s", "maxBackoff": "2s",
+        "backoffMultiplier": 3, "retryableStatusCodes": ["UNAVAILABLE"],
     }  # fmt: skip
     config = {
         "loadBalancingConfig": [{"round_robin": {}}],

@@ -4,6 +4,7 @@ answer."""
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
@@ -101,8 +102,12 @@ def test_calls_take_turns_and_go_elsewhere(kind: str) -> None:
         assert all(served.calls for served, *_ in made)
         made[0][0].refuses = grpc.StatusCode.UNAVAILABLE
         made[1][1].stop(0).wait()
-        before = made[2][0].calls
-        assert asked(name, kind, HE.replicas, 12) == [LARGE] * 12
+        # A call that meets the end of a connection may run out of attempts, the next do not.
+        end, found = time.monotonic() + ample(30), []
+        while found != [LARGE] * 12 and time.monotonic() < end:
+            before = made[2][0].calls
+            found = asked(name, kind, HE.replicas, 12)
+        assert found == [LARGE] * 12
         assert made[2][0].calls == before + 12
         # An answer that says what is wrong is an answer.
         made[2][0].refuses = grpc.StatusCode.RESOURCE_EXHAUSTED
