@@ -18,7 +18,16 @@ from numpy.typing import NDArray
 
 from secure_quant.mpc.kernels.simd import LANES, blocks, parities, popcount
 
-__all__ = ["add_opened", "compared", "kernel", "lookup", "pack", "plane_table", "xor_opened"]
+__all__ = [
+    "add_opened",
+    "compared",
+    "kernel",
+    "lookup",
+    "pack",
+    "plane_table",
+    "variables",
+    "xor_opened",
+]
 
 _LOG = logging.getLogger("secure_quant.mpc")
 
@@ -27,6 +36,8 @@ F = TypeVar("F", bound=Callable[..., Any])
 U = types.uint64
 I = types.int64  # noqa: E741 - beside U
 IN = types.Array(U, 1, "C", readonly=True)
+INT = types.Array(I, 1, "C", readonly=True)
+INT2 = types.Array(I, 2, "C", readonly=True)
 IN3 = types.Array(U, 3, "C", readonly=True)
 OUT = types.Array(U, 1, "C")
 
@@ -104,6 +115,25 @@ def compared(words: Any, base: int, width: int, digit: Any) -> Any:
         made ^= words[w]
         w += ONE
     return (popcount(made) & ONE) | (hit << ONE)
+
+
+@kernel(U(IN, INT2, U, I))
+def variables(dealt: Any, digits: Any, c: Any, i: int) -> Any:
+    """Own share of the variables of element ``i``'s borrow, in the order of ``Borrow``, from the
+    digits of the public ``c``."""
+    word, place, fill = ZERO, 0, 0
+    for j in range(digits.shape[0]):
+        bits = digits[j, 0]
+        digit = np.int64(c >> np.uint64(place)) & ((1 << bits) - 1)
+        base = digits[j, 1] + (i << bits)
+        if j == 0:
+            word |= read(dealt, base + digit, 1)
+            fill += 1
+        else:
+            word |= compared(dealt, base, bits, digit) << np.uint64(fill)
+            fill += 2
+        place += bits
+    return word
 
 
 @kernel(types.void(IN, I, OUT))

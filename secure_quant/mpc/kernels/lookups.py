@@ -16,19 +16,21 @@ from numba import types
 from secure_quant.mpc.kernels.bits import (
     IN,
     IN3,
+    INT,
+    INT2,
     ONE,
     ONES,
     OUT,
     ZERO,
     I,
     U,
-    compared,
     correct,
     flip,
     kernel,
     lookup,
     prefix,
     read,
+    variables,
 )
 
 __all__ = [
@@ -72,10 +74,6 @@ class Places(NamedTuple):
     digits: int
 
 
-INT = types.Array(I, 1, "C", readonly=True)
-INT2 = types.Array(I, 2, "C", readonly=True)
-
-
 @kernel(types.NamedUniTuple(I, len(Constants._fields), Constants)(INT))
 def constants(v: Any) -> Constants:
     """The fields by name, of int64[fields]: a tuple as an argument would cost 6 µs a call."""
@@ -110,18 +108,9 @@ def open_v4(
             word |= (got & ONE) << np.uint64(fill)
             high[i] = got >> ONE
             fill += 1
-        place = 0
-        for j in range(digits.shape[0]):
-            bits = digits[j, 0]
-            digit = np.int64(c[i] >> np.uint64(place)) & ((1 << bits) - 1)
-            base = digits[j, 1] + (i << bits)
-            if j == 0:
-                word |= read(dealt, base + digit, 1) << np.uint64(fill)
-                fill += 1
-            else:
-                word |= compared(dealt, base, bits, digit) << np.uint64(fill)
-                fill += 2
-            place += bits
+        if digits.shape[0] > 0:
+            word |= variables(dealt, digits, c[i], i) << np.uint64(fill)
+            fill += 2 * digits.shape[0] - 1
         out[i] = word ^ (free[i] & (ONES >> np.uint64(64 - fill)))
 
 

@@ -21,6 +21,7 @@ from numba import types
 
 from secure_quant.mpc.kernels.bits import (
     IN,
+    INT,
     ONE,
     ONES,
     OUT,
@@ -39,8 +40,6 @@ __all__ = [
     "DEAL", "SELECT", "compare", "compare_digits", "deal_digits", "deal_tables", "join_digits",
     "pairs", "products",
 ]  # fmt: skip
-
-INT = types.Array(I, 1, "C", readonly=True)
 
 
 def pairs(arity: int) -> int:

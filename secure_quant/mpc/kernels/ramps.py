@@ -17,21 +17,22 @@ from numba import types
 from secure_quant.mpc.kernels.bits import (
     IN,
     IN3,
+    INT,
+    INT2,
     ONE,
     ONES,
     OUT,
     ZERO,
     I,
     U,
-    compared,
     correct,
     flip,
     kernel,
     lookup,
     prefix,
     read,
+    variables,
 )
-from secure_quant.mpc.kernels.lookups import INT, INT2
 from secure_quant.mpc.kernels.simd import popcount
 
 __all__ = ["RampConstants", "RampPlaces", "deal_ramp", "lift_ramp", "open_ramp", "select_ramp"]
@@ -93,18 +94,7 @@ def open_ramp(
         top = np.int64(c[i] >> np.uint64(con.shift + con.steps)) & around
         word = lookup(dealt, at.saturation + (i << reach), reach, top, windows)
         word <<= np.uint64(con.variables)
-        place, fill = 0, 0
-        for j in range(digits.shape[0]):
-            bits = digits[j, 0]
-            digit = np.int64(c[i] >> np.uint64(place)) & ((1 << bits) - 1)
-            base = digits[j, 1] + (i << bits)
-            if j == 0:
-                word |= read(dealt, base + digit, 1)
-                fill += 1
-            else:
-                word |= compared(dealt, base, bits, digit) << np.uint64(fill)
-                fill += 2
-            place += bits
+        word |= variables(dealt, digits, c[i], i)
         out[i] = word ^ (free[i] & keep)
 
 
