@@ -15,6 +15,7 @@ from secure_quant import reference
 from secure_quant.errors import AccuracyLoss, ConfigError
 from secure_quant.ir import Graph
 from secure_quant.ir.ports import Port
+from secure_quant.quantizer.gate.steps import held_at_once
 from secure_quant.reference.ports import quantize_packed
 from secure_quant.reference.units import units
 
@@ -91,8 +92,8 @@ def check_accuracy(
 
     Warns with AccuracyWarning or raises AccuracyLoss above the bounds.
     """
-    made = reference.trace(graph, quantize_packed(graph, x))
-    got = reference.named(graph, reference.dequantize(graph, made[graph.output.name]))
+    q = quantize_packed(graph, x)
+    got = reference.named(graph, reference.dequantize(graph, reference.run_int(graph, q)))
     wanted = reference.named(graph, want)
     own = np.zeros(1) if noise is None else noise
     rounding = reference.named(graph, np.broadcast_to(own, want[:1].shape))
@@ -103,6 +104,7 @@ def check_accuracy(
     worst = max(found, key=lambda each: each.error)
     several = f" at output {worst.port.name!r}" if len(found) > 1 else ""
     if worst.error > min(bounds.refuse, bounds.warn):
+        made = reference.trace(graph, q[: held_at_once(graph)])
         where = several + _where(graph, made, values()) + (f"; {steps}" if steps else "")
         judge(worst.error, bounds, where)
         return worst.error
@@ -194,7 +196,10 @@ def _where(graph: Graph, made: Mapping[str, Real], floats: Mapping[str, Real]) -
         errors[node.name] = before
         seen = floats.get(node.name)
         factor = worth[node.name]
-        if seen is None or factor is None or seen.size != made[node.name].size:
+        if seen is None or factor is None:
+            continue
+        seen = seen[: len(made[node.name])]
+        if seen.size != made[node.name].size:
             continue
         real = (made[node.name] - value.zero_point) * factor
         errors[node.name] = relative_error(real.reshape(seen.shape), seen)

@@ -6,6 +6,7 @@ before it, so that what one op rounds otherwise does not reach the next.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -21,7 +22,7 @@ from secure_quant.quantizer.gate.floatgraph import captured_batch, in_batches
 from secure_quant.reference.kernels import along
 from secure_quant.reference.ports import quantize_packed
 
-__all__ = ["is_too_far", "largest_steps", "steps_off"]
+__all__ = ["held_at_once", "is_too_far", "largest_steps", "steps_off"]
 
 _QUANTIZE = torch.ops.quantized_decomposed.quantize_per_tensor.default
 _DEQUANTIZE = torch.ops.quantized_decomposed.dequantize_per_tensor.default
@@ -33,6 +34,13 @@ _ALIKE = 1e-3
 can read as a millionth more, on one sample and not on another."""
 _OUTPUT = 1 / 64
 """Of the largest output, where the output is an accumulator: two int8 steps."""
+_VALUES = 2**26
+"""Integers held at a time, half a gigabyte, where one sample has no more."""
+
+
+def held_at_once(graph: Graph) -> int:
+    """Samples of which every node's value is held at a time, at least one."""
+    return max(_VALUES // sum(math.prod(value.shape) for value in graph.values.values()), 1)
 
 
 def steps_off(
@@ -62,20 +70,24 @@ def largest_steps(
     for an output that is an accumulator, a step is _OUTPUT of the largest value, over ROUNDING."""
     q = quantize_packed(graph, x)
     found: dict[str, float] = {}
+    outputs: list[tuple[NDArray[Any], NDArray[Any]]] = []
     size = captured_batch(converted)
-    for start in range(0, len(q), size or len(q)):
-        part = slice(start, start + (size or len(q)))
+    count = size or held_at_once(graph)
+    for start in range(0, len(q), count):
+        part = slice(start, start + count)
         values = reference.trace(graph, q[part])
         run = _Forced(graph, converted, places, values, jumps)
         real = in_batches(run.evaluate, torch.from_numpy(x[part]), size)
         for name, steps in run.steps.items():
             found[name] = max(found.get(name, 0.0), steps)
-        made = reference.named(graph, reference.dequantize(graph, values[graph.output.name]))
-        want = reference.named(graph, real.numpy())
-        for port in graph.output_ports:
-            size = _OUTPUT * np.abs(want[port.name]).max() + 1e-30
-            off = np.abs(made[port.name] - want[port.name]).max() / size
-            found[port.node] = max(found.get(port.node, 0.0), float(off) * ROUNDING)
+        outputs.append((values[graph.output.name], real.numpy()))
+    integers, floats = (np.concatenate(parts) for parts in zip(*outputs, strict=True))
+    made = reference.named(graph, reference.dequantize(graph, integers))
+    want = reference.named(graph, floats)
+    for port in graph.output_ports:
+        step = _OUTPUT * np.abs(want[port.name]).max() + 1e-30
+        off = np.abs(made[port.name] - want[port.name]).max() / step
+        found[port.node] = max(found.get(port.node, 0.0), float(off) * ROUNDING)
     return found
 
 
