@@ -64,7 +64,7 @@ _SMALLEST = (
     "squeezenet1_1", "swin_t", "swin_v2_t", "vgg11", "vgg11_bn", "vit_b_32", "wide_resnet50_2",
 )  # fmt: skip
 """Of torchvision's classifiers, one for each architecture."""
-_PICTURES = {"inception_v3": 96, "maxvit_t": 224, "vit_h_14": 56, "densenet": 64, "vgg": 32}
+_PICTURES = {"inception_v3": 96, "vit_h_14": 56, "densenet": 64, "vgg": 32}
 _CLIPS = {"s3d": (3, 16, 64, 64), "mvit_v1_b": (3, 16, 224, 224), "mvit_v2_s": (3, 16, 224, 224),
           "swin3d": (3, 8, 64, 64)}  # fmt: skip
 
@@ -92,11 +92,21 @@ def _classifier(name: str) -> Made:
     size, options = _beginning(_PICTURES, name, 64), {}
     if name.startswith("vit_"):
         options = {"image_size": size}
-    elif name == "maxvit_t":
-        options = {"input_size": (size, size)}
     elif name in ("googlenet", "inception_v3"):
         options = {"init_weights": False, "aux_logits": False}
+    elif name == "maxvit_t":
+        return _maxvit(size), (3, size, size)
     return _torchvision().get_model(name, weights=None, **options), (3, size, size)
+
+
+def _maxvit(size: int) -> nn.Module:
+    """maxvit_t, with windows as large as the last map, as they are for 224 pixels."""
+    made: nn.Module = _torchvision().MaxVit(
+        input_size=(size, size), stem_channels=64, block_channels=[64, 128, 256, 512],
+        block_layers=[2, 2, 5, 2], head_dim=32, stochastic_depth_prob=0.2,
+        partition_size=size // 32,
+    )  # fmt: skip
+    return made
 
 
 def _segmentation(name: str) -> Made:

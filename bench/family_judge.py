@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import multiprocessing
 import resource
+import signal
 import time
 import traceback
 import warnings
@@ -23,28 +24,26 @@ from thinned import thinned
 if TYPE_CHECKING:
     from families import Listed
 
-__all__ = ["KINDS", "judged_apart"]
+__all__ = ["judged_apart"]
 
-KINDS = ("exact", "coarse", "refused", "wrong", "stopped")
-"""exact: taken, and onnxruntime gives the same integers. coarse: the same, but further off the
-float model than ``quantize`` allows by itself. refused: by a named error. wrong: other integers, or
-an error without a name. stopped: at the limit of time or memory."""
 SAMPLES = 8
 _SLEEPS = 0.01
+_BUSY = 20
+"""Seconds that may go by for one of a process's own."""
 Row = dict[str, Any]
 
 
 def judged_apart(
     model: Listed, into: Path, seconds: float, gigabytes: float, *, thin: bool = False
 ) -> Row:
-    """The row of ``model``, from a process that writes it to ``into``."""
+    """The row of ``model``, from a process that writes it to ``into``. ``seconds`` are of its own
+    time, as others may be busy on the machine."""
     into.unlink(missing_ok=True)
-    start = time.monotonic()
     process = multiprocessing.get_context("fork").Process(
-        target=_work, args=(model, into, int(gigabytes * 2**30), thin)
+        target=_work, args=(model, into, int(seconds), int(gigabytes * 2**30), thin)
     )
     process.start()
-    process.join(seconds)
+    process.join(seconds * _BUSY)
     if process.is_alive():
         process.kill()
         process.join()
@@ -52,12 +51,15 @@ def judged_apart(
         row: Row = json.loads(into.read_text())
         into.unlink()
     else:
-        row = {"kind": "stopped", "why": f"after {time.monotonic() - start:.0f} s"}
+        slow = process.exitcode in (-signal.SIGXCPU, -signal.SIGKILL)
+        why = f"time: more than {seconds:.0f} s" if slow else f"exit status {process.exitcode}"
+        row = {"kind": "stopped", "why": f"not measured: {why}"}
     named = {"key": model.key, "family": model.family, "group": model.group, "model": model.name}
     return {**named, "first": model.first, **row}
 
 
-def _work(model: Listed, into: Path, memory: int, thin: bool) -> None:
+def _work(model: Listed, into: Path, seconds: int, memory: int, thin: bool) -> None:
+    resource.setrlimit(resource.RLIMIT_CPU, (seconds, seconds + 5))
     resource.setrlimit(resource.RLIMIT_AS, (memory, memory))
     torch.set_num_threads(1)
     warnings.simplefilter("ignore")

@@ -13,6 +13,7 @@ come; a run goes on where the last one ended. --all takes every model, not one a
     python bench/model_coverage.py --families torchvision timm --results coverage.jsonl
     python bench/model_coverage.py --families timm --only convnext swin_transformer
     python bench/model_coverage.py --tables coverage.jsonl         what is known, as Markdown
+    python bench/model_coverage.py --tables coverage.jsonl --into docs/models.md bench/RESULTS.md
 
 Exit status 1 if a model is wrong: taken though it computes something else, or refused by an error
 without a name.
@@ -24,10 +25,12 @@ import json
 import sys
 import warnings
 from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from arguments import parser, positive, run
+from coverage_tables import known, listing, write_into
 
 if TYPE_CHECKING:
     from fuzz.judge import Verdict
@@ -42,6 +45,7 @@ def main() -> int:
     what.add_argument("--ops", action="store_true")
     what.add_argument("--families", nargs="+", choices=("torchvision", "timm"))
     what.add_argument("--tables", type=Path, metavar="FILE")
+    line.add_argument("--into", nargs="+", type=Path, metavar="PAGE", default=())
     line.add_argument("--only", nargs="+", default=())
     line.add_argument("--all", action="store_true")
     line.add_argument("--thin", action="store_true")
@@ -52,7 +56,7 @@ def main() -> int:
     line.add_argument("--gigabytes", type=positive, default=10, help="for one model")
     arguments = line.parse_args()
     if arguments.tables:
-        return tables(known(arguments.tables))
+        return tables(known(arguments.tables), arguments.into)
     if arguments.families:
         return families(arguments)
     return operators(set(arguments.only))
@@ -80,44 +84,13 @@ def families(arguments: Any) -> int:
     return tables(rows)
 
 
-def known(path: Path) -> dict[str, Any]:
-    """By key; of several rows of a model the last."""
-    lines = path.read_text().splitlines() if path.exists() else []
-    return {row["key"]: row for row in map(json.loads, lines)}
-
-
-def tables(rows: dict[str, Any]) -> int:
-    """Counts by group, every model by group, and what the refused were refused for."""
-    from family_judge import KINDS
-
-    groups: dict[str, list[Any]] = {}
-    for row in rows.values():
-        group = "timm" if row["family"] == "timm" else f"{row['family']}: {row['group']}"
-        groups.setdefault(group, []).append(row)
-    print(f"\n| | models | {' | '.join(KINDS)} |\n|---|{'---|' * (len(KINDS) + 1)}")
-    for group, found in groups.items():
-        counts = Counter(row["kind"] for row in found)
-        print(f"| {group} | {len(found)} | {' | '.join(str(counts[k]) for k in KINDS)} |")
-    for group, found in groups.items():
-        print(f"\n## {group}\n\n| model | input | blocks left out | | cosine | error | seconds |")
-        print("|---|---|---|---|---|---|---|")
-        for row in sorted(found, key=lambda row: row["key"]):
-            print(listed_row(row))
-    refused = sorted((row for row in rows.values() if "why" in row), key=lambda row: row["why"])
-    if refused:
-        print("\n## Refused\n\n| model | | why |\n|---|---|---|")
-    for row in refused:
-        print(f"| {row['model']} | {row['kind']} | {row['why'].splitlines()[0][:200]} |")
+def tables(rows: dict[str, Any], pages: Sequence[Path] = ()) -> int:
+    """What is known, on stdout or in the marked parts of ``pages``."""
+    for page in pages:
+        write_into(page, rows)
+    if not pages:
+        print(f"\n{listing(rows)}")
     return 1 if any(row["kind"] == "wrong" for row in rows.values()) else 0
-
-
-def listed_row(row: dict[str, Any]) -> str:
-    """A line of a table."""
-    name = f"{row['group']}: {row['model']}" if row["family"] == "timm" else row["model"]
-    size = "×".join(map(str, row.get("shape", ())))
-    numbers = f"{row['cosine']:.4f} | {row['error']:.2g}" if "cosine" in row else " | "
-    lacks = row.get("lacks", "") or ""
-    return f"| {name} | {size} | {lacks} | {row['kind']} | {numbers} | {row.get('seconds', '')} |"
 
 
 def operators(only: set[str]) -> int:
