@@ -57,7 +57,7 @@ web: $(READY)
 
 deploy-check: $(READY)
 	$(BIN)/hadolint deploy/docker/*.Dockerfile
-	$(BIN)/python tools/gen_manifests.py --check
+	$(BIN)/python tools/generate.py --check manifests
 	$(BIN)/kubernetes-validate --strict --quiet deploy/kubernetes/*.yaml
 	$(BIN)/check-jsonschema --builtin-schema vendor.compose-spec deploy/docker-compose.yml
 
@@ -72,12 +72,7 @@ docs: $(READY)
 
 # Pages and pictures that are made of code and of results; tests hold them to it.
 generated: $(READY)
-	$(BIN)/python tools/gen_settings.py
-	$(BIN)/python tools/gen_reference.py
-	$(BIN)/python tools/gen_performance.py
-	$(BIN)/python tools/gen_diagrams.py
-	$(BIN)/python tools/gen_monitoring.py
-	$(BIN)/python tools/gen_manifests.py
+	$(BIN)/python tools/generate.py
 
 bench: $(READY)
 	$(BIN)/secure-quant bench --model lenet --engine mpc

@@ -1,8 +1,4 @@
-#!/usr/bin/env python3
-"""Who sends what to whom, drawn: docs/images/flow/*.svg, and a check that they are current.
-
-python tools/gen_diagrams.py            write the pictures
-python tools/gen_diagrams.py --check    exit 1 if a committed picture is not what would be written
+"""Who sends what to whom, drawn: docs/images/flow/*.svg.
 
 Sequence diagrams without a script: the site loads nothing from elsewhere, and they follow the
 reader's light or dark style.
@@ -10,8 +6,6 @@ reader's light or dark style.
 
 from __future__ import annotations
 
-import argparse
-import sys
 from dataclasses import dataclass
 from html import escape
 from pathlib import Path
@@ -162,18 +156,6 @@ def _drawn(step: Step, y: int) -> list[str]:
     ]
 
 
-def main() -> None:
-    """Write the pictures, or check them."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
-    parser.add_argument("--check", action="store_true")
-    check = parser.parse_args().check
-    for name, flow in FLOWS.items():
-        path, made = FOLDER / f"{name}.svg", picture(flow)
-        if not check:
-            path.write_text(made)
-        elif path.read_text() != made:
-            sys.exit(f"{path.name} is not what would be drawn: run tools/gen_diagrams.py")
-
-
-if __name__ == "__main__":
-    main()
+def made() -> dict[Path, str]:
+    """Path -> what is to stand there."""
+    return {FOLDER / f"{name}.svg": picture(flow) for name, flow in FLOWS.items()}

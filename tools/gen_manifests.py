@@ -1,8 +1,4 @@
-#!/usr/bin/env python3
-"""deploy/helm -> deploy/kubernetes/ROLE.yaml, and a check that they agree.
-
-python tools/gen_manifests.py            write the manifests
-python tools/gen_manifests.py --check    exit 1 if a committed one is not what would be written
+"""deploy/helm -> deploy/kubernetes/ROLE.yaml.
 
 The chart's defaults for each role, for `kubectl apply` without Helm. Helm's own engine renders, by
 the package helm-python-sdk.
@@ -10,9 +6,7 @@ the package helm-python-sdk.
 
 from __future__ import annotations
 
-import argparse
 import re
-import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -51,18 +45,6 @@ def manifest(role: str) -> str:
     return HEAD + rendered(role, {"namespace": {"create": True}})
 
 
-def main() -> None:
-    """Write the manifests, or check them."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
-    parser.add_argument("--check", action="store_true")
-    check = parser.parse_args().check
-    for role in ROLES:
-        path, made = FOLDER / f"{role}.yaml", manifest(role)
-        if not check:
-            path.write_text(made)
-        elif not path.exists() or path.read_text() != made:
-            sys.exit(f"{path.name} is not what the chart says: run tools/gen_manifests.py")
-
-
-if __name__ == "__main__":
-    main()
+def made() -> dict[Path, str]:
+    """Path -> what is to stand there."""
+    return {FOLDER / f"{role}.yaml": manifest(role) for role in ROLES}

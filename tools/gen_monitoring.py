@@ -1,16 +1,9 @@
-#!/usr/bin/env python3
 """deploy/monitoring/dashboard.json from what is said here, and prometheus-rule.yaml, the same rules
-for Prometheus operators, from rules.yaml.
-
-python tools/gen_monitoring.py            write both
-python tools/gen_monitoring.py --check    exit 1 if a committed one is not what would be written
-"""
+for Prometheus operators, from rules.yaml."""
 
 from __future__ import annotations
 
-import argparse
 import json
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -148,22 +141,9 @@ def rule() -> str:
     return "\n".join([*head, *(f"  {line}" if line else "" for line in body)]) + "\n"
 
 
-def main() -> None:
-    """Write the files, or check them."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
-    parser.add_argument("--check", action="store_true")
-    check = parser.parse_args().check
-    made = {
-        "dashboard.json": json.dumps(dashboard(), indent=1) + "\n",
-        "prometheus-rule.yaml": rule(),
+def made() -> dict[Path, str]:
+    """Path -> what is to stand there."""
+    return {
+        FOLDER / "dashboard.json": json.dumps(dashboard(), indent=1) + "\n",
+        FOLDER / "prometheus-rule.yaml": rule(),
     }
-    for name, text in made.items():
-        path = FOLDER / name
-        if not check:
-            path.write_text(text)
-        elif not path.exists() or path.read_text() != text:
-            sys.exit(f"{name} is not what its source says: run tools/gen_monitoring.py")
-
-
-if __name__ == "__main__":
-    main()

@@ -1,8 +1,4 @@
-#!/usr/bin/env python3
-"""bench/RESULTS.md -> docs/performance.md and its plots, and a check that they agree.
-
-python tools/gen_performance.py            write page and plots
-python tools/gen_performance.py --check    exit 1 if the page is not what would be written
+"""bench/RESULTS.md -> docs/performance.md and its plots.
 
 Every figure is read from the tables of bench/RESULTS.md, where date, machine and command stand.
 Plots need the extra `report`.
@@ -10,9 +6,7 @@ Plots need the extra `report`.
 
 from __future__ import annotations
 
-import argparse
 import re
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -174,23 +168,11 @@ def _lines(name: str, title: str, at: Sequence[float], lines: dict[str, list[flo
         return svg(figure, name, title, alone=True) + "\n"
 
 
-def main() -> None:
-    """Write page and plots, or check the page."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
-    parser.add_argument("--check", action="store_true")
-    text = RESULTS.read_text()
-    made = page(text)
-    if parser.parse_args().check:
-        if PAGE.read_text() != made:
-            sys.exit(
-                "docs/performance.md is not what the results say: run tools/gen_performance.py"
-            )
-        return
-    PAGE.write_text(made)
-    IMAGES.mkdir(parents=True, exist_ok=True)
-    for name, drawn in plots(text).items():
-        (IMAGES / f"{name}.svg").write_text(drawn)
+def made() -> dict[Path, str]:
+    """Path -> what is to stand there."""
+    return {PAGE: page(RESULTS.read_text())}
 
 
-if __name__ == "__main__":
-    main()
+def drawn() -> dict[Path, str]:
+    """The same of the plots."""
+    return {IMAGES / f"{name}.svg": plot for name, plot in plots(RESULTS.read_text()).items()}

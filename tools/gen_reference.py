@@ -1,8 +1,4 @@
-#!/usr/bin/env python3
-"""The command line and the public doors -> docs/reference, and a check that they agree.
-
-python tools/gen_reference.py            write the pages
-python tools/gen_reference.py --check    exit 1 if a committed page is not what would be written
+"""The command line and the public doors -> docs/reference.
 
 The command line is read from its parser, the Python page lists what the doors export; docstrings
 come in when the site is built.
@@ -13,7 +9,6 @@ from __future__ import annotations
 import argparse
 import importlib
 import inspect
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
@@ -117,18 +112,6 @@ def _doors() -> Iterator[str]:
                 yield f"::: {made.__module__}.{made.__qualname__}\n"
 
 
-def main() -> None:
-    """Write the pages, or check them."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
-    parser.add_argument("--check", action="store_true")
-    check = parser.parse_args().check
-    for name, text in pages().items():
-        path = FOLDER / name
-        if not check:
-            path.write_text(text)
-        elif path.read_text() != text:
-            sys.exit(f"docs/reference/{name} is not what the code says: run tools/gen_reference.py")
-
-
-if __name__ == "__main__":
-    main()
+def made() -> dict[Path, str]:
+    """Path -> what is to stand there."""
+    return {FOLDER / name: text for name, text in pages().items()}

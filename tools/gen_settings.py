@@ -1,14 +1,7 @@
-#!/usr/bin/env python3
-"""The options of every role -> docs/settings.md, and a check that the two agree.
-
-python tools/gen_settings.py            write the page
-python tools/gen_settings.py --check    exit 1 if the committed page is not what would be written
-"""
+"""The options of every role -> docs/settings.md."""
 
 from __future__ import annotations
 
-import argparse
-import sys
 from collections import defaultdict
 from pathlib import Path
 
@@ -48,16 +41,6 @@ def _row(setting: Setting, named: str) -> str:
     return "| " + " | ".join(each.replace("|", r"\|") for each in cells) + " |\n"
 
 
-def main() -> None:
-    """Write the page, or check it."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
-    parser.add_argument("--check", action="store_true")
-    made = page()
-    if not parser.parse_args().check:
-        PAGE.write_text(made)
-    elif PAGE.read_text() != made:
-        sys.exit("docs/settings.md is not what the options say: run tools/gen_settings.py")
-
-
-if __name__ == "__main__":
-    main()
+def made() -> dict[Path, str]:
+    """Path -> what is to stand there."""
+    return {PAGE: page()}

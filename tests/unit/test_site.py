@@ -66,24 +66,24 @@ def test_a_link_into_nothing_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyP
 
 def test_reference_is_what_the_code_says() -> None:
     for name, text in tool("gen_reference").pages().items():
-        assert (DOCS / "reference" / name).read_text() == text, "run tools/gen_reference.py"
+        assert (DOCS / "reference" / name).read_text() == text, "run make generated"
 
 
 def test_pictures_are_what_would_be_drawn() -> None:
     module = tool("gen_diagrams")
     for name, flow in module.FLOWS.items():
         path = DOCS / "images" / "flow" / f"{name}.svg"
-        assert path.read_text() == module.picture(flow), "run tools/gen_diagrams.py"
+        assert path.read_text() == module.picture(flow), "run make generated"
 
 
 def test_performance_is_what_was_measured() -> None:
     module = tool("gen_performance")
     text = module.RESULTS.read_text()
-    assert module.PAGE.read_text() == module.page(text), "run tools/gen_performance.py"
+    assert module.PAGE.read_text() == module.page(text), "run make generated"
     for name, drawn in module.plots(text).items():
         shown = re.findall(r"<text [^>]*>([^<]+)<", drawn)
         kept = (module.IMAGES / f"{name}.svg").read_text()
-        assert re.findall(r"<text [^>]*>([^<]+)<", kept) == shown, "run tools/gen_performance.py"
+        assert re.findall(r"<text [^>]*>([^<]+)<", kept) == shown, "run make generated"
 
 
 def test_every_error_has_a_way_out() -> None:

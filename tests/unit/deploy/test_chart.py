@@ -53,7 +53,7 @@ def test_the_chart_has_no_fault() -> None:
 @pytest.mark.parametrize("role", ROLES)
 def test_manifests_are_what_the_chart_says(role: str) -> None:
     kept = (ROOT / "deploy" / "kubernetes" / f"{role}.yaml").read_text()
-    assert kept == tool().manifest(role), "run tools/gen_manifests.py"
+    assert kept == tool().manifest(role), "run make generated"
 
 
 @pytest.mark.parametrize("role", ROLES)
