@@ -29,6 +29,7 @@ from secure_quant.errors import (
     ServiceError,
 )
 from secure_quant.wire import raised
+from secure_quant.within import within
 from secure_quant_client.program import Ahead, Call, Program
 
 __all__ = ["CLOSED", "AsyncDriver", "Deadline", "Driver", "SyncDriver"]
@@ -102,14 +103,9 @@ class Deadline:
     @asynccontextmanager
     async def bounding(self) -> AsyncIterator[None]:
         """All that a task does inside. Raises DeadlineExceeded where it takes longer."""
-        try:
-            async with asyncio.timeout(self.remaining()) as limit:
-                self._limit = limit
-                yield
-        except TimeoutError:
-            if not limit.expired():
-                raise
-            raise self._exceeded() from None
+        async with within(self.remaining(), self._exceeded) as limit:
+            self._limit = limit
+            yield
 
     def _exceeded(self) -> DeadlineExceeded:
         return DeadlineExceeded("inference", expected=f"<= {self._seconds:g} s")

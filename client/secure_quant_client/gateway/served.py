@@ -5,8 +5,8 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import Sequence
+from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
 from typing import Any
 
@@ -22,6 +22,7 @@ from secure_quant.errors import (
     SecureQuantError,
 )
 from secure_quant.ir import Graph
+from secure_quant.within import within
 from secure_quant_client.gateway.asked import Asked, Made
 from secure_quant_client.gateway.joining import Joiner
 from secure_quant_client.gateway.status import from_servers
@@ -171,15 +172,8 @@ class Served:
         return asked or known
 
 
-@asynccontextmanager
-async def _within(seconds: float | None) -> AsyncIterator[None]:
-    try:
-        async with asyncio.timeout(seconds) as limit:
-            yield
-    except TimeoutError:
-        if not limit.expired():
-            raise
-        raise DeadlineExceeded("inference", expected=f"<= {seconds:g} s") from None
+def _within(seconds: float | None) -> AbstractAsyncContextManager[object]:
+    return within(seconds, lambda: DeadlineExceeded("inference", expected=f"<= {seconds:g} s"))
 
 
 def _quantized(graph: Graph, inputs: Any) -> NDArray[np.int8]:

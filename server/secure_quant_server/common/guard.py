@@ -9,7 +9,7 @@ import logging
 import secrets
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import ExitStack, asynccontextmanager
+from contextlib import AbstractAsyncContextManager, ExitStack
 from typing import TYPE_CHECKING, Any
 
 import grpc
@@ -20,6 +20,7 @@ from secure_quant import tracing
 from secure_quant.errors import InternalError, MalformedMessage, SecureQuantError, ServiceError
 from secure_quant.wire import to_status
 from secure_quant.wire.status import Status
+from secure_quant.within import within
 from secure_quant_server.common import logs
 from secure_quant_server.common.access import Access
 from secure_quant_server.common.admission import Admission
@@ -214,15 +215,9 @@ class _Served:
 def _bounded(behaviour: Any, seconds: float) -> Any:
     """The same, which ends after a while."""
 
-    @asynccontextmanager
-    async def bound() -> AsyncIterator[None]:
-        try:
-            async with asyncio.timeout(seconds) as limit:
-                yield
-        except TimeoutError:
-            if not limit.expired():
-                raise
-            raise ServiceError("this stream ends after a while", hint="open another") from None
+    def bound() -> AbstractAsyncContextManager[object]:
+        told = ServiceError("this stream ends after a while", hint="open another")
+        return within(seconds, lambda: told)
 
     async def call(request: Any, context: Context) -> Any:
         async with bound():

@@ -38,6 +38,7 @@ from secure_quant.transport import (
 )
 from secure_quant.wire import connect_error, to_status
 from secure_quant.wire.status import Status
+from secure_quant.within import within
 from secure_quant_server.common import logs
 from secure_quant_server.common.guard import Guard
 
@@ -254,19 +255,14 @@ class WebFront:
         try:
             seconds = _checked_head(request)
             context = _Context(request, seconds)
-            try:
-                async with asyncio.timeout(seconds) as limit:
-                    answer = await self._guard.answer(
-                        request.path, method.parse, method.behaviour,
-                        lambda: self._body(request), context,
-                    )  # fmt: skip
-            except TimeoutError:
-                if not limit.expired():
-                    raise
-                return _told(to_status(DeadlineExceeded("no answer in time")))
+            async with within(seconds, lambda: DeadlineExceeded("no answer in time")):
+                answer = await self._guard.answer(
+                    request.path, method.parse, method.behaviour,
+                    lambda: self._body(request), context,
+                )  # fmt: skip
         except _Ended as ended:
             return _told(ended.status)
-        except (MalformedMessage, OpNotSupported) as error:  # of the head
+        except (DeadlineExceeded, MalformedMessage, OpNotSupported) as error:  # not the guard's
             return _told(to_status(error))
         return web.Response(body=answer.SerializeToString(), content_type=BINARY)
 
