@@ -89,7 +89,7 @@ async def serve_plain(options: PlainOptions) -> None:
     budgets = Budgets(options.budget, options.budget_window_s)
     server.server.add_generic_rpc_handlers((Service(served, budgets).handler(),))
     await server.start()
-    await server.set_serving(True)
+    server.set_serving(True)
     try:
         await stop.wait()
     finally:

@@ -11,7 +11,7 @@ import asyncio
 from collections import Counter
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from secure_quant.errors import DeadlineExceeded, Overloaded
 from secure_quant_server.common.memory import give_back_freed_memory
@@ -24,31 +24,46 @@ BODIES_BYTES = 128 * 2**20
 BODY_S = 60.0
 OPEN_PER_CLIENT = 16
 OPEN_CALLS = 1024
+UNREAD_BYTES = 128 * 2**20
+UNREAD = 8
+"""Answers of one caller that may be unread whatever their size."""
+OF_A_STREAM = 2**14
+"""What gRPC holds for a call besides its answer, or more."""
 LARGE = 2**20
 TRIM_S = 1.0
 
 
 class Held:
-    """Bytes kept for requests that wait: ``total`` of all callers, of which one has half. A caller
-    that holds nothing yet may have one request of any size."""
+    """Bytes kept: ``total`` of all callers, of which one has half. A caller that holds nothing yet
+    may have one thing of any size. what: is kept, for the error."""
 
-    def __init__(self, total: int) -> None:
-        self._total = total
+    def __init__(self, total: int, what: str = "requests that wait") -> None:
+        self._total, self._what = total, what
         self._of: Counter[str] = Counter()
 
     @contextmanager
     def take(self, client: str, size: int) -> Iterator[None]:
         """Raises Overloaded."""
-        mine, all_of_them = self._of[client] + size, self._of.total() + size
-        if self._of[client] and (mine > self._total // 2 or all_of_them > self._total):
-            raise Overloaded("bytes of requests that wait", expected=f"<= {self._total}")
-        self._of[client] += size
+        self.add(client, size)
         try:
             yield
         finally:
-            self._of[client] -= size
-            if not self._of[client]:
-                del self._of[client]
+            self.drop(client, size)
+
+    def add(self, client: str, size: int, *, several: int = 0) -> None:
+        """Until ``drop``. several: things of that size of which there is room for twice as many in
+        all, whatever ``total`` is. Raises Overloaded."""
+        total = max(self._total, 2 * several * size)
+        mine, all_of_them = self._of[client] + size, self._of.total() + size
+        if self._of[client] and (mine > total // 2 or all_of_them > total):
+            raise Overloaded(f"bytes of {self._what}", expected=f"<= {total}")
+        self._of[client] += size
+
+    def drop(self, client: str, size: int) -> None:
+        """What was added."""
+        self._of[client] -= size
+        if not self._of[client]:
+            del self._of[client]
 
 
 class Admission:
@@ -68,6 +83,7 @@ class Admission:
         self._bodies = asyncio.Semaphore(at_once)
         self._of_client = max(1, at_once // 2)
         self._turns: dict[str, asyncio.Semaphore] = {}
+        self._unread = Held(UNREAD_BYTES, "answers that are not read")
         self._trim: asyncio.TimerHandle | None = None
 
     @property
@@ -111,6 +127,14 @@ class Admission:
                 raise DeadlineExceeded(
                     "the request did not arrive", expected=f"<= {self._body_s:g} s"
                 ) from error
+
+    def answered(self, client: str, size: int, gone: Callable[[Any], None]) -> None:
+        """An answer is ready: it takes room until it is ``gone``, which is told what to call then.
+        gRPC keeps it for a caller that grants no window, and has no end to that. Raises Overloaded.
+        """
+        size += OF_A_STREAM
+        self._unread.add(client, size, several=UNREAD)
+        gone(lambda *_: self._unread.drop(client, size))
 
     def received(self, size: int) -> None:
         """A body came in: what it leaves behind is given back to the system a moment later."""

@@ -84,7 +84,11 @@ class Guard(grpc.aio.ServerInterceptor):
 
         async def call(stream: Any, context: Context) -> Any:
             async with self.admitted(method, context) as client:
-                return await behaviour(await asked(stream, client, context), context)
+                answer = await behaviour(await asked(stream, client, context), context)
+                if answer is not None:  # else the method wrote what it had to say
+                    gone = context.add_done_callback
+                    self._admission.answered(client, answer.ByteSize(), gone)
+                return answer
 
         async def answering(stream: Any, context: Context) -> AsyncIterator[Any]:
             async with self.admitted(method, context) as client:

@@ -11,7 +11,6 @@ from pathlib import Path
 
 import grpc.aio
 from grpc_health.v1 import health_pb2, health_pb2_grpc
-from grpc_health.v1.health import aio as health_aio
 from grpc_reflection.v1alpha import reflection
 
 from secure_quant import tracing
@@ -29,6 +28,7 @@ from secure_quant_server.common import logs
 from secure_quant_server.common.access import Access
 from secure_quant_server.common.admission import Admission
 from secure_quant_server.common.guard import Guard
+from secure_quant_server.common.health import Health
 from secure_quant_server.common.metrics import Metrics
 from secure_quant_server.options import ServerOptions
 
@@ -75,7 +75,7 @@ class GrpcServer:
             interceptors=[self.guard],
             options=server_options(options.limits, largest, options.max_connections),
         )
-        self._health = health_aio.HealthServicer()
+        self._health = Health()
         health_pb2_grpc.add_HealthServicer_to_server(self._health, self.server)
         self.port = 0
         self._role = role or services[0]
@@ -88,7 +88,7 @@ class GrpcServer:
             names = (*self._services, reflection.SERVICE_NAME, "grpc.health.v1.Health")
             reflection.enable_server_reflection(names, self.server)
         logs.follow_tasks()
-        await self.set_serving(False)
+        self.set_serving(False)
         self.port = add_port(self.server, self.options.listen, self.options.security)
         if self.port == 0:
             raise ConfigError("listen", got=self.options.listen, expected="a free address")
@@ -115,17 +115,17 @@ class GrpcServer:
                 logs.event("certificate unusable", level=logging.ERROR, reason=str(error))
             await asyncio.sleep(WARN_EVERY_S)
 
-    async def set_serving(self, serving: bool) -> None:
+    def set_serving(self, serving: bool) -> None:
         """What grpc.health.v1 answers from now on."""
         status = _STATUS.SERVING if serving else _STATUS.NOT_SERVING
         for name in ("", *self._services):
-            await self._health.set(name, status)
+            self._health.set(name, status)
 
     async def stop(self) -> None:
         """Health first, then no new calls, then ``grace_s`` for the running ones."""
         if self._expiry is not None:
             self._expiry.cancel()
-        await self._health.enter_graceful_shutdown()
+        self._health.stop()
         await self.server.stop(self.options.grace_s)
         if self._end_of_traces is not None:  # waits for the collector
             await asyncio.to_thread(self._end_of_traces)

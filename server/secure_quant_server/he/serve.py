@@ -92,7 +92,7 @@ class HeServer:
             await self.leveled.stop()
             raise
         self._grpc = server
-        await server.set_serving(True)
+        server.set_serving(True)
         self._watch = asyncio.create_task(self._follow(server))
         logs.event("serving", models=service.hashes)
         return server.port
@@ -114,7 +114,7 @@ class HeServer:
         if self._watch is not None:
             self._watch.cancel()
         if self._grpc is not None:
-            await self._grpc.set_serving(False)
+            self._grpc.set_serving(False)
             await asyncio.gather(self.evaluators.drain(), self.leveled.drain())
             await self._grpc.stop()
         await self.evaluators.stop()
@@ -125,7 +125,7 @@ class HeServer:
         while True:
             await asyncio.sleep(HEALTH_S)
             exact = self.evaluators.available or not self._exact
-            await server.set_serving(exact and self.leveled.available)
+            server.set_serving(exact and self.leveled.available)
 
 
 async def serve_he(options: HeOptions, *, stop: asyncio.Event | None = None) -> None:

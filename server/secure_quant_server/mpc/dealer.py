@@ -103,7 +103,7 @@ async def serve_dealer(
             if not each.streamed
             for _ in range(chosen.workers)
         ]
-        await server.set_serving(True)
+        server.set_serving(True)
         stopped = asyncio.ensure_future(stop.wait())
         try:
             done, _ = await asyncio.wait([stopped, *makers], return_when=asyncio.FIRST_COMPLETED)

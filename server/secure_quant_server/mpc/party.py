@@ -122,7 +122,6 @@ class _Front:
         )  # fmt: skip
         self.requests = Requests(self._grpc.metrics)
         self.board = Board(options.pending, options.pending * 2**20)
-        self._serving: set[asyncio.Task[None]] = set()
         self._following: asyncio.Task[None] | None = None
         place = Place(party=self.party, lane=0, link=options.link, dealer=options.dealer)
         config = LaneConfig(
@@ -170,9 +169,7 @@ class _Front:
                 self.lanes.certify(found)
 
     def _lanes_changed(self, ready: bool) -> None:
-        task = asyncio.create_task(self._grpc.set_serving(ready))
-        self._serving.add(task)
-        task.add_done_callback(self._serving.discard)
+        self._grpc.set_serving(ready)
 
 
 def _web(servicer: object, options: PartyOptions, grpc: GrpcServer) -> WebFront:

@@ -217,7 +217,7 @@ class _Worker:
         server = GrpcServer(options, access, [LINK_SERVICE], role="party1")
         party_link_pb2_grpc.add_PartyLinkServiceServicer_to_server(_Link(self), server.server)
         await server.start()
-        await server.set_serving(True)
+        server.set_serving(True)
         try:
             await asyncio.Event().wait()
         finally:

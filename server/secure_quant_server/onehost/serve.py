@@ -67,14 +67,14 @@ class OneHostServer:
                 "no ledger", level=logging.WARNING,
                 consequence="a restart forgets how many samples clients were served",
             )  # fmt: skip
-        await server.set_serving(True)
+        server.set_serving(True)
         logs.event("serving", models=service.hashes)
         return server.port
 
     async def stop(self) -> None:
         """Inferences under way are answered, within ``grace_s``; then every pairing ends."""
         if self._grpc is not None and self._service is not None:
-            await self._grpc.set_serving(False)
+            self._grpc.set_serving(False)
             end = time.monotonic() + self._options.grace_s
             self._service.stop()
             while self._service.busy and time.monotonic() < end:

@@ -267,12 +267,12 @@ def test_health_follows_the_server_and_any_role_may_ask() -> None:
             statuses = []
             for serving_now in (None, True, False):
                 if serving_now is not None:
-                    await server.set_serving(serving_now)
+                    server.set_serving(serving_now)
                 statuses.append((await stub.Check(ask, timeout=ample(5))).status)
             assert statuses == [2, 1, 2]
             watch = stub.Watch(ask, timeout=ample(5))
             assert (await watch.read()).status == 2
-            await server.set_serving(True)
+            server.set_serving(True)
             assert (await watch.read()).status == 1
             watch.cancel()
 

@@ -54,7 +54,7 @@ async def behind(
     service = Behind(graph, budget)
     server.server.add_generic_rpc_handlers((service.handler(),))
     service.target = f"127.0.0.1:{await server.start()}"
-    await server.set_serving(True)
+    server.set_serving(True)
     try:
         yield service
     finally:
