@@ -6,7 +6,6 @@ Two faces of the same, for threads and for asyncio.
 from __future__ import annotations
 
 import asyncio
-import math
 import os
 import threading
 import time
@@ -35,6 +34,8 @@ from secure_quant_client.program import Ahead, Call, Program
 __all__ = ["CLOSED", "AsyncDriver", "Deadline", "Driver", "SyncDriver"]
 
 CLOSED = "the client is closed"
+LONGEST_S = 1e9
+"""Of a deadline: gRPC and the system's clocks count so far, and not to every finite number."""
 PROXIES = ("grpc_proxy", "https_proxy", "HTTPS_PROXY", "http_proxy", "HTTP_PROXY")
 OTHER_ROLE = (
     "the server there has another role: is the address right, and party 0's before party 1's?"
@@ -63,12 +64,11 @@ class Deadline:
     nobody asked for so many, and work that is known to take longer may."""
 
     def __init__(self, seconds: float, *, fixed: bool = True) -> None:
-        """Raises ConfigError for anything but a finite number above 0."""
+        """Raises ConfigError for anything but a number above 0 that clocks can count to."""
         number = isinstance(seconds, Real) and not isinstance(seconds, bool)
-        if not number or not 0 < seconds < math.inf:
-            raise ConfigError(
-                "timeout", got=ascii(seconds)[:80], expected="seconds, finite and > 0"
-            )
+        if not number or not 0 < seconds <= LONGEST_S:
+            expected = f"seconds, finite and > 0, <= {LONGEST_S:g}"
+            raise ConfigError("timeout", got=ascii(seconds)[:80], expected=expected)
         self._seconds, self._end = float(seconds), time.monotonic() + float(seconds)
         self._fixed = fixed
         self._limit: asyncio.Timeout | None = None

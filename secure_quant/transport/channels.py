@@ -59,7 +59,7 @@ class Limits:
                 raise ConfigError(name, got=ascii(got)[:80], expected="a finite number > 0")
             most = LONGEST if name == "message_bytes" else LONGEST // 1000
             if got > most:  # gRPC counts bytes and milliseconds in 32 bits
-                raise ConfigError(name, got=f"{got:g}", expected=f"<= {most}")
+                raise ConfigError(name, got=ascii(got)[:80], expected=f"<= {most}")
 
 
 STREAMS = 100
