@@ -54,8 +54,9 @@ def cluster(
 def ask(
     cluster: Cluster, targets: list[str], inputs: list[np.ndarray], **options: object
 ) -> dict[str, object]:
+    """What ``test/live.ts`` says. options: of the client; ``targets`` in place of the addresses."""
     wanted = {
-        "targets": [f"https://{target}" for target in targets],
+        "targets": options.pop("targets", [f"https://{target}" for target in targets]),
         "options": {"token": TOKEN} | options,
         "inputs": [x.reshape(-1).tolist() for x in inputs],
     }
@@ -76,6 +77,17 @@ def test_integers_and_floats_are_those_of_plaintext(
     stats = told["answers"][0]["stats"]
     assert stats["rounds"] > 0
     assert stats["bytesUp"] == np.prod(graph.input.shape) + 32
+
+
+def test_a_cell_that_is_away_is_passed_over(cluster: Cluster, graph: Graph, targets: list[str]):
+    away = [f"127.0.0.1:{port}" for port in free_ports(2)]
+    x = np.random.default_rng(1).normal(0, 40 * graph.input.scale, (1, *graph.input.shape))
+    y = reference.run_int(graph, reference.quantize_input(graph, x))
+    cells = [[f"https://{target}" for target in each] for each in (away, targets)]
+    told = ask(cluster, targets, [x] * 4, expectedHash=graph.hash, targets=cells)
+    assert [each["stats"]["cell"] for each in told["answers"]] == [1] * 4
+    for answer in told["answers"]:
+        assert answer["integers"] == [str(each) for each in y.reshape(-1).tolist()]
 
 
 def test_what_the_parties_refuse_has_its_name_in_the_browser(

@@ -46,6 +46,9 @@ const BY_CODE: Partial<Record<Code, string>> = {
   [Code.Unimplemented]: "CONFIG_ERROR",
 };
 
+const UNREACHED =
+  "is it there, does this machine know its certificate's authority, and is this page's origin among its --http-origins?";
+
 /** The named error behind a failed call. `where`: the party, for the message. */
 export function named(error: unknown, where: string): SecureQuantError {
   if (error instanceof SecureQuantError) return error;
@@ -60,7 +63,9 @@ export function named(error: unknown, where: string): SecureQuantError {
     }
   }
   // A browser says no more of a connection that failed than that it did.
-  const unreached = failed.code === Code.Unknown && failed.cause instanceof TypeError;
-  const kind = unreached ? "PEER_UNAVAILABLE" : (BY_CODE[failed.code] ?? "INTERNAL_ERROR");
+  if (failed.code === Code.Unknown && failed.cause instanceof TypeError) {
+    return new SecureQuantError("PEER_UNAVAILABLE", `${where}: ${failed.rawMessage}`, { hint: UNREACHED }, failed);
+  }
+  const kind = BY_CODE[failed.code] ?? "INTERNAL_ERROR";
   return new SecureQuantError(kind, `${where}: ${failed.rawMessage}`, {}, failed);
 }

@@ -138,3 +138,43 @@ test("time is bounded for all of it", async () => {
   const { made } = client(["", each.answers[1]], { timeoutMs: 50 });
   await assert.rejects(made.infer(inputsOf(each)), { kind: "DEADLINE_EXCEEDED" });
 });
+
+test("whoever asks may give up, and hears the reason", async () => {
+  const reason = new Error("the user went elsewhere");
+  for (const answers of [["", each.answers[1]], [each.answers[0], ""]] as const) {
+    const { made } = client([...answers]);
+    await made.model();
+    const giving = new AbortController();
+    const asked = made.infer(inputsOf(each), { signal: giving.signal });
+    setTimeout(() => giving.abort(reason), 20);
+    await assert.rejects(asked, reason);
+    await assert.rejects(made.infer(inputsOf(each), { signal: giving.signal }), reason);
+    await assert.rejects(made.model({ signal: giving.signal }), reason);
+  }
+});
+
+test("one who gives up the model does not take it from the others", async () => {
+  let bring: (response: Response) => void = () => undefined;
+  const fetch = async (input: RequestInfo | URL): Promise<Response> => {
+    const party = new URL(String(input)).origin === TARGETS[0] ? 0 : 1;
+    const data = new Response(bytes(each.models[party]), { headers: { "Content-Type": "application/proto" } });
+    return party ? data : new Promise((resolve) => (bring = () => resolve(data)));
+  };
+  const made = new MpcClient(TARGETS, { expectedHash: each.hash, fetch });
+  const giving = new AbortController();
+  const [gone, late, stays] = [
+    made.model({ signal: giving.signal }), made.model({ timeoutMs: 20 }), made.model(),
+  ]; // prettier-ignore
+  giving.abort(new Error("gone"));
+  await assert.rejects(gone, /gone/);
+  await assert.rejects(late, { kind: "DEADLINE_EXCEEDED" });
+  bring(new Response());
+  assert.equal((await stays).graph.hash, each.hash);
+});
+
+test("a time that is none is refused", async () => {
+  for (const timeoutMs of [0, -1, Number.NaN, Number.POSITIVE_INFINITY, 2 ** 31]) {
+    assert.throws(() => new MpcClient(TARGETS, { timeoutMs }), { kind: "CONFIG_ERROR" });
+    await assert.rejects(client().made.infer(inputsOf(each), { timeoutMs }), { kind: "CONFIG_ERROR" });
+  }
+});

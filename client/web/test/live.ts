@@ -1,10 +1,10 @@
 /** Inferences at parties that run, for the tests in Python: a line of JSON in, a line out. */
 
 import { readFileSync } from "node:fs";
-import { MpcClient, SecureQuantError, type Options } from "../src/index.js";
+import { MpcClient, SecureQuantError, type Options, type Targets } from "../src/index.js";
 
 interface Wanted {
-  targets: [string, string];
+  targets: Targets | Targets[];
   options: Options;
   inputs: number[][];
 }

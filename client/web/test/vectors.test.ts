@@ -102,7 +102,7 @@ test("named errors come back as they were raised", async () => {
     const client = new MpcClient(PARTIES, { expectedHash: each.hash, fetch });
     const error = await client.model().catch((caught: unknown) => caught);
     assert.ok(error instanceof SecureQuantError);
-    assert.equal(error.what, `party 0: ${failure.what}`);
+    assert.equal(error.what, `party 0 at ${PARTIES[0]}: ${failure.what}`);
     assert.deepEqual([error.about.got, error.about.expected], [failure.got, failure.expected]);
     assert.match(error.kind, /^(BUDGET_EXCEEDED|MALFORMED_MESSAGE)$/);
   }
