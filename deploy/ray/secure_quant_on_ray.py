@@ -41,6 +41,7 @@ from secure_quant.wire.gen.secure_inference_pb2 import (
 __all__ = ["HomomorphicLinear", "build"]
 
 _LOG = logging.getLogger("ray.serve")
+AUTOSCALING = {"min_replicas": 1, "max_replicas": 4, "target_ongoing_requests": 1}
 SECONDS = [0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5]
 
 
@@ -50,7 +51,7 @@ SECONDS = [0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5]
     max_ongoing_requests=2,
     ray_actor_options={"num_cpus": 1},
     health_check_period_s=5,
-    autoscaling_config={"min_replicas": 1, "max_replicas": 4, "target_ongoing_requests": 1},
+    autoscaling_config=AUTOSCALING,
 )
 class HomomorphicLinear:
     """bundle: path of the server bundle that ``secure-quant split --engine he`` made, on every node
@@ -146,8 +147,13 @@ def _answered(context: RayServegRPCContext, empty: Any, answer: Any) -> Any:
 
 
 def build(arguments: dict[str, Any]) -> serve.Application:
-    """``bundle``: see HomomorphicLinear. ``replicas``: a fixed number, in place of autoscaling."""
+    """``bundle``: see HomomorphicLinear. ``replicas``: a fixed number, in place of autoscaling.
+    ``autoscaling``: fields of Serve's AutoscalingConfig, over ours."""
     deployment = HomomorphicLinear
+    if "autoscaling" in arguments:
+        deployment = deployment.options(
+            autoscaling_config=AUTOSCALING | dict(arguments["autoscaling"])
+        )
     if "replicas" in arguments:
         deployment = deployment.options(
             num_replicas=int(arguments["replicas"]), autoscaling_config=None

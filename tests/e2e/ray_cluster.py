@@ -1,7 +1,9 @@
 """A Ray cluster of two nodes on this machine with the application of deploy/ray; run by a Python
 that has Ray.
 
-    python ray_cluster.py BUNDLE PORT REPLICAS
+    python ray_cluster.py PORT ARGUMENTS
+
+ARGUMENTS: of the application, as JSON.
 
 Says `ready` once it answers. Then one command a line on standard input: `kill` ends the process of
 a replica, `node` the second node with all that runs on it, `state` says the replicas that run, by
@@ -42,7 +44,7 @@ def say(answer: object) -> None:
 
 
 def main() -> None:
-    bundle, port, count = sys.argv[1], int(sys.argv[2]), int(sys.argv[3])
+    port, arguments = int(sys.argv[1]), json.loads(sys.argv[2])
     config = ServeDeploySchema.parse_obj(yaml.safe_load(CONFIG.read_text()))
     (application,) = config.applications
     module, _, function = application.import_path.partition(":")
@@ -57,7 +59,7 @@ def main() -> None:
         proxy_location="HeadOnly", http_options={"port": 0},
         grpc_options={"port": port, "grpc_servicer_functions": functions},
     )  # fmt: skip
-    made = build({"bundle": bundle, "replicas": count})
+    made = build(arguments)
     serve.run(made, name=application.name, route_prefix=application.route_prefix)
     print("\nready", flush=True)
     for line in sys.stdin:

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import os
-import subprocess
 import threading
 import time
 from collections import Counter
@@ -15,21 +12,18 @@ from typing import Any
 import numpy as np
 import pytest
 from e2e.he_server import inputs, lenet
+from e2e.ray_process import RAY, Ray
 from patience import ample
 
 from secure_quant import reference
 from secure_quant.errors import MalformedMessage, ModelNotFound, SecureQuantError
-from secure_quant.he.bundle import split
 from secure_quant.transport import InsecurePlaintext, sync_channel
 from secure_quant.wire import raised
 from secure_quant.wire.gen.secure_inference_pb2 import EvaluateLinearRequest
 from secure_quant.wire.gen.secure_inference_pb2_grpc import SecureInferenceServiceStub
-from secure_quant_cli.cluster import free_ports
 from secure_quant_client import HeClient
 
-ROOT = Path(__file__).parents[2]
-RAY = ROOT / ".ray" / "bin" / "python"
-START_S, CALLERS = 120.0, 4
+CALLERS = 4
 GRAPH = lenet()
 
 pytestmark = [
@@ -38,67 +32,9 @@ pytestmark = [
 ]
 
 
-class Ray:
-    """The cluster's process, and how to tell it something."""
-
-    def __init__(self, folder: Path, replicas: int) -> None:
-        (folder / "server.sqb").write_bytes(split(GRAPH)["server"])
-        (port,) = free_ports(1)
-        self.target = f"127.0.0.1:{port}"
-        script = ROOT / "tests" / "e2e" / "ray_cluster.py"
-        command = [RAY, script, folder / "server.sqb", str(port), str(replicas)]
-        environment = os.environ | {
-            "PYTHONPATH": str(ROOT / "deploy" / "ray"), "OMP_NUM_THREADS": "1",
-            "RAY_USAGE_STATS_ENABLED": "0", "RAY_DEDUP_LOGS": "0",
-        }  # fmt: skip
-        self._log = (folder / "ray.log").open("w+")
-        self.process = subprocess.Popen(
-            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self._log, text=True,
-            env=environment, start_new_session=True,
-        )  # fmt: skip
-        self._said("ready", START_S)
-
-    def tell(self, command: str) -> Any:
-        """Its answer."""
-        assert self.process.stdin is not None
-        self.process.stdin.write(f"{command}\n")
-        self.process.stdin.flush()
-        while not (line := self._line()).startswith(">"):
-            print(line)
-        return json.loads(line[1:])
-
-    def end(self) -> None:
-        assert self.process.stdin is not None
-        try:
-            self.process.stdin.write("end\n")
-            self.process.stdin.flush()
-            self.process.wait(ample(60))
-        finally:
-            self.process.kill()
-            self.process.communicate()
-            self._log.close()
-
-    def _said(self, word: str, seconds: float) -> None:
-        timer = threading.Timer(ample(seconds), self.process.kill)
-        timer.start()
-        try:
-            while (line := self._line().strip()) != word:
-                print(line)
-        finally:
-            timer.cancel()
-
-    def _line(self) -> str:
-        assert self.process.stdout is not None
-        line = self.process.stdout.readline()
-        if not line:
-            self._log.seek(0)
-            pytest.fail(f"Ray ended: {self._log.read()[-3000:]}")
-        return line
-
-
 @pytest.fixture(scope="module")
 def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Ray]:
-    started = Ray(tmp_path_factory.mktemp("ray"), replicas=2)
+    started = Ray(tmp_path_factory.mktemp("ray"), GRAPH, replicas=2)
     try:
         yield started
     finally:
@@ -184,3 +120,47 @@ def test_replicas_and_a_node_are_killed_under_load(cluster: Ray) -> None:
             caller.join()
     print(f"{len(right)} right answers, failed {dict(failed)}")
     assert wrong == [0]
+
+
+def test_load_brings_a_second_replica_and_its_end_takes_it_away(
+    cluster: Ray, tmp_path: Path
+) -> None:
+    """In a cluster of its own; two at once are too much for a small machine."""
+    scaling = {
+        "max_replicas": 2, "upscale_delay_s": 1, "downscale_delay_s": 3, "metrics_interval_s": 1,
+        "look_back_period_s": 3,
+    }  # fmt: skip
+    cluster.end()
+    scaled = Ray(tmp_path, GRAPH, autoscaling=scaling)
+    question = inputs(GRAPH, 1)
+    answer = reference.run_int(GRAPH, question)
+    stop, right, wrong = threading.Event(), [0] * CALLERS, [0] * CALLERS
+
+    def ask(number: int) -> None:
+        with client(scaled) as asked:
+            while not stop.is_set():
+                found = asked.infer_int8(question, timeout=ample(30))
+                (right if np.array_equal(found, answer) else wrong)[number] += 1
+
+    def until(count: int) -> int:
+        end, before = time.monotonic() + ample(60), sum(right)
+        while len(scaled.tell("state")) != count:
+            assert time.monotonic() < end, (count, right)
+            time.sleep(0.2)
+        return sum(right) - before
+
+    callers = [threading.Thread(target=ask, args=(number,)) for number in range(CALLERS)]
+    try:
+        assert until(1) == 0
+        for caller in callers:
+            caller.start()
+        assert until(2) > 0
+        stop.set()
+        for caller in callers:
+            caller.join()
+        assert until(1) == 0
+    finally:
+        stop.set()
+        scaled.end()
+    assert wrong == [0] * CALLERS
+    assert all(right)
