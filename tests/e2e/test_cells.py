@@ -1,20 +1,23 @@
-"""Two cells on one machine under load, one of them killed: no wrong answer, and it goes on."""
+"""Two cells on one machine, or two pairs of one dealer, under load, one of them killed: no wrong
+answer, and it goes on."""
 
 from __future__ import annotations
 
+import subprocess
 import threading
 import time
 from collections import Counter
 from collections.abc import Callable
 from contextlib import ExitStack
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import grpc
 import numpy as np
 import pytest
 from e2e.gateway_process import gateway_before
-from e2e.mpc_cluster import inputs, kill, small_net, start, tls
+from e2e.mpc_cluster import inputs, kill, small_net, start, tls, wait_until_served
 from patience import ample
 
 from secure_quant import reference
@@ -22,7 +25,7 @@ from secure_quant.errors import SecureQuantError
 from secure_quant.wire import raised
 from secure_quant.wire.gen import open_inference_pb2 as pb
 from secure_quant.wire.gen.open_inference_pb2_grpc import GRPCInferenceServiceStub
-from secure_quant_cli.cluster import Cluster
+from secure_quant_cli.cluster import Cluster, free_ports
 from secure_quant_client import MpcClient
 
 GRAPH = small_net()
@@ -86,16 +89,47 @@ def by_gateway(stack: ExitStack, cells: list[Cluster], folder: Path) -> list[Inf
     return [infer] * CALLERS
 
 
+def two_cells(stack: ExitStack, folder: Path) -> list[Any]:
+    """Whole ones, each with a dealer."""
+    cells: list[Cluster] = []
+    for name in ("a", "b"):
+        (folder / name).mkdir()
+        certs = cells[0].certs if cells else None
+        cells.append(stack.enter_context(start(folder / name, GRAPH, certs=certs)))
+    return cells
+
+
+def two_pairs(stack: ExitStack, folder: Path) -> list[Any]:
+    """Of one dealer and with the same bundles, as `pairs` of the chart starts them; the first one's
+    processes without the dealer's."""
+    first = stack.enter_context(start(folder, GRAPH))
+    own = [*first.targets["mpc"], first.processes["party0"].args]
+    own[2] = own[2][own[2].index("--peer") + 1]
+    new = dict(zip(own, (f"127.0.0.1:{port}" for port in free_ports(3)), strict=True))
+    second = SimpleNamespace(certs=first.certs, processes={},
+                             targets={"mpc": [new[each] for each in own[:2]]})  # fmt: skip
+    for role in ("party0", "party1"):
+        log = stack.enter_context((folder / f"{role}-1.log").open("wb"))
+        process = subprocess.Popen(
+            [new.get(word, word) for word in first.processes[role].args],
+            stdin=subprocess.PIPE, stdout=log, stderr=log, start_new_session=True,
+        )  # fmt: skip
+        stack.callback(process.communicate)
+        stack.callback(process.kill)
+        second.processes[role] = process
+    wait_until_served(second)
+    parties = {role: first.processes[role] for role in ("party0", "party1")}
+    return [SimpleNamespace(certs=first.certs, processes=parties, targets=first.targets), second]
+
+
 @pytest.mark.heavy
-@pytest.mark.parametrize("way", [by_clients, by_gateway])
-def test_one_of_two_cells_is_killed_under_load(way: Any, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("several", "way"),
+    [(two_cells, by_clients), (two_cells, by_gateway), (two_pairs, by_clients)],
+)
+def test_one_of_two_is_killed_under_load(several: Any, way: Any, tmp_path: Path) -> None:
     with ExitStack() as stack:
-        cells = []
-        for name in ("a", "b"):
-            (tmp_path / name).mkdir()
-            certs = cells[0].certs if cells else None
-            cell = start(tmp_path / name, GRAPH, certs=certs)
-            cells.append(stack.enter_context(cell))
+        cells = several(stack, tmp_path)
         stop = threading.Event()
         callers = [
             Caller(infer, seed, stop) for seed, infer in enumerate(way(stack, cells, tmp_path))

@@ -12,6 +12,23 @@
 {{- get $facts $role | toYaml -}}
 {{- end -}}
 
+{{- /* Whether the role is a StatefulSet of pods that each have a partner of the same number. */ -}}
+{{- define "role.paired" -}}
+{{- if and (hasPrefix "party" .Values.role) (gt (int .Values.pairs) 1) -}}yes{{- end -}}
+{{- end -}}
+
+{{- define "role.peer" -}}
+{{- $paired := include "role.paired" . -}}
+{{- if .Values.peer -}}
+{{- if and $paired (not (contains "$(PAIR)" .Values.peer)) -}}
+{{- fail "peer: with several pairs it says where, by $(PAIR)" -}}
+{{- end -}}
+{{ .Values.peer }}
+{{- else -}}
+{{ if $paired }}party1-$(PAIR).{{ end }}link.secure-quant-party1.svc:7200
+{{- end -}}
+{{- end -}}
+
 {{- define "role.labels" -}}
 app.kubernetes.io/name: secure-quant
 app.kubernetes.io/component: {{ .Values.role }}
@@ -37,7 +54,7 @@ app.kubernetes.io/component: {{ .Values.role }}
 - "0.0.0.0:{{ $facts.port }}"
 {{- if eq $role "party0" }}
 - "--peer"
-- {{ .Values.peer | quote }}
+- {{ include "role.peer" . | quote }}
 {{- end }}
 {{- if eq $role "party1" }}
 - "--link-listen"
@@ -64,6 +81,13 @@ app.kubernetes.io/component: {{ .Values.role }}
 {{- if .Values.tokens.secret }}
 - "--tokens"
 - "/tokens/tokens"
+{{- end }}
+{{- if .Values.budgetStore.secret }}
+- "--budget-store"
+- "/store/url"
+{{- if .Values.budgetStore.alone }}
+- "--budget-alone"
+{{- end }}
 {{- end }}
 {{- if .Values.metrics.enabled }}
 - "--metrics"

@@ -34,9 +34,14 @@ def rendered(role: str, **values: Any) -> dict[str, dict[str, Any]]:
     return {f"{each['kind']}/{each['metadata']['name']}": each for each in made}
 
 
+def workload(made: Mapping[str, dict[str, Any]], role: str) -> dict[str, Any]:
+    (found,) = (made[f"{kind}/{role}"] for kind in ("StatefulSet", "Deployment")
+                if f"{kind}/{role}" in made)  # fmt: skip
+    return found
+
+
 def pod(made: Mapping[str, dict[str, Any]], role: str) -> dict[str, Any]:
-    kind = "StatefulSet" if role == "onehost" else "Deployment"
-    return dict(made[f"{kind}/{role}"]["spec"]["template"]["spec"])
+    return dict(workload(made, role)["spec"]["template"]["spec"])
 
 
 def args(made: Mapping[str, dict[str, Any]], role: str) -> list[str]:
@@ -82,6 +87,56 @@ def test_lanes_have_a_port_each() -> None:
     assert egress["ports"] == rule["ports"]
 
 
+def test_pods_of_the_two_parties_are_paired_by_number() -> None:
+    """What Kubernetes would make of both sets: the names of pods, and what their commands say."""
+    web = {"enabled": True}
+    zero, one = (
+        rendered(role, pairs=3, lanes=2, web=web, tokens={"secret": "tokens"})
+        for role in ("party0", "party1")
+    )
+    link = one["Service/link"]
+    assert (link["spec"]["clusterIP"], link["spec"]["publishNotReadyAddresses"]) == ("None", True)
+    dialled = set()
+    for made, role in ((zero, "party0"), (one, "party1")):
+        found = workload(made, role)
+        assert found["kind"] == "StatefulSet"
+        assert (found["spec"]["replicas"], found["spec"]["podManagementPolicy"]) == (3, "Parallel")
+        assert f"Service/{role}" not in made  # which would part the shares of one input
+        governing = made[f"Service/{found['spec']['serviceName']}"]["spec"]
+        labels = found["spec"]["template"]["metadata"]["labels"]
+        assert governing["clusterIP"] == "None"
+        assert governing["selector"].items() <= labels.items()
+        for number in range(3):
+            pods = labels | {"statefulset.kubernetes.io/pod-name": f"{role}-{number}"}
+            service = made[f"Service/{role}-{number}"]["spec"]
+            assert service["selector"].items() <= pods.items()
+            assert service["selector"].items() - labels.items()  # one pod alone
+            assert [each["port"] for each in service["ports"]] == [7100, 7443]
+            (each,) = pod(made, role)["containers"][0]["env"]
+            where = each["valueFrom"]["fieldRef"]["fieldPath"]
+            assert (each["name"], "apps.kubernetes.io/pod-index" in where) == ("PAIR", True)
+            words = [word.replace("$(PAIR)", str(number)) for word in args(made, role)]
+            given = build_parser().parse_args(["serve", *words])
+            if role == "party0":
+                dialled.add(given.peer)
+    namespace = link["metadata"]["namespace"]
+    names = {f"{one['StatefulSet/party1']['metadata']['name']}-{n}.link.{namespace}.svc:7200"
+             for n in range(3)}  # fmt: skip
+    assert dialled == names
+    elsewhere = rendered("party0", pairs=2, peer="p$(PAIR).b.example:7200")
+    assert "p$(PAIR).b.example:7200" in args(elsewhere, "party0")
+    with pytest.raises(helm.HelmError, match="PAIR"):
+        rendered("party0", pairs=2, peer="b.example:7200")
+    assert "StatefulSet/dealer" not in rendered("dealer", pairs=2)
+
+
+def test_pairs_are_valid_for_kubernetes() -> None:
+    validate = pytest.importorskip("kubernetes_validate", reason="of the extra dev").validate
+    for role in ("party0", "party1"):
+        for each in rendered(role, pairs=2, budgetStore={"secret": "store"}).values():
+            validate(each, "1.28", strict=True)
+
+
 def test_browsers_reach_a_party_that_asks_for_tokens() -> None:
     web = {"enabled": True, "origins": "https://app.example", "certificate": "public"}
     made = rendered("party0", web=web, tokens={"secret": "tokens"})
@@ -109,6 +164,19 @@ def test_spans_may_go_to_the_collector_and_nowhere_else(role: str) -> None:
     more = [each for each in opened if each not in others]
     ports = {port["port"] for each in more for port in each["ports"]}
     assert ports - {53} == {4317}
+
+
+@pytest.mark.parametrize("role", ["party0", "party1", "he", "onehost"])
+def test_budgets_lie_in_a_store(role: str) -> None:
+    made = rendered(role, budgetStore={"secret": "store", "alone": True}, settings={"budget": 9})
+    given = build_parser().parse_args(["serve", *args(made, role)])
+    assert (str(given.budget_store), given.budget_alone, given.budget) == ("/store/url", True, 9)
+    mounts = pod(made, role)["containers"][0]["volumeMounts"]
+    assert {"name": "store", "mountPath": "/store", "readOnly": True} in mounts
+    opened = made[f"NetworkPolicy/{role}"]["spec"]["egress"]
+    others = rendered(role)[f"NetworkPolicy/{role}"]["spec"]["egress"]
+    more = [each for each in opened if each not in others]
+    assert {port["port"] for each in more for port in each["ports"]} - {53} == {6379}
 
 
 def test_cert_manager_issues_the_role() -> None:
@@ -151,6 +219,9 @@ def test_monitors_and_replicas() -> None:
         ("party0", {"settings": {"insecure-plaintext": True}}),
         ("he", {"settings": {"tls": "/elsewhere"}}),
         ("dealer", {"tokens": {"secret": "tokens"}}),
+        ("dealer", {"budgetStore": {"secret": "store"}}),
+        ("he", {"settings": {"budget-store": "/elsewhere"}}),
+        ("party0", {"pairs": 0}),
         ("he", {"image": {"digest": "latest"}}),
         ("party0", {"lanes": 0}),
     ],
