@@ -224,7 +224,9 @@ _MPC = Engine(
             options="secure_quant_server.options:DealerOptions",
             start="secure_quant_cli.engines.mpc:start_dealer",
             model_of="secure_quant_cli.engines.mpc:model_of",
-            without=frozenset({"tokens", "budget", "budget_window_s"}),
+            without=frozenset(
+                {"tokens", "budget", "budget_window_s", "budget_store", "budget_alone"}
+            ),
         ),
     ),
     either=(_party(None, (_PEER, _LINK), "one of the two parties of secret sharing"),),

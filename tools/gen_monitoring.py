@@ -73,6 +73,7 @@ PROCESSES: list[Panel] = [
     ("CPU of the fronts", "percentunit", [
         (f"rate({_now('process_cpu_seconds_total')}[5m])", HERE),
     ]),
+    ("Shared budgets can be charged", "bool", [(_now("secure_quant_budget_store_up"), HERE)]),
     ("Calls by code", "reqps", [(_rate("role, code", "calls_total"), "{{role}} {{code}}")]),
     ("Days until certificates end", "d", [
         (f"({_now('secure_quant_certificate_expiry_seconds')} > 0) / 86400 - time() / 86400", HERE),

@@ -67,6 +67,8 @@ def examine(deployment: Deployment) -> Iterator[Finding]:
     for role in told.values():
         yield from _certificates(role)
     yield from _bundles(told)
+    for role in told.values():
+        yield from _store(role)
     yield from _reach(deployment, told)
 
 
@@ -246,6 +248,29 @@ def _bundles(told: Mapping[str, _Role]) -> Iterator[Finding]:
             yield Finding("fail", f"models of {engine.together}", text, mend)
         elif len(theirs) > 1:
             yield Finding("ok", f"models of {engine.together}", "the same")
+
+
+def _store(role: _Role) -> Iterator[Finding]:
+    """Where a role keeps budgets that others share with it."""
+    if getattr(role.told, "budget_store", None) is None:
+        return
+    import asyncio
+
+    from secure_quant_cli.extras import how_to_install
+    from secure_quant_server.common.shared_budgets import why_away
+
+    check, mend = f"{role.name}: store of budgets", "docs/operating.md says what its user may do"
+    try:
+        reason = asyncio.run(why_away(role.told.budget_store))
+    except SecureQuantError as error:
+        yield Finding("fail", check, str(error), mend)
+    except ModuleNotFoundError:
+        yield Finding("fail", check, "redis is not installed", how_to_install("budgets"))
+    else:
+        if reason is None:
+            yield Finding("ok", check, "budgets can be charged")
+        else:
+            yield Finding("fail", check, reason, mend)
 
 
 def _reach(deployment: Deployment, told: Mapping[str, _Role]) -> Iterator[Finding]:

@@ -22,6 +22,7 @@ EXTRAS = {
     "onnxruntime": "onnx",
     "opentelemetry": "traces",
     "prometheus_client": "server",
+    "redis": "budgets",
     "safetensors": "quantize",
     "shtab": "cli",
     "sklearn": "demo",

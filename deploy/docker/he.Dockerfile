@@ -11,7 +11,7 @@ WORKDIR /src
 # constraints.txt.
 COPY pyproject.toml constraints.txt ./
 COPY tools/extras.py tools/
-RUN python tools/extras.py he server traces > requirements.txt \
+RUN python tools/extras.py he server traces budgets > requirements.txt \
     && pip install -c constraints.txt -r requirements.txt
 COPY setup.py README.md LICENSE ./
 COPY protos protos

@@ -12,7 +12,7 @@ WORKDIR /src
 # constraints.txt.
 COPY pyproject.toml constraints.txt ./
 COPY tools/extras.py tools/
-RUN python tools/extras.py mpc server traces web > requirements.txt \
+RUN python tools/extras.py mpc server traces web budgets > requirements.txt \
     && pip install -c constraints.txt -r requirements.txt
 COPY setup.py README.md LICENSE ./
 COPY protos protos

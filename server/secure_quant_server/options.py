@@ -51,6 +51,10 @@ class ServerOptions:
                      certificate.
     budget           samples each client may send in a window of time; None for no limit.
     budget_window_s  that window.
+    budget_store     file with the URL of a Redis in which replicas keep one budget together,
+                     ``rediss://USER:PASSWORD@HOST:6379/0``; None counts in this process alone.
+    budget_alone     while that Redis is away, count in this process; otherwise calls that a budget
+                     bounds are refused then.
     metrics          ``host:port`` for Prometheus, plain HTTP, or a port of loopback; None for none.
     traces           a collector of OpenTelemetry for spans, ``http://host:4317`` (OTLP over gRPC);
                      None for none.
@@ -68,6 +72,8 @@ class ServerOptions:
     tokens: str | os.PathLike[str] | None = None
     budget: int | None = None
     budget_window_s: float = 3600.0
+    budget_store: str | os.PathLike[str] | None = None
+    budget_alone: bool = False
     metrics: str | None = None
     traces: str | None = None
     reflection: bool = True

@@ -23,6 +23,7 @@ from secure_quant_server.common import (
     Budgets,
     GrpcServer,
     Tokens,
+    budgets_of,
     current_caller,
     on_stop_signal,
     read_bundle,
@@ -57,7 +58,7 @@ class Service:
 
     async def infer(self, request: BytesValue, context: Any) -> BytesValue:
         samples = self._server.samples(request.value)
-        self._budgets.charge(current_caller().name, (self._server.model_hash, "input"), samples)
+        await self._budgets.pay(current_caller().name, (self._server.model_hash, "input"), samples)
         answer = await asyncio.to_thread(self._server.answer, request.value)
         return BytesValue(value=answer)
 
@@ -86,7 +87,7 @@ async def serve_plain(options: PlainOptions) -> None:
     access = Access({SERVICE: frozenset({"client"})}, tokens)
     size = AROUND + served.plan.cost(MAX_BATCH).bytes_up
     server = GrpcServer(options, access, [SERVICE], role="plain-insecure", request_bytes=size)
-    budgets = Budgets(options.budget, options.budget_window_s)
+    budgets = budgets_of(options, "plain-insecure", server.metrics)
     server.server.add_generic_rpc_handlers((Service(served, budgets).handler(),))
     await server.start()
     server.set_serving(True)
@@ -94,3 +95,4 @@ async def serve_plain(options: PlainOptions) -> None:
         await stop.wait()
     finally:
         await server.stop()
+        await budgets.close()

@@ -19,6 +19,7 @@ from secure_quant_server.common.server import (
     on_stop_signal,
     read_bundle,
 )
+from secure_quant_server.common.shared_budgets import budgets_of
 
 __all__ = [
     "Access",
@@ -32,6 +33,7 @@ __all__ = [
     "ServerOptions",
     "Tokens",
     "Workers",
+    "budgets_of",
     "current_caller",
     "keep_freed_memory",
     "logs",

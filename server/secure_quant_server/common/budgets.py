@@ -1,6 +1,7 @@
 """Query budgets: how many samples a client may send through one scope in a window of time.
 
-Kept in memory: a restart forgets what was spent, and each replica counts for itself.
+Kept in memory: a restart forgets what was spent, and each replica counts for itself, unless they
+share a store (``shared_budgets``).
 """
 
 from __future__ import annotations
@@ -35,8 +36,16 @@ class Budgets:
         self._samples, self._window, self._clock = samples, window_s, clock
         self._buckets: OrderedDict[tuple[str, Hashable], tuple[float, float]] = OrderedDict()
 
+    async def pay(self, client: str, scope: Hashable, amount: int) -> None:
+        """Take ``amount`` samples from the client's budget, wherever it is kept, or none. Raises
+        BudgetExceeded."""
+        self.charge(client, scope, amount)
+
+    async def close(self) -> None:
+        """Let go of what keeps them."""
+
     def charge(self, client: str, scope: Hashable, amount: int) -> None:
-        """Take ``amount`` samples from the client's budget, or none. Raises BudgetExceeded."""
+        """The same, from what this process has counted. Raises BudgetExceeded."""
         if self._samples is None:
             return
         now = self._clock()
@@ -48,8 +57,12 @@ class Budgets:
         if len(self._buckets) > self.MAX_BUCKETS:
             self._buckets.popitem(last=False)
         if not enough:
-            raise BudgetExceeded(
-                "query budget",
-                got=f"{amount} samples",
-                expected=f"<= {int(left)} now, {self._samples} in {self._window:g} s",
-            )
+            raise self.exceeded(amount, int(left))
+
+    def exceeded(self, amount: int, left: int) -> BudgetExceeded:
+        """What a caller is told who asked for more than is left."""
+        return BudgetExceeded(
+            "query budget",
+            got=f"{amount} samples",
+            expected=f"<= {left} now, {self._samples} in {self._window:g} s",
+        )

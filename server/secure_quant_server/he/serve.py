@@ -19,6 +19,7 @@ from secure_quant_server.common import (
     Requests,
     Tokens,
     Workers,
+    budgets_of,
     logs,
     on_stop_signal,
     read_bundle,
@@ -60,6 +61,7 @@ class HeServer:
         )
         self._exact = bool(bundles)
         self._grpc: GrpcServer | None = None
+        self._budgets: Budgets | None = None
         self._watch: asyncio.Task[None] | None = None
 
     @property
@@ -76,8 +78,8 @@ class HeServer:
         try:
             infos = await self.evaluators.start() if self._exact else []
             await self.leveled.start()
-            budgets = Budgets(options.budget, options.budget_window_s)
             metrics = Metrics("he")
+            self._budgets = budgets = budgets_of(options, "he", metrics)
             requests = Requests(metrics)
             service = SecureInference(self.evaluators, infos, budgets, self.leveled, requests)
             server = GrpcServer(
@@ -119,6 +121,8 @@ class HeServer:
             await self._grpc.stop()
         await self.evaluators.stop()
         await self.leveled.stop()
+        if self._budgets is not None:
+            await self._budgets.close()
 
     async def _follow(self, server: GrpcServer) -> None:
         """Health says SERVING only while somebody can evaluate."""

@@ -105,7 +105,7 @@ class SecureInference(SecureInferenceServiceServicer):
         tracing.note(model=model.hash, step=request.step, samples=request.batch)
         scope = (model.hash, request.step)  # not the request's: "" names the only model, too
         with self._requests.served("he", model.hash, request.batch) as cost:
-            self._budgets.charge(current_caller().name, scope, request.batch)
+            await self._budgets.pay(current_caller().name, scope, request.batch)
             answer = await self._evaluators.evaluate(
                 model.index, request.step, request.batch, request.ciphertexts
             )
@@ -127,7 +127,7 @@ class SecureInference(SecureInferenceServiceServicer):
         first = await anext(pieces, OpenSessionRequest())
         self._check_leveled(first.model_hash)
         model_hash = first.model_hash or self._only()
-        self._budgets.charge(caller, (model_hash, "keys"), 1)
+        await self._budgets.pay(caller, (model_hash, "keys"), 1)
         with self._leveled.upload(caller, model_hash) as upload:
             upload.add(first.keys)
             async for piece in pieces:
@@ -142,7 +142,7 @@ class SecureInference(SecureInferenceServiceServicer):
         samples = self._leveled.samples(model_hash, len(request.ciphertexts))
         tracing.note(model=model_hash, samples=samples)
         with self._requests.served("he-leveled", model_hash, samples) as cost:
-            self._budgets.charge(caller, (model_hash, "leveled"), samples)
+            await self._budgets.pay(caller, (model_hash, "leveled"), samples)
             answer = await self._leveled.evaluate(
                 caller, model_hash, request.session_id, request.ciphertexts
             )

@@ -36,11 +36,11 @@ from secure_quant.wire.gen.share_inference_pb2 import (
 )
 from secure_quant_server.common import (
     Access,
-    Budgets,
     GrpcServer,
     Held,
     Requests,
     Tokens,
+    budgets_of,
     current_caller,
     on_stop_signal,
     read_bundle,
@@ -121,6 +121,7 @@ class _Front:
             request_bytes=_request_bytes(programs, options.batch),
         )  # fmt: skip
         self.requests = Requests(self._grpc.metrics)
+        self.budgets = budgets_of(options, f"party{self.party}", self._grpc.metrics)
         self.board = Board(options.pending, options.pending * 2**20)
         self._following: asyncio.Task[None] | None = None
         place = Place(party=self.party, lane=0, link=options.link, dealer=options.dealer)
@@ -159,6 +160,7 @@ class _Front:
             await self._web.stop(self.options.grace_s)
         await self._grpc.stop()
         await self.lanes.stop()
+        await self.budgets.close()
 
     async def _follow(self, fresh: FreshCredentials) -> None:
         """Lanes see no files: certificates that were replaced are handed to them."""
@@ -197,9 +199,7 @@ class _ShareInference(share_inference_pb2_grpc.ShareInferenceServiceServicer):
     def __init__(self, front: _Front) -> None:
         self._front = front
         self._seen: OrderedDict[bytes, None] = OrderedDict()
-        options = front.options
         self._held = Held(HELD_BYTES)
-        self._budgets = Budgets(options.budget, options.budget_window_s)
 
     async def GetModel(  # noqa: N802
         self, request: ShareInferenceServiceGetModelRequest, context: Any
@@ -220,7 +220,7 @@ class _ShareInference(share_inference_pb2_grpc.ShareInferenceServiceServicer):
             model=program.model_hash, request=request.request_id.hex(), samples=request.batch
         )
         with requests.served("mpc", program.model_hash, request.batch) as cost:
-            self._budgets.charge(current_caller().name, program.model_hash, request.batch)
+            await self._front.budgets.pay(current_caller().name, program.model_hash, request.batch)
             self._remember(request.request_id)
             # Party 0 makes the share at once, if it was sent a seed; party 1 keeps what came.
             size = self._elements(request) if self._front.party == 0 else request.ByteSize()

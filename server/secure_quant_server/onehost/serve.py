@@ -81,6 +81,7 @@ class OneHostServer:
                 await asyncio.sleep(0.01)
                 self._service.stop()
             await self._grpc.stop()
+            await self._service.close()
         if self._spent is not None:
             self._spent.close()
 

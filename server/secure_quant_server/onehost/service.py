@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import threading
 from collections import Counter
 from collections.abc import AsyncIterator, Sequence
+from functools import partial
 from typing import Any
 
 import grpc.aio
@@ -31,7 +33,7 @@ from secure_quant.wire.gen.one_host_pb2 import (
     PairResponse,
 )
 from secure_quant.wire.gen.one_host_pb2_grpc import OneHostServiceServicer
-from secure_quant_server.common import Budgets, Cost, Metrics, Requests, current_caller
+from secure_quant_server.common import Cost, Metrics, Requests, budgets_of, current_caller
 from secure_quant_server.onehost.session import Bounds, Served, Session
 from secure_quant_server.onehost.spent import Spent
 from secure_quant_server.options import OneHostOptions
@@ -39,6 +41,8 @@ from secure_quant_server.options import OneHostOptions
 __all__ = ["SERVICE", "OneHost"]
 
 SERVICE = "secure_quant.v1.OneHostService"
+CHARGE_S = 10.0
+"""Longest wait for the loop, which charges budgets."""
 Context = grpc.aio.ServicerContext[Any, Any]
 
 
@@ -50,7 +54,7 @@ class OneHost(OneHostServiceServicer):
     ) -> None:
         """Raises MalformedModel and its kin, ConfigError for a model twice."""
         self._options, self._spent = options, spent
-        self._budgets = Budgets(options.budget, options.budget_window_s)
+        self._budgets = budgets_of(options, "onehost", metrics)
         self._models: dict[str, Served] = {}
         for bundle in bundles:
             graph, plan = load_server(bundle)
@@ -60,7 +64,6 @@ class OneHost(OneHostServiceServicer):
         cores = len(os.sched_getaffinity(0))
         at_once = cores if options.workers is None else options.workers
         self._turn = threading.BoundedSemaphore(at_once)
-        self._charging = threading.Lock()
         self._sessions: set[Session] = set()
         self._of_client: Counter[str] = Counter()
         self._stopping = False
@@ -105,7 +108,7 @@ class OneHost(OneHostServiceServicer):
         if first.WhichOneof("message") != "open":
             got = first.WhichOneof("message") or "none"
             raise MalformedMessage("first frame of a pairing", got=got, expected="open")
-        session = self._open(first.open, caller)
+        session = await self._open(first.open, caller)
         try:
             async for answer in session.answers(frames):
                 yield answer
@@ -117,7 +120,7 @@ class OneHost(OneHostServiceServicer):
             if not self._of_client[caller]:
                 del self._of_client[caller]
 
-    def _open(self, asked: PairOpen, caller: str) -> Session:
+    async def _open(self, asked: PairOpen, caller: str) -> Session:
         """Raises ModelNotFound, UnsupportedVersion, Overloaded, BudgetExceeded, PeerUnavailable."""
         if self._stopping:
             raise _stopping()
@@ -126,17 +129,13 @@ class OneHost(OneHostServiceServicer):
         if asked.model_hash not in self._models:
             raise self._unknown(asked.model_hash)
         served, options = self._models[asked.model_hash], self._options
-        for what, now, most in (
-            ("pairings of one client", self._of_client[caller], options.pairings_per_client),
-            ("pairings", len(self._sessions), options.pairings),
-        ):
-            if now >= most:
-                raise Overloaded(f"{what} at once", expected=f"<= {most}")
-        with self._charging:
-            self._budgets.charge(caller, (served.hash, "pairing"), 1)
+        self._check_room(caller)  # before it pays, and after, for others came meanwhile
+        await self._budgets.pay(caller, (served.hash, "pairing"), 1)
+        self._check_room(caller)
+        charge = partial(self._charge, asyncio.get_running_loop(), caller, served)
         session = Session(served, Bounds(
             samples=options.stock, step_s=options.step_s, idle_s=options.idle_s,
-            turn=lambda: self._turn, charge=lambda samples: self._charge(caller, served, samples),
+            turn=lambda: self._turn, charge=charge,
             noted=lambda run, samples: self._runs.labels(run).inc(samples),
             answered=lambda samples, seconds: self._answered(served, samples, seconds),
         ))  # fmt: skip
@@ -145,16 +144,33 @@ class OneHost(OneHostServiceServicer):
         self._pairings.set(len(self._sessions))
         return session
 
+    def _check_room(self, caller: str) -> None:
+        """Raises Overloaded."""
+        options = self._options
+        for what, now, most in (
+            ("pairings of one client", self._of_client[caller], options.pairings_per_client),
+            ("pairings", len(self._sessions), options.pairings),
+        ):
+            if now >= most:
+                raise Overloaded(f"{what} at once", expected=f"<= {most}")
+
+    async def close(self) -> None:
+        """What it holds outside this process."""
+        await self._budgets.close()
+
     def _answered(self, served: Served, samples: int, seconds: float) -> None:
         """In any thread. Each flight is an exchange with the client."""
         plan, cost = served.plan.cost(samples), Cost()
         cost.up, cost.down, cost.rounds = plan.online_up, plan.online_down, plan.flights
         self._requests.answered("onehost", served.hash, samples, seconds, cost)
 
-    def _charge(self, caller: str, served: Served, samples: int) -> None:
-        """For an item: whoever makes one may ask with it. In any thread. Raises BudgetExceeded."""
-        with self._charging:
-            self._budgets.charge(caller, (served.hash, "item"), samples)
+    def _charge(
+        self, loop: asyncio.AbstractEventLoop, caller: str, served: Served, samples: int
+    ) -> None:
+        """For an item: whoever makes one may ask with it. In any thread but the loop's. Raises
+        BudgetExceeded, PeerUnavailable."""
+        paying = self._budgets.pay(caller, (served.hash, "item"), samples)
+        asyncio.run_coroutine_threadsafe(paying, loop).result(CHARGE_S)
         self._spent.charge(caller, served.hash, samples, served.plan.calls)
 
     def _find(self, model_hash: str) -> Served:

@@ -292,7 +292,7 @@ class Session:
         plan, batch = self._served.plan, asked.batch
         try:
             self._admit(asked)
-        except (BudgetExceeded, Overloaded) as error:
+        except (BudgetExceeded, Overloaded, PeerUnavailable) as error:
             refused = PairRefused(item=asked.item, details=error_to_bytes(error))
             self._send(PairResponse(refused=refused))
             return
@@ -303,7 +303,8 @@ class Session:
         self._bounds.noted("item", batch)
 
     def _admit(self, asked: PairMake) -> None:
-        """Room for a new item, and the client's right to it. Raises Overloaded, BudgetExceeded."""
+        """Room for a new item, and the client's right to it. Raises Overloaded, BudgetExceeded,
+        PeerUnavailable where budgets are kept elsewhere."""
         self._stock.begin(asked.item, asked.batch)
         try:
             self._bounds.charge(asked.batch)

@@ -12,6 +12,7 @@ import pytest
 import yaml
 
 from secure_quant_server.common import Metrics, Requests, Workers
+from secure_quant_server.common.shared_budgets import up_gauge
 from secure_quant_server.mpc.works import Gauges
 
 ROOT = Path(__file__).parents[3]
@@ -29,6 +30,7 @@ def told() -> set[str]:
         metrics.ended("method", "OK", 0.1)
     with pytest.raises(ValueError, match="x"), requests.served("mpc", "0" * 64, 1):
         raise ValueError("x")
+    up_gauge(metrics)
     gauges = Gauges(metrics)
     for each in (gauges.stock, gauges.stock_seconds, gauges.dealt, gauges.seconds, gauges.spooled):
         each.labels("model")

@@ -3,8 +3,11 @@ from pathlib import Path
 
 import pytest
 
-from secure_quant.errors import BudgetExceeded, ConfigError, Unauthenticated
-from secure_quant_server.common import Budgets, Tokens, make_token
+from secure_quant.errors import BudgetExceeded, ConfigError, InsecureRefused, Unauthenticated
+from secure_quant.transport import InsecurePlaintext
+from secure_quant_server.common import Budgets, Metrics, Tokens, budgets_of, make_token
+from secure_quant_server.common.shared_budgets import store_url
+from secure_quant_server.options import ServerOptions
 
 
 class Clock:
@@ -84,3 +87,52 @@ def test_a_bad_file_is_refused_without_quoting_it(tmp_path: Path, text: str) -> 
 def test_a_missing_file_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="token file"):
         Tokens.from_file(tmp_path / "none")
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "rediss://replicas:word@redis.example:6379/0", "redis://127.0.0.1", "redis://[::1]:7/1",
+        "rediss://h?ssl_ca_certs=/ca.pem&ssl_certfile=/a.pem&ssl_keyfile=/a.key",
+        "redis://localhost:6379", "unix:///run/redis.sock?db=3",
+    ],
+)  # fmt: skip
+def test_a_store_of_budgets_is_one_url(tmp_path: Path, url: str) -> None:
+    file = tmp_path / "store"
+    file.write_text(f"{url}\n")
+    assert store_url(file) == url
+
+
+@pytest.mark.parametrize(
+    ("url", "error"),
+    [
+        ("redis://u:marker@10.0.0.1:6379", InsecureRefused),
+        ("redis://u:marker@redis.example", InsecureRefused),
+        ("rediss://u:marker@h:port/0", ConfigError), ("rediss://u:mar/ker@h", ConfigError),
+        ("rediss://u:marker@h?ssl_cert_reqs=none", ConfigError),
+        ("rediss://u:marker@h?ssl_check_hostname=false", ConfigError),
+        ("https://u:marker@h", ConfigError), ("marker", ConfigError), ("", ConfigError),
+        ("rediss://u:marker@h\nrediss://u:marker@i", ConfigError), ("rediss://", ConfigError),
+        ("rediss://u:marker@[h", ConfigError), ("rediss://u:marker@h?x", ConfigError),
+    ],
+)  # fmt: skip
+def test_a_store_of_budgets_is_over_tls_and_never_quoted(
+    tmp_path: Path, url: str, error: type[Exception]
+) -> None:
+    file = tmp_path / "store"
+    file.write_text(url)
+    with pytest.raises(error) as caught:
+        store_url(file)
+    chain, told = caught.value, ""
+    while chain is not None:
+        told += repr(chain) * (chain.__suppress_context__ or chain is caught.value)
+        chain = None if chain.__suppress_context__ else chain.__context__
+    assert "mar" not in told.replace(str(tmp_path), "")
+
+
+def test_a_store_without_a_budget_is_a_mistake(tmp_path: Path) -> None:
+    options = ServerOptions(
+        listen="127.0.0.1:0", security=InsecurePlaintext(), budget_store=tmp_path / "store"
+    )
+    with pytest.raises(ConfigError, match="budget_store: got no budget"):
+        budgets_of(options, "he", Metrics())

@@ -14,6 +14,7 @@ from secure_quant.mpc.runtime.jobs import Answer, Job
 from secure_quant.mpc.runtime.options import LaneOptions
 from secure_quant.transport import InsecurePlaintext
 from secure_quant.wire.gen.share_inference_pb2 import InferRequest
+from secure_quant_server.common import Budgets
 from secure_quant_server.common import workers as workers_module
 from secure_quant_server.common.messages import error_from_bytes
 from secure_quant_server.mpc.board import Board
@@ -72,11 +73,16 @@ def party_1(lanes: int) -> tuple[_ShareInference, list[LaneHandle], list[FrontDe
         handle.worker = wire
         handles.append(handle)
         desks.append(wire.desk)
-    options = SimpleNamespace(budget=None, budget_window_s=1.0, wait_s=2.0)
+    options = SimpleNamespace(wait_s=2.0)
     chosen = SimpleNamespace(choose=lambda key: handles[int(key[:2], 16) % lanes])
     model = SimpleNamespace(graph=SimpleNamespace(input=SimpleNamespace(shape=(1,))))
     front = SimpleNamespace(
-        board=board, lanes=chosen, options=options, party=1, models={"m": model}
+        board=board,
+        lanes=chosen,
+        options=options,
+        party=1,
+        models={"m": model},
+        budgets=Budgets(None),
     )
     return _ShareInference(front), handles, desks, board
 

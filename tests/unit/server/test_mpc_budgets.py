@@ -14,7 +14,7 @@ from secure_quant.errors import BudgetExceeded, ModelNotFound
 from secure_quant.mpc.runtime.jobs import Answer, Job
 from secure_quant.wire import SHARING
 from secure_quant.wire.gen.share_inference_pb2 import InferRequest
-from secure_quant_server.common import Metrics, Requests
+from secure_quant_server.common import Budgets, Metrics, Requests
 from secure_quant_server.mpc.party import _ShareInference
 
 GRAPH = graph()
@@ -32,9 +32,9 @@ class Counting(SimpleNamespace):
 
 def service(budget: int) -> tuple[_ShareInference, Counting]:
     batcher = Counting()
-    options = SimpleNamespace(budget=budget, budget_window_s=3600.0, batch=32, wait_s=5.0)
+    options = SimpleNamespace(batch=32, wait_s=5.0)
     front = SimpleNamespace(
-        party=0, options=options, batcher=batcher,
+        party=0, options=options, batcher=batcher, budgets=Budgets(budget),
         models={GRAPH.hash: SimpleNamespace(graph=GRAPH, model_hash=GRAPH.hash)},
         requests=Requests(Metrics()),
     )  # fmt: skip
