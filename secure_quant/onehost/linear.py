@@ -17,8 +17,8 @@ from numpy.typing import NDArray
 from secure_quant.ir.ops import Linear
 from secure_quant.mpc.protocol.cost import packed_bytes
 from secure_quant.mpc.protocol.gates.linear import LinearGate, weight_shape
-from secure_quant.mpc.protocol.ring import Ring, reduce, to_ring
-from secure_quant.mpc.protocol.weights import KEPT, Weights, narrow_kind
+from secure_quant.mpc.protocol.products import Narrow
+from secure_quant.mpc.protocol.ring import Ring, narrow_kind, reduce, to_ring
 from secure_quant.onehost.exchange import Joint, swap
 from secure_quant.onehost.masked import MaskedPlan, residues
 from secure_quant.onehost.products import packed, unpacked
@@ -66,15 +66,14 @@ class HostLinear:
     """The server's half of a layer. weight: W mod 2^k. bias: uint64[out] mod 2^k."""
 
     gate: LinearGate
-    weight: Weights
+    weight: Narrow
     bias: Ring
 
     @classmethod
     def of(cls, gate: LinearGate, weight: NDArray[np.int8], bias: Int) -> HostLinear:
         """weight: as the graph has it. bias: int64[out]."""
         whole = to_ring(weight.reshape(weight_shape(gate.node)), gate.bits)
-        held = gate.weights(whole.astype(narrow_kind(gate.bits)), kept=weight.size <= KEPT)
-        return cls(gate, held, to_ring(bias, gate.bits))
+        return cls(gate, whole.astype(narrow_kind(gate.bits)), to_ring(bias, gate.bits))
 
     def state(self, mask: Ring, u: Ring, z: Ring | None) -> Ring:
         """b + z - u - W·r_1, of the own share of the input's mask, uint64[batch, *source]. z:
@@ -85,8 +84,8 @@ class HostLinear:
 
     def send(self, state: Ring, masked: Ring) -> Joint[Ring]:
         """D_y, uint64[batch, *shape], told to the client. masked: D of the input."""
-        x = masked - to_ring(self.gate.zero_point, 64)
-        made = reduce(self.gate.apply(self.weight, x) + state, self.gate.bits)
+        own = self.gate.apply(self.weight, masked, self.gate.zero_point)
+        made = reduce(own + state, self.gate.bits)
         yield from swap(packed(made.reshape(-1, 1), self.gate.bits), 0)
         return made
 

@@ -12,11 +12,12 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from secure_quant.mpc.kernels import bits, lookups, maxima, ramps, selection
+from secure_quant.mpc.kernels import bits, lookups, maxima, products, ramps, selection
 
 __all__ = [
-    "chosen", "compare", "compare_digits", "join_digits", "lift", "lift_ramp", "lift_v3",
-    "open_ramp", "open_v3", "open_v4", "pack", "select", "select_ramp", "select_v4", "unpack",
+    "add_products", "chosen", "columns_at", "compare", "compare_digits", "join_digits", "lift",
+    "lift_ramp", "lift_v3", "open_ramp", "open_v3", "open_v4", "pack", "select", "select_ramp",
+    "select_v4", "unpack",
 ]  # fmt: skip
 
 Words = NDArray[np.uint64]
@@ -33,6 +34,20 @@ def pack(values: Words, width: int) -> Words:
 def unpack(words: Words, width: int, onto: Words, *, xor: bool) -> None:
     """Adds (mod 2^width) or XORs the elements of ``words`` onto uint64[n], in place."""
     (bits.xor_opened if xor else bits.add_opened)(words, width, onto)
+
+
+def columns_at(places: Ints) -> Ints:
+    """Places of columns as ``add_products`` takes them: the last repeated."""
+    missing = -len(places) % products.COLUMNS
+    return np.concatenate([places, np.repeat(places[-1:], missing)])
+
+
+def add_products(
+    left: NDArray[np.uint32] | Words, data: Words, inner_at: Ints, column_at: Ints,
+    per_sample: int, per_group: int, onto: Words,
+) -> None:  # fmt: skip
+    """See ``products``: a left factor, and where the right one lies in a vector."""
+    products.add_products(left, data, inner_at, column_at, per_sample, per_group, onto)
 
 
 def chosen(table: Words, bits: Words) -> Words:

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import secrets
 from collections.abc import Mapping
-from math import prod
 from typing import Any
 
 import numpy as np
@@ -29,8 +28,8 @@ from secure_quant.mpc.protocol.gates.embedding import EmbeddingGate, TableShares
 from secure_quant.mpc.protocol.gates.linear import LinearGate, PartyWeights, weight_shape
 from secure_quant.mpc.protocol.party import PartyProgram
 from secure_quant.mpc.protocol.plan import MpcPlan, Objective, plan
-from secure_quant.mpc.protocol.ring import Ring, to_ring
-from secure_quant.mpc.protocol.weights import KEPT, narrow_kind, sums
+from secure_quant.mpc.protocol.ring import Ring, narrow_kind, to_ring
+from secure_quant.mpc.protocol.weights import sums
 
 __all__ = ["load_client", "load_dealer", "load_party", "split"]
 
@@ -88,7 +87,6 @@ def load_party(data: bytes | memoryview, *, weights: bool = True) -> PartyProgra
     role, made, tensors = _read(data, ("party0", "party1"))
     party = 0 if role == "party0" else 1
     stream = Keystream(_take(tensors, "seed", np.uint8, (SEED_BYTES,)).tobytes())
-    kept = _kept(made)
     parameters: dict[str, Any] = {}
     for gate in _linear(made):
         shape = weight_shape(gate.node)
@@ -102,9 +100,7 @@ def load_party(data: bytes | memoryview, *, weights: bool = True) -> PartyProgra
             return (0 if flat is None else flat[at : at + len(words)].astype(np.uint64)) - words
 
         factor = sums(shape, gate.bits, [stream], less)
-        parameters[gate.name] = PartyWeights(
-            gate.weights(masked, kept=kept), gate.weights(factor, kept=kept), bias
-        )
+        parameters[gate.name] = PartyWeights(masked, factor, bias)
     for table in _tables(made):
         stored = _take(tensors, f"{table.name}.masked", np.uint8, (table.rows, table.width))
         mask = _drawn(table, stream)
@@ -121,11 +117,9 @@ def load_dealer(data: bytes) -> DealerProgram:
     seeds = _take(tensors, "seeds", np.uint8, (2, SEED_BYTES))
     _nothing_left(tensors)
     streams = [Keystream(seed.tobytes()) for seed in seeds]
-    kept = _kept(made)
     parameters: dict[str, Any] = {}
     for gate in _linear(made):
-        masks = sums(weight_shape(gate.node), gate.bits, streams)
-        parameters[gate.name] = gate.weights(masks, kept=kept)
+        parameters[gate.name] = sums(weight_shape(gate.node), gate.bits, streams)
     for table in _tables(made):
         mask = _drawn(table, streams[0]) ^ _drawn(table, streams[1])
         parameters[table.name] = as_rows(mask)
@@ -153,11 +147,6 @@ def _drawn(table: EmbeddingGate, stream: Keystream) -> NDArray[np.uint8]:
     size = table.rows * table.width
     octets = stream.words(-(-size // 8)).astype("<u8").view(np.uint8)
     return octets[:size].reshape(table.rows, table.width)
-
-
-def _kept(made: MpcPlan) -> bool:
-    """Whether limbs of the weights are kept."""
-    return sum(prod(weight_shape(gate.node)) for gate in _linear(made)) <= KEPT
 
 
 def _masked(tensors: Tensors, gate: LinearGate) -> NDArray[Any]:

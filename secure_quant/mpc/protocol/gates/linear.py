@@ -16,12 +16,11 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from secure_quant.ir import ops
 from secure_quant.mpc.protocol.gates.base import Dealing, Gate, Side, Wire, opening
-from secure_quant.mpc.protocol.ring import Ring, columns, limb_counts, reduce, split, to_ring
-from secure_quant.mpc.protocol.weights import Weights
+from secure_quant.mpc.protocol.products import Narrow, of_image, of_rows, padded
+from secure_quant.mpc.protocol.ring import Ring, reduce, to_ring
 
 __all__ = ["LinearGate", "PartyWeights", "weight_shape"]
 
@@ -30,8 +29,8 @@ __all__ = ["LinearGate", "PartyWeights", "weight_shape"]
 class PartyWeights:
     """masked: D_W. factor: A_i. bias: [b]_i, uint64[out]."""
 
-    masked: Weights
-    factor: Weights
+    masked: Narrow
+    factor: Narrow
     bias: Ring
 
 
@@ -52,24 +51,17 @@ class LinearGate(Gate):
     zero_point: int
     opened: bool
 
-    @property
-    def counts(self) -> tuple[int, int]:
-        """Limbs of weights and of data."""
-        return limb_counts(self.bits, weight_shape(self.node)[2])
-
-    def weights(self, data: NDArray[Any], *, kept: bool) -> Weights:
-        """For ``apply``: uint32 in ``weight_shape``, or uint64 in rings above 32 bits."""
-        return Weights(data, self.bits, self.counts[0], kept)
-
-    def apply(self, weight: Weights, x: Ring) -> Ring:
-        """weight · x̂ mod 2^bits for x [batch, *input shape], padded with 0."""
-        limbs = split(reduce(x, self.bits), self.bits, self.counts[1])
+    def apply(self, weight: Narrow, x: Ring, zero: int = 0, onto: Ring | None = None) -> Ring:
+        """weight · (x - zero), and ``onto``, which is overwritten, right mod 2^bits, for x [batch,
+        *input shape]; padded with 0. weight: ``narrow_kind(bits)`` in ``weight_shape``."""
         node = self.node
-        if isinstance(node, ops.Linear):
-            flat = weight.times(limbs.map(lambda part: part.reshape(1, -1, part.shape[-1]).mT))
-            return np.ascontiguousarray(flat[0].T).reshape(*x.shape[:-1], node.out_features)
-        made = weight.times(limbs.map(lambda part: columns(part, node)))
-        return made.reshape(len(x), *self.shape)
+        if isinstance(node, ops.Conv2d):
+            image, places = padded(x, zero, self.bits, node.padding), of_image(node, x.shape[1:])
+            return places.times(weight, image, len(x), onto).reshape(len(x), *self.shape)
+        flat = reduce(x - to_ring(zero, 64), self.bits).reshape(-1, node.in_features)
+        turned = of_rows(*flat.shape).times(weight, flat, 1)[0, 0]
+        made: Ring = turned.T.reshape(len(x), *self.shape)
+        return made if onto is None else made + onto
 
     def deal(self, side: Dealing, masks: list[Ring]) -> Ring:
         made = self.apply(side.parameters, masks[0][None])[0]
@@ -80,19 +72,18 @@ class LinearGate(Gate):
 
     def offline(self, side: Side, masks: list[Ring | None]) -> tuple[Any, Ring | None]:
         weights: PartyWeights = side.parameters
-        made = np.uint64(0) - self.apply(weights.masked, Wire(mask=masks[0]).own)
+        made = self.apply(weights.masked, Wire(mask=masks[0]).own)
+        source = side.free if self.opened else np.stack(list(side.dealt))
+        np.subtract(source.reshape(made.shape), made, out=made)
         axis = (-1,) if isinstance(self.node, ops.Linear) else (-1, 1, 1)
         made += weights.bias.reshape(axis)
-        source = side.free if self.opened else np.stack(list(side.dealt))
-        made += source.reshape(made.shape)
         return made, None
 
     def online(
         self, side: Side, state: Any, mask: Ring | None, inputs: list[Wire]
     ) -> Generator[bytes, bytes, Wire]:
         weights: PartyWeights = side.parameters
-        x = inputs[0].public - to_ring(self.zero_point, 64)
-        own = self.apply(weights.factor, x) + state
+        own = self.apply(weights.factor, inputs[0].public, self.zero_point, onto=state)
         if not self.opened:
             return Wire(share=own)
         masked = yield from opening(reduce(own, self.bits), self.bits)

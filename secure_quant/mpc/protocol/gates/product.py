@@ -15,7 +15,8 @@ import numpy as np
 
 from secure_quant.ir import ops
 from secure_quant.mpc.protocol.gates.base import Dealing, Gate, Side, Wire, opening
-from secure_quant.mpc.protocol.ring import Ring, matmul, reduce, to_ring
+from secure_quant.mpc.protocol.products import matmul
+from secure_quant.mpc.protocol.ring import Ring, reduce, to_ring
 
 __all__ = ["ProductGate"]
 
