@@ -1,66 +1,62 @@
-"""The joint offline half of the Input: bytes under shared bits, lifted as under a dealer.
+"""What goes to the host alone: the Input, and what nothing but linear layers read.
 
-Whatever the client sends, its XOR with the masks is a byte, and every byte is an int8: no client
-asks outside the model's domain.
+The Input's mask is the client's alone, so x + r is all there is to send. The host, which has the
+weights, opens what linear layers read; the client has its share of the mask and needs no more.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Generator
+from math import prod
 
 import numpy as np
+from numpy.typing import NDArray
 
-from secure_quant.mpc.protocol.cost import lift_bits, packed_bytes
-from secure_quant.mpc.protocol.gates.base import Side
-from secure_quant.mpc.protocol.gates.edge import BITS, InputGate
-from secure_quant.mpc.protocol.ring import Ring, reduce
-from secure_quant.onehost import kernels
-from secure_quant.onehost.cot import Pairing
-from secure_quant.onehost.exchange import Joint
-from secure_quant.onehost.products import joined_bits, number
+from secure_quant.mpc.protocol.cost import packed_bytes
+from secure_quant.mpc.protocol.gates.base import Wire
+from secure_quant.mpc.protocol.gates.edge import InputGate
+from secure_quant.mpc.protocol.ring import Ring, reduce, to_ring
+from secure_quant.onehost.exchange import Joint, swap
+from secure_quant.onehost.products import packed, unpacked
 
-__all__ = ["JointInput"]
+__all__ = ["entered", "input_bytes", "sent_in", "told_to_host"]
 
 
-@dataclass(frozen=True)
-class JointInput:
-    """What ``gate`` needs of a pairing, and makes by it."""
+def input_bytes(gate: InputGate, batch: int) -> int:
+    """From client to host."""
+    return packed_bytes(batch * prod(gate.shape), gate.bits)
 
-    gate: InputGate
 
-    @property
-    def choosers(self) -> tuple[int, ...]:
-        """Of the byte's bits: one direction is enough."""
-        return tuple(j % 2 for j in range(BITS))
+def sent_in(gate: InputGate, q: NDArray[np.int8], mask: Ring) -> Joint[Wire]:
+    """The client's end. q: int8[batch, *shape]. mask: all of the wire's."""
+    made = reduce(to_ring(q.astype(np.int64), 64) + mask, gate.bits)
+    yield from swap(packed(made.reshape(-1, 1), gate.bits), 0)
+    return Wire(made, mask)
 
-    def cots(self, batch: int) -> tuple[int, int]:
-        """COTs in which party 0 and party 1 choose."""
-        n = batch * self.gate.elements
-        return n * (BITS - BITS // 2), n * (BITS // 2)
 
-    def sent_bytes(self, batch: int) -> tuple[int, int]:
-        """What party 0 and party 1 send in ``make``, besides the COTs' extension."""
-        sides, n = [0, 0], batch * self.gate.elements
-        for j in range(min(BITS, self.gate.bits - 1)):
-            sides[1 - j % 2] += packed_bytes(n, self.gate.bits - 1 - j)
-        return sides[0], sides[1]
+def entered(gate: InputGate, mask: Ring) -> Joint[Wire]:
+    """The host's end. mask: its share, which is 0. Raises MalformedMessage."""
+    message = yield from swap(b"", input_bytes(gate, len(mask)))
+    made = unpacked(message, mask.size, gate.bits)
+    return Wire(made.reshape(mask.shape), mask)
 
-    def fresh(self, pairing: Pairing, batch: int) -> Ring:
-        """An own share of the wire's mask, uint64[batch, *shape]."""
-        words = pairing.random(batch * self.gate.elements)
-        return reduce(words, self.gate.bits).reshape(batch, *self.gate.shape)
 
-    def make(self, pairing: Pairing, out: Ring) -> Joint[Side]:
-        """out: own share of the wire's mask. Raises MalformedMessage, PairingSpent."""
-        gate, batch, n = self.gate, len(out), self.gate.elements
-        columns = pairing.columns(self.choosers, batch * n)
-        shares = yield from number(columns, self.choosers, gate.bits, pairing.party)
-        sizes = [gate.bits - j for j in range(BITS) if gate.bits > j]
-        lifted = joined_bits(list(zip(shares, sizes, strict=False)), batch * n)
-        octets = joined_bits([(column.own, 1) for column in columns], batch * n)
-        dealt = np.zeros((batch, gate.dealt_words), np.uint64)
-        for row in range(batch):
-            values = lifted[row * n : (row + 1) * n]
-            kernels.join(values, lift_bits(BITS, gate.bits), dealt[row])
-        words = np.concatenate([octets.reshape(batch, n), out.reshape(batch, n)], axis=1)
-        return Side(pairing.party, batch, words, list(dealt))
+def told_to_host(
+    run: Generator[bytes, bytes, Wire], rounds: int, party: int, mask: Ring
+) -> Joint[Wire]:
+    """A gate's rounds, of whose last the host alone learns. mask: own share of the value's.
+
+    Raises MalformedMessage."""
+    sent = next(run)
+    for _ in range(rounds - 1):
+        sent = run.send((yield from swap(sent, len(sent))))
+    if party == 0:
+        run.close()
+        yield from swap(sent, 0)
+        return Wire(mask=mask)
+    peer = yield from swap(b"", len(sent))
+    try:
+        run.send(peer)
+    except StopIteration as end:
+        return Wire(end.value.public, mask)
+    raise ValueError("a gate of more rounds than its plan says")

@@ -15,13 +15,14 @@ from secure_quant.mpc.protocol.cost import packed_bytes
 from secure_quant.mpc.protocol.gates.base import Gate
 from secure_quant.mpc.protocol.gates.edge import InputGate
 from secure_quant.mpc.protocol.gates.linear import LinearGate, weight_shape
+from secure_quant.mpc.protocol.gates.local import LocalGate
 from secure_quant.mpc.protocol.gates.maximum import MaximumGate
 from secure_quant.mpc.protocol.gates.product import ProductGate
 from secure_quant.mpc.protocol.gates.ramp import RampGate
 from secure_quant.mpc.protocol.gates.requantize import RequantizeGate
 from secure_quant.onehost import masked
 from secure_quant.onehost.cot import KAPPA, STEP_BYTES
-from secure_quant.onehost.edge import JointInput
+from secure_quant.onehost.edge import input_bytes
 from secure_quant.onehost.masked import MaskedPlan
 from secure_quant.onehost.maximum import JointMaximum
 from secure_quant.onehost.order import ordered
@@ -45,7 +46,7 @@ CALLS = (2**20, 2**16, 2**12, 2**10)
 
 NUMBER_BYTES = 8
 """By which both ends name the item they use."""
-Half = JointInput | JointRequantize | JointRamp | JointMaximum | JointProduct
+Half = JointRequantize | JointRamp | JointMaximum | JointProduct
 """The joint half of a gate that is made of COTs."""
 
 
@@ -132,9 +133,7 @@ class OneHostPlan:
         """Of every gate that takes COTs, by name, in the nodes' order."""
         made: dict[str, Half] = {}
         for gate in self.gates:
-            if isinstance(gate, InputGate):
-                made[gate.name] = JointInput(gate)
-            elif isinstance(gate, RequantizeGate):
+            if isinstance(gate, RequantizeGate):
                 made[gate.name] = JointRequantize(gate)
             elif isinstance(gate, RampGate):
                 made[gate.name] = JointRamp(gate)
@@ -168,14 +167,37 @@ class OneHostPlan:
         return tuple(self.by_name[self.by_name[name].inputs[0]] for name in names)
 
     @cached_property
+    def entry(self) -> InputGate:
+        """Where the client's input comes in."""
+        return next(gate for gate in self.gates if isinstance(gate, InputGate))
+
+    @cached_property
+    def host_only(self) -> frozenset[str]:
+        """Values that nothing but linear layers read, straight or through local maps: the host
+        alone needs what is opened."""
+        readers: dict[str, list[Gate]] = {gate.name: [] for gate in self.gates}
+        for gate in self.gates:
+            for name in gate.inputs:
+                readers[name].append(gate)
+        found: set[str] = set()
+        for gate in reversed(self.gates):
+            if readers[gate.name] and all(
+                isinstance(reader, LinearGate)
+                or (isinstance(reader, LocalGate) and reader.name in found)
+                for reader in readers[gate.name]
+            ):
+                found.add(gate.name)
+        return frozenset(found)
+
+    @cached_property
     def bare(self) -> frozenset[str]:
         """Layers whose accumulators are an answer: masked by the client's share alone."""
         return frozenset(gate.name for gate in self.answers if isinstance(gate, LinearGate))
 
     def cots(self, batch: int) -> tuple[int, int]:
         """COTs of one call in which party 0 and party 1 choose."""
-        first, second = zip(*(half.cots(batch) for half in self.halves.values()), strict=True)
-        return sum(first), sum(second)
+        taken = [half.cots(batch) for half in self.halves.values()]
+        return sum(first for first, _ in taken), sum(second for _, second in taken)
 
     def cost(self, batch: int = 1) -> OneHostCost:
         """Exact bytes of one call with ``batch`` samples."""
@@ -210,17 +232,25 @@ class OneHostPlan:
         )
         return cost.bytes_up + cost.bytes_down <= LIGHT_BYTES and products <= LIGHT_PRODUCTS
 
+    def rounds(self, gate: Gate, batch: int = 1) -> tuple[int, ...]:
+        """Bytes of every message that a gate which is not linear opens, as each party sends them
+        unless the host alone learns it."""
+        half = self.halves.get(gate.name)
+        if isinstance(half, JointMaximum):
+            return half.payload_bytes(batch)
+        return gate.payload_bytes(batch)
+
     def _online(self, gate: Gate, batch: int) -> tuple[int, int]:
         """What party 0 and party 1 send for ``gate`` in a call, the answer's mask included."""
         own = packed_bytes(batch * prod(gate.shape), gate.bits)
+        answers = self.answers.count(gate) * own
         if isinstance(gate, LinearGate):
             return 0, own
-        half = self.halves.get(gate.name)
-        sizes = gate.payload_bytes(batch)
-        if isinstance(half, JointMaximum):
-            sizes = half.payload_bytes(batch)
-        answers = self.answers.count(gate)
-        return sum(sizes), sum(sizes) + answers * own
+        if isinstance(gate, InputGate):
+            return input_bytes(gate, batch), answers
+        sizes = self.rounds(gate, batch)
+        told = sizes[:-1] if gate.name in self.host_only else sizes
+        return sum(sizes), sum(told) + answers
 
     def layers(self) -> dict[str, tuple[tuple[int, int], tuple[int, int]]]:
         """Gate -> bytes of a sample that party 0 and party 1 send for it (online, ahead)."""
@@ -245,10 +275,8 @@ class OneHostPlan:
         ends: dict[str, int] = {}
         for gate in self.gates:
             start = max((ends[name] for name in gate.inputs), default=0)
-            half = self.halves.get(gate.name)
-            rounds = len(half.payload_bytes(1) if isinstance(half, JointMaximum)
-                         else gate.payload_bytes(1))  # fmt: skip
-            ends[gate.name] = start + (1 if isinstance(gate, LinearGate) else rounds)
+            alone = isinstance(gate, LinearGate | InputGate)
+            ends[gate.name] = start + (1 if alone else len(self.rounds(gate)))
         return max(ends.values()) + sum(gate.name not in self.bare for gate in self.answers)
 
     def to_json(self) -> bytes:

@@ -22,19 +22,19 @@ from secure_quant.he.evaluate import Evaluator
 from secure_quant.ir import Graph
 from secure_quant.mpc.protocol.cost import packed_bytes
 from secure_quant.mpc.protocol.gates.base import Gate, Side, Wire
-from secure_quant.mpc.protocol.gates.edge import JoinGate, OutputGate
+from secure_quant.mpc.protocol.gates.edge import InputGate, JoinGate, OutputGate
 from secure_quant.mpc.protocol.gates.linear import LinearGate
 from secure_quant.mpc.protocol.gates.local import LocalGate
 from secure_quant.mpc.protocol.gates.product import ProductGate
 from secure_quant.mpc.protocol.ring import Ring, centred, reduce
 from secure_quant.mpc.protocol.uses import Uses
 from secure_quant.onehost.cot import Pairing
-from secure_quant.onehost.edge import JointInput
+from secure_quant.onehost.edge import entered, sent_in, told_to_host
 from secure_quant.onehost.exchange import Exchange, Joint, swap, together
 from secure_quant.onehost.linear import HostLinear, receive, serve_mask, words
 from secure_quant.onehost.maximum import JointMaximum
 from secure_quant.onehost.plan import NUMBER_BYTES, OneHostPlan
-from secure_quant.onehost.product import JointProduct, MadeProduct
+from secure_quant.onehost.product import JointProduct
 from secure_quant.onehost.products import packed, unpacked
 from secure_quant.onehost.requantize import Made
 
@@ -97,7 +97,7 @@ class _Program(ABC):
             raise MalformedMessage("samples of a call", got=batch, expected=">= 1")
         pairing = self.pairing
         yield from pairing.fill(*self.plan.cots(batch))
-        masks: dict[str, Ring] = {}
+        masks = {self.plan.entry.name: self._entry(self.plan.entry, batch)}
         for name, half in self.plan.halves.items():
             if not isinstance(half, JointMaximum) or half.gate.tournament:
                 masks[name] = half.fresh(pairing, batch)
@@ -111,8 +111,6 @@ class _Program(ABC):
     def _half(self, name: str, masks: dict[str, Ring]) -> Joint[Any]:
         """The joint half of a gate, of the ``masks`` of its inputs and of itself."""
         half, pairing = self.plan.halves[name], self.pairing
-        if isinstance(half, JointInput):
-            return half.make(pairing, masks[name])
         if isinstance(half, JointProduct):
             left, right = (masks[inner] for inner in half.gate.inputs)
             return half.make(pairing, left, right, masks[name])
@@ -149,10 +147,18 @@ class _Program(ABC):
         """(own share of the mask, state) of a linear layer."""
 
     @abstractmethod
-    def _opened(self, gate: LinearGate, state: Any, masked: Ring) -> Joint[Ring]:
+    def _opened(self, gate: LinearGate, state: Any, x: Wire, batch: int) -> Joint[Ring]:
         """D of a linear layer."""
 
-    def _answer(self, item: Item, octets: NDArray[np.uint8]) -> Joint[list[Wire]]:
+    @abstractmethod
+    def _entry(self, gate: InputGate, batch: int) -> Ring:
+        """Own share of the Input's mask."""
+
+    @abstractmethod
+    def _entered(self, gate: InputGate, mask: Ring, q: NDArray[np.int8] | None) -> Joint[Wire]:
+        """The Input's wire. q: the client's."""
+
+    def _answer(self, item: Item, q: NDArray[np.int8] | None) -> Joint[list[Wire]]:
         """The wires that the Output reads; all gates that are ready share their messages."""
         if item.used:
             raise MaterialReused("an item of one-time material", got="a second use")
@@ -178,9 +184,12 @@ class _Program(ABC):
             for gate in list(waiting) if news else ():  # in node order: what is local runs through
                 if all(name in values for name in gate.inputs):
                     waiting.remove(gate)
-                    inputs = [values[name] for name in gate.inputs] or [Wire(octets=octets)]
+                    inputs = [values[name] for name in gate.inputs]
                     uses.release(gate, values)
-                    step(gate, self._run(gate, item, inputs), None)
+                    if isinstance(gate, InputGate):
+                        step(gate, self._entered(gate, item.masks[gate.name], q), None)
+                    else:
+                        step(gate, self._run(gate, item, inputs), None)
             if not running:
                 return [values[gate.name] for gate in self.plan.answers]
             now, running, news = running, [], False
@@ -192,28 +201,34 @@ class _Program(ABC):
                 place += exchange.expected
 
     def _run(self, gate: Gate, item: Item, inputs: list[Wire]) -> Joint[Wire]:
-        mask = item.masks[gate.name]
+        """A gate that is not the Input."""
+        mask, party = item.masks[gate.name], self.pairing.party
         made: Any = item.made.get(gate.name)
         if isinstance(gate, LinearGate):
             return self._linear_online(gate, made, inputs[0], mask)
+        alone = gate.name in self.plan.host_only
+        if isinstance(gate, LocalGate) and alone and party == 0:
+            return _known(Wire(mask=mask))
+        rounds = self._rounds(gate, made, inputs, mask)
+        if alone and (count := len(self.plan.rounds(gate))):
+            return told_to_host(rounds, count, party, mask)
+        return _even(rounds, mask)
+
+    def _rounds(
+        self, gate: Gate, made: Any, inputs: list[Wire], mask: Ring
+    ) -> Generator[bytes, bytes, Wire]:
         half = self.plan.halves.get(gate.name)
         if isinstance(half, JointMaximum):
-            return _even(half.online(made, inputs[0]))
+            return half.online(made, inputs[0])
         if isinstance(gate, ProductGate):
-            return self._product(gate, made, inputs, mask)
+            side = Side(self.pairing.party, len(mask), np.empty((len(mask), 0), np.uint64), [])
+            return gate.online(side, made, None, inputs)
         if isinstance(made, Made):
-            return _even(gate.online(made.side, made.offset, mask, inputs))
-        return _even(gate.online(made, None, mask, inputs))
-
-    def _product(
-        self, gate: ProductGate, state: MadeProduct, inputs: list[Wire], mask: Ring
-    ) -> Joint[Wire]:
-        side = Side(self.pairing.party, len(mask), np.empty((len(mask), 0), np.uint64), [])
-        made = yield from _even(gate.online(side, state, None, inputs))
-        return Wire(made.public, mask)
+            return gate.online(made.side, made.offset, mask, inputs)
+        return gate.online(made, None, mask, inputs)
 
     def _linear_online(self, gate: LinearGate, state: Any, x: Wire, mask: Ring) -> Joint[Wire]:
-        return Wire((yield from self._opened(gate, state, x.public)), mask)
+        return Wire((yield from self._opened(gate, state, x, len(mask))), mask)
 
 
 class ClientProgram(_Program):
@@ -233,7 +248,7 @@ class ClientProgram(_Program):
             raise DtypeMismatch("input", got=q.dtype, expected="int8")
         if q.shape != expected:
             raise ShapeMismatch("input", got=q.shape, expected=expected)
-        wires = yield from self._answer(item, np.ascontiguousarray(q).view(np.uint8))
+        wires = yield from self._answer(item, q)
         answers: list[Int] = []
         for gate, wire in zip(self.plan.answers, wires, strict=True):
             made = wire.public - wire.own
@@ -246,12 +261,21 @@ class ClientProgram(_Program):
         parts = [made.reshape(item.batch, -1) for made in answers]
         return np.concatenate(parts, axis=1).reshape(shape)
 
+    def _entry(self, gate: InputGate, batch: int) -> Ring:
+        fresh = self.pairing.random(batch * prod(gate.shape))
+        return reduce(fresh, gate.bits).reshape(batch, *gate.shape)
+
+    def _entered(self, gate: InputGate, mask: Ring, q: NDArray[np.int8] | None) -> Joint[Wire]:
+        if q is None:
+            raise ValueError("the client has an input")
+        return sent_in(gate, q, mask)
+
     def _layer(self, gate: LinearGate, r: Ring) -> Joint[tuple[Ring, Any]]:
         s = yield from self._share(gate.name, reduce(r, gate.bits))
         return s, None
 
-    def _opened(self, gate: LinearGate, state: Any, masked: Ring) -> Joint[Ring]:
-        return (yield from receive(gate, len(masked)))
+    def _opened(self, gate: LinearGate, state: Any, x: Wire, batch: int) -> Joint[Ring]:
+        return (yield from receive(gate, batch))
 
 
 class HostProgram(_Program):
@@ -263,11 +287,16 @@ class HostProgram(_Program):
 
     def run(self, item: Item) -> Joint[None]:
         """Raises MaterialReused, MalformedMessage."""
-        shape = (item.batch, *self.plan.graph.input.shape)
-        wires = yield from self._answer(item, np.zeros(shape, np.uint8))
+        wires = yield from self._answer(item, None)
         for gate, wire in zip(self.plan.answers, wires, strict=True):
             if gate.name not in self.plan.bare:
                 yield from swap(packed(reduce(wire.own, gate.bits).reshape(-1, 1), gate.bits), 0)
+
+    def _entry(self, gate: InputGate, batch: int) -> Ring:
+        return np.zeros((batch, *gate.shape), np.uint64)
+
+    def _entered(self, gate: InputGate, mask: Ring, q: NDArray[np.int8] | None) -> Joint[Wire]:
+        return entered(gate, mask)
 
     def _layer(self, gate: LinearGate, r: Ring) -> Joint[tuple[Ring, Any]]:
         masked, batch, layer = self.plan.masked, len(r), self._host.layers[gate.name]
@@ -279,19 +308,23 @@ class HostProgram(_Program):
         z = reduce(fresh, gate.bits)
         return z, layer.state(r, u, z)
 
-    def _opened(self, gate: LinearGate, state: Any, masked: Ring) -> Joint[Ring]:
-        return (yield from self._host.layers[gate.name].send(state, masked))
+    def _opened(self, gate: LinearGate, state: Any, x: Wire, batch: int) -> Joint[Ring]:
+        return (yield from self._host.layers[gate.name].send(state, x.public))
 
 
-def _even(run: Generator[bytes, bytes, Wire]) -> Joint[Wire]:
-    """A gate's rounds, in which both parties send alike."""
+def _even(run: Generator[bytes, bytes, Wire], mask: Ring) -> Joint[Wire]:
+    """A gate's rounds, in which both parties send alike. mask: own share of the value's."""
     try:
         sent = next(run)
         while True:
             sent = run.send((yield from swap(sent, len(sent))))
     except StopIteration as end:
-        made: Wire = end.value
-        return made
+        return Wire(end.value.public, mask)
+
+
+def _known(wire: Wire) -> Joint[Wire]:
+    return wire
+    yield Exchange(b"", 0)  # a generator, without an exchange
 
 
 def _same_item(number: int) -> Joint[None]:

@@ -27,7 +27,7 @@ from secure_quant.errors import (
 )
 from secure_quant.onehost.bundle import load_client, split
 from secure_quant.onehost.cot import PAIRING_BYTES, Pairing
-from secure_quant.onehost.plan import OneHostPlan
+from secure_quant.onehost.plan import NUMBER_BYTES, OneHostPlan
 from secure_quant.onehost.program import ClientProgram, Item
 from secure_quant.onehost.stream import PIECE, PROTOCOL, Inbox, drive
 from secure_quant.transport import sync_channel
@@ -147,15 +147,17 @@ class Attacker:
         self.asked()
         return self.drive(self.program.prepare(1))
 
-    def infer(self, item: Item, number: int | None = None) -> Any:
-        self.send(infer=PairInfer(item=number or item.number))
+    def infer(self, item: Item) -> Any:
+        self.send(infer=PairInfer(item=item.number))
         q = inputs(self.plan.graph, 1)
         return self.drive(self.program.run(item, q), "online")
 
 
 def swapped(attacker: Attacker, item: Item, number: int) -> None:
-    with pytest.raises(SecureQuantError):
-        attacker.infer(item, number)
+    """All that an inference takes, of one item under the number of another."""
+    attacker.send(infer=PairInfer(item=number))
+    rest = bytes(attacker.plan.cost().online_up - NUMBER_BYTES)
+    attacker.send(online=item.number.to_bytes(NUMBER_BYTES, "little") + rest)
 
 
 Deed = Callable[[Attacker], object]

@@ -16,11 +16,14 @@ from secure_quant.errors import (
     ShapeMismatch,
 )
 from secure_quant.ir import Graph, ops
+from secure_quant.mpc.protocol.cost import packed_bytes
 from secure_quant.mpc.protocol.gates.product import ProductGate
+from secure_quant.mpc.protocol.ring import reduce
 from secure_quant.onehost import plan as plan_module
 from secure_quant.onehost.cot import MOST_BLOCKS, Pairing
 from secure_quant.onehost.plan import OneHostPlan, plan
 from secure_quant.onehost.product import JointProduct
+from secure_quant.onehost.products import unpacked
 from secure_quant.onehost.program import ClientProgram, Host, HostProgram
 from secure_quant_client.onehost.masks import MaskKeys
 from tests.unit.mpc.protocol import graphs
@@ -49,7 +52,7 @@ class Ends:
         filled = self.pairs[0].fill_bytes(*wanted)
         one, two, sent = drive(self.client.prepare(batch), self.server.prepare(batch))
         assert sent[0] == filled
-        return one, two, [sum(side) for side in zip(*sent[1:], strict=True)]
+        return one, two, [sum(side) for side in zip((0, 0), *sent[1:], strict=True)]
 
     def infer(self, q: Any) -> Any:
         one, two, offline = self.prepare(len(q))
@@ -221,12 +224,15 @@ def test_nothing_secret_is_used_twice(name: str, monkeypatch: pytest.MonkeyPatch
 
 def heard(ends: Ends, value: int, planted: str = "") -> dict[str, Any]:
     """What each end receives online for a constant input, 250 samples, as bits; the item's number
-    aside. planted: the end whose first masks are left out."""
+    aside. planted: the end one of whose masks is left out."""
     n = 250
     q = np.full((n, *ends.graph.input.shape), value, np.int8)
     items = dict(zip(("client", "server"), ends.prepare(n)[:2], strict=True))
-    if planted:
-        items[planted].made["x"].free[:, : ends.plan.gates[0].elements] = 0
+    if planted == "client":  # its mask of the Input, which is all of it
+        items[planted].masks["x"][:] = 0
+    elif planted:  # z of the first layer
+        masks, made = items["server"].masks, items["server"].made
+        made["f1"] = reduce(made["f1"] - masks["f1"], ends.plan.by_name["f1"].bits)
     runs = (ends.client.run(items["client"], q), ends.server.run(items["server"]))
     messages: list[Any] = [None, None]
     seen: dict[str, list[Any]] = {"server": [], "client": []}
@@ -237,10 +243,21 @@ def heard(ends: Ends, value: int, planted: str = "") -> dict[str, Any]:
                 for run, m in zip(runs, messages, strict=True)
             ]
         except StopIteration:
-            return {end: np.unpackbits(np.concatenate(parts)[8:]) for end, parts in seen.items()}
+            made = {end: np.unpackbits(np.concatenate(parts)[8:]) for end, parts in seen.items()}
+            return made | without_s(ends, seen["client"][1], items["client"])
         messages = [sent[1].sent, sent[0].sent]
         for end, message in zip(("client", "server"), messages, strict=True):
             seen[end].append(np.frombuffer(message, np.uint8))
+
+
+def without_s(ends: Ends, message: Any, item: Any) -> dict[str, Any]:
+    """Bits of D - s of the first layer, which the client may compute: y + z."""
+    gate = ends.plan.by_name.get("f1")
+    if gate is None:
+        return {}
+    s = item.masks["f1"].reshape(-1)
+    opened = unpacked(message[: packed_bytes(s.size, gate.bits)].tobytes(), s.size, gate.bits)
+    return {"layer": np.unpackbits((opened - s).astype(np.uint16).view(np.uint8))}
 
 
 def unevenness(bits: Any) -> float:
@@ -253,14 +270,36 @@ def unevenness(bits: Any) -> float:
 def test_views_are_even_whatever_the_input(pairs: list[Pairing]) -> None:
     """All that the server receives online, and the client up to its answer, is coins; a mask left
     out shows."""
-    ends = Ends(graphs.identity(), pairs)
-    for value in (-128, 127):
-        seen = heard(ends, value)
-        assert unevenness(seen["server"]) < 6.5
-        assert unevenness(seen["client"]) < 6.5
-        assert unevenness(heard(ends, value, planted="client")["server"]) > 20
     ends = Ends(graphs.mlp(), pairs)
     for value in (-128, 0, 127):
         seen = heard(ends, value)
         assert unevenness(seen["server"]) < 6.5
         assert unevenness(seen["client"]) < 6.5
+        assert unevenness(seen["layer"]) < 6.5
+    assert unevenness(heard(ends, 127, planted="client")["server"]) > 20
+    assert unevenness(heard(ends, 127, planted="server")["layer"]) > 20
+    ends = Ends(graphs.identity(), pairs)
+    assert unevenness(heard(ends, 127)["server"]) < 6.5
+
+
+def test_the_host_alone_is_told_what_linear_layers_alone_read() -> None:
+    """The Input and activations before layers, straight or through local maps, and nothing else:
+    what a maximum, a sum that is looked up, or the Output reads, both ends open."""
+    of = {name: plan(graphs.ALL[name]().public()).host_only for name in ("lenet", "identity")}
+    assert of == {"lenet": {"x", "p1", "p2", "flat", "r3", "r4"}, "identity": frozenset()}
+    made = plan(graphs.activation_out().public())
+    assert "x" in made.host_only
+    assert not made.host_only & {gate.name for gate in made.answers}
+
+
+def test_what_goes_to_the_host_alone_saves_the_way_back(pairs: list[Pairing]) -> None:
+    """By the plan and as sent: a Requantize before a layer brings its client no last opening."""
+    ends = Ends(graphs.mlp(), pairs)
+    whole = {gate.name: sum(ends.plan.rounds(gate)) for gate in ends.plan.gates}
+    for name, ((up, down), _) in ends.plan.layers().items():
+        if name in ends.plan.halves:
+            gate = ends.plan.by_name[name]
+            last = ends.plan.rounds(gate)[-1] if name in ends.plan.host_only else 0
+            assert (up, down) == (whole[name], whole[name] - last)
+    q = inputs(ends.graph, 1)
+    assert np.array_equal(ends.infer(q), reference.run_int(ends.graph, q))
