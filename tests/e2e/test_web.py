@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -52,15 +53,19 @@ def cluster(
 
 
 def ask(
-    cluster: Cluster, targets: list[str], inputs: list[np.ndarray], **options: object
+    cluster: Cluster, targets: list[Any], inputs: list[np.ndarray], **options: object
 ) -> dict[str, object]:
-    """What ``test/live.ts`` says. options: of the client; ``targets`` in place of the addresses."""
+    """What ``test/live.ts`` says. targets: of one cell, or of several. options: of the client."""
     wanted = {
-        "targets": options.pop("targets", [f"https://{target}" for target in targets]),
+        "targets": [_https(target) for target in targets],
         "options": {"token": TOKEN} | options,
         "inputs": [x.reshape(-1).tolist() for x in inputs],
     }
     return live(wanted, Path(cluster.certs) / "ca.pem")
+
+
+def _https(target: Any) -> Any:
+    return f"https://{target}" if isinstance(target, str) else [_https(each) for each in target]
 
 
 def test_integers_and_floats_are_those_of_plaintext(
@@ -83,8 +88,7 @@ def test_a_cell_that_is_away_is_passed_over(cluster: Cluster, graph: Graph, targ
     away = [f"127.0.0.1:{port}" for port in free_ports(2)]
     x = np.random.default_rng(1).normal(0, 40 * graph.input.scale, (1, *graph.input.shape))
     y = reference.run_int(graph, reference.quantize_input(graph, x))
-    cells = [[f"https://{target}" for target in each] for each in (away, targets)]
-    told = ask(cluster, targets, [x] * 4, expectedHash=graph.hash, targets=cells)
+    told = ask(cluster, [away, targets], [x] * 4, expectedHash=graph.hash)
     assert [each["stats"]["cell"] for each in told["answers"]] == [1] * 4
     for answer in told["answers"]:
         assert answer["integers"] == [str(each) for each in y.reshape(-1).tolist()]
