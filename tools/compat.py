@@ -4,8 +4,9 @@
 Each case is a fresh environment under .compat/: an interpreter, a neighbour (or none), an end.
 "highest" is what pip takes; "lowest" pins everything in our pyproject.toml to the oldest version
 that our ranges, the neighbour's own and the interpreter's wheels allow. In it tools/compat_smoke.py
-imports both, compares the reference and a homomorphic server with an independent computation, and
-the case "roles" runs the whole demonstration with torch, numba and CrypTen.
+imports both, compares the reference, a homomorphic server that traces and a gateway before it with
+an independent computation, and the case "roles" runs the whole demonstration with torch, numba and
+CrypTen.
 
     python tools/compat.py [--only TEXT]... [--python PATH]... [--keep] [--list]
 
@@ -48,8 +49,8 @@ NEIGHBOURS = {
     "transformers": (["transformers"], ["transformers"]),
     "roles": ([], []),
 }
-LIGHT = ("he", "server", "gateway", "onnx", "report")
-ALL = ("he", "quantize", "mpc", "server", "gateway", "onnx", "demo", "report")
+LIGHT = ("he", "server", "gateway", "onnx", "report", "traces", "budgets")
+ALL = (*LIGHT, "quantize", "mpc", "demo")
 
 
 @dataclass(frozen=True)

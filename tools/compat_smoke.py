@@ -8,12 +8,15 @@ nor anything of ours. The last line is "ok".
 
 from __future__ import annotations
 
+import asyncio
 import importlib
 import importlib.util
 import json
 import subprocess
 import sys
 import tempfile
+import time
+import urllib.request
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -21,7 +24,11 @@ from typing import Any
 import numpy as np
 
 HEAVY = {"torch", "torchao", "crypten", "numba", "sklearn"}
-SHOWN = ("cryptography", "grpcio", "numpy", "protobuf", "tenseal")
+START_SECONDS = 120.0
+SHOWN = (
+    "aiohttp", "cryptography", "grpcio", "numpy", "opentelemetry-sdk", "protobuf", "redis",
+    "tenseal",
+)  # fmt: skip
 
 
 def verifier(vectors: Path) -> Any:
@@ -75,7 +82,7 @@ def wire_round_trip(graph: Any) -> None:
 
 
 def encrypted(graph: Any, q: Any, want: list[list[int]]) -> None:
-    """A server process and a client, over mutual TLS on loopback."""
+    """A server process that sends spans, a client, and a caller of a gateway, on loopback."""
     from secure_quant.transport import Tls
     from secure_quant.transport.certs import make_all
     from secure_quant_cli.cluster import Cluster
@@ -86,11 +93,59 @@ def encrypted(graph: Any, q: Any, want: list[list[int]]) -> None:
         folder = Path(name)
         write_bundles(split_for(graph, "he"), folder / "he")
         make_all(folder / "certs")
-        with Cluster(folder / "certs", folder / "logs", {"he": folder / "he"}) as cluster:
+        traces = {"he": ["--traces", "http://127.0.0.1:1"]}  # where nobody listens
+        bundles = {"he": folder / "he"}
+        with Cluster(folder / "certs", folder / "logs", bundles, options=traces) as cluster:
             tls = Tls.from_dir(folder / "certs", "client")
             with HeClient(cluster.targets["he"][0], tls=tls, expected_hash=graph.hash) as client:
                 got = client.infer_int8(q)
+            over_http(cluster, graph, q, folder / "gateway.log")
     need(got.tolist() == want, "homomorphic encryption differs from the verifier")
+
+
+def over_http(cluster: Any, graph: Any, q: Any, log: Path) -> None:
+    """One request in the Open Inference Protocol, as curl would send it."""
+    from secure_quant import reference
+    from secure_quant_cli.cluster import free_ports
+
+    listen, http = (f"127.0.0.1:{port}" for port in free_ports(2))
+    command = [sys.executable, "-m", "secure_quant_cli", "gateway", "--engine", "he"]
+    command += ["--target", cluster.targets["he"][0], "--tls", str(cluster.certs)]
+    command += ["--model", f"m={graph.hash}", "--listen", listen, "--http-listen", http]
+    (port,), x = graph.input_ports, (q.astype(np.float32) - graph.input.zero_point)
+    x *= np.float32(graph.input.scale)
+    asked = {"name": port.name, "datatype": "FP32", "shape": x.shape, "data": x.ravel().tolist()}
+    body = json.dumps({"inputs": [asked]}).encode()
+    with log.open("wb") as file:
+        process = subprocess.Popen(
+            [*command, "--until-stdin-closes"], stdin=subprocess.PIPE, stdout=file, stderr=file
+        )
+    try:
+        url, end = f"http://{http}/v2/models/m/infer", time.monotonic() + START_SECONDS
+        while True:
+            try:
+                answer = json.load(urllib.request.urlopen(url, body))
+                break
+            except OSError as error:
+                late = time.monotonic() > end or process.poll() is not None
+                need(not late, f"the gateway: {error}: {log.read_text()[-2000:]}")
+                time.sleep(0.2)
+    finally:
+        process.kill()
+        process.communicate()
+    found = np.array(answer["outputs"][0]["data"], np.float32)
+    need(np.array_equal(found, reference.run(graph, x).ravel()), "the gateway's answer differs")
+
+
+def budgets() -> None:
+    """A store of budgets that is not there is away, and no error of a library's."""
+    from secure_quant_server.common.shared_budgets import why_away
+
+    with tempfile.NamedTemporaryFile("w") as file:
+        file.write("redis://127.0.0.1:1")
+        file.flush()
+        reason = asyncio.run(why_away(file.name)) or "nothing"
+    need("ConnectionError" in reason, f"the store of budgets is away for {reason}")
 
 
 def protos() -> None:
@@ -115,6 +170,7 @@ def main() -> int:
     graph, q, want = same_answers(Path(vectors))
     wire_round_trip(graph)
     encrypted(graph, q, want)
+    budgets()
     protos()
     if importlib.util.find_spec("torch") is None:
         refused_without_torch()
