@@ -177,7 +177,7 @@ def test_every_curve_of_the_dashboard_has_something_to_show(prometheus: Promethe
             expression = target["expr"].replace("$role", ".*").replace("[5m]", "[1m]")
             if not prometheus.query(expression):
                 empty.append(expression)
-    # No request failed so far, and no role has a store of budgets (tests/e2e/test_shared_budgets.py).
+    # No request failed so far, and no role has a store of budgets (test_shared_budgets.py).
     none_yet = ("request_failures", "budget_store")
     assert [each for each in empty if not any(name in each for name in none_yet)] == []
 
