@@ -68,7 +68,9 @@ def examine(deployment: Deployment) -> Iterator[Finding]:
         yield from _certificates(role)
     yield from _bundles(told)
     for role in told.values():
+        yield from _tokens(role)
         yield from _store(role)
+    yield from _ports(told)
     yield from _reach(deployment, told)
 
 
@@ -248,6 +250,52 @@ def _bundles(told: Mapping[str, _Role]) -> Iterator[Finding]:
             yield Finding("fail", f"models of {engine.together}", text, mend)
         elif len(theirs) > 1:
             yield Finding("ok", f"models of {engine.together}", "the same")
+
+
+def _tokens(role: _Role) -> Iterator[Finding]:
+    if getattr(role.told, "tokens", None) is None:
+        return
+    from secure_quant_server.common.access import Tokens
+
+    try:
+        Tokens.from_file(role.told.tokens)
+    except SecureQuantError as error:
+        mend = f"secure-quant make-token NAME --file {role.told.tokens}"
+        yield Finding("fail", f"{role.name}: tokens", str(error), mend)
+    else:
+        yield Finding("ok", f"{role.name}: tokens", "a file of tokens")
+
+
+def _ports(told: Mapping[str, _Role]) -> Iterator[Finding]:
+    """Of roles that are to run on this host, two at one port."""
+    taken: list[tuple[str, str, range]] = []  # by whom, host, ports
+    for role in told.values():
+        for setting, where in _listens(role):
+            host, _, port = where.rpartition(":")
+            run = _run(role, setting)
+            own = range(int(port), int(port) + run) if int(port) else range(0)
+            for other, there, ports in taken:
+                both = host == there or {host, there} & {"", "0.0.0.0", "[::]"}  # noqa: S104
+                if both and ports.start < own.stop and own.start < ports.stop:
+                    mend = "a port of its own in the role's table, or hosts of their own"
+                    found = f"{where} is also {other}"
+                    yield Finding("fail", f"{role.name}: {setting}", found, mend)
+                    break
+            taken.append((f"{role.name}'s {setting}", host, own))
+
+
+def _listens(role: _Role) -> Iterator[tuple[str, str]]:
+    """Settings that say where the role listens, and the address."""
+    for setting in ("listen", "link_listen", "http_listen", "metrics"):
+        where = getattr(role.told, setting, None)
+        if where is not None:
+            yield setting, f"127.0.0.1:{where}" if where.isdecimal() else where
+
+
+def _run(role: _Role, setting: str) -> int:
+    """How many ports on from the first are its own."""
+    lanes = getattr(role.told, "lanes", 1)
+    return lanes if setting == "link_listen" else 1
 
 
 def _store(role: _Role) -> Iterator[Finding]:

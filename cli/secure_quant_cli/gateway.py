@@ -24,13 +24,12 @@ if TYPE_CHECKING:
 __all__ = ["HELP", "configure", "run"]
 
 HELP = "speak KServe's and Triton's protocol for servers"
-TOKEN_BYTES = 4096
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
     """Add the options."""
     from secure_quant.engines import engines
-    from secure_quant_cli.tls_options import add_tls_options
+    from secure_quant_cli.tls_options import add_tls_options, add_token_option
 
     exact = [each.name for each in engines() if each.exact]
     parser.add_argument("--engine", choices=exact, required=True)
@@ -61,9 +60,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     add("--pending", type=int, default=256, metavar="N",
         help="requests that may wait (default: %(default)s)")  # fmt: skip
     add("--message-bytes", type=int, metavar="N", help="largest message (default: 64 MiB)")
-    parser.add_argument(
-        "--token-file", type=Path, metavar="FILE", help="what the servers ask besides a certificate"
-    )
+    add_token_option(parser)
     parser.add_argument(
         "--until-stdin-closes", action="store_true",
         help="also stop when standard input ends: for a parent that must not leave orphans",
@@ -92,7 +89,7 @@ def options_from(arguments: argparse.Namespace) -> GatewayOptions:
     from secure_quant.transport import Limits
     from secure_quant_cli.checks import address, counts, durations
     from secure_quant_cli.infer import targets_of
-    from secure_quant_cli.tls_options import tls_from
+    from secure_quant_cli.tls_options import tls_from, token_from
     from secure_quant_client.gateway.options import GatewayOptions
 
     counts(arguments, "batch", "at_once", "pending", "message_bytes")
@@ -105,7 +102,7 @@ def options_from(arguments: argparse.Namespace) -> GatewayOptions:
         engine=arguments.engine, targets=targets_of(arguments),
         security=tls_from(arguments, "client"), listen=arguments.listen,
         http_listen=arguments.http_listen, listen_tls=_listen_tls(arguments),
-        models=_models(arguments.models or ["model"]), token=_token(arguments.token_file),
+        models=_models(arguments.models or ["model"]), token=token_from(arguments),
         limits=Limits(**size), timeout_s=arguments.timeout,
         batch=arguments.batch, at_once=arguments.at_once, pending=arguments.pending,
     )  # fmt: skip
@@ -138,19 +135,6 @@ def _models(given: list[str]) -> dict[str, str]:
             model_hash("--model", hash_)
         found[name] = hash_
     return found
-
-
-def _token(path: Path | None) -> str | None:
-    from secure_quant.errors import ConfigError
-
-    if path is None:
-        return None
-    with path.open("rb") as file:
-        token = file.read(TOKEN_BYTES + 1).strip()
-    if not token or len(token) > TOKEN_BYTES or not token.isascii():
-        expected = "a token in one line of ASCII"
-        raise ConfigError("--token-file", got=f"{path}: {len(token)} bytes", expected=expected)
-    return token.decode()
 
 
 def _watch_stdin() -> None:

@@ -23,7 +23,7 @@ HELP = "run encrypted inference against servers"
 def configure(parser: argparse.ArgumentParser) -> None:
     """Add the options."""
     from secure_quant.engines import engines
-    from secure_quant_cli.tls_options import add_tls_options
+    from secure_quant_cli.tls_options import add_tls_options, add_token_option
 
     parser.add_argument("--engine", choices=[each.name for each in engines()], required=True)
     parser.add_argument(
@@ -38,6 +38,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
                         help="the input is int8 and the answer stays in integers, both packed "
                              "where there are several")  # fmt: skip
     parser.add_argument("--timeout", type=float, default=30.0, metavar="SECONDS")
+    add_token_option(parser)
     parser.add_argument("--json", action="store_true")
     add_tls_options(parser)
 
@@ -110,12 +111,13 @@ def targets_of(arguments: argparse.Namespace) -> list[str]:
 def _client(arguments: argparse.Namespace) -> Any:
     from secure_quant.engines import find
     from secure_quant.errors import ConfigError
-    from secure_quant_cli.tls_options import tls_from
+    from secure_quant_cli.tls_options import tls_from, token_from
 
     engine, targets = find(arguments.engine), targets_of(arguments)
     if arguments.integers and not engine.exact:
         got = f"--engine {engine.name}, which is approximate"
         raise ConfigError("--integers", got=got, expected="an exact engine")
     return engine.connect(
-        targets, tls=tls_from(arguments, "client"), expected_hash=arguments.model_hash
-    )
+        targets, tls=tls_from(arguments, "client"), expected_hash=arguments.model_hash,
+        token=token_from(arguments),
+    )  # fmt: skip

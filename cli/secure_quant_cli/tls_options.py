@@ -1,4 +1,4 @@
-"""The TLS options that ``serve`` and ``infer`` share."""
+"""The options of TLS and tokens that several commands share."""
 
 from __future__ import annotations
 
@@ -11,7 +11,9 @@ from secure_quant.errors import ConfigError, InsecureRefused
 if TYPE_CHECKING:
     from secure_quant.transport import Security
 
-__all__ = ["add_tls_options", "tls_from"]
+__all__ = ["add_tls_options", "add_token_option", "tls_from", "token_from"]
+
+TOKEN_BYTES = 4096
 
 
 def add_tls_options(parser: argparse.ArgumentParser) -> None:
@@ -28,6 +30,26 @@ def add_tls_options(parser: argparse.ArgumentParser) -> None:
         "--insecure-plaintext", action="store_true",
         help="no TLS and no proof of who calls: anybody on the path reads and alters everything",
     )  # fmt: skip
+
+
+def add_token_option(parser: argparse.ArgumentParser) -> None:
+    """``--token-file FILE``, for who calls servers."""
+    parser.add_argument(
+        "--token-file", type=Path, metavar="FILE", help="what the servers ask besides a certificate"
+    )
+
+
+def token_from(arguments: argparse.Namespace) -> str | None:
+    """What the file holds. Raises ConfigError without quoting it, and what opening it raises."""
+    path: Path | None = arguments.token_file
+    if path is None:
+        return None
+    with path.open("rb") as file:
+        token = file.read(TOKEN_BYTES + 1).strip()
+    if not token or len(token) > TOKEN_BYTES or not token.isascii():
+        expected = "a token in one line of ASCII"
+        raise ConfigError("--token-file", got=f"{path}: {len(token)} bytes", expected=expected)
+    return token.decode()
 
 
 def tls_from(arguments: argparse.Namespace, role: str) -> Security:

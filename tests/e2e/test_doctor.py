@@ -117,6 +117,12 @@ def test_each_thing_that_is_broken_is_named(
     assert found["party1: dealer at 127.0.0.1:1"][0] == "fail"
     (certs / "ca.pem").write_bytes(authority.pem)
     (certs / "he.key").chmod(0o644)
+    path.write_text(path.read_text() + f'metrics = "1"\ntokens = "{tmp_path / "none"}"\n')
+    status, found = examined(capsys, "all", "--config", str(path))
+    assert "127.0.0.1:1 is also party0's listen" in found["dealer: listen"][1]
+    assert "127.0.0.1:1 is also" in found["he: metrics"][1]
+    assert "No such file" in found["he: tokens"][1]
+    assert "make-token" in found["he: tokens"][1]
     path.write_text(path.read_text() + "workres = 3\n")
     status, found = examined(capsys, "he", "--config", str(path))
     assert "workers?" in found["he: settings"][1]

@@ -103,7 +103,9 @@ def _file_stamp(path: Path) -> object:
 def _read_tokens(path: Path) -> dict[str, str]:
     try:
         lines = path.read_text("utf-8").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
+    except OSError as error:
+        raise ConfigError("token file", got=f"{path}: {error.strerror}") from error
+    except UnicodeDecodeError as error:
         raise ConfigError("token file", got=path, expected="a text file") from error
     found: dict[str, str] = {}
     for number, line in enumerate(lines, 1):
@@ -172,4 +174,5 @@ def _bearer(context: grpc.aio.ServicerContext[object, object]) -> str:
             scheme, _, token = value.partition(" ")
             if scheme.lower() == "bearer":
                 return token
-    raise Unauthenticated("authorization", got="none", expected="Bearer TOKEN")
+    hint = "this server asks clients for a token: --token-file, or token="
+    raise Unauthenticated("authorization", got="none", expected="Bearer TOKEN", hint=hint)
