@@ -163,7 +163,7 @@ def _infer(cluster: Cluster, party: int, request: InferRequest, timeout: float =
         ({"model_hash": ""}, ModelNotFound),
         ({"request_id": b"short"}, MalformedMessage),
         ({"request_id": bytes(17)}, MalformedMessage),
-        ({"batch": 0}, MessageTooLarge),
+        ({"batch": 0}, MalformedMessage),
         ({"batch": 2**31}, MessageTooLarge),
         ({"batch": 2}, MalformedMessage),
         ({"share": b""}, MalformedMessage),

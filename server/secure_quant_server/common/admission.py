@@ -16,7 +16,7 @@ from typing import Any, TypeVar
 from secure_quant.errors import DeadlineExceeded, Overloaded
 from secure_quant_server.common.memory import give_back_freed_memory
 
-__all__ = ["Admission", "Held"]
+__all__ = ["LARGE", "Admission", "Held"]
 
 T = TypeVar("T")
 
@@ -30,6 +30,7 @@ UNREAD = 8
 OF_A_STREAM = 2**14
 """What gRPC holds for a call besides its answer, or more."""
 LARGE = 2**20
+"""A body, or a stream of pieces, that leaves memory worth giving back."""
 TRIM_S = 1.0
 
 
@@ -137,7 +138,8 @@ class Admission:
         gone(lambda *_: self._unread.drop(client, size))
 
     def received(self, size: int) -> None:
-        """A body came in: what it leaves behind is given back to the system a moment later."""
+        """A body, or all of a stream, came in: what it leaves behind is given back to the system a
+        moment later."""
         if size >= LARGE and self._trim is None:
             self._trim = asyncio.get_running_loop().call_later(TRIM_S, self._give_back)
 

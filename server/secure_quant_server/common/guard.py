@@ -23,7 +23,7 @@ from secure_quant.wire.status import Status
 from secure_quant.within import within
 from secure_quant_server.common import logs
 from secure_quant_server.common.access import Access
-from secure_quant_server.common.admission import Admission
+from secure_quant_server.common.admission import LARGE, Admission
 from secure_quant_server.common.metrics import Metrics
 
 __all__ = ["Guard"]
@@ -70,6 +70,7 @@ class Guard(grpc.aio.ServerInterceptor):
         behaviour = getattr(handler, f"{requests}_{answers}")
         factory = getattr(grpc, f"stream_{answers}_rpc_method_handler")
         parse = _parser(method, handler.request_deserializer)
+        uploads = handler.request_streaming and not handler.response_streaming
         if Access.is_open(method):
             behaviour = _bounded(behaviour, self._watch_s)
 
@@ -83,12 +84,16 @@ class Guard(grpc.aio.ServerInterceptor):
             return parse(body)
 
         async def call(stream: Any, context: Context) -> Any:
-            async with self.admitted(method, context) as client:
-                answer = await behaviour(await asked(stream, client, context), context)
-                if answer is not None:  # else the method wrote what it had to say
-                    gone = context.add_done_callback
-                    self._admission.answered(client, answer.ByteSize(), gone)
-                return answer
+            try:
+                async with self.admitted(method, context) as client:
+                    answer = await behaviour(await asked(stream, client, context), context)
+                    if answer is not None:  # else the method wrote what it had to say
+                        gone = context.add_done_callback
+                        self._admission.answered(client, answer.ByteSize(), gone)
+                    return answer
+            finally:
+                if uploads:
+                    self._admission.received(LARGE)
 
         async def answering(stream: Any, context: Context) -> AsyncIterator[Any]:
             async with self.admitted(method, context) as client:
@@ -161,6 +166,7 @@ class _Served:
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: object
     ) -> None:
+        del trace  # see _let_go
         await self._end(error)
 
     async def _end(self, error: BaseException | None) -> None:
@@ -179,6 +185,7 @@ class _Served:
         if isinstance(error, grpc.aio.InternalError):  # the servicer's last word to who has gone
             raise asyncio.CancelledError from error
         if status is not None:
+            _let_go(error)
             await _abort(self._context, *status)
 
     def _status(self, error: BaseException | None) -> tuple[grpc.StatusCode, Status | None]:
@@ -233,6 +240,13 @@ def _bounded(behaviour: Any, seconds: float) -> Any:
                 yield answer
 
     return answering if inspect.isasyncgenfunction(behaviour) else call
+
+
+def _let_go(error: BaseException | None) -> None:
+    """Of its frames, and so of the request: gRPC keeps what a call was aborted with in a circle of
+    references, which would hold all of that until the collector comes by."""
+    if error is not None:
+        error.__traceback__ = error.__cause__ = error.__context__ = None
 
 
 async def _abort(context: Context, code: grpc.StatusCode, text: str, details: Any) -> None:

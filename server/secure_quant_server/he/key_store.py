@@ -159,3 +159,4 @@ class Upload(AbstractContextManager["Upload"]):
         self._store.end(self._caller)
         if not self._kept:
             self._store.give(self._caller, len(self._data))
+            self._data = bytearray()

@@ -295,7 +295,9 @@ class _ShareInference(share_inference_pb2_grpc.ShareInferenceServiceServicer):
         if len(request.request_id) != ID_BYTES:
             got = f"{len(request.request_id)} bytes"
             raise MalformedMessage("request id", got=got, expected=f"{ID_BYTES} bytes")
-        if not 1 <= request.batch <= self._front.options.batch:
+        if request.batch < 1:
+            raise MalformedMessage("batch", got=request.batch, expected=">= 1")
+        if request.batch > self._front.options.batch:
             limit = self._front.options.batch
             raise MessageTooLarge("batch", got=request.batch, expected=f"1 to {limit}")
         seeded = request.WhichOneof("input") == "seed"

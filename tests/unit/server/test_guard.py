@@ -1,6 +1,7 @@
 """What every call passes: certificate, role, token, room; and what a failure may say."""
 
 import asyncio
+import gc
 import http.client
 import json
 import logging
@@ -119,6 +120,36 @@ def test_named_errors_keep_their_name() -> None:
             assert type(await error_of(stub.GetModel(unknown))) is ModelNotFound
             for wrong in (request(step=2), request(step=2**32 - 1), request(batch=0)):
                 assert type(await error_of(stub.EvaluateLinear(wrong))) is MalformedMessage
+
+    run(test)
+
+
+@pytest.mark.parametrize("error", [MalformedMessage("x"), ValueError("unforeseen")])
+def test_a_refused_request_is_let_go_at_once(error: Exception) -> None:
+    """Not when the collector comes by: gRPC keeps what a call was aborted with in a circle."""
+
+    async def refuse(_: bytes) -> bytes:
+        try:
+            raise KeyError
+        except KeyError as cause:
+            raise type(error)(*error.args) from cause
+
+    def requests() -> int:
+        return sum(isinstance(each, EvaluateLinearRequest) for each in gc.get_objects())
+
+    async def test() -> None:
+        bodies = [each.SerializeToString() for each in (request(), request(batch=0))]
+        async with serving(refuse) as server, calling(server) as (_, channel):
+            method = channel.unary_unary("/secure_quant.v1.SecureInferenceService/EvaluateLinear")
+            gc.collect()
+            gc.disable()
+            try:
+                for body in 10 * bodies:
+                    await error_of(method(body, timeout=ample(5)))
+                await asyncio.sleep(0.1)
+                assert requests() <= 1
+            finally:
+                gc.enable()
 
     run(test)
 

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Iterator
 from typing import Any
 
 import grpc
 import pytest
+from patience import ample
 from unit.he.leveled.models import random_model
 from unit.server.support import calling, graph, run, serving, tls
 
@@ -19,7 +21,7 @@ from secure_quant.wire.gen.secure_inference_pb2 import (
     LeveledInfo,
     OpenSessionRequest,
 )
-from secure_quant_server.common import Budgets
+from secure_quant_server.common import Budgets, admission
 from secure_quant_server.he.key_store import KeyStore
 from secure_quant_server.he.leveled import LeveledModels, _Served
 
@@ -104,5 +106,30 @@ def test_streams_of_one_byte_do_not_close_the_leveled_mode_to_others() -> None:
             assert served._keys.find(session) is not None
             for call in calls:
                 call.cancel()
+
+    run(test)
+
+
+def test_what_uploads_leave_behind_is_given_back(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whole ones and those that break off: their pieces are too small to count one by one."""
+    given_back: list[bool] = []
+    monkeypatch.setattr(admission, "TRIM_S", 0.02)
+    monkeypatch.setattr(admission, "give_back_freed_memory", lambda: given_back.append(True))
+
+    async def test() -> None:
+        served = leveled(KeyStore(key_bytes(PLAN), 16 * key_bytes(PLAN)))
+        async with serving(leveled=served) as server, calling(server) as (stub, _):
+            for size in (key_bytes(PLAN), 1000):
+                call = stub.OpenSession()
+                for start in range(0, size, 2**18):
+                    piece = bytes(min(2**18, size - start))
+                    await call.write(OpenSessionRequest(model_hash=MODEL.hash, keys=piece))
+                assert not given_back
+                await call.done_writing()
+                await code(call)
+                async with asyncio.timeout(ample(5)):
+                    while not given_back:
+                        await asyncio.sleep(0.01)
+                given_back.clear()
 
     run(test)
