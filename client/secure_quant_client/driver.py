@@ -11,7 +11,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Sequence
-from contextlib import asynccontextmanager, contextmanager
+from contextlib import asynccontextmanager, contextmanager, suppress
 from dataclasses import dataclass
 from numbers import Real
 from typing import Any, Protocol, TypeVar
@@ -27,7 +27,7 @@ from secure_quant.errors import (
     SecureQuantError,
     ServiceError,
 )
-from secure_quant.wire import raised
+from secure_quant.wire import TAKEN, raised
 from secure_quant.within import within
 from secure_quant_client.program import Ahead, Call, Program
 
@@ -36,6 +36,8 @@ __all__ = ["CLOSED", "AsyncDriver", "Deadline", "Driver", "SyncDriver"]
 CLOSED = "the client is closed"
 LONGEST_S = 1e9
 """Of a deadline: gRPC and the system's clocks count so far, and not to every finite number."""
+TAKEN_S = 1.0
+"""Longest wait of an upload for the server's word that it takes it in."""
 PROXIES = ("grpc_proxy", "https_proxy", "HTTPS_PROXY", "http_proxy", "HTTP_PROXY")
 OTHER_ROLE = (
     "the server there has another role: is the address right, and party 0's before party 1's?"
@@ -266,10 +268,7 @@ class AsyncDriver(Driver):
         """All calls at once; their answers in the same order. The first that fails ends all."""
         left = deadline.remaining()
         with self._open():
-            under_way = [
-                self._method(call)(call.request, timeout=left, metadata=self._told())
-                for call in calls
-            ]
+            under_way = [self._begun(call, left) for call in calls]
         try:
             return list(await asyncio.gather(*under_way))
         except grpc.RpcError as error:
@@ -281,6 +280,35 @@ class AsyncDriver(Driver):
             raise ServiceError(CLOSED) from None  # its channels ended the calls
         finally:
             _cancel(under_way)
+
+    def _begun(self, call: Call, timeout: float) -> Any:
+        request, method = call.request, self._method(call)
+        if isinstance(request, Iterator):
+            gate = _Gate(request)
+            gate.call = method(gate.pieces(), timeout=timeout, metadata=self._told())
+            return gate.call
+        return method(request, timeout=timeout, metadata=self._told())
+
+
+class _Gate:
+    """A stream of requests that waits behind its first, which is short, until the server says that
+    it takes them in: gRPC for asyncio forgets why a stream was refused that it is writing to."""
+
+    call: Any
+
+    def __init__(self, requests: Iterator[Any]) -> None:
+        self._requests = requests
+
+    async def pieces(self) -> AsyncIterator[Any]:
+        """The same, or the first alone where the call is refused."""
+        yield next(self._requests)
+        with suppress(TimeoutError):  # servers before 0.3 say nothing until the end
+            async with asyncio.timeout(TAKEN_S):
+                if TAKEN not in dict(await self.call.initial_metadata()):
+                    await self.call.code()
+                    return
+        for piece in self._requests:
+            yield piece
 
 
 @dataclass(frozen=True)

@@ -9,10 +9,11 @@ from secure_quant.wire.models import (
     info_to_proto,
 )
 from secure_quant.wire.sharing import SHARING, check_sharing
-from secure_quant.wire.status import from_abort, from_status, raised, to_abort, to_status
+from secure_quant.wire.status import TAKEN, from_abort, from_status, raised, to_abort, to_status
 
 __all__ = [
     "SHARING",
+    "TAKEN",
     "ReceivedModel",
     "check_sharing",
     "connect_error",

@@ -26,6 +26,7 @@ from secure_quant.wire.rpc_status import (
 __all__ = [
     "CODES",
     "DOMAIN",
+    "TAKEN",
     "Status",
     "from_abort",
     "from_status",
@@ -36,6 +37,8 @@ __all__ = [
 ]
 
 DOMAIN = "secure-quant"
+TAKEN = "secure-quant-taken"
+"""Of the response header: a stream of requests was not refused and is taken in."""
 MAX_TEXT = 500
 Code = grpc.StatusCode
 Metadata = tuple[tuple[str, str | bytes], ...]

@@ -117,8 +117,9 @@ class LeveledSession:
     id: bytes = field(default=b"", repr=False)
 
     def upload(self) -> Iterator[OpenSessionRequest]:
-        """The evaluation keys in pieces."""
+        """The model, and then its evaluation keys in pieces."""
         data, model = self.evaluation_keys, self.plan.public.hash
+        yield OpenSessionRequest(model_hash=model)
         for start in range(0, len(data), CHUNK):
             yield OpenSessionRequest(model_hash=model, keys=data[start : start + CHUNK])
 

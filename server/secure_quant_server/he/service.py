@@ -13,7 +13,7 @@ from secure_quant import tracing
 from secure_quant.errors import ConfigError, DeadlineExceeded, MalformedMessage, ModelNotFound
 from secure_quant.he.plan import MAX_BATCH, HePlan
 from secure_quant.ir.ops import Conv2d, Linear
-from secure_quant.wire import ReceivedModel, info_from_proto
+from secure_quant.wire import TAKEN, ReceivedModel, info_from_proto
 from secure_quant.wire.gen.model_pb2 import ModelInfo
 from secure_quant.wire.gen.secure_inference_pb2 import (
     EvaluateLinearRequest,
@@ -117,12 +117,12 @@ class SecureInference(SecureInferenceServiceServicer):
     ) -> OpenSessionResponse:
         try:
             async with asyncio.timeout(UPLOAD_S):  # nobody holds room for long
-                return await self._open(aiter(request_iterator), current_caller().name)
+                return await self._open(aiter(request_iterator), context, current_caller().name)
         except TimeoutError as error:
             raise DeadlineExceeded("upload", expected=f"<= {UPLOAD_S:g} s") from error
 
     async def _open(
-        self, pieces: AsyncIterator[OpenSessionRequest], caller: str
+        self, pieces: AsyncIterator[OpenSessionRequest], context: Context, caller: str
     ) -> OpenSessionResponse:
         first = await anext(pieces, OpenSessionRequest())
         self._check_leveled(first.model_hash)
@@ -130,6 +130,7 @@ class SecureInference(SecureInferenceServiceServicer):
         await self._budgets.pay(caller, (model_hash, "keys"), 1)
         with self._leveled.upload(caller, model_hash) as upload:
             upload.add(first.keys)
+            await context.send_initial_metadata(((TAKEN, "1"),))
             async for piece in pieces:
                 upload.add(piece.keys)
             return OpenSessionResponse(session_id=upload.finish())

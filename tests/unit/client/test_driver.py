@@ -12,6 +12,7 @@ import grpc
 import pytest
 
 from secure_quant.errors import DeadlineExceeded, Overloaded, ServiceError
+from secure_quant_client import driver as module
 from secure_quant_client.driver import AsyncDriver, Deadline, SyncDriver
 from secure_quant_client.program import OLDEST, Ahead, Call, Program
 
@@ -298,3 +299,29 @@ def test_a_task_that_is_cancelled_while_it_waits_cancels_every_call() -> None:
     for driver in (Async(), InThreads()):
         asyncio.run(use(driver))
     assert ended == [True, True]
+
+
+@pytest.mark.parametrize(
+    ("header", "sent"), [({"secure-quant-taken": "1"}, [1, 2, 3]), (None, [1, 2, 3]), ({}, [1])]
+)
+def test_an_upload_waits_for_the_servers_word_but_not_for_ever(
+    header: dict[str, str] | None, sent: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """None: a server of before, which sends no header until the call ends. {}: a refusal."""
+    monkeypatch.setattr(module, "TAKEN_S", 0.05)
+
+    class Begun:
+        async def initial_metadata(self) -> list[tuple[str, str]]:
+            if header is None:
+                await asyncio.Event().wait()
+            return list((header or {}).items())
+
+        async def code(self) -> None:
+            """The call has ended."""
+
+    async def use() -> list[int]:
+        gate = module._Gate(iter([1, 2, 3]))
+        gate.call = Begun()
+        return [each async for each in gate.pieces()]
+
+    assert asyncio.run(use()) == sent

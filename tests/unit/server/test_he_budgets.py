@@ -21,6 +21,7 @@ from secure_quant.wire.gen.secure_inference_pb2 import (
     LeveledInfo,
     OpenSessionRequest,
 )
+from secure_quant_client import AsyncLeveledClient
 from secure_quant_server.common import Budgets, admission
 from secure_quant_server.he.key_store import KeyStore
 from secure_quant_server.he.leveled import LeveledModels, _Served
@@ -131,5 +132,28 @@ def test_what_uploads_leave_behind_is_given_back(monkeypatch: pytest.MonkeyPatch
                     while not given_back:
                         await asyncio.sleep(0.01)
                 given_back.clear()
+
+    run(test)
+
+
+def test_a_refused_upload_keeps_its_reason_for_asyncio() -> None:
+    """gRPC for asyncio forgets it when it is writing: an upload of megabytes always was."""
+    model = random_model((9, 6, 3), seed=1)
+    served, public = LeveledModels([]), model.public()
+    info = LeveledInfo(public_model=public.to_json(), plan=plan(model).to_json())
+    served._models[public.hash] = _Served(0, info, plan(model))
+    served._keys = KeyStore(key_bytes(plan(model)))
+
+    async def test() -> None:
+        async with serving(leveled=served, budgets=Budgets(1)) as server:
+            client = AsyncLeveledClient(
+                f"127.0.0.1:{server.port}", tls=tls("client/alice"), expected_hash=model.hash
+            )
+            async with client:
+                await client.prepare(timeout=ample(10))
+                for _ in range(8):
+                    await client.renew()
+                    with pytest.raises(BudgetExceeded):
+                        await client.prepare(timeout=ample(10))
 
     run(test)
