@@ -80,7 +80,8 @@ class SecureInferenceServiceServicer(object):
         raise NotImplementedError('Method not implemented!')
 
     def OpenSession(self, request_iterator, context):
-        """Uploads the evaluation keys of a leveled model's client, in chunks of any size.
+        """Uploads the evaluation keys of a leveled model's client, in chunks of any size. A client may send
+        no keys at first and wait: the response header has "secure-quant-taken" where they are taken in.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -41,7 +41,9 @@ class SecureInferenceServiceStub:
     EvaluateLinear: _grpc.UnaryUnaryMultiCallable[_secure_inference_pb2.EvaluateLinearRequest, _secure_inference_pb2.EvaluateLinearResponse]
     """One linear layer on encrypted activations."""
     OpenSession: _grpc.StreamUnaryMultiCallable[_secure_inference_pb2.OpenSessionRequest, _secure_inference_pb2.OpenSessionResponse]
-    """Uploads the evaluation keys of a leveled model's client, in chunks of any size."""
+    """Uploads the evaluation keys of a leveled model's client, in chunks of any size. A client may send
+    no keys at first and wait: the response header has "secure-quant-taken" where they are taken in.
+    """
     EvaluateModel: _grpc.UnaryUnaryMultiCallable[_secure_inference_pb2.EvaluateModelRequest, _secure_inference_pb2.EvaluateModelResponse]
     """A whole leveled model on encrypted inputs, in one round trip."""
 
@@ -58,7 +60,9 @@ class SecureInferenceServiceAsyncStub(SecureInferenceServiceStub):
     EvaluateLinear: _aio.UnaryUnaryMultiCallable[_secure_inference_pb2.EvaluateLinearRequest, _secure_inference_pb2.EvaluateLinearResponse]  # type: ignore[assignment]
     """One linear layer on encrypted activations."""
     OpenSession: _aio.StreamUnaryMultiCallable[_secure_inference_pb2.OpenSessionRequest, _secure_inference_pb2.OpenSessionResponse]  # type: ignore[assignment]
-    """Uploads the evaluation keys of a leveled model's client, in chunks of any size."""
+    """Uploads the evaluation keys of a leveled model's client, in chunks of any size. A client may send
+    no keys at first and wait: the response header has "secure-quant-taken" where they are taken in.
+    """
     EvaluateModel: _aio.UnaryUnaryMultiCallable[_secure_inference_pb2.EvaluateModelRequest, _secure_inference_pb2.EvaluateModelResponse]  # type: ignore[assignment]
     """A whole leveled model on encrypted inputs, in one round trip."""
 
@@ -90,7 +94,9 @@ class SecureInferenceServiceServicer(metaclass=_abc_1.ABCMeta):
         request_iterator: _MaybeAsyncIterator[_secure_inference_pb2.OpenSessionRequest],
         context: _ServicerContext,
     ) -> _typing.Union[_secure_inference_pb2.OpenSessionResponse, _abc.Awaitable[_secure_inference_pb2.OpenSessionResponse]]:
-        """Uploads the evaluation keys of a leveled model's client, in chunks of any size."""
+        """Uploads the evaluation keys of a leveled model's client, in chunks of any size. A client may send
+        no keys at first and wait: the response header has "secure-quant-taken" where they are taken in.
+        """
 
     @_abc_1.abstractmethod
     def EvaluateModel(
