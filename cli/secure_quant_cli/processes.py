@@ -41,19 +41,26 @@ def descendants(pid: int) -> list[int]:
 
 
 def peak_memory(pid: int) -> int | None:
-    """Peak resident bytes of a process and its descendants together."""
+    """Peak resident bytes of a process and its descendants together; pages that several processes
+    share, as a template's with its workers, count once: each has its share of them (PSS)."""
     total = 0
     for each in (pid, *descendants(pid)):
-        try:
-            status = Path(f"/proc/{each}/status").read_text()
-        except OSError:
-            if each == pid:
-                return None
-            continue
-        total += sum(
-            int(line.split()[1]) * 1024 for line in status.splitlines() if line.startswith("VmHWM:")
-        )
-    return total
+        peak = _kilobytes(each, "status").get("VmHWM")
+        if peak is None and each == pid:
+            return None
+        now = _kilobytes(each, "smaps_rollup")  # not everywhere
+        total += (peak or 0) - now.get("Rss", 0) + now.get("Pss", 0)
+    return 1024 * total
+
+
+def _kilobytes(pid: int, name: str) -> dict[str, int]:
+    """The sizes in a file of proc(5); none if the process has gone."""
+    try:
+        lines = Path(f"/proc/{pid}/{name}").read_text().splitlines()
+    except OSError:
+        return {}
+    fields = (line.split() for line in lines)
+    return {each[0].rstrip(":"): int(each[1]) for each in fields if each[2:] == ["kB"]}
 
 
 def cpu_seconds(pid: int) -> float | None:

@@ -41,9 +41,8 @@ from secure_quant.mpc.crypten.tuples import TupleSampler, TupleSpec
 from secure_quant.mpc.runtime.carriers import Carrier, StreamCarrier, dial_carrier
 from secure_quant.mpc.runtime.link import PartyLink
 from secure_quant.mpc.runtime.session import check_hello, make_hello
-from secure_quant.mpc.runtime.stock import DealerStream, Stock
+from secure_quant.mpc.runtime.stock import DealerStream, Stock, open_deal
 from secure_quant.transport import FrameStream, Limits, Security, aio_channel, listen_stream
-from secure_quant.wire.gen.dealer_pb2_grpc import DealerServiceStub
 from secure_quant.wire.gen.party_link_pb2 import ExchangeResponse
 
 __all__ = ["CrypTenSession", "connect", "from_binary", "from_shared", "to_binary", "to_shared"]
@@ -143,7 +142,7 @@ async def connect(
         channel = await stack.enter_async_context(
             aio_channel(dealer, security, server_role="dealer", limits=limits)
         )
-        call = DealerServiceStub(channel).Deal(wait_for_ready=True)
+        call = open_deal(channel, wait_for_ready=True)
         stack.callback(call.cancel)
         tuples = DealerStream(Stock(party, {}), call, party)
         await _in_time(tuples.open(session_id, 0, []))

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from concurrent.futures import Executor
 from typing import TYPE_CHECKING
+
+import numpy as np
+from numpy.typing import NDArray
 
 from secure_quant.errors import MalformedMessage, MaterialExhausted
 from secure_quant.mpc.protocol.material import Item
@@ -16,6 +19,8 @@ if TYPE_CHECKING:
 
 __all__ = ["Feed", "Sample"]
 
+Octets = NDArray[np.uint8]
+
 
 class Feed:
     """Party 1's window on the corrections of a streamed model, item after item.
@@ -24,10 +29,13 @@ class Feed:
     were taken.
     """
 
-    def __init__(self, size: int, window: int) -> None:
-        self.size, self.window = size, window
+    def __init__(self, sizes: Sequence[int], window: int) -> None:
+        """``sizes``: bytes of each part of an item that is taken at once, none of them 0."""
+        self._sizes, self.size, self.window = tuple(sizes), sum(sizes), window
         self.on_credit: Callable[[int], None] | None = None
-        self._parts: deque[memoryview] = deque()
+        self._parts: deque[Octets] = deque()  # as they will be used: nothing is copied twice
+        self._missing = 0  # bytes of the last one
+        self._taken = self._begun = 0  # parts, since the session began
         self._held = 0
         self._read = self._came = 0  # bytes since the session began
         self._news = asyncio.Event()
@@ -38,24 +46,26 @@ class Feed:
         if self._came != index * self.size:
             raise MalformedMessage("item", got="a new one", expected="the rest of the last")
 
-    def add(self, index: int, offset: int, data: bytes) -> None:
+    def add(self, index: int, offset: int, data: bytes | memoryview) -> None:
         """A chunk came. Raises MalformedMessage."""
         place, end = index * self.size + offset, offset + len(data)
         if place != self._came or not data or end > self.size:
             raise MalformedMessage("chunk", got=(index, offset, len(data)), expected=self._came)
         if self._held + len(data) > self.window:
             raise MalformedMessage("chunk", got="more than there is credit for")
-        self._parts.append(memoryview(data))
+        self._lay(np.frombuffer(data, np.uint8))
         self._held += len(data)
         self._came += len(data)
         self._news.set()
 
     async def take(self, index: int, offset: int, count: int, patience_s: float) -> memoryview:
-        """Bytes of an item, from ``offset``; nothing may be left out, and nothing comes twice.
+        """The next part of an item, ``count`` bytes from ``offset``; nothing may be left out, and
+        nothing comes twice.
 
         Raises MaterialExhausted if nothing arrives for ``patience_s`` seconds.
         """
-        if index * self.size + offset != self._read or count > self.window:
+        expected = self._sizes[self._taken % len(self._sizes)] if self._sizes else 0
+        if index * self.size + offset != self._read or count != expected:
             raise MalformedMessage("corrections asked for", got=(index, offset, count))
         while self._held < count:
             self._news.clear()
@@ -68,12 +78,13 @@ class Feed:
                 raise MaterialExhausted(
                     "no material from the dealer", got=f"{patience_s:.1f} s of silence"
                 ) from error
-        made = self._cut(count)
+        made = self._parts.popleft()
+        self._taken += 1
         self._read += count
         self._held -= count
         if self.on_credit is not None:
             self.on_credit(count)
-        return made
+        return made.data.toreadonly()
 
     def close(self) -> None:
         """Destroy what is here; whoever waits gets MaterialExhausted."""
@@ -82,16 +93,18 @@ class Feed:
         self._held = 0
         self._news.set()
 
-    def _cut(self, count: int) -> memoryview:
-        made, place = memoryview(bytearray(count)), 0
-        while place < count:
-            part = self._parts.popleft()
-            used = min(len(part), count - place)
-            made[place : place + used] = part[:used]
-            place += used
-            if used < len(part):
-                self._parts.appendleft(part[used:])
-        return made.toreadonly()
+    def _lay(self, data: Octets) -> None:
+        """Into the part that is under way, and those after it."""
+        while len(data):
+            if not self._missing:
+                self._missing = self._sizes[self._begun % len(self._sizes)]
+                self._parts.append(np.empty(self._missing, np.uint8))
+                self._begun += 1
+            used, part = min(len(data), self._missing), self._parts[-1]
+            first = len(part) - self._missing
+            part[first : first + used] = data[:used]
+            self._missing -= used
+            data = data[used:]
 
 
 class Sample:

@@ -316,5 +316,6 @@ def make_stock(party: int, programs: Mapping[str, PartyProgram], options: LaneOp
         depth = stock_depth(size, options.material_bytes, options.batch)
         models[model] = (depth, 0 if party == 0 else size - SEED_BYTES)
         if party == 1 and program.plan.streamed:
-            feeds[model] = Feed(size - SEED_BYTES, program.plan.window_bytes)
+            sizes = [8 * gate.dealt_words for gate in program.plan.order if gate.dealt_words]
+            feeds[model] = Feed(sizes, program.plan.window_bytes)
     return Stock(party, models, feeds)

@@ -26,7 +26,10 @@ from secure_quant.keystream import SEED_BYTES
 from secure_quant.mpc.protocol.material import Item
 from secure_quant.mpc.runtime.feed import Feed
 from secure_quant.wire import raised
+from secure_quant.wire.deal_chunks import Chunk, decode_response
 from secure_quant.wire.gen.dealer_pb2 import (
+    DESCRIPTOR,
+    DealChunk,
     DealCredit,
     DealItem,
     DealOpen,
@@ -35,7 +38,20 @@ from secure_quant.wire.gen.dealer_pb2 import (
     DealTuple,
 )
 
-__all__ = ["DealerStream", "Stock", "stock_depth"]
+__all__ = ["DealerStream", "Stock", "open_deal", "stock_depth"]
+
+DEAL = f"/{DESCRIPTOR.services_by_name['DealerService'].full_name}/Deal"
+
+
+def open_deal(
+    channel: grpc.aio.Channel, *, wait_for_ready: bool = False
+) -> grpc.aio.StreamStreamCall[Any, DealResponse | Chunk]:
+    """``Deal`` at the dealer. As the generated stub would, but for chunks, which are not copied."""
+    method = channel.stream_stream(
+        DEAL, request_serializer=DealRequest.SerializeToString,
+        response_deserializer=decode_response,
+    )  # fmt: skip
+    return method(wait_for_ready=wait_for_ready)
 
 
 def stock_depth(item_bytes: int, memory: int, batch: int) -> int:
@@ -212,7 +228,7 @@ class _Parts:
         self.size, self._got = size, 0
         self.whole = memoryview(b"")
 
-    def add(self, offset: int, data: bytes) -> bool:
+    def add(self, offset: int, data: bytes | memoryview) -> bool:
         """True once it is whole. Raises MalformedMessage."""
         end = offset + len(data)
         if offset != self._got or not data or end > self.size:
@@ -233,7 +249,7 @@ class DealerStream:
     def __init__(
         self,
         stock: Stock,
-        call: grpc.aio.StreamStreamCall[DealRequest, DealResponse],
+        call: grpc.aio.StreamStreamCall[DealRequest, DealResponse | Chunk],
         party: int,
     ) -> None:
         self._stock, self._call, self._party = stock, call, party
@@ -288,22 +304,15 @@ class DealerStream:
         await self._send(DealRequest(tuple=request))
         return await wait
 
-    def _take(self, response: DealResponse) -> None:
+    def _take(self, response: DealResponse | Chunk) -> None:
+        if isinstance(response, Chunk):
+            self._part(response)
+            return
         kind = response.WhichOneof("message")
         if kind == "item":
             self._head(response.item)
         elif kind == "chunk":
-            chunk = response.chunk
-            feed = self._stock.feeds.get(chunk.model_hash)
-            if feed is not None:
-                feed.add(chunk.index, chunk.offset, chunk.data)
-                return
-            head, parts = self._unfinished()
-            if (chunk.model_hash, chunk.index) != (head.model_hash, head.index):
-                raise MalformedMessage("chunk of an item", got=chunk.index, expected=head.index)
-            if parts.add(chunk.offset, chunk.data):
-                self._open_item = None
-                self._finish(head, parts.whole)
+            self._part(response.chunk)
         elif kind == "tuple_seed":
             if self.tuple_seed.done() or len(response.tuple_seed.seed) != SEED_BYTES:
                 raise MalformedMessage("seed for tuples", expected=f"{SEED_BYTES} bytes, once")
@@ -312,6 +321,18 @@ class DealerStream:
             self._tuple_part(response)
         else:
             raise MalformedMessage("message of the dealer", got=kind, expected="item or chunk")
+
+    def _part(self, chunk: Chunk | DealChunk) -> None:
+        feed = self._stock.feeds.get(chunk.model_hash)
+        if feed is not None:
+            feed.add(chunk.index, chunk.offset, chunk.data)
+            return
+        head, parts = self._unfinished()
+        if (chunk.model_hash, chunk.index) != (head.model_hash, head.index):
+            raise MalformedMessage("chunk of an item", got=chunk.index, expected=head.index)
+        if parts.add(chunk.offset, chunk.data):
+            self._open_item = None
+            self._finish(head, parts.whole)
 
     def _head(self, head: DealItem) -> None:
         expected = self._stock.correction_bytes(head.model_hash)

@@ -12,7 +12,7 @@ __all__ = ["lane_kind"]
 ALLOCATOR = {
     # Material and activations are megabytes that come and go with every inference: keep the pages
     # instead of asking the kernel for zeroed ones each time.
-    "MALLOC_ARENA_MAX": "2",
+    "MALLOC_ARENA_MAX": "1",
     "MALLOC_MMAP_THRESHOLD_": str(32 * 2**20),
     "MALLOC_TRIM_THRESHOLD_": str(512 * 2**20),
 }

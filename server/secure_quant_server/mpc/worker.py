@@ -37,10 +37,9 @@ from secure_quant.mpc.runtime.session import (
     make_hello,
     make_stock,
 )
-from secure_quant.mpc.runtime.stock import DealerStream
+from secure_quant.mpc.runtime.stock import DealerStream, open_deal
 from secure_quant.transport import FrameStream, SwappedTls, Tls, aio_channel, listen_stream
 from secure_quant.wire.gen import party_link_pb2_grpc
-from secure_quant.wire.gen.dealer_pb2_grpc import DealerServiceStub
 from secure_quant.wire.gen.party_link_pb2 import ExchangeResponse
 from secure_quant_server.common import Access, GrpcServer, ServerOptions, last_word, logs
 from secure_quant_server.common.messages import (
@@ -265,7 +264,7 @@ class _Worker:
         async with aio_channel(
             self._place.dealer, config.security, server_role="dealer"
         ) as channel:
-            call = DealerServiceStub(channel).Deal()
+            call = open_deal(channel)
             try:
                 dealer = DealerStream(stock, call, self._place.party)
                 await _in_time(dealer.open(session_id, self._place.lane, list(self._programs)))

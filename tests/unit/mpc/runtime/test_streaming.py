@@ -35,7 +35,8 @@ class Roles:
         self.parties = [load_party(bundles[f"party{i}"]) for i in range(2)]
         self.dealer = load_dealer(bundles["dealer"])
         self.plan, self.pool = self.dealer.plan, pool
-        self.feed = Feed(8 * self.plan.dealt_words, self.plan.window_bytes)
+        sizes = [8 * gate.dealt_words for gate in self.plan.order if gate.dealt_words]
+        self.feed = Feed(sizes, self.plan.window_bytes)
         self.credit, self.granted = self.plan.window_bytes, asyncio.Event()
         self.feed.on_credit = self.grant
 
@@ -172,7 +173,7 @@ def test_what_is_streamed_is_public_and_part_of_the_plan() -> None:
 
 def test_a_feed_gives_everything_once_and_in_order() -> None:
     async def work() -> None:
-        feed, taken = Feed(10, 8), []
+        feed, taken = Feed([5, 5], 8), []
         feed.on_credit = taken.append
         feed.begin(0)
         feed.add(0, 0, b"abc")
@@ -188,22 +189,28 @@ def test_a_feed_gives_everything_once_and_in_order() -> None:
         for index, offset, data in ((0, 6, b"h"), (0, 7, b""), (0, 7, b"hijk"), (1, 7, b"h")):
             with pytest.raises(MalformedMessage):
                 feed.add(index, offset, data)
+        with pytest.raises(MalformedMessage):
+            await feed.take(0, 5, 4, 1.0)
         feed.add(0, 7, b"hij")
         assert bytes(await feed.take(0, 5, 5, 1.0)) == b"fghij"
         feed.begin(1)
         feed.add(1, 0, b"12345678")
         with pytest.raises(MalformedMessage, match="credit"):
             feed.add(1, 8, b"9")
+        assert bytes(await feed.take(1, 0, 5, 1.0)) == b"12345"
+        feed.add(1, 8, memoryview(b"90"))
+        assert bytes(await feed.take(1, 5, 5, 1.0)) == b"67890"
+        feed.begin(2)
 
     run(work())
 
 
 def test_a_silent_dealer_and_a_closed_feed() -> None:
     async def work() -> None:
-        feed = Feed(10, 8)
+        feed = Feed([4, 6], 8)
         with pytest.raises(MaterialExhausted, match="silence"):
-            await feed.take(0, 0, 1, 0.02)
-        waiting = asyncio.ensure_future(feed.take(0, 0, 1, 5.0))
+            await feed.take(0, 0, 4, 0.02)
+        waiting = asyncio.ensure_future(feed.take(0, 0, 4, 5.0))
         await asyncio.sleep(0.01)
         feed.close()
         with pytest.raises(MaterialExhausted, match="gone"):
