@@ -142,6 +142,7 @@ class SharedBudgets(Budgets):
         self._path, self._stamp, self._url = Path(store), _stamp(Path(store)), store_url(store)
         self._alone, self._role = alone, role
         self._client = _connect(self._url)
+        self._former: Any = None
         self._away_until: float | None = None
         self._up = up_gauge(metrics)
         self._up.set(1)
@@ -164,11 +165,15 @@ class SharedBudgets(Budgets):
     async def close(self) -> None:
         """Its connections."""
         await _close(self._client)
+        await _close(self._former)
 
     async def _ask(self, client: str, scope: Hashable, amount: int) -> tuple[int, int] | None:
         """(1 if the samples were taken, samples left), or None while the store is away."""
-        if self._away_until is not None and time.monotonic() < self._away_until:
-            return None
+        if self._away_until is not None:
+            now = time.monotonic()
+            if now < self._away_until:
+                return None
+            self._away_until = now + ANSWER_S  # one call finds out, the others do not wait for it
         key = self._key(client, scope)
         try:
             answer = await _take(self._client, key, self._samples, self._window, amount)
@@ -206,7 +211,8 @@ class SharedBudgets(Budgets):
         except (ConfigError, InsecureRefused) as error:
             logs.event("budget store not taken", level=logging.WARNING, reason=str(error))
             return
-        former, self._client = self._client, _connect(self._url)
+        # Calls under way still use the one before.
+        former, self._former, self._client = self._former, self._client, _connect(self._url)
         self._away_until = None if self._away_until is None else 0.0
         logs.event("budget store taken")
         await _close(former)
@@ -261,6 +267,8 @@ def _connect(url: str) -> Any:
 
 
 async def _close(client: Any) -> None:
+    if client is None:
+        return
     with suppress(Exception):  # of what is away already
         await client.aclose()
         await client.connection_pool.disconnect()

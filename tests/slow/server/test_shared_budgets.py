@@ -171,6 +171,13 @@ def test_a_store_that_hangs_is_away(store: RedisServer) -> None:
                 calls = [outcome(budgets.pay("a", "m", 1)) for _ in range(50)]
                 assert set(await asyncio.gather(*calls)) == {"PeerUnavailable"}
                 assert await outcome(budgets.pay("a", "m", 1)) == "PeerUnavailable"
+                await asyncio.sleep(shared_budgets.PAUSE_S)
+                asked: list[object] = []
+                evaluate = budgets._client.eval
+                budgets._client.eval = lambda *given: asked.append(given) or evaluate(*given)
+                calls = [outcome(budgets.pay("a", "m", 1)) for _ in range(50)]
+                assert set(await asyncio.gather(*calls)) == {"PeerUnavailable"}
+                assert len(asked) == 1  # and the others did not wait for it
             finally:
                 os.kill(store.process.pid, signal.SIGCONT)
 
