@@ -11,13 +11,15 @@ from typing import Any
 import numpy as np
 import pytest
 from e2e.he_server import HeServerProcess, inputs, lenet
+from e2e.mpc_cluster import small_net, start, tls
+from e2e.onehost_server import OneHostProcess
 from e2e.redis_server import BINARY, RedisServer
 from patience import ample
 
 from secure_quant import reference
 from secure_quant.errors import BudgetExceeded, PeerUnavailable
 from secure_quant.transport.certs import make_all
-from secure_quant_client import HeClient
+from secure_quant_client import HeClient, MpcClient, OneHostClient
 
 pytest.importorskip("redis")
 pytestmark = [
@@ -80,6 +82,37 @@ def test_two_replicas_have_one_budget(tmp_path: Path, alone: bool) -> None:
             assert served(two, 1) == 0
         said += [*_said(first), *_said(second)]
         assert not [each for each in said if "Marker5" in repr(each)]
+
+
+def test_with_one_host_and_at_parties(tmp_path: Path) -> None:
+    """Charged where a pairing's thread makes an item, and at either party's front."""
+    graph = small_net()
+    make_all(tmp_path / "certs")
+    answer = reference.run_int(graph, inputs(graph, 1))
+    store = RedisServer(tmp_path / "redis", tmp_path / "certs")
+    options = {"budget": 3, "budget_window_s": 1e6, "budget_store": str(store.file)}
+    told = ["--budget", "3", "--budget-window-seconds", "1e6", "--budget-store", str(store.file)]
+    parties = {"party0": told, "party1": told}
+    with (
+        store,
+        OneHostProcess(tmp_path, graph, stock=1, **options) as first,
+        OneHostProcess(tmp_path, graph, stock=1, **options) as second,
+        OneHostClient(first.target, tls=first.tls(), stock=0) as one,
+        OneHostClient(second.target, tls=second.tls(), stock=0) as two,
+        start(tmp_path, graph, options=parties, certs=tmp_path / "certs") as cluster,
+        MpcClient(cluster.targets["mpc"], tls=tls(cluster)) as shared,
+    ):
+        for client in (one, two, one, shared, shared, shared):
+            found = client.infer_int8(inputs(graph, 1), timeout=ample(60))
+            assert np.array_equal(found, answer)
+        for client in (one, two, shared):
+            with pytest.raises(BudgetExceeded):
+                client.infer_int8(inputs(graph, 1), timeout=ample(60))
+        store.kill()
+        for client in (one, two, shared):
+            with pytest.raises(PeerUnavailable, match="store of query budgets"):
+                client.infer_int8(inputs(graph, 1), timeout=ample(60))
+        assert one._model._paired.alive  # an item was refused, and no more
 
 
 def _said(server: HeServerProcess) -> list[dict[str, Any]]:
