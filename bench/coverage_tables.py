@@ -86,7 +86,7 @@ def _asked(rows: Rows) -> dict[str, dict[str, str]]:
     for family in dict.fromkeys(row["family"] for row in rows.values()):
         for model in listed(family, True):
             if model.first or model.key in rows:
-                grouped = family == "torchvision"
+                grouped = family != "timm"
                 group = f"{family} {model.group}" if grouped else f"{family}, one a family"
                 name = model.name if grouped else f"{model.group}: {model.name}"
                 groups.setdefault(group, {})[model.key] = name
@@ -94,7 +94,7 @@ def _asked(rows: Rows) -> dict[str, dict[str, str]]:
 
 
 def _line(row: dict[str, Any]) -> str:
-    name = row["model"] if row["family"] == "torchvision" else f"{row['group']}: {row['model']}"
+    name = row["model"] if row["family"] != "timm" else f"{row['group']}: {row['model']}"
     size = "×".join(map(str, row.get("shape", ())))
     numbers = f"{row['cosine']:.4f} | {row['error']:.2g}" if "cosine" in row else " | "
     lacks = row.get("lacks", "") or ""

@@ -8,7 +8,8 @@ compiled operators (detection's last steps) are not needed.
 from __future__ import annotations
 
 import importlib
-from collections.abc import Callable, Iterator
+import importlib.util
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,8 +19,8 @@ from torch import nn
 __all__ = ["FAMILIES", "Listed", "listed"]
 
 Shape = tuple[int, ...]
-Made = tuple[nn.Module, Shape]
-"""A module, and the shape of one sample."""
+Made = tuple[nn.Module, Shape | Mapping[str, torch.Tensor]]
+"""A module, and the shape of one sample, or samples of each input by name."""
 
 
 @dataclass(frozen=True)
@@ -186,7 +187,17 @@ xcit:xcit_nano_12_p8_224
 """
 """A family, that is a file of timm 1.0, and its model of the fewest parameters."""
 
+
+def _of_transformers() -> Iterator[Listed]:
+    own = importlib.import_module("families_hf")
+    if importlib.util.find_spec("torchvision"):
+        _torchvision()
+    for group, name in own.of_transformers():
+        yield Listed("transformers", group, name, True, own.made)
+
+
 FAMILIES: dict[str, Callable[[], Iterator[Listed]]] = {
     "torchvision": _of_torchvision,
     "timm": _of_timm,
+    "transformers": _of_transformers,
 }

@@ -12,7 +12,7 @@ import signal
 import time
 import traceback
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -79,17 +79,20 @@ def _judged(model: Listed, thin: bool) -> Row:
     from secure_quant.quantizer import quantize
 
     torch.manual_seed(0)
-    module, shape = model.make(model.name)
-    module, lacks = thinned(module, shape) if thin else (module, 0)
+    module, given = model.make(model.name)
+    named = isinstance(given, Mapping)
+    module, lacks = thinned(module, given) if thin and not named else (module, 0)
     _wake(module)
-    x = torch.randn(SAMPLES, *shape)
+    x = given if named else torch.randn(SAMPLES, *given)
     with torch.no_grad():
-        module.train()(x)  # BatchNorm's statistics: without, activations of random weights vanish
+        if not named or any("BatchNorm" in type(part).__name__ for part in module.modules()):
+            module.train()  # statistics: without, activations of random weights vanish
+            _called(module, x)
     module.eval()
-    row: Row = {"shape": list(shape), "lacks": lacks,
+    row: Row = {"shape": _shape(x), "lacks": lacks,
                 "parameters": sum(p.numel() for p in module.parameters())}  # fmt: skip
     try:
-        graph = quantize(module, x, max_error=float("inf"))
+        graph = quantize(module, x, max_error=float("inf"), embedding="client" if named else None)
         return row | _measured(module, x, graph)
     except MemoryError:
         return row | {"kind": "stopped", "why": "out of memory"}
@@ -99,6 +102,15 @@ def _judged(model: Listed, thin: bool) -> Row:
     except Exception as error:  # noqa: BLE001  this is what the run looks for
         return row | {"kind": "wrong", "why": f"raw {type(error).__name__}: {error}"[:300],
                       "trace": traceback.format_exc()[-1500:]}  # fmt: skip
+
+
+def _called(module: torch.nn.Module, x: Any) -> Any:
+    return module(**x) if isinstance(x, Mapping) else module(x.clone())
+
+
+def _shape(x: Any) -> list[int]:
+    """Of a sample of the first input."""
+    return list((next(iter(x.values())) if isinstance(x, Mapping) else x).shape[1:])
 
 
 def _wake(module: torch.nn.Module) -> None:
@@ -125,16 +137,18 @@ def _wrapped(error: Exception) -> str | None:
     return "".join(traceback.format_exception(cause))[-1500:]
 
 
-def _measured(module: torch.nn.Module, x: torch.Tensor, graph: Any) -> Row:
+def _measured(module: torch.nn.Module, x: Any, graph: Any) -> Row:
     from secure_quant import reference
     from secure_quant.quantizer.gate.accuracy import MAX_ERROR
 
     with torch.no_grad():
-        want = [part.numpy() for part in _tensors(module(x.clone()))]
-    made = reference.run(graph, x.numpy())
+        want = [part.numpy() for part in _tensors(_called(module, x))]
+    arrays = {k: v.numpy() for k, v in x.items()} if isinstance(x, Mapping) else x.numpy()
+    made = reference.run(graph, arrays)
     got = list(made.values()) if isinstance(made, dict) else [made]
+    shown = _shown(x)
     pairs = [
-        (a.astype(np.float64).ravel(), b.astype(np.float64).ravel())
+        (a.astype(np.float64)[shown(a)].ravel(), b.astype(np.float64)[shown(b)].ravel())
         for a, b in zip(got, want, strict=True)
     ]
     sizes = [float(np.sqrt((b**2).mean())) or 1.0 for _, b in pairs]
@@ -143,10 +157,21 @@ def _measured(module: torch.nn.Module, x: torch.Tensor, graph: Any) -> Row:
     )
     row: Row = {"nodes": len(graph.nodes), "cosine": min(_cosine(a, b) for a, b in pairs),
                 "error": error}  # fmt: skip
-    differ = _differing(graph, x.numpy())
+    differ = _differing(graph, arrays)
     if differ:
         return row | {"kind": "wrong", "why": f"{differ} integers of onnxruntime differ"}
     return row | {"kind": "exact" if error <= MAX_ERROR else "coarse"}
+
+
+def _shown(x: Any) -> Any:
+    """Chooses what is compared of an output: places of tokens that the padding mask hides say
+    nothing, and nobody reads them."""
+    mask = (
+        x["attention_mask"].bool().numpy()
+        if isinstance(x, Mapping) and "attention_mask" in x
+        else None
+    )
+    return lambda y: mask if mask is not None and y.shape[:2] == mask.shape else ...
 
 
 def _cosine(a: NDArray[Any], b: NDArray[Any]) -> float:
@@ -160,14 +185,15 @@ def _tensors(made: Any) -> Iterator[torch.Tensor]:
     return (value for _, value in leaves(made))
 
 
-def _differing(graph: Any, x: NDArray[Any]) -> int:
+def _differing(graph: Any, x: Any) -> int:
     """Integers in which onnxruntime differs, on a calibration sample and on one of any int8."""
     import onnxruntime
 
     from secure_quant import reference
     from secure_quant.interop.onnx_export import feeds, packed, to_onnx
 
-    q = reference.quantize_input(graph, x[:1])
+    first = {k: v[:1] for k, v in x.items()} if isinstance(x, Mapping) else x[:1]
+    q = reference.quantize_input(graph, first)
     wild = np.random.default_rng(0).integers(-128, 128, q.shape).astype(np.int8)
     both = np.concatenate([q, wild])
     session = onnxruntime.InferenceSession(to_onnx(graph).SerializeToString())

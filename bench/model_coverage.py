@@ -43,7 +43,7 @@ def main() -> int:
     line = parser(__doc__)
     what = line.add_mutually_exclusive_group(required=True)
     what.add_argument("--ops", action="store_true")
-    what.add_argument("--families", nargs="+", choices=("torchvision", "timm"))
+    what.add_argument("--families", nargs="+", choices=("torchvision", "timm", "transformers"))
     what.add_argument("--tables", type=Path, metavar="FILE")
     line.add_argument("--into", nargs="+", type=Path, metavar="PAGE", default=())
     line.add_argument("--only", nargs="+", default=())
