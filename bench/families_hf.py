@@ -26,7 +26,8 @@ _GROUPS = (
     ("vision", "IMAGE_CLASSIFICATION"), ("audio", "AUDIO_CLASSIFICATION"),
     ("video", "VIDEO_CLASSIFICATION"), ("segmentation", "SEMANTIC_SEGMENTATION"),
     ("depth", "DEPTH_ESTIMATION"), ("encoder-decoder", "SEQ_TO_SEQ_CAUSAL_LM"),
-    ("text", "MASKED_LM"), ("decoder", "CAUSAL_LM"), ("classifier of text", "SEQUENCE_CLASSIFICATION"),
+    ("text", "MASKED_LM"), ("decoder", "CAUSAL_LM"),
+    ("classifier of text", "SEQUENCE_CLASSIFICATION"),
 )  # fmt: skip
 """The first task that an architecture has a head for."""
 _SMALL = {

@@ -5,10 +5,11 @@ the rounding, and onnxruntime to the last bit.
     python bench/model_coverage.py --ops                           all of them, about two minutes
     python bench/model_coverage.py --ops --only recurrent GRUCell  a family, or rows by name
 
-With --families, the models that packages ship (families.py), with random weights: taken or refused,
-equal to onnxruntime or not, how near to float. Results are added to a file of JSON lines as they
-come; a run goes on where the last one ended. --all takes every model, not one an architecture;
---thin only one block of each kind in a stage (thinned.py), which says as much about operators.
+With --families, the models that packages ship (families.py, families_hf.py), with random weights:
+taken or refused, equal to onnxruntime or not, how near to float. Results are added to a file of
+JSON lines as they come; a run goes on where the last one ended. --all takes every model, not one
+an architecture; --thin only one block of each kind in a stage (thinned.py), which says as much
+about operators.
 
     python bench/model_coverage.py --families torchvision timm --results coverage.jsonl
     python bench/model_coverage.py --families timm --only convnext swin_transformer

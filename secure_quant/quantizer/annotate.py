@@ -18,7 +18,7 @@ from torchao.quantization.pt2e.quantizer import (
 )
 
 from secure_quant.ir.values import INT32
-from secure_quant.quantizer.notes import TABLE_RANGE
+from secure_quant.quantizer.notes import COUNT, TABLE_RANGE
 from secure_quant.quantizer.observers import RangeObserver, WeightObserver
 from secure_quant.quantizer.opset import (
     ADDITIVE,
@@ -113,6 +113,11 @@ class IntegerQuantizer(Quantizer):  # type: ignore[misc]
         if node.target is INPUT_PORT:
             whole = {} if node.args[2] == "float32" else {"whole": True}
             return self._activation_spec(**whole)
+        if COUNT in node.meta:
+            low, high = node.meta[COUNT]
+            bits = self.bits if high - low < 2**self.bits else 12
+            within = min(low, 0.0), max(high, 0.0)
+            return self._activation_spec(bits, within=within, whole=True, calibrator="minmax")
         options = {
             name: node.meta[key]
             for name, key in (("largest", LARGEST), ("positive", POSITIVE))
@@ -163,7 +168,7 @@ def _with_args(observer: Any, options: dict[str, Any]) -> Any:
     partial = getattr(observer, "p", None)
     if not options or partial is None:
         return observer.with_args(**options) if options else observer
-    return partial.func.with_args(**partial.keywords, **options)
+    return partial.func.with_args(**{**partial.keywords, **options})
 
 
 def _is_observed(node: Node, roots: dict[Node, Node]) -> bool:

@@ -26,6 +26,7 @@ from secure_quant.quantizer.passes.composite import lower_composites
 from secure_quant.quantizer.passes.fold import fold_constants
 from secure_quant.quantizer.passes.input_masks import lower_batch_index, lower_input_masks
 from secure_quant.quantizer.passes.lookups import lower_lookups
+from secure_quant.quantizer.passes.positions import lower_positions
 from secure_quant.quantizer.passes.products import lower_products
 from secure_quant.quantizer.passes.real_ports import real_ports
 from secure_quant.quantizer.passes.recurrent import lower_recurrent
@@ -78,6 +79,7 @@ def capture(model: nn.Module, example: Tensor) -> GraphModule:
     _named_anew(explicit)
     graph_module = functional_module(_export(explicit, wide))
     _own_tensors(graph_module)
+    lower_positions(graph_module, PROBE)
     lower_lookups(graph_module, model)
     real_ports(graph_module)
     drop_nothings(graph_module)

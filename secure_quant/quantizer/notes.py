@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 __all__ = [
-    "BITS", "CENTRING", "CHANNELS", "EXACT", "FREE", "HIDES", "LARGEST", "NORMALIZED", "POSITIVE",
-    "TABLE_RANGE",
+    "BITS", "CENTRING", "CHANNELS", "COUNT", "EXACT", "FREE", "HIDES", "LARGEST", "NORMALIZED",
+    "POSITIVE", "TABLE_RANGE",
 ]  # fmt: skip
 
 BITS = "secure_quant_bits"
@@ -14,6 +14,8 @@ CENTRING = "secure_quant_centring"
 CHANNELS = "secure_quant_channels"
 """True for a product with a constant for each channel that gives an activation its channels'
 scales. Its integers stay, and only sums read it."""
+COUNT = "secure_quant_count"
+"""Least and largest of a whole number that a value is, whatever calibration saw."""
 EXACT = "secure_quant_exact"
 """True where a sum stays an accumulator, because only sums read it."""
 FREE = "secure_quant_free"
