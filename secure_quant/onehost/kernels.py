@@ -10,10 +10,13 @@ from typing import Any
 import numpy as np
 from numba import types
 
+from secure_quant.mpc.kernels import load
 from secure_quant.mpc.kernels.bits import ONE, ONES, OUT, ZERO, I, kernel, read
 from secure_quant.mpc.kernels.simd import popcount
 
 __all__ = ["borrowed", "cut", "fold", "join", "larger", "look_up", "transpose"]
+
+load()  # gates' loops too: a peer that waits is not to wait for a compiler
 
 U = types.uint64
 IN = types.Array(U, 1, "C", readonly=True)

@@ -38,19 +38,7 @@ from secure_quant.mpc.kernels.simd import popcount
 
 __all__ = [
     "DEAL", "SELECT", "compare", "compare_digits", "deal_digits", "deal_tables", "join_digits",
-    "pairs", "products",
 ]  # fmt: skip
-
-
-def pairs(arity: int) -> int:
-    """Comparisons among ``arity`` candidates."""
-    return arity * (arity - 1) // 2
-
-
-def products(arity: int) -> int:
-    """Dealt ring elements: 2, 11, 39 for 2, 3, 4 candidates."""
-    rest = arity - 1
-    return pairs(arity) + rest * ((1 << rest) - 1 - rest) + rest * ((1 << rest) - 1)
 
 
 @kernel(types.int64(I, I, I))

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from secure_quant.ir.ops import Conv2d
-from secure_quant.mpc.kernels import batched
+from secure_quant.mpc import kernels
 from secure_quant.mpc.protocol.ring import Ring, narrow_kind, reduce
 
 __all__ = ["Narrow", "Places", "matmul", "of_image", "of_rows", "padded"]
@@ -34,7 +34,7 @@ class Places:
     @classmethod
     def of(cls, inner_at: Ints, column_at: Ints, per_sample: int, per_group: int) -> Places:
         """column_at: rising, one of each column."""
-        padded = batched.columns_at(column_at)
+        padded = kernels.batched.columns_at(column_at)
         return cls(inner_at, padded, len(column_at), per_sample, per_group)
 
     def times(self, left: Narrow, data: Ring, batch: int, onto: Ring | None = None) -> Ring:
@@ -44,7 +44,7 @@ class Places:
         left: [groups, rows, inner]."""
         shape = (batch, *left.shape[:2], self.columns)
         made = np.zeros(shape, np.uint64) if onto is None else onto.reshape(shape)
-        batched.add_products(
+        kernels.batched.add_products(
             left, data.reshape(-1), self.inner_at, self.column_at, self.per_sample, self.per_group,
             made,
         )  # fmt: skip

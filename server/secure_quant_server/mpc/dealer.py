@@ -21,6 +21,7 @@ from secure_quant.errors import (
     PeerUnavailable,
     PermissionDenied,
 )
+from secure_quant.mpc import kernels
 from secure_quant.mpc.crypten.tuples import TupleSpec, correction
 from secure_quant.mpc.protocol.bundle import load_dealer
 from secure_quant.mpc.protocol.deal import DealtGates
@@ -75,6 +76,7 @@ async def serve_dealer(
     """
     chosen = DealerOptions(listen=listen, security=tls, **options)
     keep_freed_memory()
+    kernels.load()
     stop = on_stop_signal()
     programs = [load_dealer(read_bundle(bundle)) for bundle in bundles]
     access = Access({SERVICE: frozenset({"party0", "party1"})})

@@ -20,7 +20,7 @@ ALLOCATOR = {
 
 def lane_kind(border: Border, memory: int | None = None) -> WorkerKind:
     """What a lane's worker imports, a template does for it. memory: see WorkerKind."""
-    modules = ["secure_quant_server.mpc.worker"]
+    modules = ["secure_quant_server.mpc.worker", "secure_quant.mpc.kernels.batched"]
     if border == "crypten":
         modules.append("secure_quant_server.mpc.crypten_border")
     return WorkerKind(

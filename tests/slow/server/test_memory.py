@@ -1,10 +1,15 @@
-"""What was freed: kept where large blocks are used again, given back after a burst."""
+"""What was freed: kept where large blocks are used again, given back after a burst; and what a
+process does not load."""
 
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+from unit.mpc.protocol import graphs
+
+from secure_quant.mpc.protocol.bundle import split
+from secure_quant.mpc.protocol.plan import plan
 
 PROBE = """
 import resource, sys
@@ -55,3 +60,22 @@ def test_a_burst_is_given_back() -> None:
         pytest.skip("the C library has no malloc_trim, or had nothing to give")
     assert int(full) - int(after) > 150_000_000
     assert int(before) >= int(after)
+
+
+FRONT = """
+import sys
+import secure_quant_server.mpc.party
+from secure_quant.mpc.protocol.bundle import load_party
+from pathlib import Path
+program = load_party(Path(sys.argv[1]).read_bytes(), weights=False)
+print(program.plan.cost().rounds, *({"numba", "torch", "crypten"} & set(sys.modules)))
+"""
+
+
+def test_a_front_knows_a_plan_without_compiled_loops(tmp_path: Path) -> None:
+    bundle = tmp_path / "party0.sqb"
+    bundle.write_bytes(split(graphs.lenet())["party0"])
+    run = subprocess.run(
+        [sys.executable, "-c", FRONT, bundle], capture_output=True, check=True, text=True
+    )
+    assert run.stdout.split() == [str(plan(graphs.lenet()).cost().rounds)]

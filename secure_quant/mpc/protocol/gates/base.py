@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from secure_quant.errors import MalformedMessage
-from secure_quant.mpc.kernels import batched
+from secure_quant.mpc import kernels
 from secure_quant.mpc.protocol.cost import packed_bytes
 from secure_quant.mpc.protocol.ring import Ring, reduce
 
@@ -132,13 +132,13 @@ def opening(values: Ring, bits: int, *, xor: bool = False) -> Generator[bytes, b
     if len(peer) != got:
         raise MalformedMessage("bytes of a payload", got=len(peer), expected=got)
     words.view(np.uint8)[:got] = np.frombuffer(peer, np.uint8)
-    batched.unpack(words, bits, flat, xor=xor)
+    kernels.batched.unpack(words, bits, flat, xor=xor)
     return flat.reshape(values.shape)
 
 
 def packed(flat: Ring, bits: int) -> bytes:
     """Elements below 2^bits end to end."""
-    words = batched.pack(flat, bits)
+    words = kernels.batched.pack(flat, bits)
     return words.view(np.uint8)[: packed_bytes(flat.size, bits)].tobytes()
 
 

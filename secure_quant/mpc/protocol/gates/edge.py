@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from secure_quant.mpc.kernels import batched, lookups
+from secure_quant.mpc import kernels
 from secure_quant.mpc.protocol.cost import lift_bits, words
 from secure_quant.mpc.protocol.gates.base import Dealing, Gate, Side, Wire, opening
 from secure_quant.mpc.protocol.ring import Ring, reduce
@@ -49,7 +49,7 @@ class InputGate(Gate):
     def deal(self, side: Dealing, masks: list[Ring]) -> Ring:
         n = self.elements
         numbers = side.free0[:n] ^ side.free1[:n]
-        lookups.deal_lift(numbers, side.dealt, BITS, self.bits, 0)
+        kernels.lookups.deal_lift(numbers, side.dealt, BITS, self.bits, 0)
         return reduce(side.free0[n:] + side.free1[n:], self.bits).reshape(self.shape)
 
     def offline(self, side: Side, masks: list[Ring | None]) -> tuple[Any, Ring | None]:
@@ -68,7 +68,9 @@ class InputGate(Gate):
             own ^= SIGN
         opened = yield from opening(reduce(own, width), width, xor=True)
         masks = Wire(mask=mask).own.reshape(side.batch, n)
-        lifted = batched.lift(opened, side.dealt, masks, side.party, BITS, self.bits, LEAST, 0)
+        lifted = kernels.batched.lift(
+            opened, side.dealt, masks, side.party, BITS, self.bits, LEAST, 0
+        )
         made = yield from opening(lifted, self.bits)
         return Wire(made.reshape(side.batch, *self.shape), mask)
 

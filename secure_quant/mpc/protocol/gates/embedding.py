@@ -22,7 +22,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from secure_quant.ir.ports import id_bits
-from secure_quant.mpc.kernels import batched, lookups
+from secure_quant.mpc import kernels
 from secure_quant.mpc.protocol.cost import lift_bits, words
 from secure_quant.mpc.protocol.gates.base import Dealing, Gate, Side, Wire, opening
 from secure_quant.mpc.protocol.ring import Ring, reduce
@@ -111,15 +111,15 @@ class EmbeddingGate(Gate):
         at = places + (np.arange(self.numbers) << id_bits(self.rows))
         np.bitwise_xor.at(side.dealt, at >> 6, np.uint64(1) << (at & 63).astype(np.uint64))
         hidden, rows, _ = self.split(side.free0 ^ side.free1)
-        made = self.bytes_of(batched.chosen(table, hidden) ^ rows)
-        lookups.deal_lift(made, side.dealt, BITS, self.bits, self.lifts)
+        made = self.bytes_of(kernels.batched.chosen(table, hidden) ^ rows)
+        kernels.lookups.deal_lift(made, side.dealt, BITS, self.bits, self.lifts)
         zero, one = (self.split(free)[2] for free in (side.free0, side.free1))
         return reduce(zero + one, self.bits).reshape(self.shape)
 
     def offline(self, side: Side, masks: list[Ring | None]) -> tuple[Any, Ring | None]:
         table: TableShares = side.parameters
         hidden, rows, elements = self.split(side.free)
-        made = batched.chosen(table.masked, hidden.reshape(-1, self.chosen_words))
+        made = kernels.batched.chosen(table.masked, hidden.reshape(-1, self.chosen_words))
         return made.reshape(rows.shape) ^ rows, reduce(elements, self.bits).reshape(
             side.batch, *self.shape
         )
@@ -130,13 +130,13 @@ class EmbeddingGate(Gate):
         table: TableShares = side.parameters
         own = self._turned(side.dealt, inputs[0].public) ^ self.split(side.free)[0]
         hidden = yield from opening(own, 64, xor=True)
-        rows = batched.chosen(table.own, hidden.reshape(-1, self.chosen_words))
+        rows = kernels.batched.chosen(table.own, hidden.reshape(-1, self.chosen_words))
         made = rows.reshape(state.shape) ^ state
         if side.party == 0:
             made ^= SIGN
         opened = yield from opening(made, 64, xor=True)
         masks = Wire(mask=mask).own.reshape(side.batch, -1)
-        lifted = batched.lift(
+        lifted = kernels.batched.lift(
             self.bytes_of(opened), side.dealt, masks, side.party, BITS, self.bits, LEAST,
             self.lifts,
         )  # fmt: skip

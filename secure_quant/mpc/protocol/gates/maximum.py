@@ -13,7 +13,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from secure_quant.ir import ops
-from secure_quant.mpc.kernels import batched, maxima
+from secure_quant.mpc import kernels
+from secure_quant.mpc.kernels import counts
 from secure_quant.mpc.protocol.borrow import Borrow
 from secure_quant.mpc.protocol.cost import words
 from secure_quant.mpc.protocol.gates.base import Dealing, Gate, Side, Wire, opening
@@ -112,8 +113,8 @@ class MaximumGate(Gate):
                 count = outputs * groups
                 free += 2 * count
                 table = _table(digits) if digits else 1 << (width - 1)
-                dealt += words(count, maxima.pairs(arity) * table)
-                dealt += words(count, maxima.products(arity) * ring)
+                dealt += words(count, counts.pairs(arity) * table)
+                dealt += words(count, counts.products(arity) * ring)
         return free, dealt
 
     @staticmethod
@@ -123,9 +124,9 @@ class MaximumGate(Gate):
         made, variables = [], Borrow(digits).variables
         for level in tournament:
             if digits:
-                each = [(outputs * g, maxima.pairs(a) * variables) for _, a, g in level.parts]
+                each = [(outputs * g, counts.pairs(a) * variables) for _, a, g in level.parts]
                 made.append(tuple(each))
-            made.append(tuple((outputs * g, maxima.pairs(a)) for _, a, g in level.parts))
+            made.append(tuple((outputs * g, counts.pairs(a)) for _, a, g in level.parts))
             made.append(tuple((outputs * g, ring) for _, _, g in level.parts))
         return tuple(made)
 
@@ -177,10 +178,10 @@ class MaximumGate(Gate):
             for _, arity, groups in level.parts:
                 count = self.outputs * groups
                 tables = dealt
-                dealt += words(count, maxima.pairs(arity) * self._table_bits)
+                dealt += words(count, counts.pairs(arity) * self._table_bits)
                 yield number, arity, count, free, 64 * tables, 64 * dealt
                 free += 2 * count
-                dealt += words(count, maxima.products(arity) * self.bits)
+                dealt += words(count, counts.products(arity) * self.bits)
 
     def deal(self, side: Dealing, masks: list[Ring]) -> Ring:
         now, parts = self.gather(masks[0][None])[0], self._parts()
@@ -191,8 +192,10 @@ class MaximumGate(Gate):
                 r = np.ascontiguousarray(now[:, first : first + arity * groups]).reshape(-1)
                 bits = side.free0[free : free + count] ^ side.free1[free : free + count]
                 self._deal_comparisons(r, bits, side.dealt, arity, tables)
-                skip = maxima.pairs(arity) * self.borrow.variables
-                maxima.DEAL[arity](r, bits, side.dealt, self.width, self.bits, products, skip)
+                skip = counts.pairs(arity) * self.borrow.variables
+                kernels.maxima.DEAL[arity](
+                    r, bits, side.dealt, self.width, self.bits, products, skip
+                )
                 out = slice(free + count, free + 2 * count)
                 mask = reduce(side.free0[out] + side.free1[out], self.bits)
                 made.append(mask.reshape(self.outputs, groups))
@@ -202,9 +205,11 @@ class MaximumGate(Gate):
 
     def _deal_comparisons(self, r: Ring, bits: Ring, dealt: Ring, arity: int, place: int) -> None:
         if self.digits:
-            maxima.deal_digits(r, bits, dealt, self.borrow.monomials, arity, self._digits, place)
+            kernels.maxima.deal_digits(
+                r, bits, dealt, self.borrow.monomials, arity, self._digits, place
+            )
         else:
-            maxima.deal_tables(r, dealt, arity, self.width, place)
+            kernels.maxima.deal_tables(r, dealt, arity, self.width, place)
 
     def offline(self, side: Side, masks: list[Ring | None]) -> tuple[Any, Ring | None]:
         """State: own share of every level's candidates' masks."""
@@ -241,17 +246,19 @@ class MaximumGate(Gate):
         _, arity, count, free, tables, products = part
         own_bits = side.free[:, free : free + count]
         if self.digits:
-            bits = batched.compare_digits(values, side.dealt, own_bits, arity, self._digits, tables)
-            variables = maxima.pairs(arity) * self.borrow.variables
+            bits = kernels.batched.compare_digits(
+                values, side.dealt, own_bits, arity, self._digits, tables
+            )
+            variables = counts.pairs(arity) * self.borrow.variables
             opened = yield from opening(bits, variables, xor=True)
-            bits = batched.join_digits(
+            bits = kernels.batched.join_digits(
                 opened, side.dealt, own_bits, arity, self._digits, self.borrow.kappa, tables,
                 side.party,
             )  # fmt: skip
         else:
-            bits = batched.compare(values, side.dealt, own_bits, arity, self.width, tables)
-        opened = yield from opening(bits, maxima.pairs(arity), xor=True)
-        made = batched.select(
+            bits = kernels.batched.compare(values, side.dealt, own_bits, arity, self.width, tables)
+        opened = yield from opening(bits, counts.pairs(arity), xor=True)
+        made = kernels.batched.select(
             opened, values, own, side.dealt, side.free[:, free + count : free + 2 * count],
             side.party, arity, self.width, self.bits, products,
         )  # fmt: skip

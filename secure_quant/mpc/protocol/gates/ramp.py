@@ -12,9 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from secure_quant.mpc.kernels import batched, ramps
-from secure_quant.mpc.kernels.bits import plane_table
-from secure_quant.mpc.kernels.ramps import RampConstants, RampPlaces
+from secure_quant.mpc import kernels
 from secure_quant.mpc.protocol.gates.base import Dealing, Side, Wire, opening
 from secure_quant.mpc.protocol.gates.requantize import Ints, ScaledGate
 from secure_quant.mpc.protocol.ramps import Ramp
@@ -41,24 +39,26 @@ class RampGate(ScaledGate):
     def fixed(self) -> tuple[Ints, Ints]:
         """constants and places as the kernels take them."""
         look = self.look
-        constants = RampConstants(
+        constants = kernels.ramps.RampConstants(
             shift=look.shift, steps=look.steps, reach=look.reach,
             variables=look.borrow.variables, products=len(look.borrow.products),
             record=look.record_bits, floor=look.floor, step=look.step, ring=self.bits,
         )  # fmt: skip
-        places = self.field_places[: len(RampPlaces._fields)]
+        places = self.field_places[: len(kernels.ramps.RampPlaces._fields)]
         return np.array(constants, np.int64), np.array(places, np.int64)
 
     @cached_property
     def windows(self) -> Ring:
         """Planes of [g = 0], [g = 1], [g > 0]."""
-        return plane_table(self.look.window_entries, 3)
+        return kernels.bits.plane_table(self.look.window_entries, 3)
 
     def deal(self, side: Dealing, masks: list[Ring]) -> Ring:
         n = self.elements
         r = self.scaled(masks[0][None], 0)[0]
         free = side.free0[:n] ^ side.free1[:n]
-        ramps.deal_ramp(r, free, side.dealt, self.look.borrow.monomials, *self.fixed, self.digits)
+        kernels.ramps.deal_ramp(
+            r, free, side.dealt, self.look.borrow.monomials, *self.fixed, self.digits
+        )
         return reduce(side.free0[n:] + side.free1[n:], self.bits).reshape(self.shape)
 
     def online(
@@ -69,14 +69,16 @@ class RampGate(ScaledGate):
         if state is not None:  # made without a dealer: what leads from the input's mask to its own
             c = reduce(c + state, look.ring)
         free = side.free[:, :n]
-        own = batched.open_ramp(c, side.dealt, free, *self.fixed, self.digits, self.windows)
+        own = kernels.batched.open_ramp(c, side.dealt, free, *self.fixed, self.digits, self.windows)
         first = yield from opening(own, look.borrow.variables + 3, xor=True)
-        own = batched.select_ramp(
+        own = kernels.batched.select_ramp(
             first, side.dealt, free, look.borrow.kappa_of(look.lower), look.borrow.kappa,
             side.party, *self.fixed,
         )  # fmt: skip
         second = yield from opening(own, 3, xor=True)
         masks = Wire(mask=mask).own.reshape(side.batch, n)
-        lifted = batched.lift_ramp(c, first, second, side.dealt, masks, side.party, *self.fixed)
+        lifted = kernels.batched.lift_ramp(
+            c, first, second, side.dealt, masks, side.party, *self.fixed
+        )
         made = yield from opening(lifted, self.bits)
         return Wire(made.reshape(side.batch, *self.shape), mask)

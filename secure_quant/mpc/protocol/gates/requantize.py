@@ -16,9 +16,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from secure_quant.mpc.kernels import batched, lookups
-from secure_quant.mpc.kernels.bits import plane_table
-from secure_quant.mpc.kernels.lookups import Constants, Places
+from secure_quant.mpc import kernels
 from secure_quant.mpc.protocol.cost import words
 from secure_quant.mpc.protocol.gates.base import Dealing, Gate, Side, Wire, opening
 from secure_quant.mpc.protocol.ramps import Ramp
@@ -95,9 +93,9 @@ class RequantizeGate(ScaledGate):
         }  # fmt: skip
 
     @cached_property
-    def constants(self) -> Constants:
+    def constants(self) -> kernels.lookups.Constants:
         look = self.look
-        return Constants(
+        return kernels.lookups.Constants(
             shift=look.shift, width=look.width, granule=look.granule, reach=look.reach,
             bits=look.out_bits, below=look.below, above=look.above,
             variables=look.borrow.variables, products=len(look.borrow.products),
@@ -106,8 +104,8 @@ class RequantizeGate(ScaledGate):
         )  # fmt: skip
 
     @cached_property
-    def places(self) -> Places:
-        return Places(*self.field_places[: len(Places._fields)])
+    def places(self) -> kernels.lookups.Places:
+        return kernels.lookups.Places(*self.field_places[: len(kernels.lookups.Places._fields)])
 
     @cached_property
     def fixed(self) -> tuple[Ints, Ints]:
@@ -117,16 +115,18 @@ class RequantizeGate(ScaledGate):
     @cached_property
     def planes(self) -> tuple[Ring, Ring]:
         """Of the looked-up numbers, and of [inside], [above]."""
-        return plane_table(*self.look.looked_up), plane_table(self.look.window_entries, 2)
+        return kernels.bits.plane_table(*self.look.looked_up), kernels.bits.plane_table(
+            self.look.window_entries, 2
+        )
 
     def deal(self, side: Dealing, masks: list[Ring]) -> Ring:
         n, look = self.elements, self.look
         r = self.scaled(masks[0][None], 0)[0]
         free = side.free0 ^ side.free1
         if look.variant == "V3":
-            lookups.deal_v3(r, free[:n], side.dealt, *self.fixed)
+            kernels.lookups.deal_v3(r, free[:n], side.dealt, *self.fixed)
         else:
-            lookups.deal_v4(
+            kernels.lookups.deal_v4(
                 r, free[:n], side.dealt, look.borrow.monomials, *self.fixed, self.digits
             )
         return reduce(side.free0[n:] + side.free1[n:], self.bits).reshape(self.shape)
@@ -150,19 +150,21 @@ class RequantizeGate(ScaledGate):
 
     def _v4(self, side: Side, c: Ring, free: Ring, masks: Ring) -> Generator[bytes, bytes, Ring]:
         look, fixed = self.look, self.fixed
-        number, high = batched.open_v4(c, side.dealt, free, *fixed, self.digits, *self.planes)
+        number, high = kernels.batched.open_v4(
+            c, side.dealt, free, *fixed, self.digits, *self.planes
+        )
         if look.opened_bits:
             opened = yield from opening(number, look.opened_bits, xor=True)
-            number = batched.select_v4(
+            number = kernels.batched.select_v4(
                 opened, side.dealt, free, high, look.borrow.kappa, side.party, *fixed
             )
         opened = yield from opening(number, look.out_bits, xor=True)
-        return batched.lift(
+        return kernels.batched.lift(
             opened, side.dealt, masks, side.party, look.out_bits, self.bits, look.floor,
             self.places.lifts,
         )  # fmt: skip
 
     def _v3(self, side: Side, c: Ring, free: Ring, masks: Ring) -> Generator[bytes, bytes, Ring]:
-        number = batched.open_v3(c, side.dealt, free, *self.fixed, *self.planes)
+        number = kernels.batched.open_v3(c, side.dealt, free, *self.fixed, *self.planes)
         opened = yield from opening(number, self.look.opened_bits, xor=True)
-        return batched.lift_v3(opened, side.dealt, masks, side.party, *self.fixed)
+        return kernels.batched.lift_v3(opened, side.dealt, masks, side.party, *self.fixed)

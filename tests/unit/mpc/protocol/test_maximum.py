@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from secure_quant.ir import ops
-from secure_quant.mpc.kernels import maxima
+from secure_quant.mpc.kernels import counts
 from secure_quant.mpc.protocol.gates.maximum import MaximumGate, cut_digits, levels
 from tests.unit.mpc.protocol.harness import run_gate, words
 
@@ -116,8 +116,8 @@ def test_windows_and_borders(kernel: Any, stride: Any, padding: Any) -> None:
 
 
 def test_sizes_by_formula() -> None:
-    assert [maxima.products(a) for a in (2, 3, 4)] == [2, 11, 39]
-    assert [maxima.pairs(a) for a in (2, 3, 4)] == [1, 3, 6]
+    assert [counts.products(a) for a in (2, 3, 4)] == [2, 11, 39]
+    assert [counts.pairs(a) for a in (2, 3, 4)] == [1, 3, 6]
     gate = reduce_max(64, 4, 9, 22, 4)
     assert gate.dealt_words == 6 * 256 + 39 * 22
     assert gate.payloads == (((64, 6),), ((64, 22),))
