@@ -8,9 +8,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 from secure_quant.ir import ops
-from secure_quant.ir.values import INT8, INT32, Interval
+from secure_quant.ir.values import INT8, INT32, WIDE, Interval
 
-__all__ = ["conv_output", "dynamic_levels", "linear_bound", "public_bound", "sum_bound"]
+__all__ = [
+    "channel_magnitudes",
+    "conv_output",
+    "dynamic_levels",
+    "linear_bound",
+    "public_bound",
+    "sum_bound",
+]
 
 
 def conv_output(shape: tuple[int, ...], node: ops.Conv2d | ops.MaxPool | ops.SumPool) -> ops.Pair:
@@ -43,12 +50,22 @@ def sum_bound(factors: tuple[int, ...], a: Interval, b: Interval) -> int:
     return max((a.times(f) + b.times(g)).magnitude for f, g in pairs)
 
 
+def channel_magnitudes(factors: tuple[int, ...], a: Interval, b: Interval) -> tuple[int, ...]:
+    """Largest |f·â + g·b̂| of every pair of an Add's ``factors``."""
+    half = len(factors) // 2
+    pairs = zip(factors[:half], factors[half:], strict=True)
+    return tuple((a.times(f) + b.times(g)).magnitude for f, g in pairs)
+
+
 def public_bound(bound: int) -> int:
     """``bound`` rounded up to 4 significant bits, so that a public graph tells little of weights;
-    never past int32 unless ``bound`` is."""
+    never past int32, nor past WIDE, unless ``bound`` is."""
     drop = max(bound.bit_length() - 4, 0)
     rounded = max(-(-bound >> drop) << drop, 1)
-    return rounded if bound > INT32.hi else min(rounded, INT32.hi)
+    for most in (INT32.hi, WIDE.hi):
+        if bound <= most:
+            return min(rounded, most)
+    return rounded
 
 
 def dynamic_levels(node: ops.DynamicQuantize) -> int:

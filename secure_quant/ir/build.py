@@ -18,7 +18,7 @@ from secure_quant.ir.kept import Part, parts_of, whole_channels
 from secure_quant.ir.run_time import rescaled
 from secure_quant.ir.tables import Grid, Table, make_pieces, make_table
 from secure_quant.ir.terms import Term
-from secure_quant.ir.values import INT32, Interval
+from secure_quant.ir.values import INT32, WIDE, Interval
 from secure_quant.ir.verify import MAX_TABLE, public_bound
 
 __all__ = ["INT16_TABLE", "Builder", "int_bias", "short"]
@@ -58,12 +58,12 @@ class Builder:
         self.nodes.append(node)
         return node.name
 
-    def bound(self, name: str, proven: int) -> int:
-        """What the node declares for a proven bound. Raises OverflowRisk above int32."""
+    def bound(self, name: str, proven: int, most: int = WIDE.hi) -> int:
+        """What the node declares for a proven bound. Raises OverflowRisk above ``most``."""
         declared = public_bound(proven)
-        if declared > INT32.hi:
+        if declared > most:
             raise OverflowRisk(
-                f"accumulator of {name!r}", got=f"up to {proven}", expected=f"<= {INT32.hi}",
+                f"accumulator of {name!r}", got=f"up to {proven}", expected=f"<= {most}",
                 hint="split the layer's inputs, or quantize its weights with fewer levels",
             )  # fmt: skip
         return declared
@@ -80,11 +80,14 @@ class Builder:
         span = Interval(-node.bound, node.bound)
         return Term(node.name, shape, span, node.scale, 0, True, multiplier, axis)
 
-    def requantize(self, term: Term, grid: Grid, name: str, *, fixed: bool = True) -> Term:
+    def requantize(
+        self, term: Term, grid: Grid, name: str, *, fixed: bool = True, exact: bool = False
+    ) -> Term:
         """The integer activation on ``grid`` of a term; the same term if it is that already.
 
         Unless ``fixed``, the scale may become a little larger, so that the buckets of the table are
-        the steps of the grid and a value is rounded once.
+        the steps of the grid and a value is rounded once. ``exact``: readers take sums, so that the
+        sum of several tables may stay one.
         """
         same = term.plain and (term.scale, term.zero_point) == (grid.scale, grid.zero_point)
         if same and grid.low <= term.range.lo and term.range.hi <= grid.high:
@@ -109,7 +112,7 @@ class Builder:
         for table in tables[1:]:
             more = self._looked_up(term, table, replace(grid, zero_point=0), name)
             q = self._joined(q, more, grid, f"{name}.sum")
-        if q is not first:
+        if q is not first and not exact:
             q = self._looked_up(q, _unchanged(grid), grid, name)
         return self.viewed(replace(q, shape=term.shape), term, name)
 
@@ -195,8 +198,9 @@ class Builder:
     def move(self, node: ops.Node, term: Term, shape: tuple[int, ...]) -> Term:
         """Term of a node that keeps the integers of ``term``, which this adds."""
         return Term(
-            self.add(node), shape, term.range, term.scale, term.zero_point, dynamic=term.dynamic
-        )
+            self.add(node), shape, term.range, term.scale, term.zero_point, term.accumulator,
+            dynamic=term.dynamic,
+        )  # fmt: skip
 
     def finish(self, term: Term) -> Graph:
         """The verified graph whose output is ``term``, an activation or a plain accumulator."""

@@ -4,20 +4,23 @@ OverflowRisk and name the node."""
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from typing import Any
 
 from secure_quant.errors import InvalidGraph, OverflowRisk
 from secure_quant.ir import ops
 from secure_quant.ir.bounds import conv_output
-from secure_quant.ir.values import INT32, Interval, Value
+from secure_quant.ir.values import INT32, WIDE, Interval, Value
 
 __all__ = [
     "MAX_ELEMENTS",
+    "MAX_SHIFT",
     "MAX_TABLE",
     "MAX_WINDOWS",
     "accumulator",
     "activation",
     "check_shape",
+    "exact",
     "per_channel",
     "require",
     "window",
@@ -29,6 +32,9 @@ taken."""
 MAX_WINDOWS = 2**28
 """Per-sample elements of all windows of one Conv2d or pool, overlaps counted (its im2col)."""
 MAX_TABLE = 4096
+MAX_SHIFT = 47
+_EXACT = (ops.Add, ops.ReduceSum, ops.SumPool, ops.MatMul, ops.Mul)
+_MOVES = (ops.Reshape, ops.Transpose)
 MAX_RANK = 6
 
 
@@ -53,15 +59,26 @@ def activation(node: ops.Node, value: Value) -> None:
     require(node, not value.accumulator, "input", "an accumulator", what)
 
 
+def exact(node: ops.Node, by_name: Mapping[str, ops.Node], name: str, value: Value) -> None:
+    """The input is an activation, or a sum or product of values: no accumulator of a layer, whose
+    channels may have scales of their own."""
+    if not value.accumulator:
+        return
+    source = by_name[name]
+    ok = isinstance(source, _EXACT + _MOVES)  # a move of one read an exact one
+    what = "an activation, or a sum or product: Requantize it first"
+    require(node, ok, "input", f"an accumulator of {type(source).__name__}", what)
+
+
 def accumulator(node: Any, shape: tuple[int, ...], proven: int | None) -> Value:
     """The Value of an op that declares a bound on |acc|; ``proven``: what the rule found, if it
     could. Raises OverflowRisk."""
-    bound = node.bound
-    if not 0 < bound <= INT32.hi or (proven is not None and proven > bound):
+    bound, most = node.bound, WIDE.hi if isinstance(node, _EXACT) else INT32.hi
+    if not 0 < bound <= most or (proven is not None and proven > bound):
         raise OverflowRisk(
             f"{type(node).__name__} {node.name!r}: bound",
             got=f"{bound} declared, {proven} proven",
-            expected=f"proven <= declared <= {INT32.hi}",
+            expected=f"proven <= declared <= {most}",
         )
     return Value(shape, Interval(-bound, bound), node.scale, 0, accumulator=True)
 

@@ -10,26 +10,31 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from secure_quant.errors import OverflowRisk
 from secure_quant.ir import ops
-from secure_quant.ir.bounds import dynamic_levels, linear_bound, sum_bound
+from secure_quant.ir.bounds import (
+    dynamic_levels,
+    linear_bound,
+    sum_bound,
+)
 from secure_quant.ir.checks import (
+    MAX_SHIFT,
     MAX_TABLE,
     accumulator,
     activation,
     check_shape,
+    exact,
     per_channel,
     require,
     window,
 )
+from secure_quant.ir.given import Given
 from secure_quant.ir.ports import id_digits
-from secure_quant.ir.values import INT8, INT16, INT32, Interval, Value
+from secure_quant.ir.values import INT8, INT16, INT32, WIDE, Interval, Value
 
 __all__ = ["ARITY", "DTYPES", "RULES", "Given"]
 
@@ -40,16 +45,6 @@ MAX_TABLES = 2**30
 """Elements of one public table of rows."""
 
 
-@dataclass(frozen=True)
-class Given:
-    """What a rule may look up: the nodes so far by name, and the secret arrays, none in a public
-    graph."""
-
-    by_name: Mapping[str, ops.Node]
-    parameters: Mapping[str, NDArray[Any]]
-
-
-_SCALED = Interval(-(2**46), 2**46)
 _DYNAMIC = Interval(-(2**61), 2**61)
 
 
@@ -142,13 +137,14 @@ def _conv2d(given: Given, node: Any, xs: list[Value]) -> Value:
 
 def _matmul(given: Given, node: Any, xs: list[Value]) -> Value:
     a, b = xs
-    activation(node, a)
-    activation(node, b)
+    _exact(given, node, xs)
     require(node, len(a.shape) >= 2 and len(a.shape) == len(b.shape), "ranks", b.shape, a.shape)
     require(node, a.shape[:-2] == b.shape[:-2], "leading axes", b.shape[:-2], a.shape[:-2])
     inner, out = (b.shape[-1], b.shape[-2]) if node.transpose_b else (b.shape[-2], b.shape[-1])
     require(node, a.shape[-1] == inner, "inner axis", inner, a.shape[-1])
     proven = (a.centred * b.centred).magnitude * inner
+    if node.transpose_b and node.inputs[0] == node.inputs[1]:
+        proven = min(proven, given.sum_of_squares(node.inputs[0]) or proven)
     return accumulator(node, (*a.shape[:-1], out), proven)
 
 
@@ -161,19 +157,21 @@ def _broadcasts(node: ops.Node, a: Value, b: Value) -> None:
     require(node, ok, "second shape", b.shape, f"one that broadcasts to {a.shape}")
 
 
+def _exact(given: Given, node: Any, xs: list[Value]) -> None:
+    for name, x in zip(node.inputs, xs, strict=True):
+        exact(node, given.by_name, name, x)
+
+
 def _mul(given: Given, node: Any, xs: list[Value]) -> Value:
     a, b = xs
-    activation(node, a)
-    activation(node, b)
+    _exact(given, node, xs)
     _broadcasts(node, a, b)
     return accumulator(node, a.shape, (a.centred * b.centred).magnitude)
 
 
 def _add(given: Given, node: Any, xs: list[Value]) -> Value:
     a, b = xs
-    for name, x in zip(node.inputs, xs, strict=True):
-        if not isinstance(given.by_name[name], ops.Add | ops.ReduceSum | ops.SumPool):
-            activation(node, x)
+    _exact(given, node, xs)
     _broadcasts(node, a, b)
     channels = a.shape[-1]
     require(node, len(node.factors) in (2, 2 * channels), "factors", len(node.factors),
@@ -191,25 +189,25 @@ def _sum_pool(given: Given, node: Any, xs: list[Value]) -> Value:
 
 def _reduce_sum(given: Given, node: Any, xs: list[Value]) -> Value:
     (x,) = xs
-    if not isinstance(given.by_name[node.inputs[0]], ops.Add):
-        activation(node, x)
-    return accumulator(node, (*x.shape[:-1], 1), x.centred.magnitude * x.shape[-1])
+    _exact(given, node, xs)
+    sizes, whole = given.sizes(node.inputs[0]), x.centred.magnitude * x.shape[-1]
+    return accumulator(node, (*x.shape[:-1], 1), sum(sizes) if sizes else whole)
 
 
 def _requantize(given: Given, node: Any, xs: list[Value]) -> Value:
     (x,) = xs
     per_channel(node, x)
     require(node, 2 <= len(node.table) <= MAX_TABLE, "table", len(node.table), f"2 to {MAX_TABLE}")
-    require(node, 0 <= node.shift <= 31, "shift", node.shift, "0 to 31")
+    require(node, 0 <= node.shift <= MAX_SHIFT, "shift", node.shift, f"0 to {MAX_SHIFT}")
     made = Interval(min(node.table), max(node.table))
     require(node, made.within(INT16), "table entries", made, "int16")
     kind = INT8 if made.within(INT8) else INT16
     require(node, kind.lo <= node.zero_point <= kind.hi, "zero point", node.zero_point, kind)
     scaled = x.centred * Interval(min(node.multiplier), max(node.multiplier))
     shifted = scaled + Interval(node.offset, node.offset)
-    if not shifted.within(_SCALED):
+    if not shifted.within(WIDE):
         what = f"Requantize {node.name!r}: acc·multiplier + offset"
-        raise OverflowRisk(what, got=shifted, expected=_SCALED)
+        raise OverflowRisk(what, got=shifted, expected=WIDE)
     return Value(x.shape, made, node.scale, node.zero_point, accumulator=False)
 
 
@@ -273,6 +271,7 @@ def _reduce_max(given: Given, node: Any, xs: list[Value]) -> Value:
 def _top_k(given: Given, node: Any, xs: list[Value]) -> Value:
     (x,) = xs
     per_channel(node, x)
+    require(node, x.range.within(INT32), "input", x.range, "int32")
     size = x.shape[node.axis]
     require(node, 1 <= node.count <= size > 1, "count", node.count, f"1 to {size}, of 2 at least")
     shape = list(x.shape)
@@ -286,7 +285,7 @@ def _same(x: Value, shape: tuple[int, ...]) -> Value:
 
 def _reshape(given: Given, node: Any, xs: list[Value]) -> Value:
     (x,) = xs
-    activation(node, x)
+    _exact(given, node, xs)
     check_shape(node, node.shape)
     require(node, math.prod(node.shape) == x.size, "shape", node.shape, f"{x.size} elements")
     return _same(x, node.shape)
@@ -294,7 +293,7 @@ def _reshape(given: Given, node: Any, xs: list[Value]) -> Value:
 
 def _transpose(given: Given, node: Any, xs: list[Value]) -> Value:
     (x,) = xs
-    activation(node, x)
+    _exact(given, node, xs)
     order = node.permutation
     require(node, sorted(order) == list(range(len(x.shape))), "permutation", order, x.shape)
     return _same(x, tuple(x.shape[i] for i in order))
@@ -351,6 +350,7 @@ def _output(given: Given, node: Any, xs: list[Value]) -> Value:
     require(node, len(xs) == 1, "inputs", len(xs), "1, or ports alone")
     (x,) = xs
     per_channel(node, x)
+    require(node, x.range.within(INT32), "input", x.range, "int32")
     if not x.accumulator:
         require(node, node.multiplier == (1,), "multiplier", "several", "1 for an activation")
     return Value(x.shape, x.range, node.scale, x.zero_point, x.accumulator)

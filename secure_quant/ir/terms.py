@@ -40,7 +40,8 @@ class Term:
     ``limits`` says what they are where they only clamp, None otherwise. ``channels``: the factor of
     each channel of the last axis, of an activation that only sums may read. ``real``: what a unit
     of an accumulator is worth in each channel along ``axis``, where that is given and no whole
-    multiple of anything; multiplier and scale say nothing then.
+    multiple of anything; multiplier and scale say nothing then. ``sizes``: of a sum, the largest
+    |acc| in each channel of the last axis, where that differs.
     """
 
     name: str
@@ -57,6 +58,7 @@ class Term:
     dynamic: Dynamic | None = None
     channels: tuple[float, ...] = ()
     real: tuple[float, ...] = ()
+    sizes: tuple[int, ...] = ()
 
     @property
     def plain(self) -> bool:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from math import prod
 
-__all__ = ["INT8", "INT16", "INT32", "Interval", "Value"]
+__all__ = ["INT8", "INT16", "INT32", "WIDE", "Interval", "Value"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,6 +42,9 @@ class Interval:
 INT8 = Interval(-(2**7), 2**7 - 1)
 INT16 = Interval(-(2**15), 2**15 - 1)
 INT32 = Interval(-(2**31), 2**31 - 1)
+WIDE = Interval(-(2**48), 2**48)
+"""What sums and products of values, and what a Requantize makes of them, may reach: exact in
+float64."""
 
 
 @dataclass(frozen=True, slots=True)

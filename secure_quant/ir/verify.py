@@ -47,8 +47,8 @@ def verify(nodes: Sequence[ops.Node], parameters: Mapping[str, NDArray[Any]]) ->
     _check_structure(nodes)
     if parameters or not needs_parameters(nodes):
         _check_parameters(nodes, parameters)
-    given = Given({node.name: node for node in nodes}, parameters)
     values: dict[str, Value] = {}
+    given = Given({node.name: node for node in nodes}, parameters, values)
     total = 0
     for node in nodes:
         value = RULES[type(node)](given, node, [values[name] for name in node.inputs])

@@ -112,6 +112,9 @@ class OneHostPlanner(Planner):
     def opened(self, node: ops.Node) -> bool:
         return True
 
+    def shared(self, node: ops.Node) -> bool:
+        return False  # both ends know shares of every mask
+
     def _looked_up(self, node: ops.Requantize, ring: int) -> int:
         """By lookups or by a ramp, whichever takes less here."""
         x = self.graph.values[node.inputs[0]].centred

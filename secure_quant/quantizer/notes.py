@@ -4,7 +4,7 @@ from __future__ import annotations
 
 __all__ = [
     "BITS", "CENTRING", "CHANNELS", "COUNT", "EXACT", "FREE", "HIDES", "LARGEST", "NORMALIZED",
-    "POSITIVE", "TABLE_RANGE",
+    "POSITIVE", "SQUARES", "TABLE_RANGE",
 ]  # fmt: skip
 
 BITS = "secure_quant_bits"
@@ -26,6 +26,9 @@ LARGEST = "secure_quant_largest"
 """Largest |x̂| that the activation may have, so that what is summed over it stays in int32."""
 NORMALIZED = "secure_quant_normalized"
 """True for the product that ends a normalization, before gain and bias."""
+SQUARES = "secure_quant_squares"
+"""True for the product of a row of differences from its mean with itself: made of the values and of
+their sum, so that no difference is rounded."""
 TABLE_RANGE = "secure_quant_table_range"
 """Least and largest value in the table that an input chooses rows of, and 0."""
 POSITIVE = "secure_quant_positive"

@@ -12,6 +12,7 @@ from conformance.builder import Net
 from conformance.order_cases import ORDERS
 from conformance.port_cases import one_port_each, ports, secret_tables
 from conformance.random_nets import SALT, any_table, random_graph
+from conformance.sum_cases import SUMS
 from secure_quant.ir import Graph
 
 
@@ -389,7 +390,7 @@ NAMED: tuple[Callable[[], Graph], ...] = (
     saturating, nothing_saturates, odd_tables, requantize_activation, shapes, output_activation,
     moves_only, softmax, attention, two_heads, zero_weights, extreme_weights, wide, large_picture,
     lenet, sums_of_accumulators, sums_by_channel, run_time_scales, run_time_scale_of_int16, ports,
-    one_port_each, gathers, secret_tables, *ORDERS,
+    one_port_each, gathers, secret_tables, *ORDERS, *SUMS,
 )  # fmt: skip
 
 

@@ -272,6 +272,13 @@ class Planner:
         """False for an accumulator that the Output reads, or ports of it."""
         return not isinstance(self.graph.consumers[node.name][0], ops.Output | ops.OutputPort)
 
+    def shared(self, node: ops.Node) -> bool:
+        """Whether some gate needs shares of the mask of an opened product: all do but those that
+        read its masked value alone."""
+        alone = (ops.Requantize, ops.TopK)
+        readers = [n for n in self.graph.consumers[node.name] if not isinstance(n, alone)]
+        return any(_MAKERS[type(n)] is not Planner.local or self.shared(n) for n in readers)
+
     def input(self, node: ops.Input) -> Gate:
         common = self.common(node)
         count, ring = prod(common["shape"]), common["bits"]
@@ -335,10 +342,11 @@ class Planner:
         common = self.common(node)
         count = prod(common["shape"])
         opened = self.opened(node)
+        shared = opened and self.shared(node)
         first, second = (self.zero(name) for name in node.inputs)
         return ProductGate(
-            **common, node=node, zero_points=(first, second), opened=opened,
-            free_words=count if opened else 0, dealt_words=0 if opened else count,
+            **common, node=node, zero_points=(first, second), opened=opened, shared=shared,
+            free_words=count if opened else 0, dealt_words=count if shared or not opened else 0,
             payloads=(((count, common["bits"]),),) if opened else (),
         )  # fmt: skip
 

@@ -143,7 +143,8 @@ def _jumps(graph: Graph, name: str, values: dict[str, NDArray[Any]]) -> NDArray[
         seen = _jumps(graph, node.inputs[0], values)
         return seen.reshape(values[name].shape) if seen.size > 1 else seen
     if not isinstance(node, ops.Requantize):
-        return np.zeros(1, np.int64)
+        summed = _jumps_of_pieces(graph, name, values)
+        return summed + (summed > 0)  # each table rounds
     (source,) = node.inputs
     acc = values[source] - graph.values[source].zero_point
     place = (acc * along(node.multiplier, node.axis, acc.ndim) + node.offset) >> node.shift
@@ -154,7 +155,7 @@ def _jumps(graph: Graph, name: str, values: dict[str, NDArray[Any]]) -> NDArray[
 
 
 def _jumps_of_pieces(graph: Graph, name: str, values: dict[str, NDArray[Any]]) -> NDArray[np.int64]:
-    """Of the sum of several tables of one value, which a table that changes nothing reads."""
+    """Of the sum of several tables of one value, which a table that changes nothing may read."""
     node: Any = graph.by_name[name]
     if isinstance(node, ops.Requantize):
         return _jumps(graph, name, values)

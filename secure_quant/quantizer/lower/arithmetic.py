@@ -14,15 +14,15 @@ from torch import Tensor
 from torch.fx import Node
 
 from secure_quant.ir import ops
-from secure_quant.ir.bounds import sum_bound
+from secure_quant.ir.bounds import channel_magnitudes, sum_bound
 from secure_quant.ir.build import short
 from secure_quant.ir.terms import Term, Weight
 from secure_quant.ir.values import INT32
 from secure_quant.quantizer.lower.layers import argument, sum_pool
-from secure_quant.quantizer.lower.moves import reshape_to, transpose_to
+from secure_quant.quantizer.lower.moves import exact_operand, reshape_to, transpose_to
 from secure_quant.quantizer.lower.pointwise import fused
 from secure_quant.quantizer.lower.walk import Walk
-from secure_quant.quantizer.notes import BITS, EXACT
+from secure_quant.quantizer.notes import BITS, EXACT, LARGEST, SQUARES
 from secure_quant.quantizer.refuse import unsupported
 
 __all__ = ["add", "amax", "matmul", "mean", "mul", "total"]
@@ -34,6 +34,10 @@ _QUANTIZE = ".quantize_per_tensor"
 _EXACT_SUMS = {aten.add.Tensor, aten.sub.Tensor, aten.rsub.Tensor, aten.mean.dim,
                aten.sum.dim_IntList, aten.avg_pool2d.default}  # fmt: skip
 """What a sum may read without rounding."""
+_USUAL_FACTOR = 64
+"""Of all but the least of the channels: off by less than a hundredth, as a weight's step is."""
+_ROUNDED = 1.25
+"""By which bounds are rounded up, and some."""
 CHANNEL_FACTOR = 4095
 """Largest factor of a sum by channels."""
 FACTOR_ERROR = 1 / 512
@@ -83,7 +87,7 @@ def _sum_of_two(walk: Walk, node: Node) -> Term:
     most = _largest_factor(node, a, b)
     step = _step_below(node) if walk.kept is not None else None
     if a.channels or b.channels:
-        both, unit = _channel_factors(a, b, scale_a, scale_b, min(most, CHANNEL_FACTOR))
+        both, unit = _channel_factors(node, a, b, scale_a, scale_b)
     elif step:
         both, unit = _factors_of_step(scale_a, scale_b, step)
     else:
@@ -127,23 +131,31 @@ def _common_factors(
 
 
 def _channel_factors(
-    a: Term, b: Term, scale_a: float, scale_b: float, most: int
+    node: Node, a: Term, b: Term, scale_a: float, scale_b: float
 ) -> tuple[Whole, float]:
-    """int64[2, channels], the largest ``most``, and the unit."""
+    """int64[2, channels], as large as there is room and is felt, and the unit."""
     size = a.shape[-1]
     real = np.stack([
         np.broadcast_to(np.array(term.channels or 1.0) * scale, size)
         for term, scale in ((a, scale_a), (b, scale_b))
     ])  # fmt: skip
-    unit = float(np.abs(real).max()) / most
+    largest = float(np.abs(real).max())
+    usual = float(np.quantile(np.abs(real[real != 0]), 0.1))
+    room = min(_largest_factor(node, a, b), CHANNEL_FACTOR)
+    if node.meta.get(LARGEST):
+        sizes = np.abs(real) / largest * [[a.centred.magnitude], [b.centred.magnitude]]
+        squares = _ROUNDED * math.sqrt(size * float((sizes.sum(0) ** 2).sum()))
+        room = min(int(node.meta[LARGEST] * size / squares), CHANNEL_FACTOR)
+    unit = largest / min(room, math.ceil(_USUAL_FACTOR * largest / usual))
     return np.rint(real / unit).astype(np.int64), unit
 
 
 def _largest_factor(node: Node, a: Term, b: Term) -> int:
-    """Of a sum that stays an accumulator: small enough for D·x - Σ x of it, as in LayerNorm."""
+    """Of a sum that stays an accumulator: small enough for D·x - Σ x of it, as in LayerNorm, and
+    for no value above LARGEST."""
     if not node.meta.get(EXACT):
         return INT32.hi
-    room = INT32.hi / (2.5 * a.shape[-1])  # 2, and what bounds are rounded up by
+    room = node.meta.get(LARGEST, INT32.hi / (2 * a.shape[-1])) / _ROUNDED
     return max(int(room / (a.centred.magnitude + b.centred.magnitude)), 1)
 
 
@@ -195,7 +207,7 @@ def mul(walk: Walk, node: Node) -> Term:
     for place in (0, 1):
         if isinstance(constants[place], Tensor):
             return _by_channel(walk, node, node.args[1 - place], constants[place])
-    a, b = (walk.activation(n, node) for n in node.args[:2])
+    a, b = (exact_operand(walk, n, node) for n in node.args[:2])
     a, b, _ = _broadcast(walk, node, a, b)
     name = walk.name(node)
     layer = ops.Mul(
@@ -232,14 +244,20 @@ def _sum(walk: Walk, node: Node, terms: tuple[Term, Term], factors: Any, unit: f
         name=name, inputs=(a.name, b.name), factors=pair, scale=short(unit),
         bound=walk.builder.bound(name, sum_bound(pair, a.centred, b.centred)),
     )  # fmt: skip
-    return walk.builder.accumulator(layer, a.shape)
+    made: Term = walk.builder.accumulator(layer, a.shape)
+    if len(pair) > 2:
+        own = channel_magnitudes(pair, a.centred, b.centred)
+        made = replace(made, sizes=tuple(min(each, layer.bound) for each in own))
+    return made
 
 
 def _exact(walk: Walk, node: Node, x: Term) -> Term:
     """The accumulator of an activation with scales by channel, all on one unit."""
     kept = {0.0, max(x.channels)}
-    most = 1 if kept.issuperset(x.channels) else min(_largest_factor(node, x, x), CHANNEL_FACTOR)
-    both, unit = _channel_factors(x, replace(x, channels=()), x.scale, 0.0, most)
+    if kept.issuperset(x.channels):
+        whole = np.array([[int(factor > 0) for factor in x.channels], [0] * len(x.channels)])
+        return _sum(walk, node, (x, x), whole, x.scale * max(x.channels))
+    both, unit = _channel_factors(node, x, replace(x, channels=()), x.scale, 0.0)
     return _sum(walk, node, (x, x), both, unit)
 
 
@@ -259,16 +277,50 @@ def _broadcast(walk: Walk, node: Node, a: Term, b: Term) -> tuple[Term, Term, bo
 
 def matmul(walk: Walk, node: Node) -> Term:
     """a @ b over the last two axes; the leading axes are equal."""
-    a, b = (walk.activation(n, node) for n in node.args[:2])
+    if node.meta.get(SQUARES):
+        return _squares(walk, node)
+    a, b = (exact_operand(walk, n, node) for n in node.args[:2])
     if len(a.shape) != len(b.shape) or a.shape[:-2] != b.shape[:-2] or len(a.shape) < 2:
         raise unsupported(node, f"shapes {a.shape} and {b.shape}", "equal leading axes")
+    return _product(walk, node, a, b)
+
+
+def _squares(walk: Walk, node: Node) -> Term:
+    """D · Σ x² - (Σ x)² = D · Σ (x - mean)² of the rows of D values whose differences from their
+    mean are multiplied with themselves."""
+    difference: Any = node.args[0].args[0]  # type: ignore[union-attr]
+    x = exact_operand(walk, difference.args[0], node)
+    size, row = x.shape[-1], (*x.shape[:-1], 1, x.shape[-1])
+    one = replace(reshape_to(walk, node, x, row), sizes=x.sizes)
+    whole = _product(walk, node, one, one, transpose_b=True)
+    total = reshape_to(walk, node, _total(walk, node, x), (*x.shape[:-1], 1, 1))
+    square = _product(walk, node, total, total)
+    factors = np.array([[size], [-1]])
+    return _sum(walk, node, (whole, square), factors, whole.scale / size)
+
+
+def _product(walk: Walk, node: Node, a: Term, b: Term, *, transpose_b: bool = False) -> Term:
+    """a @ b over the last two axes, a @ bᵀ if ``transpose_b``."""
     name = walk.name(node)
     proven = (a.centred * b.centred).magnitude * a.shape[-1]
+    if transpose_b and a is b and a.sizes:
+        proven = sum(size * size for size in a.sizes)
     layer = ops.MatMul(
-        name=name, inputs=(a.name, b.name), transpose_b=False,
+        name=name, inputs=(a.name, b.name), transpose_b=transpose_b,
         bound=walk.builder.bound(name, proven), scale=short(a.scale * b.scale),
     )  # fmt: skip
-    return walk.builder.accumulator(layer, (*a.shape[:-1], b.shape[-1]))
+    return walk.builder.accumulator(layer, (*a.shape[:-1], b.shape[-2 if transpose_b else -1]))
+
+
+def _total(walk: Walk, node: Node, x: Term, divisor: float = 1) -> Term:
+    """Σ over the last axis."""
+    name = walk.name(node)
+    proven = sum(x.sizes) or x.centred.magnitude * x.shape[-1]
+    layer = ops.ReduceSum(
+        name=name, inputs=(x.name,), scale=short(x.scale / divisor),
+        bound=walk.builder.bound(name, proven),
+    )  # fmt: skip
+    return walk.builder.accumulator(layer, (*x.shape[:-1], 1))
 
 
 def amax(walk: Walk, node: Node) -> Term:
@@ -324,10 +376,4 @@ def _reduce(walk: Walk, node: Node, x: Term, axes: list[int], divisor: float) ->
     count = math.prod(x.shape[i] for i in axes)
     x = transpose_to(walk, node, x, (*kept, *axes))
     x = reshape_to(walk, node, x, (*(x.shape[: len(kept)]), count))
-    name = walk.name(node)
-    layer = ops.ReduceSum(
-        name=name, inputs=(x.name,), scale=short(x.scale / divisor),
-        bound=walk.builder.bound(name, x.centred.magnitude * count),
-    )  # fmt: skip
-    made: Term = walk.builder.accumulator(layer, (*x.shape[:-1], 1))
-    return viewed(made, shape)
+    return viewed(_total(walk, node, x, divisor), shape)

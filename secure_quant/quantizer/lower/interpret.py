@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import math
 import operator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
 
@@ -23,6 +24,7 @@ from secure_quant.ir.tables import Grid
 from secure_quant.ir.terms import Term, Weight
 from secure_quant.quantizer.kept.weights import kept_weight
 from secure_quant.quantizer.lower.dynamic import feeds_only_layers
+from secure_quant.quantizer.notes import CENTRING
 from secure_quant.quantizer.opset import CONCAT, MONOTONE, OPS, SHAPING
 from secure_quant.quantizer.ports import INPUT_PORT, LOOKUP_PORT, OUTPUT_PORTS, PORTS
 from secure_quant.quantizer.refuse import module_path, unsupported
@@ -36,6 +38,7 @@ _QUANTIZED = torch.ops.quantized_decomposed
 MANY_ROUNDINGS = 24
 NOT_ROUNDED = "round it before by QuantizeLinear or quantize_per_tensor; or give the float model"
 _INVERSES = {aten.rsqrt.default, aten.reciprocal.default}
+RESHAPED = {aten.reshape.default, aten.squeeze.dim, aten.unsqueeze.default}
 
 
 @dataclass
@@ -215,9 +218,12 @@ def _quantize(lowering: Lowering, node: Node) -> Term:
         return at_run_time(lowering.builder, term, f"{term.name}.q", seen)
     if lowering.kept is not None:
         return lowering.builder.requantize_kept(term, grid, f"{term.name}.q")
+    grid = _grid_of_mean(source, term, grid)
     fixed = _shares(node) or not lowering.rounds_once
-    made = lowering.builder.requantize(term, grid, f"{term.name}.q", fixed=fixed)
-    if made.scale != grid.scale:
+    made = lowering.builder.requantize(
+        term, grid, f"{term.name}.q", fixed=fixed, exact=_takes_sums(node)
+    )
+    if made.scale != args[1]:
         _rescale_nodes(node, made.scale)
     return made
 
@@ -276,6 +282,24 @@ def _embedding(lowering: Lowering, node: Node, table: NDArray[np.int8], grid: Gr
     lowering.builder.parameters[f"{made.name}.weight"] = table
     seen = Interval(grid.low, grid.high)
     return Term(lowering.builder.add(made), lowering.shape(node), seen, grid.scale, grid.zero_point)
+
+
+def _grid_of_mean(source: Any, term: Term, grid: Grid) -> Grid:
+    """Of a mean that is taken off the values themselves: its steps are whole units of these."""
+    if not (source.target is aten.mean.dim and source.meta.get(CENTRING)):
+        return grid
+    unit = term.scale * source.args[0].meta["tensor_meta"].shape[-1]
+    return replace(grid, scale=short(unit * max(math.ceil(grid.scale / unit - 1e-6), 1)))
+
+
+def _takes_sums(node: Node) -> bool:
+    """True where only products of two values read a value, and reshapes before them."""
+    return bool(node.users) and all(
+        len([n for n in user.all_input_nodes if n.op != "get_attr"]) == 2
+        if user.target is aten.mul.Tensor
+        else (_is_scaled(user) or user.target in RESHAPED) and _takes_sums(user)
+        for user in node.users
+    )
 
 
 def _shares(node: Node) -> bool:

@@ -13,6 +13,7 @@ from secure_quant.ir import ops
 from secure_quant.ir.build import int_bias, short
 from secure_quant.ir.run_time import typical
 from secure_quant.ir.terms import Dynamic, Term, Weight
+from secure_quant.ir.values import INT32
 from secure_quant.ir.verify import linear_bound
 from secure_quant.quantizer.lower.walk import Walk
 from secure_quant.quantizer.refuse import unsupported
@@ -161,7 +162,7 @@ def _store(walk: Walk, name: str, x: Term, weight: Weight, bias: Any) -> tuple[b
     walk.builder.parameters[f"{name}.weight"] = weight.values
     if bias is not None:
         walk.builder.parameters[f"{name}.bias"] = made
-    bound = walk.builder.bound(name, linear_bound(weight.values, made, x.centred))
+    bound = walk.builder.bound(name, linear_bound(weight.values, made, x.centred), INT32.hi)
     return bias is not None, bound, scale
 
 

@@ -15,6 +15,7 @@ from secure_quant.quantizer.refuse import unsupported
 
 __all__ = [
     "concat",
+    "exact_operand",
     "gather",
     "narrow",
     "permute",
@@ -31,7 +32,17 @@ __all__ = [
 
 def reshape(walk: Walk, node: Node) -> Term:
     """Any op that only regroups axes in row-major order."""
-    return reshape_to(walk, node, walk.activation(node.args[0], node), walk.shape(node))
+    return reshape_to(walk, node, exact_operand(walk, node.args[0], node), walk.shape(node))
+
+
+def exact_operand(walk: Walk, argument: Any, node: Node) -> Term:
+    """An activation, or a sum or product of values as it stands."""
+    term: Term = walk.term(argument, node)
+    waits = term.functions or term.dynamic or term.real or term.channels
+    whole = term.multiplier == (1,) and term.own_shape is None
+    if walk.kept is None and term.accumulator and not waits and whole:
+        return term
+    return walk.activation(argument, node)
 
 
 def reshape_to(walk: Walk, node: Node, x: Term, shape: tuple[int, ...]) -> Term:
@@ -67,7 +78,7 @@ def permute(walk: Walk, node: Node) -> Term:
 
 def transpose(walk: Walk, node: Node) -> Term:
     """transpose(x, a, b) of two sample axes."""
-    x: Term = walk.activation(node.args[0], node)
+    x: Term = exact_operand(walk, node.args[0], node)
     rank = len(x.shape) + 1
     a, b = argument(node, 1, "dim0", 0) % rank, argument(node, 2, "dim1", 1) % rank
     if 0 in (a, b) and a != b:

@@ -44,7 +44,9 @@ def lower_recorded(
     builder = Builder(MAX_TABLE if fine else INT16_TABLE)
     recorder = _Recorder(converted, len(example), builder, dynamic=dynamic, kept=kept)
     graph = recorder.run()
-    return Recorded(graph, recorder.places, recorder.origin)
+    places = {node: name for node, name in recorder.places.items() if name in graph.by_name}
+    origin = {name: node for name, node in recorder.origin.items() if name in graph.by_name}
+    return Recorded(graph, places, origin)
 
 
 @dataclass
@@ -58,6 +60,8 @@ class _Recorder(Lowering):
             self.places[node.name] = made.name
             source = _float_source(node)
             if source.op != "placeholder":
+                if made.accumulator:  # the last has its multipliers
+                    self.origin[made.name] = source.name
                 self.origin.setdefault(made.name, source.name)
         return made
 

@@ -15,6 +15,7 @@ from secure_quant.quantizer.passes.convolutions import lower_convolutions
 from secure_quant.quantizer.passes.equalize import equalize
 from secure_quant.quantizer.passes.moved import lower_moves
 from secure_quant.quantizer.passes.norm import (
+    keep_squares_small,
     keep_sums_exact,
     lower_layer_norm,
     lower_mean_square,
@@ -54,6 +55,7 @@ def specialize(
     if bits == 8:
         keep_sums_exact(module)
     equalize(_cleaned(module), batches, exact=bits == 8)
+    keep_squares_small(module)
     if bits == 8 and spread:
         spread_features(_cleaned(module), batches)
     return _cleaned(module)

@@ -18,6 +18,7 @@ from secure_quant.quantizer.notes import (
     LARGEST,
     NORMALIZED,
     POSITIVE,
+    SQUARES,
 )  # fmt: skip
 
 __all__ = [
@@ -28,6 +29,7 @@ __all__ = [
     "LARGEST",
     "NORMALIZED",
     "POSITIVE",
+    "SQUARES",
     "Editor",
     "bias_of",
     "constant_of",

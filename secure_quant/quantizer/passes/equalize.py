@@ -11,7 +11,7 @@ scales between layers likewise; here they stay in the integers' public constants
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any, cast
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -51,7 +51,7 @@ def equalize(module: GraphModule, batches: Sequence[Tensor], *, exact: bool) -> 
     branches = [n for n in module.graph.nodes if _is_branch(module, n, exact)]
     if not normalized and not branches:
         return
-    wanted = {*normalized, *(n.args[0] for n in normalized), *branches}
+    wanted = {*normalized, *branches}
     sizes = Sizes(module, wanted).over(batches)
     for node in branches:
         _scale_branch(module, node, sizes[node])
@@ -64,7 +64,7 @@ def _is_branch(module: GraphModule, node: Node, exact: bool) -> bool:
     if node.target is not aten.linear.default or constant_of(module, node.args[1]) is None:
         return False
     users = list(node.users)
-    if len(users) == 2:
+    if len(users) > 1:
         return exact and all(user.meta.get(CENTRING) for user in users)
     stream = len(users) == 1 and (users[0].meta.get(EXACT) or users[0].meta.get(BITS, 8) > 8)
     if not stream or users[0].target is not aten.add.Tensor or not is_lone_linear(module, node):
@@ -109,32 +109,18 @@ def _uneven(size: Tensor) -> bool:
 
 
 def _scale_normalized(module: GraphModule, node: Node, sizes: Mapping[Node, Tensor]) -> None:
-    """y = c · r becomes ((c · m) · r) · k with whole m and k; c itself stays for the variance.
-
-    m evens out the channels of c, k · m those of y, which differ less: no |y| is above sqrt(D).
-    """
-    centred, inverse = cast("tuple[Node, Node]", node.args[:2])
-    own = sizes[centred] if centred.target is aten.sub.Tensor else torch.ones(1)
-    if not (_uneven(own) or _uneven(sizes[node])):
+    """y = c · r becomes (c · r) · k with whole k, which the table's multipliers are."""
+    if not _uneven(sizes[node]):
         return
     if not all(_undoes(module, user, node) for user in node.users):
         return
-    binary = any(user.op == "output" for user in node.users)  # 1/(m k) has whole multiples too
-    m = _whole(own.max() / own, binary)
-    wanted = sizes[node].max() / sizes[node] / m
-    k = _whole(wanted / wanted.min(), binary)
+    binary = any(user.op == "output" for user in node.users)  # 1/k has whole multiples too
+    k = _whole(sizes[node].max() / sizes[node], binary)
     edit = Editor(module, node)
-    if len(own) > 1:
-        # From the accumulator once more: what the variance is made of is rounded.
-        centred = edit.call(aten.sub.Tensor, *centred.args)
-        centred = edit.call(aten.mul.Tensor, centred, edit.fixed(m, "channels"))
-    made = edit.call(aten.mul.Tensor, centred, inverse)
-    if bool((k != k[0]).any()):
-        made = edit.call(aten.mul.Tensor, made, edit.fixed(k, "channels"))
-    else:
-        k = torch.ones_like(k)
+    made = edit.call(aten.mul.Tensor, *node.args[:2])
+    made = edit.call(aten.mul.Tensor, made, edit.fixed(k, "channels"))
     for user in list(node.users):
-        _undo(module, user, node, made, 1 / (m * k))
+        _undo(module, user, node, made, 1 / k)
 
 
 def _whole(ratio: Tensor, binary: bool) -> Tensor:

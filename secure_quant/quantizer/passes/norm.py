@@ -1,11 +1,13 @@
 """LayerNorm and RMSNorm as sums, products and a table for the inverse root.
 
-LayerNorm over D features: c = x - mean x; v = Σ c² (a matrix product of c with itself, so that no
-square is rounded); y = c · rsqrt(v / D + eps) · gamma + beta. D · c = D · x - Σ x is exact: the sum
-stays an accumulator, and x as well where it is a sum that nothing else reads. One feature of a
-language model is often a hundred times the others, so x and c get 12 bits. The inverse root is one
-value a row and gets 12 bits too. gamma and beta move into the linear layers behind where only such
-layers read y, and are a diagonal linear layer otherwise.
+LayerNorm over D features: c = x - mean x; v = Σ c²; y = c · rsqrt(v / D + eps) · gamma + beta. Only
+y and what is one value a row is rounded: D · v = D · Σ x² - (Σ x)² is made of matrix products and
+sums, while the mean is rounded to 12 bits, and c = x - mean is a sum that the last product reads. x
+stays an accumulator as well where it is a sum that nothing else reads; the squares then have
+factors of their own, for which there is room. One feature of a language model is often a hundred
+times the others, so an x that is rounded gets 12 bits, and so does the inverse root. gamma and beta
+move into the linear layers behind where only such layers read y, and are a diagonal linear layer
+otherwise.
 """
 
 from __future__ import annotations
@@ -17,13 +19,16 @@ import torch
 from torch import Tensor
 from torch.fx import GraphModule, Node
 
-from secure_quant.ir.values import INT32
+from secure_quant.ir.values import WIDE
 from secure_quant.quantizer.opset import CHANNELS, SHAPING, find_roots
 from secure_quant.quantizer.passes.edit import (  # fmt: skip
     BITS,
+    CENTRING,
     EXACT,
     LARGEST,
+    NORMALIZED,
     POSITIVE,
+    SQUARES,
     Editor,
     bias_of,
     constant_of,
@@ -36,6 +41,7 @@ __all__ = [
     "affine_readers",
     "diagonal",
     "fold",
+    "keep_squares_small",
     "keep_sums_exact",
     "lower_layer_norm",
     "lower_mean_square",
@@ -78,11 +84,15 @@ def lower_layer_norm(module: GraphModule) -> None:
 
 def _normalized(edit: Editor, x: Node, eps: float, *, centre: bool) -> Node:
     """(x - mean) / sqrt(variance + eps) over the last axis; without ``centre`` the mean is 0."""
-    _make_fine(x)
     if centre:
+        _make_fine(x, _largest_squared(x))
         mean = edit.call(aten.mean.dim, x, [-1], True, exact=True, centring=True)
-        x = edit.call(aten.sub.Tensor, x, mean, centring=True)
-    square = mean_square(edit, x)
+        apart = edit.call(aten.sub.Tensor, x, mean, exact=True, centring=True)
+        square = _mean_square(edit, apart, squares=True)
+        mean = edit.call(aten.mean.dim, x, [-1], True, bits=FINE_BITS, centring=True)
+        x = edit.call(aten.sub.Tensor, x, mean, exact=True, centring=True)
+    else:
+        square = mean_square(edit, x)
     inverse = edit.call(aten.rsqrt.default, edit.call(aten.add.Tensor, square, eps),
                         bits=FINE_BITS, positive=True)  # fmt: skip
     factor = edit.call(aten.squeeze.dim, inverse, -1)
@@ -139,10 +149,37 @@ def _add_bias(module: GraphModule, layer: Node, shift: Tensor) -> None:
 def mean_square(edit: Editor, x: Node) -> Node:
     """Σ x² / D over the last axis, [..., 1, 1], as a matrix product: no square is rounded."""
     features = int(x.meta["val"].shape[-1])
-    _make_fine(x, math.isqrt(INT32.hi // features))
+    _make_fine(x, math.isqrt(WIDE.hi // (2 * features)))
+    return _mean_square(edit, x)
+
+
+def _mean_square(edit: Editor, x: Node, **meta: Any) -> Node:
     row = edit.call(aten.unsqueeze.default, x, -2)
-    squares = edit.call(aten.matmul.default, row, edit.call(aten.transpose.int, row, -2, -1))
-    return edit.call(aten.mul.Tensor, squares, 1 / features)
+    turned = edit.call(aten.transpose.int, row, -2, -1)
+    squares = edit.call(aten.matmul.default, row, turned, **meta)
+    return edit.call(aten.mul.Tensor, squares, 1 / int(x.meta["val"].shape[-1]))
+
+
+def _largest_squared(x: Node) -> int:
+    """Largest |x̂| of D features for which D · Σ x̂² - (Σ x̂)² has room, bounds rounded up."""
+    return math.isqrt(WIDE.hi // 4) // int(x.meta["val"].shape[-1])
+
+
+def keep_squares_small(module: GraphModule) -> None:
+    """A sum that stays an accumulator is made once more for its squares, with factors so small that
+    these have room: the large features count there, and their least part does not."""
+    for node in list(module.graph.nodes):
+        if not node.meta.get(SQUARES):
+            continue
+        apart: Any = node.args[0].args[0]
+        x, mean = apart.args[:2]
+        if x.meta.get(EXACT):
+            with module.graph.inserting_after(x):
+                own = module.graph.node_copy(x)
+            own.meta[LARGEST] = _largest_squared(x)
+            x.meta.pop(LARGEST, None)
+            for reader in (apart, mean):
+                reader.replace_input_with(x, own)
 
 
 def _make_fine(x: Node, largest: int = 0) -> None:
@@ -202,14 +239,18 @@ def keep_sums_exact(module: GraphModule) -> None:
         x, mean = node.args[:2]
         if not isinstance(x, Node) or mean.target is not aten.mean.dim:
             continue
-        alone = set(x.users) == {node, mean}
+        alone = all(user.meta.get(CENTRING) for user in x.users)
         summed = x.target in (aten.add.Tensor, aten.sub.Tensor) and roots.get(x) is x
         narrow = int(x.meta["val"].shape[-1]) <= WIDEST_EXACT and all(
-            is_lone_linear(module, n)
-            or (isinstance(n, Node) and (n.op == "placeholder" or n.meta.get(CHANNELS)))
-            for n in x.args[:2]
+            is_lone_linear(module, n) or (isinstance(n, Node) and _is_narrow(n)) for n in x.args[:2]
         )  # int8 both, so that D times their sum has room
-        x.meta[EXACT] = bool(alone and mean.meta.get(EXACT) and summed and narrow)
+        x.meta[EXACT] = bool(alone and mean.meta.get(CENTRING) and summed and narrow)
+
+
+def _is_narrow(node: Node) -> bool:
+    """An int8 that is no layer's."""
+    normalized = node.meta.get(NORMALIZED) and node.meta.get(BITS, 8) == 8
+    return bool(node.op == "placeholder" or node.meta.get(CHANNELS) or normalized)
 
 
 def diagonal(edit: Editor, x: Node, gamma: Tensor, beta: Tensor | None) -> Node:

@@ -88,19 +88,23 @@ RULES = {
     "features": [[src(), linear(in_features=5), end("fc")]],
     "out_features": [[src(), linear(out_features=n), end("fc")] for n in (0, -2)],
     "an activation: Requantize": [
+        [src(), binary(ops.Add, bound=256), linear(inputs=("b",)), end("fc")],
+        [src(), binary(ops.Add, bound=256), ops.ReduceMax(name="m", inputs=("b",)), end("m")],
         [src(), linear(out_features=4), linear(name="g", inputs=("fc",)), end("g")],
         [src(), linear(), ops.ReduceMax(name="m", inputs=("fc",)), end("m")],
-        [src(), linear(), ops.Reshape(name="m", inputs=("fc",), shape=(2,)), end("m")],
-        [src(), linear(), ops.Transpose(name="m", inputs=("fc",), permutation=(0,)), end("m")],
         [src(), linear(), ops.Slice(name="m", inputs=("fc",), axis=0, start=0, stop=1), end("m")],
         [src(), linear(), ops.Concat(name="m", inputs=("fc", "fc"), axis=0), end("m")],
+        [PICTURE, conv(), pool(inputs=("c",)), end("p")],
+        [PICTURE, conv(), pool(ops.SumPool, inputs=("c",)), end("p")],
+        [PICTURE, conv(), conv(name="d", inputs=("c",)), end("d")],
+    ],
+    "a sum or product: Requantize": [
+        [src(), linear(), ops.Reshape(name="m", inputs=("fc",), shape=(2,)), end("m")],
+        [src(), linear(), ops.Transpose(name="m", inputs=("fc",), permutation=(0,)), end("m")],
         [src(), linear(), binary(ops.Add, inputs=("fc", "fc")), end("b")],
         [src(), linear(), binary(ops.Mul, inputs=("fc", "fc")), end("b")],
         [src((4, 4)), linear(), binary(ops.MatMul, inputs=("fc", "fc")), end("b")],
         [src(), linear(), ops.ReduceSum(name="m", inputs=("fc",), bound=9, scale=1.0), end("m")],
-        [PICTURE, conv(), pool(inputs=("c",)), end("p")],
-        [PICTURE, conv(), pool(ops.SumPool, inputs=("c",)), end("p")],
-        [PICTURE, conv(), conv(name="d", inputs=("c",)), end("d")],
     ],
     "input shape": [[src(), pool(), end("p")], [src((2, 5)), conv(), end("c")]],
     "kernel": [[PICTURE, conv(kernel=(0, 3)), end("c")], [PICTURE, pool(kernel=(2, -1)), end("p")]],
@@ -175,7 +179,7 @@ RULES = {
         [src(), requantize(table=(0, 2**15)), end("q")],
         [src(), requantize(table=(0, -(2**15) - 1)), end("q")],
     ],
-    "shift": [[src(), requantize(shift=s), end("q")] for s in (-1, 32)],
+    "shift": [[src(), requantize(shift=s), end("q")] for s in (-1, 48)],
     "'r': shape": [
         [src(), ops.Reshape(name="r", inputs=("x",), shape=s), end("r")]
         for s in ((3,), (2, 3), (-2, -2))
@@ -232,8 +236,8 @@ OVERFLOWS = [
     ],
     [PICTURE, pool(ops.SumPool, bound=4 * 128 - 1), end("p")],
     [src(), ops.ReduceSum(name="s", inputs=("x",), bound=4 * 128 - 1, scale=1.0), end("s")],
-    [src(), requantize(offset=2**46), end("q")],
-    [src(), requantize(offset=-(2**46)), end("q")],
+    [src(), requantize(offset=2**48), end("q")],
+    [src(), requantize(offset=-(2**48)), end("q")],
     [
         src(),
         binary(ops.Add, bound=256),
@@ -246,6 +250,27 @@ OVERFLOWS = [
 @pytest.mark.parametrize("nodes", OVERFLOWS)
 def test_overflows_are_refused(nodes):
     refused("bound|offset", *nodes, error=OverflowRisk)
+
+
+def test_an_answer_stays_in_int32():
+    """A float64 of the client holds it times any multiplier."""
+    nodes = [src(), binary(ops.Add, factors=(2**24, 0), bound=2**31)]
+    refused("input", *nodes, end("b"))
+    public(*nodes, requantize(inputs=("b",)), end("q"))
+
+
+def test_bounds_count_by_channel():
+    """Of squares and sums behind factors by channel: one large channel is not all of them."""
+    row = binary(ops.Add, factors=(1, 1, 1, 100, 0, 0, 0, 0), bound=12800)
+    one = ops.Reshape(name="r", inputs=("b",), shape=(1, 4))
+    least = 128**2 * 3 + 12800**2
+    square = ops.MatMul(name="m", inputs=("r", "r"), transpose_b=True, bound=least, scale=1.0)
+    total = ops.ReduceSum(name="m", inputs=("b",), bound=128 * 3 + 12800, scale=1.0)
+    for node, middle in ((square, [one]), (total, [])):
+        nodes = [src(), row, *middle]
+        public(*nodes, node, end("m"))
+        less = dataclasses.replace(node, bound=node.bound - 1)
+        refused("bound", *nodes, less, end("m"), error=OverflowRisk)
 
 
 @pytest.mark.parametrize("place", [3, 4, 5, 7, 8, 9])

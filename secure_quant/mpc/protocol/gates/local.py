@@ -34,7 +34,9 @@ class LocalGate(Gate):
         return made
 
     def offline(self, side: Side, masks: list[Ring | None]) -> tuple[Any, Ring | None]:
-        return None, self.apply([Wire(mask=mask).own for mask in masks])
+        known = [mask for mask in masks if mask is not None]
+        # Of a product that no gate behind needs a share of, there is none.
+        return None, self.apply(known) if len(known) == len(masks) else None
 
     def online(
         self, side: Side, state: Any, mask: Ring | None, inputs: list[Wire]
