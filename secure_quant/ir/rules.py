@@ -40,6 +40,8 @@ __all__ = ["ARITY", "DTYPES", "RULES", "Given"]
 
 DTYPES = ("float32", "int64", "bool")
 """Of the arrays that a caller passes for ports."""
+MAX_ANSWER = 2**53
+"""Integers that a client makes real in float64."""
 MAX_ROWS = 2**24
 MAX_TABLES = 2**30
 """Elements of one public table of rows."""
@@ -350,7 +352,8 @@ def _output(given: Given, node: Any, xs: list[Value]) -> Value:
     require(node, len(xs) == 1, "inputs", len(xs), "1, or ports alone")
     (x,) = xs
     per_channel(node, x)
-    require(node, x.range.within(INT32), "input", x.range, "int32")
+    answer = x.range.magnitude * max(node.multiplier)
+    require(node, answer <= MAX_ANSWER, "largest input times multiplier", answer, "<= 2^53")
     if not x.accumulator:
         require(node, node.multiplier == (1,), "multiplier", "several", "1 for an activation")
     return Value(x.shape, x.range, node.scale, x.zero_point, x.accumulator)

@@ -326,37 +326,6 @@ def large_picture() -> Graph:
     return net.done(salt=SALT, per_channel=True, axis=0)
 
 
-def sums_of_accumulators() -> Graph:
-    """Add reads sums over rows as they stand."""
-    net = Net(63, (3, 6), zero_point=-5)
-    x, total = net.head, net.reduce_sum()
-    net.add(x, total, (6, -1))
-    net.requantize(zero_point=3)
-    rows = net.head
-    net.add(rows, net.at(rows).reduce_sum(), (2, 5))
-    return net.done(salt=SALT)
-
-
-def sums_by_channel() -> Graph:
-    """Factors of their own for each channel, on accumulators that no table rounded: what a
-    LayerNorm of a residual stream needs."""
-    net = Net(64, (3, 5), zero_point=-7)
-    x = net.head
-    net.linear(5)
-    branch = net.requantize(zero_point=4)
-    factors = (64, 1, 7, -3, 20, 1, 9, 2, 64, 11)
-    stream = net.add(x, branch, factors)
-    centred = net.add(stream, net.reduce_sum(), (5, -1))
-    net.add(centred, branch, (1, 0, 2, 0, -1, 0, 3, 0, 4, 1))
-    wide = net.requantize(any_table(10, 900, 2000), zero_point=1, sharper=2)
-    kept = net.at(stream).requantize()
-    net.mul(wide, kept)
-    one = net.requantize()
-    total = net.at(one).reduce_sum()
-    net.add(one, total, (1, 2, 3, 4, 5, -1, 0, 1, 2, -2))  # the second is one number a row
-    return net.done(salt=SALT, per_channel=True)
-
-
 def run_time_scales() -> Graph:
     """Conv2d and Linear between run-time scales: with and without ReLU, saturation and bias."""
     net = Net(61, (2, 6, 6), zero_point=7)
@@ -389,8 +358,8 @@ NAMED: tuple[Callable[[], Graph], ...] = (
     linear, linear_rows, mlp, deep_conv, conv_one_pixel, pools, global_average, residual,
     saturating, nothing_saturates, odd_tables, requantize_activation, shapes, output_activation,
     moves_only, softmax, attention, two_heads, zero_weights, extreme_weights, wide, large_picture,
-    lenet, sums_of_accumulators, sums_by_channel, run_time_scales, run_time_scale_of_int16, ports,
-    one_port_each, gathers, secret_tables, *ORDERS, *SUMS,
+    lenet, *SUMS, run_time_scales, run_time_scale_of_int16, ports,
+    one_port_each, gathers, secret_tables, *ORDERS,
 )  # fmt: skip
 
 

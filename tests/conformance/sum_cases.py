@@ -1,10 +1,41 @@
-"""Graphs whose products read sums and products that no table has rounded."""
+"""Graphs whose sums and products read sums and products that no table has rounded."""
 
 from __future__ import annotations
 
 from conformance.builder import Net
 from conformance.random_nets import SALT, any_table
 from secure_quant.ir import Graph
+
+
+def sums_of_accumulators() -> Graph:
+    """Add reads sums over rows as they stand."""
+    net = Net(63, (3, 6), zero_point=-5)
+    x, total = net.head, net.reduce_sum()
+    net.add(x, total, (6, -1))
+    net.requantize(zero_point=3)
+    rows = net.head
+    net.add(rows, net.at(rows).reduce_sum(), (2, 5))
+    return net.done(salt=SALT)
+
+
+def sums_by_channel() -> Graph:
+    """Factors of their own for each channel, on accumulators that no table rounded: what a
+    LayerNorm of a residual stream needs."""
+    net = Net(64, (3, 5), zero_point=-7)
+    x = net.head
+    net.linear(5)
+    branch = net.requantize(zero_point=4)
+    factors = (64, 1, 7, -3, 20, 1, 9, 2, 64, 11)
+    stream = net.add(x, branch, factors)
+    centred = net.add(stream, net.reduce_sum(), (5, -1))
+    net.add(centred, branch, (1, 0, 2, 0, -1, 0, 3, 0, 4, 1))
+    wide = net.requantize(any_table(10, 900, 2000), zero_point=1, sharper=2)
+    kept = net.at(stream).requantize()
+    net.mul(wide, kept)
+    one = net.requantize()
+    total = net.at(one).reduce_sum()
+    net.add(one, total, (1, 2, 3, 4, 5, -1, 0, 1, 2, -2))  # the second is one number a row
+    return net.done(salt=SALT, per_channel=True)
 
 
 def normalized_rows() -> Graph:
@@ -73,4 +104,26 @@ def products_at_the_output() -> Graph:
     return net.done(salt=SALT)
 
 
-SUMS = (normalized_rows, product_of_products, products_at_the_output)
+def maximum_of_few_levels() -> Graph:
+    """Rows of more candidates than a tournament likes, of 16 levels and of 3, which count."""
+    net = Net(99, (3, 37), zero_point=4)
+    x = net.head
+    net.requantize(tuple(range(-5, 11)), zero_point=-5)
+    first = net.reduce_max()
+    net.at(x).linear(9)
+    net.requantize((-1, 0, 1))
+    second = net.reduce_max()
+    net.add(first, second, (3, -2))
+    net.requantize()
+    net.linear(2)
+    return net.done(salt=SALT)
+
+
+SUMS = (
+    sums_of_accumulators,
+    sums_by_channel,
+    normalized_rows,
+    product_of_products,
+    products_at_the_output,
+    maximum_of_few_levels,
+)

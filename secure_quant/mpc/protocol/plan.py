@@ -22,11 +22,11 @@ from secure_quant.mpc.protocol.gates.edge import InputGate, JoinGate, OutputGate
 from secure_quant.mpc.protocol.gates.embedding import EmbeddingGate
 from secure_quant.mpc.protocol.gates.linear import LinearGate
 from secure_quant.mpc.protocol.gates.local import LocalGate
-from secure_quant.mpc.protocol.gates.maximum import MaximumGate, cut_digits, levels
 from secure_quant.mpc.protocol.gates.order import Level, TopKGate
 from secure_quant.mpc.protocol.gates.product import ProductGate
 from secure_quant.mpc.protocol.gates.ramp import RampGate
 from secure_quant.mpc.protocol.gates.requantize import RequantizeGate
+from secure_quant.mpc.protocol.maxima import maxima
 from secure_quant.mpc.protocol.order import tournament_of
 from secure_quant.mpc.protocol.ramps import Ramp, choose_ramp
 from secure_quant.mpc.protocol.tables import Lookup, bits_of, candidates, choose
@@ -37,9 +37,11 @@ __all__ = ["STREAM_BYTES", "MpcPlan", "Objective", "Planner", "plan"]
 Objective = Literal["latency", "balanced", "traffic"]
 """What the planner spares: rounds; material, at a few more rounds; every byte."""
 
-PLAN_VERSION = 3
+PLAN_VERSION = 4
+TOURNAMENTS_ALONE = 3
+"""Version of plans without maxima by counting. Their bundles still load."""
 LOOKUPS_ALONE = 2
-"""Version of plans without ramps and maxima by digits. Their bundles still load."""
+"""And of those without ramps and maxima by digits."""
 SHARE_BITS = 64
 STREAM_BYTES = 2**25
 """Corrections of one sample above which a model is streamed, unless its owner says otherwise: two
@@ -50,8 +52,6 @@ ROUND_SHARE = 2**9
 """Where objectives are balanced a round is worth this part of the model's material,"""
 POOL_ROUND = 2**18
 """and so many bytes at least where it is one of a maximum."""
-WIDE = 10
-"""Bits of a difference above which the six tables of a maximum of 4 are no bargain (int16)."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -148,7 +148,8 @@ class MpcPlan:
         if not isinstance(document, dict):
             raise MalformedModel("plan", got=type(document).__name__, expected="an object")
         version = document.get("version")
-        if version not in (LOOKUPS_ALONE, PLAN_VERSION) or type(version) is not int:
+        known = (LOOKUPS_ALONE, TOURNAMENTS_ALONE, PLAN_VERSION)
+        if version not in known or type(version) is not int:
             got = str(version)[:16]
             hint = "split the model again with this release, for every role"
             raise UnsupportedVersion("plan", got=got, expected=PLAN_VERSION, hint=hint)
@@ -183,10 +184,11 @@ def plan(
     if version == LOOKUPS_ALONE:
         made = Planner(public, objective, lookups_alone=True).plan()
     else:
-        made = Planner(public, objective).plan()
+        counts = version > TOURNAMENTS_ALONE
+        made = Planner(public, objective, counts=counts).plan()
         if objective == "balanced":
             worth = 8 * made.dealt_words // ROUND_SHARE
-            made = Planner(public, objective, round_bytes=worth).plan()
+            made = Planner(public, objective, counts=counts, round_bytes=worth).plan()
     if streamed is None:
         streamed = 8 * made.dealt_words > STREAM_BYTES
     return replace(made, streamed=streamed, version=version)
@@ -197,14 +199,15 @@ class Planner:
 
     def __init__(
         self, graph: Graph, objective: Objective, *, lookups_alone: bool = False,
-        round_bytes: int = 0,
+        counts: bool = False, round_bytes: int = 0,
     ) -> None:  # fmt: skip
-        """``lookups_alone``: no ramps, and comparisons by one table each. ``round_bytes``: of
-        material, that a round is worth where objectives are balanced."""
+        """``lookups_alone``: no ramps, and comparisons by one table each. ``counts``: maxima by
+        counting. ``round_bytes``: of material, that a round is worth where objectives are
+        balanced."""
         self.graph, self.objective, self._lookups_alone = graph, objective, lookups_alone
         self.rings: dict[str, int] = {node.name: 1 for node in graph.nodes}
         self.looks: dict[str, Lookup | Ramp] = {}
-        self._round_bytes = round_bytes
+        self._round_bytes, self._counts = round_bytes, counts
 
     def plan(self) -> MpcPlan:
         for node in reversed(self.graph.nodes):
@@ -351,25 +354,13 @@ class Planner:
         )  # fmt: skip
 
     def maximum(self, node: ops.MaxPool | ops.ReduceMax) -> Gate:
-        common, source = self.common(node), self.graph.values[node.inputs[0]].shape
-        outputs, ring, width = prod(common["shape"]), common["bits"], self._compared(node)
-        candidates = MaximumGate.candidates(node, source)
-        pairwise = self.objective == "traffic" or width > WIDE
-        ways: list[tuple[int, tuple[int, ...]]] = [(2 if pairwise else 4, ())]
-        digits = () if self._lookups_alone else cut_digits(width - 1)
-        if digits and self.objective != "latency":
-            ways += [(arity, digits) for arity in (2, 3, 4)]
-        made = []
-        for arity, digits in ways:
-            tournament = levels(candidates, arity)
-            free, dealt = MaximumGate.material(tournament, outputs, width, ring, digits)
-            made.append(
-                MaximumGate(
-                    **common, node=node, width=width, source=source, tournament=tournament,
-                    digits=digits, free_words=free, dealt_words=dealt,
-                    payloads=MaximumGate.rounds(tournament, outputs, ring, digits),
-                )
-            )  # fmt: skip
+        value = self.graph.values[node.inputs[0]]
+        made = maxima(
+            node, self.common(node), value.shape, value.range, self._compared(node),
+            self.objective, tables_alone=self._lookups_alone, counts=self._counts,
+        )  # fmt: skip
+        if self.objective == "latency":
+            return min(made, key=lambda gate: (len(gate.payloads), gate.dealt_words))
         worth = self._round_bytes
         if self.objective == "balanced":
             worth = max(worth, POOL_ROUND)

@@ -252,11 +252,10 @@ def test_overflows_are_refused(nodes):
     refused("bound|offset", *nodes, error=OverflowRisk)
 
 
-def test_an_answer_stays_in_int32():
-    """A float64 of the client holds it times any multiplier."""
-    nodes = [src(), binary(ops.Add, factors=(2**24, 0), bound=2**31)]
-    refused("input", *nodes, end("b"))
-    public(*nodes, requantize(inputs=("b",)), end("q"))
+def test_an_answer_stays_in_what_float64_holds():
+    nodes = [src(), binary(ops.Add, factors=(2**41, 0), bound=2**48)]
+    refused("largest input times multiplier", *nodes, end("b", multiplier=(33,)))
+    public(*nodes, end("b", multiplier=(32,)))
 
 
 def test_bounds_count_by_channel():

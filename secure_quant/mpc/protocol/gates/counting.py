@@ -1,0 +1,161 @@
+"""ReduceMax of values of few levels by counting, 3 rounds for any number of candidates.
+
+The largest of x_i in low .. low + L - 1 is low + Σ_t [c_t > 0], with c_t = Σ_i [x_i - low >= t] for
+t = 1 .. L - 1. A dealt one-hot of r_i mod 2^w, additively shared mod 2^m, is shares of that of
+x_i - low once D_i is known: turned by it. So both parties have shares of every c_t < 2^m, without a
+message. They open c_t + ρ_t; then [c_t = 0], a place of a dealt one-hot of ρ_t, under a bit n_t;
+and last the sum in the output's ring, by dealt shares of n_t. ``docs/spec/mpc.md`` 5 proves it.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+from math import prod
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from secure_quant.ir import ops
+from secure_quant.mpc.protocol.cost import words
+from secure_quant.mpc.protocol.gates.base import Dealing, Gate, Online, Side, Wire, opening
+from secure_quant.mpc.protocol.ring import Ring, reduce, to_ring
+
+__all__ = ["MOST_LEVELS", "CountingGate"]
+
+MOST_LEVELS = 32
+"""One-hots of candidates grow with them."""
+LEAST_COUNT = 3
+"""Bits of a count: a one-hot of its mask is whole bytes."""
+_TOP = np.uint64(63)
+
+
+@dataclass(frozen=True, kw_only=True)
+class CountingGate(Gate):
+    """low: least value. levels: L. source: per-sample shape of the input."""
+
+    node: ops.ReduceMax
+    low: int
+    levels: int
+    source: tuple[int, ...]
+
+    @staticmethod
+    def count_bits(candidates: int) -> int:
+        """m: of a number from 0 to ``candidates``."""
+        return max(candidates.bit_length(), LEAST_COUNT)
+
+    @staticmethod
+    def _sizes(source: tuple[int, ...], levels: int) -> tuple[int, int, int]:
+        """Words of the candidates' one-hots, of those of ρ, and of n."""
+        rows, bits = prod(source[:-1]), CountingGate.count_bits(source[-1])
+        lane = 8 if bits <= 8 else 16
+        hot = prod(source) * lane << (levels - 1).bit_length()
+        thresholds = rows * (levels - 1)
+        return words(1, hot), words(thresholds, 1 << bits), thresholds
+
+    @staticmethod
+    def material(source: tuple[int, ...], levels: int) -> tuple[int, int]:
+        """(free words, dealt words) per sample."""
+        return prod(source[:-1]) * levels, sum(CountingGate._sizes(source, levels))
+
+    @staticmethod
+    def rounds(
+        source: tuple[int, ...], levels: int, ring: int
+    ) -> tuple[tuple[tuple[int, int], ...], ...]:
+        rows = prod(source[:-1])
+        count = rows * (levels - 1)
+        return ((count, CountingGate.count_bits(source[-1])),), ((count, 1),), ((rows, ring),)
+
+    def describe(self) -> dict[str, Any]:
+        return super().describe() | {"low": self.low, "levels": self.levels}
+
+    @property
+    def rows(self) -> int:
+        return prod(self.source[:-1])
+
+    @property
+    def thresholds(self) -> int:
+        """Of a sample."""
+        return self.rows * (self.levels - 1)
+
+    @property
+    def width(self) -> int:
+        """w: bits of a level."""
+        return (self.levels - 1).bit_length()
+
+    @cached_property
+    def count(self) -> int:
+        """m."""
+        return self.count_bits(self.source[-1])
+
+    @cached_property
+    def lane(self) -> Any:
+        """An unsigned type of m bits or more."""
+        return np.uint8 if self.count <= 8 else np.dtype("<u2")
+
+    def _fields(self, dealt: Ring) -> tuple[NDArray[Any], NDArray[np.uint8], Ring]:
+        """Views of a sample's dealt words as little-endian: one-hots of candidates
+        [rows · candidates, 2^w], of ρ [thresholds, 2^m / 8], and n [thresholds]."""
+        first, second, _ = self._sizes(self.source, self.levels)
+        hots = dealt[:first].view(self.lane)[: prod(self.source) << self.width]
+        counts = dealt[first : first + second].view(np.uint8)
+        counts = counts[: self.thresholds << self.count >> 3]
+        return (
+            hots.reshape(-1, 1 << self.width), counts.reshape(self.thresholds, -1),
+            dealt[first + second :],
+        )  # fmt: skip
+
+    def deal(self, side: Dealing, masks: list[Ring]) -> Ring:
+        n = self.thresholds
+        swapped = np.ascontiguousarray(side.dealt, "<u8")  # the words themselves where they are
+        hots, counts, bits = self._fields(swapped)
+        level = (masks[0].reshape(-1) & np.uint64(len(hots[0]) - 1)).astype(np.intp)
+        np.negative(hots, out=hots)
+        hots[np.arange(len(hots)), level] += 1
+        rho = reduce(side.free0[:n] + side.free1[:n], self.count)
+        counts[np.arange(n), (rho >> np.uint64(3)).astype(np.intp)] ^= (
+            np.uint64(1) << (rho & np.uint64(7))
+        ).astype(np.uint8)
+        bits[:] = ((side.free0[:n] ^ side.free1[:n]) >> _TOP) - bits
+        side.dealt[:] = swapped
+        return reduce(side.free0[n:] + side.free1[n:], self.bits).reshape(self.shape)
+
+    def offline(self, side: Side, masks: list[Ring | None]) -> tuple[Any, Ring | None]:
+        made = reduce(side.free[:, self.thresholds :], self.bits)
+        return None, made.reshape(side.batch, *self.shape)
+
+    def _counted(self, x: Ring, hots: NDArray[Any]) -> Ring:
+        """Own shares of every c_t mod 2^m, uint64[rows, L - 1], of one sample's masked input."""
+        size = 1 << self.width
+        place = (x.reshape(-1) - to_ring(self.low, 64)).astype(np.intp) & (size - 1)
+        flat, first = hots.reshape(-1), np.arange(place.size) * size
+        total = np.zeros(self.rows, np.uint64)
+        made = np.empty((self.rows, self.levels - 1), np.uint64)
+        for level in reversed(range(1, self.levels)):
+            own = flat[first + ((place - level) & (size - 1))].reshape(self.rows, -1)
+            total += own.sum(axis=1, dtype=np.uint64)
+            made[:, level - 1] = total
+        return reduce(made, self.count)
+
+    def online(self, side: Side, state: Any, mask: Ring | None, inputs: list[Wire]) -> Online:
+        n, first = self.thresholds, side.party == 0
+        fields = [self._fields(np.ascontiguousarray(dealt, "<u8")) for dealt in side.dealt]
+        free = side.free[:, :n]
+        pairs = zip(inputs[0].public, fields, strict=True)
+        counts = np.stack([self._counted(x, hots).reshape(-1) for x, (hots, _, _) in pairs])
+        opened = yield from opening(reduce(counts + free, self.count), self.count)
+        octet, place = (opened >> np.uint64(3)).astype(np.intp), opened & np.uint64(7)
+        found = np.stack([
+            rho[np.arange(n), own] for own, (_, rho, _) in zip(octet, fields, strict=True)
+        ])  # fmt: skip
+        bits = (found.astype(np.uint64) >> place ^ np.uint64(first)) & np.uint64(1)
+        above = yield from opening(bits ^ free >> _TOP, 1, xor=True)
+        lifts = np.stack([own for _, _, own in fields])
+        own = np.where(above == 1, np.uint64(0) - lifts, lifts) + (above if first else np.uint64(0))
+        made = own.reshape(side.batch, self.rows, -1).sum(axis=2, dtype=np.uint64)
+        made += Wire(mask=mask).own.reshape(made.shape) + (
+            to_ring(self.low, 64) if first else np.uint64(0)
+        )
+        whole = yield from opening(reduce(made, self.bits), self.bits)
+        return Wire(whole.reshape(side.batch, *self.shape), mask)

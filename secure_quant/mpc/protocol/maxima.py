@@ -1,0 +1,52 @@
+"""Which gate finds a maximum: tournaments of 2, 3 or 4 by tables or by digits, or counting."""
+
+from __future__ import annotations
+
+from math import prod
+from typing import Any
+
+from secure_quant.ir import ops
+from secure_quant.ir.values import Interval
+from secure_quant.mpc.protocol.gates.counting import MOST_LEVELS, CountingGate
+from secure_quant.mpc.protocol.gates.maximum import MaximumGate, cut_digits, levels
+
+__all__ = ["maxima"]
+
+WIDE = 10
+"""Bits of a difference above which the six tables of a maximum of 4 are no bargain (int16)."""
+
+
+def maxima(
+    node: ops.MaxPool | ops.ReduceMax, common: dict[str, Any], source: tuple[int, ...],
+    x: Interval, width: int, objective: str, *, tables_alone: bool, counts: bool,
+) -> list[MaximumGate | CountingGate]:  # fmt: skip
+    """Gates worth a look for values in ``x``, of whose differences ``width`` bits hold each.
+    ``common``: fields of any gate. ``tables_alone``: no digits. ``counts``: by counting too."""
+    outputs, ring = prod(common["shape"]), common["bits"]
+    candidates = MaximumGate.candidates(node, source)
+    pairwise = objective == "traffic" or width > WIDE
+    ways: list[tuple[int, tuple[int, ...]]] = [(2 if pairwise else 4, ())]
+    digits = () if tables_alone else cut_digits(width - 1)
+    if digits and objective != "latency":
+        ways += [(arity, digits) for arity in (2, 3, 4)]
+    made: list[MaximumGate | CountingGate] = []
+    for arity, digits in ways:
+        tournament = levels(candidates, arity)
+        free, dealt = MaximumGate.material(tournament, outputs, width, ring, digits)
+        made.append(
+            MaximumGate(
+                **common, node=node, width=width, source=source, tournament=tournament,
+                digits=digits, free_words=free, dealt_words=dealt,
+                payloads=MaximumGate.rounds(tournament, outputs, ring, digits),
+            )
+        )  # fmt: skip
+    number = x.hi - x.lo + 1
+    if counts and isinstance(node, ops.ReduceMax) and 1 < number <= MOST_LEVELS:
+        free, dealt = CountingGate.material(source, number)
+        made.append(
+            CountingGate(
+                **common, node=node, low=x.lo, levels=number, source=source, free_words=free,
+                dealt_words=dealt, payloads=CountingGate.rounds(source, number, ring),
+            )
+        )  # fmt: skip
+    return made
