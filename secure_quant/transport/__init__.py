@@ -24,6 +24,7 @@ from secure_quant.transport.tls import (
     own_role,
     require_role,
 )
+from secure_quant.transport.turns import Turns
 
 __all__ = [
     "DEADLINE_S",
@@ -37,6 +38,7 @@ __all__ = [
     "ServerPair",
     "SwappedTls",
     "Tls",
+    "Turns",
     "add_port",
     "aio_channel",
     "channel_options",

@@ -5,8 +5,8 @@ fails halfway), every inference in it fails, its material is destroyed, and the 
 one. Nothing is ever retried with the same material.
 
 Order of inferences: party 0 offers a job at once; party 1 answers when it holds the client's share
-and the material, and both run jobs in the order of these answers. An offer whose share never comes
-waits on its own and holds up nobody.
+and the material, which callers get in turn, and both run jobs in the order of these answers. An
+offer whose share never comes waits on its own and holds up nobody.
 """
 
 from __future__ import annotations
@@ -42,6 +42,7 @@ from secure_quant.mpc.runtime.staging import (
     make_stock,
 )
 from secure_quant.mpc.runtime.stock import DealerStream, Stock
+from secure_quant.transport import Turns
 from secure_quant.wire.gen.party_link_pb2 import LinkHello
 
 if TYPE_CHECKING:
@@ -57,6 +58,9 @@ __all__ = [
 
 Octets = NDArray[np.uint8]
 MAX_BATCH = 2**16
+AHEAD = 4
+"""Jobs that have material or wait for it, the one that runs included. Behind them callers take
+turns, so that one who asks for much keeps the others waiting for these at most."""
 
 
 class Desk(Protocol):
@@ -101,6 +105,7 @@ class LaneSession:
         self._jobs: dict[Ids, Job] = {}  # offered (party 0) or accepted (party 1)
         self._waiting: dict[Ids, asyncio.Future[Answer]] = {}  # party 0: whoever offered them
         self._queue: asyncio.Queue[tuple[Job, Staged | Streamed]] = asyncio.Queue()
+        self._turns = Turns(range(AHEAD))  # party 1, which fixes the order
         self._staging = Staging(party, programs, link, stock, options or LaneOptions())
         self._tasks: set[asyncio.Future[Any]] = set()
         self._rehearsals = 0
@@ -192,15 +197,18 @@ class LaneSession:
 
     async def _prepare(self, job: Job) -> None:
         """Queue a job, or decline it: whatever one job meets with costs that job alone."""
-        fetched = False
+        fetched, turn = False, None
         try:
             job = replace(job, share=await self._fetch(job))
             fetched = True
             self._shaped(job)
+            turn = await self._turns.get(job.callers[0] if job.callers else "")
             staged = await self._staging.get(job.model, job.samples, job.wait_s)
         except Exception as error:
             if not job.ids:
                 raise  # a rehearsal that fails is a session that cannot work
+            if turn is not None:
+                self._turns.put(turn)
             if not isinstance(error, SecureQuantError):
                 self._unforeseen(error)
                 error = InternalError("the other party's lane failed on this request")
@@ -231,6 +239,8 @@ class LaneSession:
             if job.trace:
                 self._dealer.trace = job.trace
             answer = await self._compute(job, staged)
+            if self._party == 1:
+                self._turns.put(0)
             waiting = self._forget(job.ids)
             if waiting is not None and not waiting.done():
                 waiting.set_result(answer)

@@ -14,7 +14,8 @@ from secure_quant.errors import (
     PeerUnavailable,
     SecureQuantError,
 )
-from secure_quant_server.common import logs
+from secure_quant.transport import Turns
+from secure_quant_server.common import current_caller, logs
 from secure_quant_server.common.workers import START_S, Keeper, Template, Worker, WorkerKind
 from secure_quant_server.he.process import WorkerProcess
 
@@ -92,7 +93,7 @@ class Pool(Evaluators):
         self.bundles, self._limit = list(bundles), limit_s
         self._template = Template(kind)
         self._places = [_Place(self, self._template, number) for number in range(workers)]
-        self._idle: asyncio.LifoQueue[WorkerProcess] = asyncio.LifoQueue()  # the warmest first
+        self._idle: Turns[WorkerProcess] = Turns()  # the warmest first
         self._ready: set[WorkerProcess] = set()
         self._loaded: asyncio.Future[list[bytes]] | None = None
         self._tasks: set[asyncio.Task[Any]] = set()
@@ -156,7 +157,7 @@ class Pool(Evaluators):
     def came(self, worker: WorkerProcess, infos: list[bytes]) -> None:
         """A worker has loaded the models."""
         self._ready.add(worker)
-        self._idle.put_nowait(worker)
+        self._idle.put(worker)
         if self._loaded is not None and not self._loaded.done():
             self._loaded.set_result(infos)
 
@@ -164,12 +165,7 @@ class Pool(Evaluators):
         """A worker has ended, or did not even start."""
         if worker is not None:
             self._ready.discard(worker)
-        idle = []
-        while not self._idle.empty():
-            idle.append(self._idle.get_nowait())
-        for each in reversed(idle):
-            if each is not worker:
-                self._idle.put_nowait(each)
+            self._idle.remove(worker)
         if self._loaded is not None and not self._loaded.done():
             self._loaded.set_exception(error or InternalError("no worker could be started"))
 
@@ -186,13 +182,14 @@ class Pool(Evaluators):
                 return answer
 
     async def _take(self) -> WorkerProcess:
-        """The next idle worker. One that died meanwhile costs nobody anything."""
+        """The next idle worker, when it is the caller's turn. One that died meanwhile costs nobody
+        anything."""
         if self._closing:
             raise PeerUnavailable("this server is stopping", hint="another replica may answer")
-        self._waiting += 1
+        self._waiting, caller = self._waiting + 1, current_caller().name
         try:
             while True:
-                worker = await self._idle.get()
+                worker = await self._idle.get(caller)
                 if worker.alive:
                     return worker
         finally:
@@ -207,7 +204,7 @@ class Pool(Evaluators):
             async with asyncio.timeout(limit_s):
                 answer = await work
         except SecureQuantError:
-            self._idle.put_nowait(worker)
+            self._idle.put(worker)
             raise
         except TimeoutError as error:
             worker.condemn(f"more than {limit_s:g} s for an evaluation")
@@ -217,7 +214,7 @@ class Pool(Evaluators):
                 return None
             hint = "it may be sent again"
             raise InternalError("the worker that held the request died", hint=hint) from error
-        self._idle.put_nowait(worker)
+        self._idle.put(worker)
         return answer
 
     def _spawn(self, coroutine: Coroutine[Any, Any, T]) -> asyncio.Task[T]:

@@ -76,7 +76,7 @@ def test_a_request_that_its_worker_never_looked_at_goes_to_another() -> None:
     async def work() -> None:
         async with pool(2) as made:
             for _ in range(5):
-                victim = made._idle._queue[-1].pid  # the one that is asked next
+                victim = made._idle._idle[-1].pid  # the one that is asked next
                 os.kill(victim, signal.SIGSTOP)
                 asked = asyncio.ensure_future(ask(made, b"ab"))
                 await asyncio.sleep(0.05)

@@ -1,6 +1,7 @@
 """Two sessions of a lane inside one event loop, with a program whose answer is known."""
 
 import asyncio
+from dataclasses import replace
 from types import SimpleNamespace
 
 import numpy as np
@@ -20,7 +21,7 @@ from secure_quant.errors import (
 )
 from secure_quant.mpc.protocol.material import Item
 from secure_quant.mpc.runtime.jobs import Job
-from secure_quant.mpc.runtime.session import LaneSession, check_hello, make_hello
+from secure_quant.mpc.runtime.session import AHEAD, LaneSession, check_hello, make_hello
 from secure_quant.mpc.runtime.stock import Stock
 from secure_quant.wire.gen.party_link_pb2 import ExchangeRequest, ExchangeResponse, LinkBegin
 
@@ -325,3 +326,41 @@ def test_greetings_must_agree():
     other.protocol += 1
     with pytest.raises(MalformedMessage, match="protocol"):
         check_hello(other, 2, programs)
+
+
+def test_one_caller_keeps_the_others_waiting_for_a_few_of_its_jobs_alone() -> None:
+    async def work() -> None:
+        async with Lane(items=40) as lane:
+            await lane.rehearsed()
+            done: list[str] = []
+
+            async def ask(number: int, caller: str) -> None:
+                asked = replace(job(number, share=shares()), callers=(caller,))
+                await lane.sessions[0].infer(asked)
+                done.append(caller)
+
+            for number in range(30):
+                await lane.desk.put(number, shares())
+            hers = [asyncio.ensure_future(ask(number, "eve")) for number in range(25)]
+            await lane.desk.asked(24)  # all of them are there
+            await asyncio.gather(*(ask(number, "ann") for number in range(25, 28)))
+            assert done.count("eve") <= AHEAD + 6
+            await asyncio.gather(*hers)
+            assert len(done) == 28
+
+    run(work())
+
+
+def test_a_job_that_gets_no_material_gives_its_turn_back() -> None:
+    async def work() -> None:
+        async with Lane(items=AHEAD + 4) as lane:
+            await lane.rehearsed()
+            for number in range(20):
+                await lane.desk.put(number, shares(2))
+            late = [lane.infer(number, samples=2, wait_s=0.2) for number in range(2 * AHEAD)]
+            ends = await asyncio.gather(*late, return_exceptions=True)
+            assert sum(isinstance(each, MaterialExhausted) for each in ends) > AHEAD
+            await lane.desk.put(20, shares())
+            assert (await lane.infer(20)).ids == job(20).ids  # one item was left
+
+    run(work())
