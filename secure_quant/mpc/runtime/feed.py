@@ -25,14 +25,18 @@ Octets = NDArray[np.uint8]
 class Feed:
     """Party 1's window on the corrections of a streamed model, item after item.
 
-    size: bytes of one item. window: bytes that may be here at once. on_credit: told how many bytes
-    were taken.
+    size: bytes of one item. window: bytes that may be here at once. on_credit: told for how many
+    more there is room, at once while little is here, else when the lane is quiet: what is made for
+    the next inference costs this one nothing.
     """
 
-    def __init__(self, sizes: Sequence[int], window: int) -> None:
-        """``sizes``: bytes of each part of an item that is taken at once, none of them 0."""
-        self._sizes, self.size, self.window = tuple(sizes), sum(sizes), window
+    def __init__(self, sizes: Sequence[int], least: int, most: int = 0) -> None:
+        """``sizes``: bytes of each part of an item that is taken at once, none of them 0. The
+        window is ``most``, but ``least``, which no two consecutive parts exceed, at least."""
+        self._sizes, self.size, self._least = tuple(sizes), sum(sizes), least
+        self.window = max(least, most)
         self.on_credit: Callable[[int], None] | None = None
+        self._owed = 0  # bytes taken for which the dealer has no new credit yet
         self._parts: deque[Octets] = deque()  # as they will be used: nothing is copied twice
         self._missing = 0  # bytes of the last one
         self._taken = self._begun = 0  # parts, since the session began
@@ -68,6 +72,7 @@ class Feed:
         if index * self.size + offset != self._read or count != expected:
             raise MalformedMessage("corrections asked for", got=(index, offset, count))
         while self._held < count:
+            self.settle()
             self._news.clear()
             if self._closed:
                 raise MaterialExhausted("the session's material is gone")
@@ -82,9 +87,16 @@ class Feed:
         self._taken += 1
         self._read += count
         self._held -= count
-        if self.on_credit is not None:
-            self.on_credit(count)
+        self._owed += count
+        if self._held <= self._least:
+            self.settle()
         return made.data.toreadonly()
+
+    def settle(self) -> None:
+        """Grant the dealer all the credit that it is owed."""
+        if self._owed and self.on_credit is not None:
+            self.on_credit(self._owed)
+            self._owed = 0
 
     def close(self) -> None:
         """Destroy what is here; whoever waits gets MaterialExhausted."""

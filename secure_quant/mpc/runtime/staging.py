@@ -317,5 +317,5 @@ def make_stock(party: int, programs: Mapping[str, PartyProgram], options: LaneOp
         models[model] = (depth, 0 if party == 0 else size - SEED_BYTES)
         if party == 1 and program.plan.streamed:
             sizes = [8 * gate.dealt_words for gate in program.plan.order if gate.dealt_words]
-            feeds[model] = Feed(sizes, program.plan.window_bytes)
+            feeds[model] = Feed(sizes, program.plan.window_bytes, options.material_bytes)
     return Stock(party, models, feeds)

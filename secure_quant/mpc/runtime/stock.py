@@ -160,6 +160,8 @@ class Stock:
         """Grant the dealer all the credit that it is owed: for a moment when the lane is quiet."""
         for shelf in self._shelves.values():
             self._grant(shelf)
+        for feed in self.feeds.values():
+            feed.settle()
 
     def correction_bytes(self, model: str) -> int:
         """Bytes of corrections that one item has for this party."""

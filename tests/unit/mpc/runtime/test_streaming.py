@@ -205,6 +205,31 @@ def test_a_feed_gives_everything_once_and_in_order() -> None:
     run(work())
 
 
+def test_a_feed_with_room_takes_more_ahead_and_grants_it_in_pauses() -> None:
+    async def work() -> None:
+        feed, granted = Feed([4, 4, 4], 8, 24), []
+        assert feed.window == 24
+        feed.on_credit = granted.append
+        for index in range(2):
+            feed.begin(index)
+            feed.add(index, 0, bytes(range(12)))
+        for number in range(3):
+            assert bytes(await feed.take(0, 4 * number, 4, 1.0))[0] == 4 * number
+        assert granted == []  # there is enough here, and what runs is not disturbed
+        feed.settle()
+        feed.settle()
+        assert granted == [12]
+        await feed.take(1, 0, 4, 1.0)
+        assert granted == [12, 4]  # two parts are left: now at once
+        feed.begin(2)
+        await feed.take(1, 4, 4, 1.0)
+        await feed.take(1, 8, 4, 1.0)
+        assert granted == [12, 4, 4, 4]
+        assert Feed([4], 4, 1).window == 4
+
+    run(work())
+
+
 def test_a_silent_dealer_and_a_closed_feed() -> None:
     async def work() -> None:
         feed = Feed([4, 6], 8)
