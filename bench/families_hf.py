@@ -124,7 +124,7 @@ def _given(model: nn.Module, config: Any) -> Given:
     names = list(inspect.signature(model.forward).parameters)
     main = str(getattr(model, "main_input_name", names[0]))
     if main == "input_ids" or names[0] == "input_ids":
-        shown = torch.arange(LENGTH)[None] < torch.randint(3, LENGTH + 1, (SAMPLES, 1))
+        shown = _counted(LENGTH).bool()
         ids = torch.randint(3, 64, (SAMPLES, LENGTH))
         pad = getattr(config, "pad_token_id", None)
         ids = ids.masked_fill(~shown, pad if isinstance(pad, int) and pad >= 0 else 0)
@@ -134,8 +134,17 @@ def _given(model: nn.Module, config: Any) -> Given:
     if main.startswith("pixel_values"):
         return {main: torch.randn(SAMPLES, *_picture(config))}
     if main == "input_features" or hasattr(config, "num_mel_bins"):
-        return {main: torch.randn(SAMPLES, *_spectrum(config, names))}
+        given = {main: torch.randn(SAMPLES, *_spectrum(config, names))}
+        if "attention_mask" in names and not hasattr(config, "num_mel_bins"):
+            given["attention_mask"] = _counted(32)
+        return given
     return {main: torch.randn(SAMPLES, 800)}
+
+
+def _counted(length: int) -> Tensor:
+    """Masks of a few of so many places, or all."""
+    least = 3 * length // 8
+    return (torch.arange(length)[None] < torch.randint(least, length + 1, (SAMPLES, 1))).long()
 
 
 def _picture(config: Any) -> tuple[int, ...]:

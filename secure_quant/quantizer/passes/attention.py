@@ -64,7 +64,9 @@ def lower_attention(module: GraphModule) -> None:
             given["attn_mask"], kept = base if base is not None else (None, hides)
             depth = depth_of(hides) if base is not None else HUGE
         mask = _additive_mask(module, node, given, scores)
-        if mask is not None:
+        if isinstance(mask, Node):
+            scores = edit.call(aten.add.Tensor, scores, mask)
+        elif mask is not None:
             if bool((mask == -math.inf).all(-1).any()):
                 raise unsupported(
                     node, "a mask that hides every key from some query",
@@ -92,14 +94,18 @@ def _turn(node: Node, edit: Editor) -> None:
 
 def _additive_mask(
     module: GraphModule, node: Node, given: dict[str, Any], scores: Node
-) -> Tensor | None:
-    """What is added to the scores, -inf where a key is not looked at; None without a mask."""
+) -> Tensor | Node | None:
+    """What is added to the scores, -inf where a key is not looked at, or values computed of the
+    input, such as relative positions'; None without a mask."""
     if given.get("is_causal"):
         rows, columns = scores.meta["val"].shape[-2:]
         return torch.full((int(rows), int(columns)), -math.inf).triu(1)
     if given.get("attn_mask") is None:
         return None
-    mask = constant_of(module, given["attn_mask"])
+    added: Node = given["attn_mask"]
+    mask = constant_of(module, added)
+    if mask is None and added.meta["val"].dtype.is_floating_point:
+        return added
     if mask is None:
         raise unsupported(
             node,

@@ -101,9 +101,10 @@ def _mask_of_attention(
         return
     truths = Truths(module, node, known)
     if mask.meta["val"].dtype is not torch.bool:
-        if mask not in masks:
+        sums = Sums(module, node, masks, truths)
+        made = sums.of(mask) if mask in masks else sums.under(mask)
+        if made is None and mask not in masks:
             return
-        made = Sums(module, node, masks, truths).of(mask)
         if made is None:
             raise unsupported(
                 node, f"a mask made by {name_of(mask)}",

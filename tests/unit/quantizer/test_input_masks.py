@@ -190,6 +190,76 @@ def test_sums_and_fills_and_modules_of_torch(name):
     assert np.array_equal(packed(graph, made), reference.run_int(graph, any_bytes))
 
 
+class Translator(nn.Module):
+    """torch's transformer with padding on both sides."""
+
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(0)
+        sizes = {"d_model": WIDTH, "nhead": HEADS, "dim_feedforward": 32, "batch_first": True}
+        self.inner = nn.Transformer(num_encoder_layers=1, num_decoder_layers=1, **sizes)
+        self.inner.encoder.use_nested_tensor = False
+        self.causal = torch.ones(LENGTH, LENGTH).triu(1).bool()
+
+    def forward(self, source, target, source_hidden, target_hidden):
+        return self.inner(
+            source, target, tgt_mask=self.causal, src_key_padding_mask=source_hidden,
+            tgt_key_padding_mask=target_hidden, memory_key_padding_mask=source_hidden,
+        )  # fmt: skip
+
+
+@pytest.mark.heavy
+def test_padding_of_source_and_target():
+    """Close to float, and neither padding leaves a trace in what is shown of the target."""
+    target, shown = X.flip(0), MASK.flip(0).bool()
+    given = {
+        "source": X, "target": target, "source_hidden": MASK == 0, "target_hidden": ~shown,
+    }  # fmt: skip
+    model = Translator().eval()
+    graph = quantize(model, given)
+    with torch.no_grad():
+        want = model(**given).numpy()
+    got, places = reference.run(graph, given)["output"], shown.numpy()
+    assert relative_error(got[places], want[places]) < 0.05
+    other = given | {
+        "source": torch.where(MASK.bool()[..., None], X, 50 * X.flip(1)),
+        "target": torch.where(shown[..., None], target, -50 * target.flip(1)),
+    }
+    assert np.array_equal(reference.run(graph, other)["output"][places], got[places])
+    q = np.random.default_rng(1).integers(-128, 128, (4, size_of(graph))).astype(np.int8)
+    session = onnxruntime.InferenceSession(to_onnx(graph).SerializeToString())
+    names = [output.name for output in session.get_outputs()]
+    made = dict(zip(names, session.run(None, feeds(graph, q)), strict=True))
+    assert np.array_equal(packed(graph, made), reference.run_int(graph, q))
+
+
+def size_of(graph):
+    return graph.values[graph.input.name].shape[0]
+
+
+@pytest.mark.parametrize("masked", [False, pytest.param(True, marks=pytest.mark.heavy)])
+def test_what_is_added_to_scores_may_depend_on_the_input(masked):
+    """Relative positions of a Conformer, by themselves and where padding hides."""
+
+    class Relative(Eager):
+        def forward(self, x, mask=None):
+            parts = self.qkv(x).view(-1, LENGTH, 3, HEADS, WIDTH // HEADS).permute(2, 0, 3, 1, 4)
+            q, k, v = parts.unbind(0)
+            added = (q + 1) @ k.flip(-1).transpose(-1, -2) / 4
+            if mask is not None:
+                added = added.masked_fill(mask[:, None, None] == 0, LOWEST)
+            return (
+                functional.scaled_dot_product_attention(q, k, v, added).transpose(1, 2).flatten(2)
+            )
+
+    model = Relative(None).eval()
+    given = {"x": X, "mask": MASK} if masked else {"x": X}
+    graph = quantize(model, given)
+    with torch.no_grad():
+        want = model(**given).numpy()
+    assert relative_error(reference.run(graph, given)["output"], want) < 0.05
+
+
 def test_rows_that_a_mask_zeroes_and_a_mean_of_the_others():
     class Mean(Eager):
         def forward(self, x, mask):
