@@ -161,27 +161,32 @@ class Packing:
     def _tail(self) -> int:
         return self.carried + self.spare - self.tile.coefficients
 
-    def weight(self, weight: Array, group: int) -> Iterator[Int]:
-        """int8[groups, cout, cin, kh, kw] -> for each input chunk, the polynomials int64[n_out,
-        degree] that one chunk of groups multiplies it with."""
+    def taps(self, weight: Array, group: int) -> NDArray[np.int8]:
+        """int8[groups, cout, cin, kh, kw] -> the coefficients that are not always zero of the
+        polynomials of one chunk of groups, int8[n_out, n_in, taps]; ``places`` says where."""
         g, t = self.geometry, self.tile
         chosen = weight[group * t.merge : (group + 1) * t.merge]
         whole = np.zeros((self.n_out * t.cout, self.n_in * t.cin, g.kh, g.kw), np.int8)
         for i, one in enumerate(chosen):  # merged groups: a block diagonal of channels
             whole[i * g.cout : (i + 1) * g.cout, i * g.cin : (i + 1) * g.cin] = one
-        split = whole.reshape(self.n_out, t.cout, self.n_in, t.cin, g.kh, g.kw)
-        for chunk in range(self.n_in):
-            made = np.zeros((self.n_out, self.degree), np.int64)
-            made[:, self._weight_places] = split[:, :, chunk]
-            yield made
+        split = whole.reshape(self.n_out, t.cout, self.n_in, t.cin * g.kh * g.kw)
+        return split.transpose(0, 2, 1, 3).reshape(self.n_out, self.n_in, -1)
 
     @cached_property
-    def _weight_places(self) -> Int:
+    def places(self) -> Int:
+        """int64[taps]: the power of X that each of ``taps`` belongs to, all different."""
         g, t = self.geometry, self.tile
         o, c, a, d = np.ogrid[: t.cout, : t.cin, : g.kh, : g.kw]
         top = (t.cin - 1) * t.area + t.width * (g.kh - 1) + g.kw - 1
         places: Int = o + t.cout * (top - c * t.area - a * t.width - d)
-        return places
+        return places.reshape(-1)
+
+    def weight(self, weight: Array, group: int) -> Iterator[Int]:
+        """As ``taps``, for each input chunk as polynomials int64[n_out, degree]."""
+        for chunk in self.taps(weight, group).transpose(1, 0, 2):
+            made = np.zeros((self.n_out, self.degree), np.int64)
+            made[:, self.places] = chunk
+            yield made
 
     def wanted(self, polynomials: Array) -> Array:
         """[n, degree] -> view [n, rows, cout, out tile height, out tile width]."""

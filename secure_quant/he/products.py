@@ -69,13 +69,14 @@ class Products:
             return self._sum(chunks).view(np.uint64)
         upper = self._sum([(x, w >> np.uint64(_HALF)) for x, w in chunks])
         lower = self._sum([(x, w & np.uint64((1 << _HALF) - 1)) for x, w in chunks])
-        total = self.shifted(upper, _HALF) + lower.view(np.uint64)
-        return np.minimum(total, total - self._moduli.view(np.uint64))
+        return self.shifted(upper, _HALF, lower)
 
-    def shifted(self, values: Int, bits: int) -> U64:
-        """Residues of values·2**bits, |values| < 2**61 and |values·2**bits| < 2**92."""
-        whole = (values << bits).view(np.uint64)
-        return self._reduced(whole, values * (self._inverses * 2.0**bits)).view(np.uint64)
+    def shifted(self, values: Int, bits: int, more: Int) -> U64:
+        """Residues of values·2**bits + more, |values| and |more| < 2**61 and |values·2**bits| <
+        2**92."""
+        whole = ((values << bits) + more).view(np.uint64)
+        quotient = values * (self._inverses * 2.0**bits) + more * self._inverses
+        return self._reduced(whole, quotient).view(np.uint64)
 
     def _sum(self, chunks: list[Pair]) -> Int:
         parts = [self._reduced(*self._accumulated(group)) for group in _groups(chunks)]

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from unit.he.models import linear
 
-from secure_quant.he import evaluate as server
+from secure_quant.he.blinds import Blind
 from secure_quant.he.evaluate import Evaluator
 from secure_quant.he.plan import plan
 from secure_quant.he.ring import ring
@@ -66,9 +66,9 @@ def test_a_malformed_key_shows_the_servers_randomness_where_an_output_is(
     key[0] = (int(key[0]) + large) % PRIME  # an error that is no error
     carried, spare = reader.take(1)
     forged = CALL.request_head(reader.seed, key, spare) + CALL.request_tail(carried)
-    blinds, made = [], server._blind
+    blinds, made = [], Blind.fresh
     monkeypatch.setattr(
-        server, "_blind", lambda *arguments: blinds.append(made(*arguments)) or blinds[-1]
+        Blind, "fresh", lambda *arguments: blinds.append(made(*arguments)) or blinds[-1]
     )
     answer = evaluator.evaluate(0, 1, forged)
     raw = session._raw(CALL, answer).reshape(-1)

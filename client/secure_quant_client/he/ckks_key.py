@@ -80,8 +80,7 @@ class SecretKey:
         sums = np.einsum("nk,mk->nm", small.astype(np.float64), rows).astype(np.int64)
         shared = (middle << drop) + ((1 << drop) >> 1)
         offset = [int(total) * shared % call.ring.prime for total in rows.sum(axis=1)]
-        residues = products.shifted(sums[:, None], drop)[:, 0] + np.array(offset, np.uint64)
-        made: U64 = np.minimum(residues, residues - np.uint64(call.ring.prime))
+        made = products.shifted(sums[:, None], drop, np.array(offset, np.int64))
         return made.reshape(-1, *call.packing.wanted_shape)
 
 

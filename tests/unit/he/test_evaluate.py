@@ -9,8 +9,10 @@ from unit.he.walk import infer, layer
 
 from secure_quant import reference
 from secure_quant.errors import MalformedMessage
-from secure_quant.he.evaluate import Evaluator, _blind_size
+from secure_quant.he.blinds import blind_size
+from secure_quant.he.evaluate import Evaluator
 from secure_quant.he.plan import HeCost, plan
+from secure_quant.he.weights import Taps
 from secure_quant.ir import Graph, Interval, ops
 from secure_quant.ir.verify import linear_bound, public_bound
 from secure_quant_client.he.ckks import CkksKeys
@@ -37,25 +39,38 @@ def test_layer_equals_the_reference(name: str, batch: int, tier: str) -> None:
     assert np.array_equal(layer(graph, plan(graph, tier=tier), q), reference.run_int(graph, q))
 
 
+@pytest.mark.parametrize("name", LAYERS)
+def test_layer_of_bytes_equals_the_reference(name: str) -> None:
+    graph = LAYERS[name]
+    q, made = random_input(graph, 2), plan(graph)
+    evaluator = Evaluator(graph, made, weight_memory=0)
+    got, _ = infer(graph, evaluator, CkksKeys(graph.public(), made), q)
+    (kept,) = evaluator._weights.values()
+    assert isinstance(kept.weights, Taps)
+    assert np.array_equal(got, reference.run_int(graph, q))
+
+
+@pytest.mark.parametrize("memory", [0, 2**40])
 @pytest.mark.parametrize("objective", ["latency", "traffic"])
-def test_extreme_values(objective: str) -> None:
+def test_extreme_values(objective: str, memory: int) -> None:
     rows = np.array([[127] * 300, [-127] * 300, [127, -127] * 150, [0] * 300])
     graph = linear(300, 4, weight=rows)
     q = np.array([[127] * 300, [-128] * 300, [127, -128] * 150, [-128, 127] * 150], np.int8)
-    got = layer(graph, plan(graph, objective), q)
+    got = layer(graph, plan(graph, objective), q, weight_memory=memory)
     assert np.array_equal(got, reference.run_int(graph, q))
     assert np.abs(got).max() > 0.99 * 300 * 127 * 131
 
 
+@pytest.mark.parametrize("memory", [0, 2**40])
 @pytest.mark.parametrize("tier", ["T1", "T1-strict"])
-def test_accumulators_near_the_limit_of_the_graph(tier: str) -> None:
+def test_accumulators_near_the_limit_of_the_graph(tier: str, memory: int) -> None:
     rows = np.full((2, 100_000), 127)
     rows[1, ::2] = -127
     graph = linear(100_000, 2, weight=rows)
     q = np.full((1, 100_000), 127, np.int8)
     q[0, 1::2] = -128
     q[0, :60_000] = -128
-    got = layer(graph, plan(graph, tier=tier), q)
+    got = layer(graph, plan(graph, tier=tier), q, weight_memory=memory)
     assert np.array_equal(got, reference.run_int(graph, q))
     assert np.abs(got).max() > 2**29
 
@@ -96,8 +111,8 @@ def test_zero_weight_polynomials_are_skipped() -> None:
     graph = linear(400, 120, weight=weight)
     evaluator = Evaluator(graph, plan(graph))
     evaluator.prepare(0, 1)
-    (weights,) = evaluator._weights.values()
-    rows = weights.rows[0]
+    (prepared,) = evaluator._weights.values()
+    rows = prepared.weights.rows[0]
     assert len(rows) > 1
     assert [row.inputs.tolist() for row in rows if len(row.inputs)] == [[0]]
 
@@ -140,7 +155,7 @@ def test_stock_is_used_once_and_bounded(net: Graph) -> None:
 
 def test_stock_keeps_within_its_memory(net: Graph) -> None:
     made = plan(net)
-    sizes = {batch: _blind_size(made.steps[4].call(batch)) for batch in (1, 2, 3, 256)}
+    sizes = {batch: blind_size(made.steps[4].call(batch)) for batch in (1, 2, 3, 256)}
     room = sizes[1] + sizes[2] + sizes[3]
     assert sizes[256] > room
     evaluator = Evaluator(net, made, stock_memory=room)

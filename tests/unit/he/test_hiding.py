@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
 import pytest
 from unit.he.models import linear
 
-from secure_quant.he.evaluate import Evaluator, _answer, _blind, _blocks, _products, _Request
+from secure_quant.he.blinds import Blind
+from secure_quant.he.evaluate import Evaluator, _blocks
 from secure_quant.he.noise import HIDING_BITS, weight_noise
 from secure_quant.he.parameters import TIERS
 from secure_quant.he.plan import plan
+from secure_quant.he.request import Request
 from secure_quant.he.ring import ring
 from secure_quant.he.sampling import Uniform
 from secure_quant.he.search import layer_of
+from secure_quant.he.weights import Taps, Transformed, Weights
 from secure_quant_client.he.ckks import CkksKeys
 
 GRAPH = linear(60, 30)
@@ -30,16 +31,12 @@ def one_request() -> bytes:
     return CkksKeys(GRAPH.public(), MADE).encrypt(0, x)
 
 
-def transformed_weights() -> Any:
-    evaluator = Evaluator(GRAPH, MADE)
-    evaluator.prepare(0, 1)
-    (weights,) = evaluator._weights.values()
-    return weights
+ARRANGED = CALL.packing.geometry.arrange_weight(GRAPH.parameters["layer.weight"])
+TRANSFORMED = Transformed.of(CALL.packing, FIELD, ARRANGED, skip_zeros=True)
 
 
 def weight_polynomial() -> np.ndarray:
-    arranged = CALL.packing.geometry.arrange_weight(GRAPH.parameters["layer.weight"])
-    return next(iter(CALL.packing.weight(arranged, 0)))[0]
+    return next(iter(CALL.packing.weight(ARRANGED, 0)))[0]
 
 
 def divided_by_a(c1: np.ndarray, seed: bytes) -> np.ndarray:
@@ -54,28 +51,27 @@ def divided_by_a(c1: np.ndarray, seed: bytes) -> np.ndarray:
 
 def test_the_attack_recovers_every_weight_of_an_unprotected_answer() -> None:
     data = one_request()
-    request = _Request(CALL, FIELD, memoryview(data))
-    (row,) = transformed_weights().rows[0]
-    _, inputs = request.take(1)
+    request = Request(CALL, FIELD, memoryview(data))
+    (row,) = TRANSFORMED.rows[0]
+    inputs = request.transformed(1)
     c1 = FIELD.products.dot([(inputs, row.values)])[1, 0]
     assert np.array_equal(divided_by_a(c1, data[:32]), weight_polynomial())
 
 
-@pytest.mark.parametrize("rounded", [False, True])
-def test_the_attack_fails_on_our_answers(rounded: bool) -> None:
+@pytest.mark.parametrize("weights", [None, TRANSFORMED, Taps.of(CALL.packing, ARRANGED)])
+def test_the_attack_fails_on_our_answers(weights: Weights | None) -> None:
     data = one_request()
-    if rounded:
+    if weights is None:  # as they are sent, rounded
         session = Evaluator(GRAPH, MADE).evaluate(0, 1, data)
         from secure_quant.he.codec import unpack
 
         octets = np.frombuffer(session, np.uint8)[None, : CALL.response_sizes[0]]
         c1 = unpack(octets, FIELD.degree, PRIME, CALL.scaling.drop_c1)[:, None]
     else:  # even without the bits that rounding takes away
-        request = _Request(CALL, FIELD, memoryview(data))
-        blind = _blind(CALL, FIELD, 1)
+        request = Request(CALL, FIELD, memoryview(data))
         (cells,) = _blocks(CALL)
-        products = _products(CALL, FIELD, transformed_weights(), request, cells, blind)
-        c1 = _answer(CALL, FIELD, products, blind)[0][:, None]
+        blind = Blind.fresh(CALL, FIELD, 1)
+        c1 = weights.answer(CALL, FIELD, request, cells, blind)[0][:, None]
     FIELD.forward(c1)
     found = divided_by_a(c1[0, 0], data[:32])
     # Uniform residues: none is small, and none agrees with a weight but by chance.

@@ -36,10 +36,10 @@ def infer(
     return values[public.output.name], sent
 
 
-def layer(graph: Graph, made: HePlan, q: np.ndarray) -> np.ndarray:
-    """The only layer's accumulators."""
+def layer(graph: Graph, made: HePlan, q: np.ndarray, **options: int) -> np.ndarray:
+    """The only layer's accumulators. options: of the Evaluator."""
     session = CkksKeys(graph.public(), made)
-    return infer(graph, Evaluator(graph, made), session, q)[0]
+    return infer(graph, Evaluator(graph, made, **options), session, q)[0]
 
 
 def with_scaling(made: HePlan, **changes: int) -> HePlan:

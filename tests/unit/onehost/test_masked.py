@@ -209,8 +209,8 @@ def test_zero_weights_are_not_skipped() -> None:
     for skip, count in ((True, 0), (False, 1)):
         evaluator = Evaluator(sparse, plan.he, skip_zeros=skip)
         evaluator.prepare(plan.step(node.name), 1)
-        (weights,) = evaluator._weights.values()
-        assert {len(row.inputs) for group in weights.rows for row in group} == {count}
+        (prepared,) = evaluator._weights.values()
+        assert {len(row.inputs) for group in prepared.weights.rows for row in group} == {count}
 
 
 # ---- the attack on a message that is rounded at one prime
