@@ -49,6 +49,8 @@ NEIGHBOURS = {
     "transformers": (["transformers"], ["transformers"]),
     "roles": ([], []),
 }
+FAMILY = "opentelemetry-"
+"""Begins the names of packages that are released together and pin each other."""
 LIGHT = ("he", "server", "gateway", "onnx", "report", "traces", "budgets")
 ALL = (*LIGHT, "quantize", "mpc", "demo")
 
@@ -143,7 +145,8 @@ def lowest(case: Case, pip: list[str | Path], wanted: list[str], log: Path) -> d
     run(log, *pip, "install", "--dry-run", "--report", report, *wanted)
     for each in json.loads(report.read_text())["install"]:
         metadata = each["metadata"]
-        if metadata["name"] == "secure-quant" or canonicalize_name(metadata["name"]) in ranges:
+        name = canonicalize_name(metadata["name"])
+        if name == "secure-quant" or name in ranges or name.startswith(FAMILY):
             continue  # what ours ask of one another moves with their versions
         for line in metadata.get("requires_dist", []):
             one = Requirement(line)
