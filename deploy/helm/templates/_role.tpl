@@ -66,9 +66,13 @@ app.kubernetes.io/component: {{ .Values.role }}
 - "--lanes"
 - {{ .Values.lanes | quote }}
 {{- end }}
-{{- if eq $role "he" }}
+{{- $workers := .Values.workers }}
+{{- if and (kindIs "invalid" $workers) (eq $role "he") }}
+{{- $workers = 2 }}
+{{- end }}
+{{- if not (or (kindIs "invalid" $workers) (hasPrefix "party" $role)) }}
 - "--workers"
-- {{ .Values.workers | quote }}
+- {{ int $workers | quote }}
 {{- end }}
 {{- if eq $role "onehost" }}
 - "--ledger"

@@ -74,6 +74,16 @@ def test_settings_reach_the_command(role: str) -> None:
     assert policy["from"]
 
 
+@pytest.mark.parametrize(("role", "unset"), [("he", 2), ("dealer", 1), ("onehost", None)])
+def test_workers(role: str, unset: int | None) -> None:
+    for values, expected in (({}, unset), ({"workers": 3}, 3)):
+        given = build_parser().parse_args(["serve", *args(rendered(role, **values), role)])
+        default = {"dealer": 1}.get(role)
+        assert (default if given.workers is None else given.workers) == expected
+    assert "--workers" not in args(rendered("party0", workers=3), "party0")
+    assert "0" in args(rendered("he", workers=0), "he")  # evaluates in the server's process
+
+
 def test_lanes_have_a_port_each() -> None:
     made = rendered("party1", lanes=3)
     ports = [each["port"] for each in made["Service/link"]["spec"]["ports"]]
