@@ -82,6 +82,19 @@ def read(words: Any, place: Any, bits: int) -> Any:
     return made & (ONES >> np.uint64(64 - bits))
 
 
+@kernel(U(IN, I, I))
+def aligned(words: Any, place: Any, bits: int) -> Any:
+    """As ``read``, where ``bits`` is a power of two and ``place`` a multiple of it."""
+    word = words[np.uint64(place) >> np.uint64(6)] >> (np.uint64(place) & np.uint64(63))
+    return word & (ONES >> np.uint64(64 - bits))
+
+
+@kernel(types.void(OUT, I))
+def flip_one(words: Any, place: Any) -> None:
+    """The bit at ``place``."""
+    words[np.uint64(place) >> np.uint64(6)] ^= ONE << (np.uint64(place) & np.uint64(63))
+
+
 @kernel(types.void(OUT, I, I, U))
 def flip(words: Any, place: Any, bits: int, value: Any) -> None:
     """XOR ``value`` (< 2^bits) into the bits at ``place``."""
@@ -127,8 +140,12 @@ def variables(dealt: Any, digits: Any, c: Any, i: int) -> Any:
         digit = np.int64(c >> np.uint64(place)) & ((1 << bits) - 1)
         base = digits[j, 1] + (i << bits)
         if j == 0:
-            word |= read(dealt, base + digit, 1)
+            word |= aligned(dealt, base + digit, 1)
             fill += 1
+        elif bits <= 6:
+            rest = aligned(dealt, base, 1 << bits) >> np.uint64(digit)
+            word |= ((popcount(rest >> ONE) & ONE) | ((rest & ONE) << ONE)) << np.uint64(fill)
+            fill += 2
         else:
             word |= compared(dealt, base, bits, digit) << np.uint64(fill)
             fill += 2

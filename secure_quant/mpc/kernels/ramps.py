@@ -25,8 +25,8 @@ from secure_quant.mpc.kernels.bits import (
     ZERO,
     I,
     U,
-    correct,
     flip,
+    flip_one,
     kernel,
     lookup,
     prefix,
@@ -173,10 +173,10 @@ def deal_ramp(
     con, at = constants(consts), places(firsts)
     variables, count, reach, ring = con.variables, con.products, con.reach, con.ring
     rest = count - variables
-    full = ONES >> np.uint64(64 - con.steps)
+    full, keep = ONES >> np.uint64(64 - con.steps), ONES >> np.uint64(64 - ring)
     for i in range(r.shape[0]):
         top = np.int64(r[i] >> np.uint64(con.shift + con.steps)) & ((1 << reach) - 1)
-        flip(dealt, at.saturation + (i << reach) + top, 1, ONE)
+        flip_one(dealt, at.saturation + (i << reach) + top)
         low = 0
         for j in range(digits.shape[0]):
             size = 1 << digits[j, 0]
@@ -184,7 +184,7 @@ def deal_ramp(
             if j == 0:
                 prefix(dealt, digits[0, 1] + i * size, digits[0, 0], digit)
             else:
-                flip(dealt, digits[j, 1] + i * size + digit, 1, ONE)
+                flip_one(dealt, digits[j, 1] + i * size + digit)
             low += digits[j, 0]
         own, place = free[i], at.records + i * con.record
         n = monomials[own & (ONES >> np.uint64(64 - variables))]
@@ -196,10 +196,16 @@ def deal_ramp(
         place = at.lifts + i * 7 * ring
         digit_r = (r[i] >> np.uint64(con.shift)) & full
         m, inside = (own >> np.uint64(3)) & ONE, (own >> np.uint64(4)) & ONE
-        correct(dealt, place, ring, digit_r)
-        correct(dealt, place + ring, ring, inside)
-        correct(dealt, place + 2 * ring, ring, inside * digit_r)
-        correct(dealt, place + 3 * ring, ring, m)
-        correct(dealt, place + 4 * ring, ring, inside * m)
-        correct(dealt, place + 5 * ring, ring, (own >> np.uint64(5)) & ONE)
-        correct(dealt, place + 6 * ring, ring, (own >> np.uint64(2)) & ONE)
+        # All are read before any is written: what was just written is slow to read again.
+        olds = (
+            read(dealt, place, ring), read(dealt, place + ring, ring),
+            read(dealt, place + 2 * ring, ring), read(dealt, place + 3 * ring, ring),
+            read(dealt, place + 4 * ring, ring), read(dealt, place + 5 * ring, ring),
+            read(dealt, place + 6 * ring, ring),
+        )  # fmt: skip
+        values = (
+            digit_r, inside, inside * digit_r, m, inside * m, (own >> np.uint64(5)) & ONE,
+            (own >> np.uint64(2)) & ONE,
+        )  # fmt: skip
+        for j in range(7):
+            flip(dealt, place + j * ring, ring, olds[j] ^ ((values[j] - olds[j]) & keep))

@@ -156,10 +156,11 @@ class PartyLink:
         kind = frame.WhichOneof("frame")
         if kind == "payload":
             # A peer is at most one round ahead: it cannot go on before it has our payload.
-            self._unread += len(frame.payload)
-            if self._unread > MAX_UNREAD or not frame.payload:
+            payload = frame.payload  # every look at it is a copy
+            self._unread += len(payload)
+            if self._unread > MAX_UNREAD or not payload:
                 raise MalformedMessage("payload", got="none, or far too much of it")
-            self._inbox.append(frame.payload)
+            self._inbox.append(payload)
             if self._waiter is not None and not self._waiter.done():
                 self._waiter.set_result(None)
         elif kind == "begin" and self.on_begin is not None:
