@@ -75,7 +75,7 @@ class _Border:
 class _Rest:
     def __init__(self, house: House, message_bytes: int) -> None:
         self._house, self._message_bytes = house, message_bytes
-        self._bodies = asyncio.Semaphore(max(2, BODIES_BYTES // message_bytes))
+        self._held = 0
 
     async def live(self, request: web.Request) -> web.Response:
         return web.json_response({"live": True})
@@ -123,20 +123,30 @@ class _Rest:
         )  # fmt: skip
 
     async def _body(self, request: web.Request) -> bytes:
-        """Raises MalformedMessage, MessageTooLarge, DeadlineExceeded."""
-        async with self._bodies:
-            try:
-                async with asyncio.timeout(BODY_S):
-                    return bytes(await request.read())
-            except TimeoutError as error:
-                what = "the request did not arrive"
-                raise DeadlineExceeded(what, expected=f"<= {BODY_S:g} s") from error
-            except web.RequestPayloadError as error:
-                expected = "a body in the encoding that it states"
-                raise MalformedMessage("request", expected=expected) from error
-            except web.HTTPRequestEntityTooLarge as error:
-                expected = f"<= {self._message_bytes} bytes"
-                raise MessageTooLarge("request", got="more", expected=expected) from error
+        """Takes room as bytes come, so that nobody holds any who sends none. Raises
+        MalformedMessage, MessageTooLarge, Overloaded, DeadlineExceeded."""
+        made = bytearray()
+        try:
+            async with asyncio.timeout(BODY_S):
+                async for part in request.content.iter_any():
+                    made += part
+                    self._held += len(part)
+                    if len(made) > self._message_bytes:
+                        expected = f"<= {self._message_bytes} bytes"
+                        raise MessageTooLarge("request", got="more", expected=expected)
+                    if self._held > max(BODIES_BYTES, 2 * self._message_bytes):
+                        raise Overloaded("bytes of requests at once", expected=f"<= {BODIES_BYTES}")
+            return bytes(made)
+        except TimeoutError as error:
+            what = "the request did not arrive"
+            raise DeadlineExceeded(what, expected=f"<= {BODY_S:g} s") from error
+        except web.RequestPayloadError as error:
+            expected = "a body in the encoding that it states"
+            raise MalformedMessage("request", expected=expected) from error
+        except ConnectionError as error:  # nobody hears it, and nothing failed
+            raise MalformedMessage("request", got="half of it") from error
+        finally:
+            self._held -= len(made)
 
 
 def _named(request: web.Request) -> tuple[str, str]:

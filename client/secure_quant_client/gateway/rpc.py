@@ -5,6 +5,9 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable, Mapping
 from typing import TYPE_CHECKING, Any, TypeVar
 
+import grpc
+import grpc.aio
+from google.protobuf.message import DecodeError
 from numpy.typing import NDArray
 
 from secure_quant.errors import MalformedMessage
@@ -29,12 +32,10 @@ from secure_quant_client.gateway.served import Tensor
 from secure_quant_client.gateway.status import status_of
 from secure_quant_client.gateway.tensors import ANSWERED, from_contents, from_raw, to_raw
 
-if TYPE_CHECKING:
-    import grpc.aio
-
+if TYPE_CHECKING:  # generic in the stubs, not at run time
     Context = grpc.aio.ServicerContext[Any, Any]
 
-__all__ = ["OpenInference"]
+__all__ = ["OpenInference", "Parsing"]
 
 Answer = TypeVar("Answer")
 
@@ -92,6 +93,38 @@ class OpenInference(GRPCInferenceServiceServicer):
             return written(made, raw=bool(request.raw_input_contents))
 
         return await _answered(asked, context)
+
+
+def parsed(handler: Any) -> Any:
+    """The handler of a unary method, which names a request that is no message: gRPC would answer
+    UNKNOWN. handler: None for a method that there is not."""
+    if handler is None or handler.unary_unary is None:
+        return handler
+
+    def parse(body: bytes) -> Any:
+        try:
+            return handler.request_deserializer(body)
+        except DecodeError:
+            return len(body)
+
+    async def call(request: Any, context: Context) -> Any:
+        if isinstance(request, int):
+            error = MalformedMessage("request", got=f"{request} bytes", expected="a message")
+            await context.abort(*status_of(error))
+        return await handler.unary_unary(request, context)
+
+    return grpc.unary_unary_rpc_method_handler(call, parse, handler.response_serializer)
+
+
+class Parsing(grpc.aio.ServerInterceptor):
+    """Every method as ``parsed`` makes it."""
+
+    async def intercept_service(
+        self,
+        continuation: Callable[[grpc.HandlerCallDetails], Awaitable[Any]],
+        handler_call_details: grpc.HandlerCallDetails,
+    ) -> Any:
+        return parsed(await continuation(handler_call_details))
 
 
 async def _answered(answer: Callable[[], Awaitable[Answer]], context: Context) -> Answer:

@@ -19,7 +19,7 @@ from secure_quant_client.gateway import events
 from secure_quant_client.gateway.house import House
 from secure_quant_client.gateway.listen import host_of
 from secure_quant_client.gateway.options import GatewayOptions
-from secure_quant_client.gateway.rpc import OpenInference
+from secure_quant_client.gateway.rpc import OpenInference, Parsing
 from secure_quant_client.gateway.served import Served
 
 __all__ = ["Gateway", "serve_gateway"]
@@ -78,6 +78,7 @@ class Gateway:
         options = self._options
         host, number = host_of("listen", address)
         server = grpc.aio.server(
+            interceptors=[Parsing()],
             options=server_options(options.limits, max_connections=MAX_CONNECTIONS),
             maximum_concurrent_rpcs=2 * options.pending,
         )

@@ -304,3 +304,50 @@ def test_more_than_may_wait_is_refused() -> None:
             np.testing.assert_array_equal(await first, await second)
 
     ran(test)
+
+
+def test_a_request_that_is_no_message_is_named_over_grpc() -> None:
+    async def test() -> None:
+        async with behind(GRAPH) as server, gateway(server.target) as started:
+            channel, stub = stub_at(started)
+            for method in ("ModelInfer", "ServerReady", "ModelMetadata"):
+                call = channel.unary_unary(f"/inference.GRPCInferenceService/{method}")
+                for body in (b"\xff" * 30, b"\x0a\xff\xff\xff\xff\x0f"):
+                    with pytest.raises(grpc.RpcError) as caught:
+                        await call(body, timeout=ample(5))
+                    assert caught.value.code() is Code.INVALID_ARGUMENT
+                    assert "MalformedMessage" in caught.value.details()
+            assert (await stub.ServerReady(pb.ServerReadyRequest(), timeout=ample(5))).ready
+            await channel.close()
+
+    ran(test)
+
+
+def test_bodies_that_do_not_come_hold_up_nobody(caplog: pytest.LogCaptureFixture) -> None:
+    pytest.importorskip("aiohttp")
+    inputs = [
+        {"name": name, "datatype": DATATYPES[name], "shape": each.shape, "data": each.tolist()}
+        for name, each in given().items()
+    ]
+    head = b"POST /v2/models/model/infer HTTP/1.1\r\nHost: x\r\nContent-Length: 1000\r\n\r\n{"
+
+    async def test() -> None:
+        http_listen = {"http_listen": "127.0.0.1:0"}
+        async with behind(GRAPH) as server, gateway(server.target, **http_listen) as started:
+            idle = []
+            for _ in range(20):
+                _, writer = await asyncio.open_connection("127.0.0.1", started.http_port)
+                writer.write(head)
+                idle.append(writer)
+            await asyncio.sleep(0.2)
+            path = "/v2/models/model/infer"
+            code, _, _ = await http(started.http_port, path, {"inputs": inputs})
+            assert code == 200
+            for writer in idle:
+                writer.transport.abort()
+            await asyncio.sleep(0.2)
+            code, _, _ = await http(started.http_port, path, {"inputs": inputs})
+            assert code == 200
+
+    ran(test)
+    assert not [each for each in caplog.records if each.getMessage() == "request failed"]
