@@ -21,11 +21,12 @@ from secure_quant.mpc.protocol.gates.product import ProductGate
 from secure_quant.mpc.protocol.gates.ramp import RampGate
 from secure_quant.mpc.protocol.gates.requantize import RequantizeGate
 from secure_quant.onehost import masked
+from secure_quant.onehost.cases import JointCases
 from secure_quant.onehost.cot import KAPPA, STEP_BYTES
 from secure_quant.onehost.edge import input_bytes
 from secure_quant.onehost.masked import MaskedPlan
 from secure_quant.onehost.maximum import JointMaximum
-from secure_quant.onehost.order import ordered
+from secure_quant.onehost.order import depth, exchanges, ordered, requantized
 from secure_quant.onehost.product import JointProduct
 from secure_quant.onehost.ramp import JointRamp
 from secure_quant.onehost.requantize import JointRequantize
@@ -46,7 +47,7 @@ CALLS = (2**20, 2**16, 2**12, 2**10)
 
 NUMBER_BYTES = 8
 """By which both ends name the item they use."""
-Half = JointRequantize | JointRamp | JointMaximum | JointProduct
+Half = JointCases | JointRequantize | JointRamp | JointMaximum | JointProduct
 """The joint half of a gate that is made of COTs."""
 
 
@@ -134,7 +135,7 @@ class OneHostPlan:
         made: dict[str, Half] = {}
         for gate in self.gates:
             if isinstance(gate, RequantizeGate):
-                made[gate.name] = JointRequantize(gate)
+                made[gate.name] = requantized(gate)
             elif isinstance(gate, RampGate):
                 made[gate.name] = JointRamp(gate)
             elif isinstance(gate, MaximumGate):
@@ -272,12 +273,9 @@ class OneHostPlan:
     @cached_property
     def flights(self) -> int:
         """Exchanges of a call: gates that run side by side share theirs."""
-        ends: dict[str, int] = {}
-        for gate in self.gates:
-            start = max((ends[name] for name in gate.inputs), default=0)
-            alone = isinstance(gate, LinearGate | InputGate)
-            ends[gate.name] = start + (1 if alone else len(self.rounds(gate)))
-        return max(ends.values()) + sum(gate.name not in self.bare for gate in self.answers)
+        waited = {gate.name: exchanges(gate) for gate in self.gates}
+        last = sum(gate.name not in self.bare for gate in self.answers)
+        return depth(self.gates, waited) + last
 
     def to_json(self) -> bytes:
         """Canonical; equal for equal plans."""

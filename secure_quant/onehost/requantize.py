@@ -68,6 +68,22 @@ class JointScaled(ABC):
         """mask: own share of the accumulator's, uint64[batch, *shape], mod 2^k or more. out: of the
         output's. The pairing has ``cots`` in stock. Raises MalformedMessage, PairingSpent."""
 
+    @property
+    @abstractmethod
+    def hots(self) -> tuple[tuple[str, int, int], ...]:
+        """(purpose, first bit, width) of every one-hot of ρ."""
+
+    def of_rho(self, ring: int) -> list[int]:
+        """Choosers of ρ's bits: one that only begins one-hots needs one direction."""
+        inner = {first + i for _, first, width in self.hots for i in range(1, width)}
+        return [BOTH if i in inner else i % 2 for i in range(ring)]
+
+    def opened_offset(self, rho: Sequence[Column], scaled: Words, party: int) -> Joint[Words]:
+        """δ = ρ - scaled mod 2^k, both parties' ``scaled`` together."""
+        ring = len(rho)
+        shares = yield from number(rho, self.choosers[:ring], ring, party)
+        return (yield from open_sum(weighed(shares, ring) - scaled, ring))
+
     def cots(self, batch: int) -> tuple[int, int]:
         """COTs in which party 0 and party 1 choose."""
         n = batch * self.gate.elements
@@ -131,13 +147,11 @@ class JointRequantize(JointScaled):
 
     @cached_property
     def choosers(self) -> tuple[int, ...]:
-        """Of ρ's bits, the borrow's variables, [inside], the number's bits. A bit that only begins
-        one-hots needs one direction, as do the number's."""
+        """Of ρ's bits, the borrow's variables, [inside], the number's bits, which need one
+        direction."""
         look = self.gate.look
-        inner = {first + i for _, first, width in self.hots for i in range(1, width)}
-        rho = [BOTH if i in inner else i % 2 for i in range(look.ring)]
         masks = [BOTH] * (look.borrow.variables + look.saturates)
-        return (*rho, *masks, *(j % 2 for j in range(look.out_bits)))
+        return (*self.of_rho(look.ring), *masks, *(j % 2 for j in range(look.out_bits)))
 
     # ---- cost
 
@@ -196,7 +210,7 @@ class JointRequantize(JointScaled):
                     hot(rho[first : first + width], party, pairing.delta, purpose)
                     for purpose, first, width in self.hots
                 ]),
-                self._offset(rho, scaled, party),
+                self.opened_offset(rho, scaled, party),
                 number(lifts, self.choosers[-look.out_bits :], gate.bits, party),
                 self._record(masks, self._mu(lifts, drawn), delta),
             ]
@@ -209,11 +223,6 @@ class JointRequantize(JointScaled):
         saturation = hots[count + 1] if look.saturates else None
         fields = [hots[count], saturation, record, lifted, *hots[:count]]
         return self.laid(party, out, fields, offset, free)
-
-    def _offset(self, rho: Sequence[Column], scaled: Words, party: int) -> Joint[Words]:
-        ring = self.gate.look.ring
-        shares = yield from number(rho, self.choosers[:ring], ring, party)
-        return (yield from open_sum(weighed(shares, ring) - scaled, ring))
 
     def _mu(self, lifts: Sequence[Column], drawn: Words) -> Words:
         """Own share of the mask of the number opened first; where nothing but one number is

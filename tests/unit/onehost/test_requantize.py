@@ -11,7 +11,9 @@ from secure_quant.errors import OpNotSupported
 from secure_quant.ir.values import Interval
 from secure_quant.mpc.protocol import tables
 from secure_quant.mpc.protocol.ring import reduce
+from secure_quant.onehost.cases import JointCases
 from secure_quant.onehost.cot import Pairing
+from secure_quant.onehost.order import requantized
 from secure_quant.onehost.requantize import JointRequantize
 from tests.unit.mpc.protocol.test_requantize import CASES, expected, gate, looks, node
 from tests.unit.onehost.drive import pair, words
@@ -23,10 +25,15 @@ def pairs() -> list[Pairing]:
     return pair()
 
 
+def possible(look: tables.Lookup) -> bool:
+    """There is a joint half: V3 takes a shift."""
+    return look.variant == "V4" or look.shift > 0
+
+
 def run(look: tables.Lookup, op: Any, xs: Any, masks: Any, ring: int, pairs: Any) -> None:
     """xs: int64[batch, rows, channels]."""
     made = gate(look, xs[0].size, ring)
-    joint = JointRequantize(made)
+    joint = requantized(made)
     ends, sent = prepared(joint, pairs, masks)
     assert tuple(sent) == joint.sent_bytes(len(xs))
     got, rounds = online(made, ends, xs, masks)
@@ -41,10 +48,12 @@ def run(look: tables.Lookup, op: Any, xs: Any, masks: Any, ring: int, pairs: Any
 def test_every_lookup_there_is(
     multiplier: Any, offset: int, shift: int, table: Any, x: Interval, pairs: list[Pairing]
 ) -> None:
-    """All values, random masks, every V4 that the planner could take."""
+    """All values, random masks, all that the planner could take."""
     op, rng = node(multiplier, offset, shift, table), np.random.default_rng(shift)
-    found = [look for look in looks(op, x) if look.variant == "V4" and look.width <= 10]
-    assert {look.saturates for look in found} == {True, False}
+    found = [look for look in looks(op, x) if look.width <= 10 and possible(look)]
+    for variant in ("V4", "V3") if found[0].shift else ("V4",):
+        kind = [look for look in found if look.variant == variant]
+        assert {look.saturates for look in kind} == {True, False}
     least, most = min(found[0].shift, 1), min(found[0].shift, 4)
     assert {len(look.borrow.digits) for look in found} == set(range(least, most + 1))
     values = np.arange(x.lo, x.hi + 1)
@@ -116,8 +125,8 @@ def test_formula_is_what_is_sent(pairs: list[Pairing]) -> None:
     for multiplier, offset, shift, table, x in CASES:
         op = node(multiplier, offset, shift, table)
         for look in looks(op, x):
-            if look.variant == "V4":
-                joint = JointRequantize(gate(look, 64, 22))
+            if possible(look):
+                joint = requantized(gate(look, 64, 22))
                 cots, bits = joint.formula()
                 assert sum(joint.cots(1)) == 64 * cots
                 assert sum(map(sum, joint.parts())) == bits
@@ -172,11 +181,45 @@ def test_two_trees_over_the_same_bits(granule: int, pairs: list[Pairing]) -> Non
     run(look, op, xs, shares(np.random.default_rng(3), *xs.shape), 22, pairs)
 
 
-def test_v3_is_refused() -> None:
-    op = node((3,), -7, 3, tuple(range(-8, 6)))
-    look = next(each for each in looks(op, Interval(-20, 41)) if each.variant == "V3")
-    with pytest.raises(OpNotSupported, match="without a dealer"):
-        JointRequantize(gate(look, 4, 8))
+@pytest.mark.parametrize(
+    ("half", "variant", "shift"),
+    [(JointRequantize, "V3", 3), (JointCases, "V4", 3), (JointCases, "V3", 0)],
+)
+def test_what_has_another_half_is_refused(half: Any, variant: str, shift: int) -> None:
+    op = node((3,), -7, shift, tuple(range(-8, 6)))
+    look = next(each for each in looks(op, Interval(-20, 41)) if each.variant == variant)
+    with pytest.raises(OpNotSupported):
+        half(gate(look, 4, 8))
+
+
+@pytest.mark.parametrize("ring", [1, 5, 22])
+def test_cases_in_rings_of_any_size(ring: int, pairs: list[Pairing]) -> None:
+    op = node((5,), 1 << 13, 11, tuple(range(-8, 6)))
+    xs = np.random.default_rng(2).integers(-9000, 9001, (2, 300, 1))
+    xs[0, :5, 0] = [-9000, 9000, 0, -1, 1]
+    found = [look for look in looks(op, Interval(-9000, 9000)) if look.variant == "V3"]
+    for saturates in (True, False):
+        look = min((e for e in found if e.saturates == saturates), key=lambda e: e.width)
+        masks = shares(np.random.default_rng(3), *xs.shape)
+        if ring >= 5:
+            run(look, op, xs, masks, ring, pairs)
+        else:  # what is left of y mod 2
+            joint = JointCases(gate(look, 300, ring))
+            ends, sent = prepared(joint, pairs, masks)
+            assert tuple(sent) == joint.sent_bytes(2)
+            got, _ = online(joint.gate, ends, xs, masks)
+            whole = np.concatenate([expected(op, x.reshape(-1)) for x in xs])
+            assert ((got.reshape(-1) - whole) % 2 == 0).all()
+
+
+def test_cost_of_cases_by_formula() -> None:
+    """The example of docs/spec/one-host.md, 5: s = 9, W = 9, q = 7, H = 5, ring 22."""
+    op = node((1,), 128 << 9, 9, tuple(range(-128, 128)))
+    look = next(
+        each for each in looks(op, Interval(-900_000, 900_000))
+        if each.variant == "V3" and (each.width, each.granule, each.reach) == (9, 7, 5)
+    )  # fmt: skip
+    assert JointCases(gate(look, 64, 22)).formula() == (61, 3746)
 
 
 def test_a_planted_wrong_offset_is_seen(pairs: list[Pairing]) -> None:
