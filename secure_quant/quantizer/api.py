@@ -61,8 +61,8 @@ def quantize(
     model        a torch module of tensors [batch, ...] in and out: one of each, or several
                  inputs, and outputs alone or in tuples, dicts and dataclasses. It is copied and
                  taken in eval mode. Or a float ONNX model, an ExportedProgram or TorchScript, or
-                 the path of a file that holds one (.onnx, .pt2, .ts), or a fitted linear model or
-                 MLP of scikit-learn, with scalers before it.
+                 the path of a file that holds one (.onnx, .pt2, .ts), or a fitted linear model,
+                 MLP or trees of scikit-learn, scalers before the former.
     calibration  float[n, *input shape] array or tensor of typical inputs, or an iterable of such
                  batches: a DataLoader, a generator, an ``ImageFolder``; or a torch Dataset, of
                  which 512 items are taken, spread evenly. Some hundred samples do. Of several

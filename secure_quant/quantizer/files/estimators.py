@@ -1,4 +1,5 @@
-"""Fitted estimators of scikit-learn as torch modules: linear models, MLPs, pipelines before them.
+"""Fitted estimators of scikit-learn as torch modules: linear models, MLPs, pipelines before them;
+trees are in ``trees``.
 
 What a module returns are scores, before any threshold or softmax, as ``decision_function`` gives
 them: for regressors the prediction itself. An MLPClassifier gives logits. Affine steps of a
@@ -18,6 +19,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from secure_quant.errors import CaptureMismatch, UnsupportedModule
+from secure_quant.quantizer.files.trees import has_trees, module_of_trees
 
 __all__ = ["is_estimator", "module_of_estimator"]
 
@@ -28,9 +30,8 @@ _TOLERANCE = 1e-4
 _ACTIVATIONS: dict[str, Callable[[], nn.Module]] = {
     "identity": nn.Identity, "logistic": nn.Sigmoid, "tanh": nn.Tanh, "relu": nn.ReLU,
 }  # fmt: skip
-_TREES = "a tree compares; int8 inputs would fall on the other side of its thresholds"
-
-
+_TREES = "of trees: decision trees, random forests, extra trees and GradientBoosting are taken"
+_STEPS = "apply the steps before the trees at the client, and pass the trees"
 _SPREAD = 4.0
 """Largest ratio of a scaler's factors that goes into weights: two of their bits."""
 
@@ -58,6 +59,11 @@ def module_of_estimator(model: Any, example: Tensor) -> nn.Module:
 
     Raises UnsupportedModule with the step that cannot be taken, CaptureMismatch.
     """
+    if has_trees(model):
+        trees = module_of_trees(model, example)
+        _check(model, model, trees, example)
+        trees.round()
+        return trees
     scaler, before, last = _steps(model)
     kind = type(last).__name__
     layers: list[_Affine]
@@ -71,11 +77,13 @@ def module_of_estimator(model: Any, example: Tensor) -> nn.Module:
         layers = [_Affine(weight, np.broadcast_to(np.ravel(last.intercept_), weight.shape[0]))]
     else:
         fitted = hasattr(last, "n_features_in_")
-        tree = hasattr(last, "tree_") or hasattr(last, "estimators_")
+        tree = "Boosting" in kind or has_trees(last) or hasattr(last, "estimators_")
+        hint = (_STEPS if has_trees(last) else _TREES) if tree else None
         raise UnsupportedModule(
-            kind, got="no linear model or MLP" if fitted else "an estimator that is not fitted",
-            hint=_TREES if tree else None if fitted else "call fit first",
-        )  # fmt: skip
+            kind,
+            got="no linear model, MLP or trees" if fitted else "an estimator that is not fitted",
+            hint=hint if fitted else "call fit first",
+        )
     layers[0] = layers[0].after(before)
     module = _module(scaler, layers, activation)
     _check(model, last, module, example)
@@ -185,6 +193,8 @@ def _check(model: Any, last: Any, module: nn.Module, example: Tensor) -> None:
         made = module(example).double()
     if hasattr(model, "decision_function"):
         wanted = model.decision_function(x)
+    elif has_trees(model) and hasattr(model, "predict_proba"):
+        wanted = model.predict_proba(x)
     elif hasattr(last, "coefs_") and hasattr(model, "predict_proba"):
         wanted = model.predict_proba(x)
         binary = made.shape[1] == 1
