@@ -307,7 +307,8 @@ def _store(role: _Role) -> Iterator[Finding]:
     from secure_quant_cli.extras import how_to_install
     from secure_quant_server.common.shared_budgets import why_away
 
-    check, mend = f"{role.name}: store of budgets", "docs/operating.md says what its user may do"
+    check = f"{role.name}: store of budgets"
+    mend = "is it running, is the URL right? what its user may do: docs/operating.md, Budgets"
     try:
         reason = asyncio.run(why_away(role.told.budget_store))
     except SecureQuantError as error:
