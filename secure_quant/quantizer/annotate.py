@@ -98,7 +98,7 @@ class IntegerQuantizer(Quantizer):  # type: ignore[misc]
         joined: Any = node.args[0]
         first, *others = dict.fromkeys(joined)
         shared = SharedQuantizationSpec((first, node))
-        specs: dict[Any, Any] = {first: self._activation_spec(self.bits)}
+        specs: dict[Any, Any] = {first: self._own_spec(node)}
         specs |= dict.fromkeys(others, shared)
         node.meta["quantization_annotation"] = QuantizationAnnotation(
             input_qspec_map=specs, output_qspec=shared, allow_implicit_sharing=False,

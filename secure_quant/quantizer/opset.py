@@ -17,6 +17,7 @@ from secure_quant.ir import ops
 from secure_quant.quantizer.lower import arithmetic, layers, moves, pointwise
 from secure_quant.quantizer.lower.walk import Rule
 from secure_quant.quantizer.notes import CHANNELS
+from secure_quant.quantizer.positions import POSITIONS
 
 __all__ = [
     "ADDITIVE",
@@ -102,6 +103,7 @@ OPS: dict[Any, Op] = {
     aten.linear.default: _LINEAR,
     aten.conv1d.default: _CONV1D,
     aten.conv2d.default: _CONV2D,
+    POSITIONS: Op(Kind.LAYER, layers.positions, (ops.Conv2d,)),
     aten.matmul.default: _MATMUL,
     aten.bmm.default: _MATMUL,
     aten.avg_pool2d.default: Op(Kind.PRODUCT, layers.avg_pool2d, _AVERAGE),

@@ -32,7 +32,8 @@ from secure_quant.quantizer.refuse import module_path, unsupported
 __all__ = ["Lowering"]
 
 MOVES = SHAPING | MONOTONE
-_SHORT_NAMES = {"max_pool2d": "pool", "avg_pool2d": "pool", "adaptive_avg_pool2d": "pool"}
+_SHORT_NAMES = {"max_pool2d": "pool", "avg_pool2d": "pool", "adaptive_avg_pool2d": "pool",
+                "positions": "conv2d"}  # fmt: skip
 aten = torch.ops.aten
 _QUANTIZED = torch.ops.quantized_decomposed
 MANY_ROUNDINGS = 24
@@ -117,7 +118,7 @@ class Lowering:
 
     def label(self, node: Node) -> str:
         path = module_path(node)
-        op = str(node.target).removeprefix("aten.").split(".")[0]
+        op = str(node.target).removeprefix("aten.").removeprefix("secure_quant.").split(".")[0]
         own = path and not any(
             other is not node and module_path(other) == path and self._makes_value(other)
             for other in self.module.graph.nodes

@@ -25,6 +25,7 @@ __all__ = [
     "conv2d",
     "linear",
     "max_pool2d",
+    "positions",
     "sum_pool",
 ]
 
@@ -57,16 +58,29 @@ def linear(walk: Walk, node: Node) -> Term:
 
 def conv2d(walk: Walk, node: Node) -> Term:
     """Conv2d on [C, H, W]."""
+    return _conv2d(
+        walk, node, stride=pair(argument(node, 3, "stride", 1)),
+        padding=pair(argument(node, 4, "padding", 0)),
+        dilation=pair(argument(node, 5, "dilation", 1)), groups=argument(node, 6, "groups", 1),
+    )  # fmt: skip
+
+
+def positions(walk: Walk, node: Node) -> Term:
+    """Linear layers side by side, one a group, on [groups · in, 1, 1]."""
+    return _conv2d(walk, node, groups=argument(node, 3, "groups"))
+
+
+def _conv2d(
+    walk: Walk, node: Node, *, groups: int, stride: ops.Pair = (1, 1), padding: ops.Pair = (0, 0),
+    dilation: ops.Pair = (1, 1),
+) -> Term:  # fmt: skip
     x, weight, bias = _operands(walk, node)
     name = walk.name(node)
     has_bias, bound, scale = _store(walk, name, x, weight, bias)
-    kernel = pair(weight.values.shape[2:])
-    dilation = pair(argument(node, 5, "dilation", 1))
     layer = ops.Conv2d(
         name=name, inputs=(x.name,), in_channels=x.shape[0], out_channels=len(weight.values),
-        kernel=kernel, stride=pair(argument(node, 3, "stride", 1)),
-        padding=pair(argument(node, 4, "padding", 0)), dilation=dilation,
-        groups=argument(node, 6, "groups", 1), bias=has_bias, bound=bound, scale=scale,
+        kernel=pair(weight.values.shape[2:]), stride=stride, padding=padding, dilation=dilation,
+        groups=groups, bias=has_bias, bound=bound, scale=scale,
     )  # fmt: skip
     term: Term = walk.builder.accumulator(layer, walk.shape(node), weight.multiplier, 0)
     return _waiting(term, x, weight, bias)

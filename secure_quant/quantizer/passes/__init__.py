@@ -13,6 +13,7 @@ from secure_quant.quantizer.passes.choices import lower_choices
 from secure_quant.quantizer.passes.constants import lower_constants
 from secure_quant.quantizer.passes.convolutions import lower_convolutions
 from secure_quant.quantizer.passes.equalize import equalize
+from secure_quant.quantizer.passes.joins import keep_joins_fine
 from secure_quant.quantizer.passes.moved import lower_moves
 from secure_quant.quantizer.passes.norm import (
     keep_squares_small,
@@ -54,6 +55,7 @@ def specialize(
     activation_before_pool(module)
     if bits == 8:
         keep_sums_exact(module)
+        keep_joins_fine(module)
     equalize(_cleaned(module), batches, exact=bits == 8)
     keep_squares_small(module)
     if bits == 8 and spread:

@@ -17,6 +17,7 @@ from torch.fx import GraphModule, Node
 from secure_quant.quantizer.passes.convolutions import CONVOLUTIONS, TRANSPOSED
 from secure_quant.quantizer.passes.edit import Editor, bias_of, constant_of, sample_rank
 from secure_quant.quantizer.passes.norm import diagonal
+from secure_quant.quantizer.positions import POSITIONS
 
 __all__ = ["affine", "channel_affine"]
 
@@ -126,8 +127,8 @@ def _positions(module: GraphModule, edit: Editor, x: Node, scale: Tensor, shift:
     total = total if bias is None else total + bias.repeat(positions) * scale.reshape(-1)
     flat = edit.call(aten.reshape.default, source, [batch, groups * kernels.shape[1], 1, 1])
     made = edit.call(
-        aten.conv2d.default, flat, edit.parameter(kernels[:, :, None, None], "position_weight"),
-        edit.parameter(total, "position_bias"), [1, 1], [0, 0], [1, 1], groups,
+        POSITIONS, flat, edit.parameter(kernels[:, :, None, None], "position_weight"),
+        edit.parameter(total, "position_bias"), groups,
     )  # fmt: skip
     return edit.call(aten.reshape.default, made, [batch, *shift.shape])
 

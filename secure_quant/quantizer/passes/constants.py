@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.fx import GraphModule, Node
 
 from secure_quant.errors import NotFinite
-from secure_quant.quantizer.opset import CHANNELS
+from secure_quant.quantizer.notes import BITS, CHANNELS, LARGEST
 from secure_quant.quantizer.passes.affine import affine
 from secure_quant.quantizer.passes.edit import constant_of
 from secure_quant.quantizer.passes.indexing import Mover
@@ -51,8 +51,19 @@ def lower_constants(module: GraphModule) -> None:
                 f"the constant of {name} in {module_path(node) or 'the model itself'}",
                 got="NaN, infinity or a division by zero", expected="finite numbers",
             )  # fmt: skip
-        data = edit.expand(found.data, shape)
-        edit.replace(affine(module, edit, data, scale, shift))
+        made = affine(module, edit, edit.expand(found.data, shape), scale, shift)
+        edit.replace(made)
+        _note_maker(made)
+
+
+def _note_maker(made: Node) -> None:
+    """The bits that a reshaped value needs are those of what makes it."""
+    maker: Any = made
+    while maker.target is aten.reshape.default:
+        maker = maker.args[0]
+    for key in (BITS, LARGEST):
+        if key in made.meta:
+            maker.meta.setdefault(key, made.meta[key])
 
 
 def _operands(module: GraphModule, edit: Mover, node: Node) -> _Affine | None:

@@ -12,6 +12,7 @@ from unit.quantizer.nets import Net, follows
 from secure_quant.errors import NotFinite, UnsupportedModule
 from secure_quant.ir import ops
 from secure_quant.quantizer import quantize
+from secure_quant.quantizer.positions import POSITIONS
 
 C = torch.linspace(-1, 2, 8)
 TWO, TRUE = torch.tensor(2), torch.tensor(True)
@@ -173,3 +174,17 @@ def test_a_division_by_zero_is_refused():
     model = Net(lambda m, x: m.a(x).clamp(1, 2) / C.clamp(0) - x, a=nn.Linear(8, 8))
     with pytest.raises(NotFinite):
         quantize(model, samples(8))
+
+
+@pytest.mark.parametrize(("inside", "outside"), [(1, 1), (3, 2), (1, 2), (3, 1)])
+@pytest.mark.parametrize("bias", [True, False])
+def test_layers_side_by_side_are_a_grouped_convolution(inside, outside, bias):
+    torch.manual_seed(0)
+    x, w = torch.randn(4, 5 * inside, 1, 1), torch.randn(5 * outside, inside, 1, 1)
+    b = torch.randn(5 * outside) if bias else None
+    x, w = x.double().requires_grad_(), w.double().requires_grad_()
+    b = None if b is None else b.double()
+    made, want = POSITIONS(x, w, b, 5), torch.conv2d(x, w, b, groups=5)
+    assert torch.allclose(made, want)
+    seen = zip(*(torch.autograd.grad(y.square().sum(), (x, w)) for y in (made, want)), strict=True)
+    assert all(torch.allclose(own, other) for own, other in seen)

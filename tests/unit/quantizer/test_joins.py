@@ -104,3 +104,32 @@ def test_maxima_over_any_axis():
     model = Net(lambda m, x: m.a(x).amax(1) + m.a(x).max(2).values.amax(1, keepdim=True)
                 + m.a(x).max(1)[0], a=nn.Linear(8, 8))  # fmt: skip
     follows(model, samples(5, 8))
+
+
+def test_a_class_token_far_smaller_than_what_it_stands_beside():
+    torch.manual_seed(0)
+    model = Net(
+        lambda m, x: m.b(
+            m.n(cat([m.token.expand(len(x), -1, -1), m.a(x)], 1) + m.place).flatten(1)
+        ),
+        a=nn.Linear(8, 8), n=nn.LayerNorm(8), b=nn.Linear(40, 4),
+    )  # fmt: skip
+    model.token = nn.Parameter(torch.randn(1, 1, 8) * 0.1)
+    model.place = nn.Parameter(torch.randn(1, 5, 8) * 0.1)
+    graph = follows(model, samples(4, 8) * 3)
+    assert widest(graph) == 2**12
+
+
+def test_parts_of_one_value_joined_anew_keep_its_bits():
+    torch.manual_seed(0)
+    model = Net(
+        lambda m, x: m.b(m.n(cat([(h := m.a(x).relu())[:, 2:], h[:, :2]], 1)).flatten(1)),
+        a=nn.Linear(8, 8), n=nn.LayerNorm(8), b=nn.Linear(40, 4),
+    )  # fmt: skip
+    assert widest(follows(model, samples(5, 8))) == 2**8
+
+
+def widest(graph):
+    """Steps in the range of the widest Concat."""
+    ranges = [graph.values[n.name].range for n in graph.nodes if isinstance(n, ops.Concat)]
+    return max(found.hi - found.lo + 1 for found in ranges)
