@@ -14,6 +14,7 @@ from secure_quant.quantizer.passes.constants import lower_constants
 from secure_quant.quantizer.passes.convolutions import lower_convolutions
 from secure_quant.quantizer.passes.equalize import equalize
 from secure_quant.quantizer.passes.joins import keep_joins_fine
+from secure_quant.quantizer.passes.lengths import raise_floors
 from secure_quant.quantizer.passes.moved import lower_moves
 from secure_quant.quantizer.passes.norm import (
     keep_squares_small,
@@ -49,6 +50,7 @@ def specialize(
     """What is left, in place, in an order in which each step finds what it needs. ``batches`` show
     which values occur; what is as small beside them as float32's rounding may go. ``bits`` of
     activations. ``spread``: large hidden features enter the next layer in parts."""
+    raise_floors(module, batches)
     lower_softmax(module, batches)
     module.graph.eliminate_dead_code()
     lower_constants(module)

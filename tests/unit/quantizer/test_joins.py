@@ -129,6 +129,17 @@ def test_parts_of_one_value_joined_anew_keep_its_bits():
     assert widest(follows(model, samples(5, 8))) == 2**8
 
 
+def test_rows_of_zeros_beside_rows_of_length_one():
+    torch.manual_seed(0)
+    x = samples(6, 8)
+    x[:, 4:] = 0  # as a window padded to its size
+    model = Net(
+        lambda m, x: m.b(functional.normalize(m.a(x), dim=-1).flatten(1)),
+        a=nn.Linear(8, 8, bias=False), b=nn.Linear(48, 4),
+    )  # fmt: skip
+    follows(model, x)
+
+
 def widest(graph):
     """Steps in the range of the widest Concat."""
     ranges = [graph.values[n.name].range for n in graph.nodes if isinstance(n, ops.Concat)]
