@@ -11,8 +11,10 @@ from torch import Tensor
 
 __all__ = ["POSITIONS"]
 
-_LIBRARY = torch.library.Library("secure_quant", "FRAGMENT")
-_LIBRARY.define("positions(Tensor x, Tensor weight, Tensor? bias, int groups) -> Tensor")
+_LIBRARY = torch.library.Library("secure_quant", "FRAGMENT")  # type: ignore[no-untyped-call]
+_LIBRARY.define(  # type: ignore[no-untyped-call]
+    "positions(Tensor x, Tensor weight, Tensor? bias, int groups) -> Tensor"
+)
 
 
 @torch.library.impl(_LIBRARY, "positions", "CompositeImplicitAutograd")

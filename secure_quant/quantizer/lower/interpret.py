@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import operator
+from collections import Counter
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
@@ -116,13 +117,15 @@ class Lowering:
         """A short name: the module's path if a module made the node, else the op and its place."""
         return self.builder.name(self.label(node))
 
+    @cached_property
+    def _made_at(self) -> Counter[str]:
+        """Values that nodes of a module's path make."""
+        return Counter(module_path(n) for n in self.module.graph.nodes if self._makes_value(n))
+
     def label(self, node: Node) -> str:
         path = module_path(node)
         op = str(node.target).removeprefix("aten.").removeprefix("secure_quant.").split(".")[0]
-        own = path and not any(
-            other is not node and module_path(other) == path and self._makes_value(other)
-            for other in self.module.graph.nodes
-        )
+        own = path and self._made_at[path] == self._makes_value(node)
         op = _SHORT_NAMES.get(op, op)
         return path if own else f"{path}.{op}" if path else op
 
