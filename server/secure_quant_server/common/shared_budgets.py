@@ -29,7 +29,7 @@ from secure_quant_server.options import ServerOptions
 
 __all__ = ["SharedBudgets", "budgets_of", "store_url", "up_gauge", "why_away"]
 
-ANSWER_S = 1.0
+ANSWER_S = 2.0
 """In which the store answers, or is away."""
 PAUSE_S = 1.0
 """After that, in which it is not asked: calls do not queue for what is not there."""

@@ -140,6 +140,7 @@ def test_pods_of_the_two_parties_are_paired_by_number() -> None:
     assert "StatefulSet/dealer" not in rendered("dealer", pairs=2)
 
 
+@pytest.mark.heavy
 def test_pairs_are_valid_for_kubernetes() -> None:
     validate = pytest.importorskip("kubernetes_validate", reason="of the extra dev").validate
     for role in ("party0", "party1"):
