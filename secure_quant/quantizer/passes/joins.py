@@ -23,8 +23,8 @@ _SUMS = {aten.add.Tensor, aten.sub.Tensor}
 
 
 def keep_joins_fine(module: GraphModule) -> None:
-    """12 bits for joins of several values, or of a fine one, that something fine reads; 8 for other
-    joins. In place."""
+    """12 bits for joins of several values, or of a fine one, that something fine reads. In place:
+    parts of one value that are moved keep the bits it has, unless a normalization reads them."""
     joins = [node for node in module.graph.nodes if node.target in CONCAT]
     wanted: set[Node] = set()
     for join in reversed(joins):
@@ -33,7 +33,6 @@ def keep_joins_fine(module: GraphModule) -> None:
     for join in joins:
         joined: Any = join.args[0]
         sources = {_source(operand) for operand in joined}
-        join.meta.pop(BITS, None)
         if join in wanted and (len(sources) > 1 or any(map(_is_fine, sources))):
             join.meta[BITS] = FINE_BITS
 

@@ -123,7 +123,7 @@ def test_a_class_token_far_smaller_than_what_it_stands_beside():
 def test_parts_of_one_value_joined_anew_keep_its_bits():
     torch.manual_seed(0)
     model = Net(
-        lambda m, x: m.b(m.n(cat([(h := m.a(x).relu())[:, 2:], h[:, :2]], 1)).flatten(1)),
+        lambda m, x: m.b(m.n(x + cat([(h := m.a(x).relu())[:, 2:], h[:, :2]], 1)).flatten(1)),
         a=nn.Linear(8, 8), n=nn.LayerNorm(8), b=nn.Linear(40, 4),
     )  # fmt: skip
     assert widest(follows(model, samples(5, 8))) == 2**8
