@@ -14,7 +14,7 @@ from collections.abc import AsyncIterator, Callable
 from contextlib import AbstractContextManager, nullcontext, suppress
 from dataclasses import dataclass
 from queue import SimpleQueue
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from secure_quant.errors import (
     BudgetExceeded,
@@ -100,6 +100,8 @@ class Session:
         self._calls: SimpleQueue[_Answering | None] = SimpleQueue()
         self._asked, self._running = 0, 0  # makes and inferences that are not done
         self._ended: SecureQuantError | None = None
+        self._answering: asyncio.Task[Any] | None = None
+        self._cut: asyncio.TimerHandle | None = None
         self._counts = threading.Lock()
         self._unsent, self._flowing = 0, threading.Condition()
         self._program: HostProgram | None = None
@@ -110,6 +112,7 @@ class Session:
 
     async def answers(self, frames: AsyncIterator[PairRequest]) -> AsyncIterator[PairResponse]:
         """Until the stream ends. Raises what ended it, unless the client did."""
+        self._answering = asyncio.current_task()
         self._send(PairResponse(opened=PairOpened(samples=self._bounds.samples)))
         reader = asyncio.create_task(self._read(frames))
         try:
@@ -119,6 +122,9 @@ class Session:
                 yield answer
                 self._sent(answer)
         finally:
+            self._answering = None
+            if self._cut is not None:
+                self._cut.cancel()
             self.end(PeerUnavailable("the pairing", got="a stream that ended"))
             reader.cancel()
             self._await_online(None)
@@ -144,6 +150,13 @@ class Session:
         with self._flowing:
             self._flowing.notify_all()
         self._put(error)
+        with suppress(RuntimeError):  # as in ``_put``
+            self._loop.call_soon_threadsafe(self._cut_later)
+
+    def _cut_later(self) -> None:
+        """A client that does not even take the reason for the end keeps its place no longer."""
+        if self._answering is not None:
+            self._cut = self._loop.call_later(self._bounds.step_s, self._answering.cancel)
 
     def _sent(self, answer: PairResponse) -> None:
         """The transport took it."""

@@ -151,7 +151,7 @@ def test_a_refused_upload_keeps_its_reason_for_asyncio() -> None:
             )
             async with client:
                 await client.prepare(timeout=ample(10))
-                for _ in range(8):
+                for _ in range(4):
                     await client.renew()
                     with pytest.raises(BudgetExceeded):
                         await client.prepare(timeout=ample(10))

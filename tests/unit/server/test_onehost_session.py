@@ -184,3 +184,44 @@ def test_an_item_is_given_out_once() -> None:
     stock.close()
     stock.put(item(3))
     assert not stock._items
+
+
+def test_who_does_not_take_the_reason_for_the_end_is_cut_off() -> None:
+    """A transport without room holds the stream up where it hands the first answer over."""
+
+    async def test() -> None:
+        session = Session(SERVED, bounds(0.2))
+        let_go = []
+
+        async def stuck() -> None:
+            async def silent() -> AsyncIterator[PairRequest]:
+                await asyncio.Event().wait()
+                yield PairRequest()
+
+            try:
+                async for _ in session.answers(silent()):
+                    await asyncio.Event().wait()
+            finally:
+                let_go.append(True)
+
+        task = asyncio.create_task(stuck())
+        await asyncio.sleep(0.05)
+        session.end(DeadlineExceeded("an idle pairing"))
+        await asyncio.wait([task], timeout=ample(10))
+        assert task.cancelled()
+        assert let_go == [True]
+
+    asyncio.run(test())
+
+
+def test_a_pairing_that_ended_in_order_is_not_cut() -> None:
+    async def test() -> None:
+        client = Client(session := Session(SERVED, bounds(0.1)))
+        await asyncio.sleep(0)
+        session.end(DeadlineExceeded("an idle pairing"))
+        assert type(await client.ended()) is DeadlineExceeded
+        await asyncio.sleep(0.3)
+        assert session._cut is None or session._cut.cancelled()
+        assert not client.task.cancelled()
+
+    asyncio.run(test())
