@@ -57,7 +57,9 @@ def run(arguments: argparse.Namespace) -> int:
     from secure_quant.errors import ModelError
     from secure_quant_cli.settings import resolve
     from secure_quant_server.common import logs
+    from secure_quant_server.common.memory import one_heap
 
+    one_heap()
     resolve(arguments)
     check(arguments)
     role = served()[arguments.role]

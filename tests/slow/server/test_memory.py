@@ -37,6 +37,33 @@ def test_blocks_used_again_cost_no_page_faults() -> None:
     assert 10 * faults("kept") < faults("default")
 
 
+THREAD = """
+import resource, sys, threading
+from secure_quant_server.common.memory import keep_freed_memory, one_heap
+keep_freed_memory()
+if sys.argv[1] == "one":
+    assert one_heap()
+def clears():
+    before = resource.getrusage(resource.RUSAGE_THREAD).ru_minflt
+    for _ in range(20):
+        blocks = [bytearray(24 * 2**20) for _ in range(3)]
+        del blocks
+    print(resource.getrusage(resource.RUSAGE_THREAD).ru_minflt - before)
+thread = threading.Thread(target=clears)
+thread.start()
+thread.join()
+"""
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="glibc's mallopt")
+def test_threads_of_one_heap_use_its_memory_again() -> None:
+    def faults(how: str) -> int:
+        run = subprocess.run([sys.executable, "-c", THREAD, how], capture_output=True, check=True)
+        return int(run.stdout)
+
+    assert 3 * faults("one") < faults("own")
+
+
 BURST = """
 from pathlib import Path
 from secure_quant_server.common.memory import give_back_freed_memory
