@@ -70,11 +70,14 @@ def families(arguments: Any) -> int:
 
     import secure_quant.quantizer  # noqa: F401  once, before the processes are forked
 
-    only, rows = set(arguments.only), known(arguments.results)
+    rows = known(arguments.results)
     rows = {key: row for key, row in rows.items() if row["kind"] not in arguments.again}
     into = arguments.results.with_suffix(".one")
-    for model in (m for family in arguments.families for m in listed(family, arguments.all)):
-        if model.key in rows or (only and not only & {model.group, model.name}):
+    models = [m for family in arguments.families for m in listed(family, arguments.all)]
+    if arguments.only:  # in that order
+        models = [m for name in arguments.only for m in models if name in (m.group, m.name)]
+    for model in models:
+        if model.key in rows:
             continue
         row = judged_apart(model, into, arguments.seconds, arguments.gigabytes, thin=arguments.thin)
         rows[model.key] = row
