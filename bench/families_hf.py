@@ -55,6 +55,7 @@ _OWN: dict[str, dict[str, Any]] = {
     "clip": {"vision_config": _VISION}, "metaclip_2": {"vision_config": _VISION},
     "siglip": {"vision_config": _VISION}, "siglip2": {"vision_config": _VISION},
     "swin": _WINDOWS, "swinv2": _WINDOWS, "donut-swin": _WINDOWS,
+    "xmod": {"languages": ["en_XX"], "default_language": "en_XX"},
     "distilbert": {"hidden_dim": 64},
     "efficientnet": {"width_coefficient": 0.5, "depth_coefficient": 0.5, "hidden_dim": 640},
     "whisper": {"max_source_positions": 32, "num_mel_bins": 16},
@@ -131,6 +132,14 @@ def _given(model: nn.Module, config: Any) -> Given:
         return {"input_ids": ids} | (
             {"attention_mask": shown.long()} if "attention_mask" in names else {}
         )
+    if "spatial_shapes" in names:  # patches of pictures of any shape
+        return {
+            main: torch.randn(SAMPLES, 16, 768),
+            "pixel_attention_mask": torch.ones(SAMPLES, 16, dtype=torch.long),
+            "spatial_shapes": torch.full((SAMPLES, 2), 4),
+        }
+    if main == "inputs":
+        return {main: torch.randn(SAMPLES, *_picture(config))}
     if main.startswith("pixel_values"):
         return {main: torch.randn(SAMPLES, *_picture(config))}
     if main == "input_features" or hasattr(config, "num_mel_bins"):

@@ -54,6 +54,12 @@ _NOTHING = _DROPOUTS | {
 }
 """Ops that pass their first argument on, at inference."""
 
+_ALIASES = {
+    "multiply": "mul", "subtract": "sub", "divide": "div", "true_divide": "div", "absolute": "abs",
+    "negative": "neg", "clip": "clamp", "concat": "cat", "concatenate": "cat", "fix": "trunc",
+    "greater": "gt", "greater_equal": "ge", "less": "lt", "less_equal": "le", "not_equal": "ne",
+}  # fmt: skip
+"""Other names of ops, which the exporter leaves."""
 PROBE = 61
 """Samples in the batch that is exported: a number that hardly any shape has for another reason."""
 
@@ -225,6 +231,7 @@ def drop_nothings(module: GraphModule) -> None:
     """Remove dropout, casts between floats, clones and dead nodes. Every view becomes a reshape,
     which does not ask how its input lies in memory."""
     for node in list(module.graph.nodes):
+        node.target = _plain(node.target)
         if node.target in _DROPOUTS and node.args[1] and node.args[2]:
             raise unsupported(
                 node, "dropout that stays on in eval mode", "pass training=self.training"
@@ -245,6 +252,15 @@ def drop_nothings(module: GraphModule) -> None:
             module.graph.erase_node(node)
     module.graph.eliminate_dead_code()
     module.recompile()
+
+
+def _plain(target: Any) -> Any:
+    """The op under its first name."""
+    if not isinstance(target, torch._ops.OpOverload) or target.namespace != "aten":
+        return target
+    name, _, overload = str(target).removeprefix("aten.").partition(".")
+    known = getattr(aten, _ALIASES[name], None) if name in _ALIASES else None
+    return getattr(known, overload, target)
 
 
 def _drop_empty(join: Node) -> None:

@@ -5,6 +5,7 @@ import pytest
 import torch
 
 from secure_quant import reference
+from secure_quant.errors import UnsupportedModule
 from secure_quant.quantizer import quantize
 
 transformers = pytest.importorskip("transformers")
@@ -155,6 +156,50 @@ SOUND = {
     "conv_kernel": (10, 8, 4), "num_feat_extract_layers": 3, "num_conv_pos_embeddings": 8,
     "num_conv_pos_embedding_groups": 2, "apply_spec_augment": False, "layerdrop": 0.0,
 }  # fmt: skip
+
+
+@pytest.mark.heavy
+def test_a_mask_of_samples_is_refused_with_a_way_out():
+    """How many frames it leaves, a forward finds out by writing at places that depend on it."""
+    model = transformers.Wav2Vec2Model(transformers.Wav2Vec2Config(**SOUND)).eval()
+    mask = torch.arange(800)[None] < torch.randint(500, 801, (64, 1))
+    given = {"input_values": torch.randn(64, 800), "attention_mask": mask.long()}
+    with pytest.raises(UnsupportedModule, match="inputs of one length"):
+        quantize(model, given)
+
+
+PICTURE = {
+    "hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 64,
+    "image_size": 32, "patch_size": 8,
+}  # fmt: skip
+WINDOWS = {"image_size": 32, "embed_dim": 16, "depths": [2], "num_heads": [2], "window_size": 4}
+STAGES = {"depths": [1, 1, 1, 1], "hidden_sizes": [8, 16, 24, 32]}
+PICTURES = {
+    "ViTForImageClassification": ("ViTConfig", PICTURE),
+    "DeiTForImageClassification": ("DeiTConfig", PICTURE),
+    "SwinForImageClassification": ("SwinConfig", WINDOWS),
+    "ConvNextForImageClassification": ("ConvNextConfig", STAGES),
+    "SegformerForSemanticSegmentation": ("SegformerConfig", STAGES | {
+        "num_attention_heads": [1, 2, 3, 4], "decoder_hidden_size": 16}),
+}  # fmt: skip
+
+
+@pytest.mark.heavy
+@pytest.mark.parametrize("name", PICTURES)
+def test_models_of_pictures(name):
+    config, sizes = PICTURES[name]
+    torch.manual_seed(0)
+    model = getattr(transformers, name)(getattr(transformers, config)(**sizes)).eval()
+    with torch.no_grad():  # as for text: tokens of their own begin at 0
+        for parameter in model.parameters():
+            if not parameter.any():
+                parameter.normal_(0, 0.1)
+    side = sizes.get("image_size", 64)
+    given = {"pixel_values": torch.randn(16, 3, side, side)}
+    with torch.no_grad():
+        want = model(**given).logits.numpy()
+    made = reference.run(quantize(model, given), given)["logits"]
+    assert cosine(made, want) > 0.99
 
 
 @pytest.mark.heavy

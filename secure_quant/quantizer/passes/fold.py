@@ -120,6 +120,12 @@ def _settle(module: GraphModule, node: Node, runs: list[_Run], sizes: tuple[int,
         first, second = (run.values[source] for run in runs)
         if isinstance(first, Tensor):
             value = _one_value(first, second, sizes)
+            if value is None and node.target is aten.index_put.default:
+                raise unsupported(
+                    node, "a write at places that depend on values",
+                    "leave a mask of samples out, and give inputs of one length; or decide at the "
+                    "client what is written where, and give that as an input",
+                )  # fmt: skip
             if value is None:
                 raise unsupported(node, "a constant that depends on the size of the batch")
             node.replace_input_with(source, Editor(module, node).constant(value))

@@ -38,6 +38,9 @@ FORMS = {
     "rrelu": lambda m, x: functional.rrelu(m.a(x)),
     "a quotient": lambda m, x: m.a(x) / (1 + m.b(x).exp()),
     "a quotient with the input": lambda m, x: m.a(x) / (x.abs() + 1),
+    "other names": lambda m, x: torch.clip(
+        torch.concat([torch.multiply(m.a(x), m.b(x)), torch.negative(torch.absolute(x))], -1), -2, 2
+    ),
     "softshrink": lambda m, x: functional.softshrink(m.a(x), 0.3),
     "sin": lambda m, x: torch.sin(m.a(x)),
     "cos": lambda m, x: torch.cos(m.a(x)),
