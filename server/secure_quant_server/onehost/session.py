@@ -41,6 +41,7 @@ from secure_quant.wire.gen.one_host_pb2 import (
 from secure_quant_server.common import logs
 from secure_quant_server.common.messages import error_to_bytes
 from secure_quant_server.onehost.stock import Stock
+from secure_quant_server.onehost.watch import Watch
 
 __all__ = ["Bounds", "Served", "Session"]
 
@@ -93,7 +94,8 @@ class Session:
         self._stock = Stock(bounds.samples)
         self._ahead = Inbox(PAIRING_BYTES)
         self._online: Inbox | Course[None] = Inbox(0)
-        self._late: asyncio.TimerHandle | None = None
+        self._idle = self._watch(bounds.idle_s, "an idle pairing", "a frame in")
+        self._awaited = self._watch(bounds.step_s, "the other end's message", "within")
         self._begun = 0.0  # the inference that runs
         self._light = 0  # samples of the inference that the loop runs
         self._makes: SimpleQueue[PairMake | None] = SimpleQueue()
@@ -127,7 +129,8 @@ class Session:
                 self._cut.cancel()
             self.end(PeerUnavailable("the pairing", got="a stream that ended"))
             reader.cancel()
-            self._await_online(None)
+            self._idle.stop()
+            self._awaited.stop()
             await asyncio.gather(reader, return_exceptions=True)
 
     @property
@@ -166,16 +169,11 @@ class Session:
 
     async def _read(self, frames: AsyncIterator[PairRequest]) -> None:
         try:
-            while True:
-                async with asyncio.timeout(self._bounds.idle_s):
-                    frame = await anext(frames, None)
-                if frame is None:
-                    self._put(None)
-                    return
+            self._idle.heard()
+            async for frame in frames:
+                self._idle.heard()
                 self._heard(frame)
-        except TimeoutError:
-            expected = f"a frame in {self._bounds.idle_s:g} s"
-            self.end(DeadlineExceeded("an idle pairing", expected=expected))
+            self._put(None)
         except SecureQuantError as error:
             self.end(error)
         except Exception as error:  # noqa: BLE001  or nobody would hear of it
@@ -220,7 +218,7 @@ class Session:
         if item is not None and program is not None:
             self._online = Course(program.run(item), self._say_online, total)
             self._light = item.batch
-            self._await_online(self._bounds.step_s)
+            self._awaited.heard()
         else:
             self._online = Inbox(total)
             self._calls.put(_Answering(number, self._online))
@@ -231,19 +229,20 @@ class Session:
         running = self._online
         running.feed(data)
         if isinstance(running, Course):
-            self._await_online(None if running.over else self._bounds.step_s)
             if running.over:
+                self._awaited.rest()
                 running.wait(0)
                 self._done(self._light)
+            else:
+                self._awaited.heard()
 
-    def _await_online(self, seconds: float | None) -> None:
-        """How long the client's next bytes may take, if any are awaited."""
-        if self._late is not None:
-            self._late.cancel()
-            self._late = None
-        if seconds is not None:
-            late = DeadlineExceeded("the other end's message", expected=f"within {seconds:g} s")
-            self._late = self._loop.call_later(seconds, self.end, late)
+    def _watch(self, seconds: float, what: str, how: str) -> Watch:
+        """Ends the pairing where a sign of life comes late."""
+
+        def late() -> None:
+            self.end(DeadlineExceeded(what, expected=f"{how} {seconds:g} s"))
+
+        return Watch(self._loop, seconds, late)
 
     def _say_online(self, piece: bytes) -> None:
         answer = PairResponse(online=piece)
