@@ -5,13 +5,18 @@
     python bench/soak.py --engine onehost --model lenet --inferences 10000
 
 ``--nets`` draws that many small random convolutional nets instead of one model. Prints one JSON
-object: inferences, integers compared, mismatches, resident bytes of each role after a tenth of the
-run and at its end.
+object: inferences, integers compared, mismatches, resident bytes of this process ("client") and of
+each role after a tenth of the run and at its end; the same after every tenth to stderr. An
+interrupt or SIGTERM ends it in order, with what was done until then ("stopped"); ``--seed`` goes on
+with other inputs.
 """
 
 from __future__ import annotations
 
 import json
+import os
+import signal
+import sys
 import tempfile
 import time
 from pathlib import Path
@@ -28,13 +33,17 @@ from secure_quant_cli.service import Service, serving
 
 
 def resident(service: Service) -> dict[str, int]:
-    """Role -> resident bytes now, worker processes included."""
-    return {role: _tree(process.pid) for role, process in service.cluster.processes.items()}
+    """Role -> resident bytes now, worker processes included; and of this process without them."""
+    roles = {role: _tree(process.pid) for role, process in service.cluster.processes.items()}
+    return {"client": _own(os.getpid())} | roles
+
+
+def _own(pid: int) -> int:
+    return int(Path(f"/proc/{pid}/statm").read_text().split()[1]) * 4096
 
 
 def _tree(pid: int) -> int:
-    pages = int(Path(f"/proc/{pid}/statm").read_text().split()[1])
-    total = pages * 4096
+    total = _own(pid)
     for task in Path(f"/proc/{pid}/task").glob("*/children"):
         total += sum(_tree(int(child)) for child in task.read_text().split())
     return total
@@ -73,22 +82,35 @@ def soak(graph: Graph, engine: str, inferences: int, batch: int, seed: int) -> d
         client = s.clients[engine]
         done = wrong = integers = 0
         early: dict[str, int] | None = None
+        tenths, stopped = 0, False
         start = time.perf_counter()
         while done < inferences:
             q = rng.integers(
                 -128, 128, (min(batch, inferences - done), *graph.input.shape), np.int8
             )
             expected = reference.run_int(graph, q)
-            wrong += int((client.infer_int8(q) != expected).sum())
+            try:
+                wrong += int((client.infer_int8(q) != expected).sum())
+            except KeyboardInterrupt:
+                stopped = True
+                break
             integers += expected.size
             done += len(q)
-            if early is None and done >= inferences / 10:
-                early = resident(s)
+            if 10 * done // inferences > tenths:
+                tenths = 10 * done // inferences
+                now = resident(s)
+                early = early or now
+                told = {"inferences": done, "mismatches": wrong, "resident": now}
+                print(json.dumps(told), file=sys.stderr, flush=True)
         return {
             "engine": engine, "inferences": done, "integers": integers, "mismatches": wrong,
             "seconds": time.perf_counter() - start, "resident_after_a_tenth": early,
-            "resident_at_the_end": resident(s),
+            "resident_at_the_end": resident(s), "stopped": stopped,
         }  # fmt: skip
+
+
+def _interrupted(*_: object) -> None:
+    raise KeyboardInterrupt
 
 
 def main() -> int:
@@ -99,17 +121,23 @@ def main() -> int:
     what.add_argument("--nets", type=positive, help="random nets instead of --model")
     line.add_argument("--inferences", type=positive, default=10_000)
     line.add_argument("--batch", type=positive, default=1)
+    line.add_argument("--seed", type=int, default=0, help="of the inputs, or of the first net")
     arguments = line.parse_args()
+    signal.signal(signal.SIGTERM, _interrupted)
     if arguments.nets is None:
         graph = bench_model(arguments.model)
-        figures = soak(graph, arguments.engine, arguments.inferences, arguments.batch, 0)
+        figures = soak(
+            graph, arguments.engine, arguments.inferences, arguments.batch, arguments.seed
+        )
         print(json.dumps({"model": arguments.model} | figures), flush=True)
         return 0 if figures["mismatches"] == 0 else 1
     share = -(-arguments.inferences // arguments.nets)
     total = {"inferences": 0, "integers": 0, "mismatches": 0}
-    for seed in range(arguments.nets):
+    for seed in range(arguments.seed, arguments.seed + arguments.nets):
         figures = soak(random_net(seed), arguments.engine, share, arguments.batch, seed)
         total = {name: total[name] + figures[name] for name in total}
+        if figures["stopped"]:
+            break
     print(json.dumps({"engine": arguments.engine, "nets": arguments.nets} | total), flush=True)
     return 0 if total["mismatches"] == 0 else 1
 

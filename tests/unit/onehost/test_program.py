@@ -27,6 +27,7 @@ from secure_quant.onehost.products import unpacked
 from secure_quant.onehost.program import ClientProgram, Host, HostProgram
 from secure_quant_client.onehost.masks import MaskKeys
 from tests.unit.mpc.protocol import graphs
+from tests.unit.mpc.protocol.graphs import Builder
 from tests.unit.onehost.drive import drive, pair
 from tests.unit.onehost.ledger import Ledger
 
@@ -267,10 +268,14 @@ def unevenness(bits: Any) -> float:
 
 
 def test_views_are_even_whatever_the_input(pairs: list[Pairing]) -> None:
-    """All that the server receives online, and the client up to its answer, is coins; a mask left
-    out shows."""
-    ends = Ends(graphs.mlp(), pairs)
-    for value in (-128, 127):
+    """All that the server receives online, and the client up to its answer, is coins, of two inputs
+    and under two sets of weights; a mask left out shows."""
+    b = Builder((64,), seed=9)
+    other = b.graph(
+        b.linear("f2", b.requantize("r", b.linear("f1", "x", 64, 128), shift=9), 128, 10)
+    )
+    for value, graph in ((-128, other), (127, graphs.mlp())):
+        ends = Ends(graph, pairs)
         seen = heard(ends, value)
         assert unevenness(seen["server"]) < 6.5
         assert unevenness(seen["client"]) < 6.5
