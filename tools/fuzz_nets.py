@@ -18,7 +18,7 @@ import sys
 import threading
 import warnings
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context, parent_process
 from pathlib import Path
@@ -28,6 +28,9 @@ if TYPE_CHECKING:
     from fuzz.judge import Verdict
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "tests"))
+
+
+AT_A_TIME = 1000
 
 
 def _quiet() -> None:
@@ -71,32 +74,41 @@ def show(seed: int) -> int:
     return int(verdict.kind == "wrong")
 
 
+def _verdicts(first: int, count: int, jobs: int) -> Iterator[Verdict]:
+    """In order. Memory of many captures is given back with the processes: a pool that renews its
+    own (max_tasks_per_child) stands still in Python 3.11."""
+    for start in range(first, first + count, AT_A_TIME):
+        seeds = range(start, min(start + AT_A_TIME, first + count))
+        with ProcessPoolExecutor(
+            jobs, mp_context=get_context("spawn"), initializer=_prepare
+        ) as pool:
+            yield from pool.map(_one, seeds, chunksize=5)
+
+
 def search(first: int, count: int, jobs: int, refused: bool = False) -> int:
     """Counts, refusals by reason, and every net that is wrong."""
     print(f"seeds {first} to {first + count - 1}", flush=True)
     counts: Counter[str] = Counter()
     reasons: Counter[str] = Counter()
     worst, errors = 0.0, []
-    with ProcessPoolExecutor(
-        jobs, mp_context=get_context("spawn"), initializer=_prepare, max_tasks_per_child=250
-    ) as pool:
-        seeds = range(first, first + count)
-        for done, verdict in enumerate(pool.map(_one, seeds, chunksize=5), 1):
-            counts[verdict.kind] += 1
-            counts["warned"] += verdict.warned
-            for note in verdict.notes:
-                counts[note] += 1
-            if verdict.kind == "refused":
-                reasons[verdict.why] += 1
-                if refused:
-                    print(f"refused net {verdict.seed}: {verdict.why}", flush=True)
-            elif verdict.kind == "wrong":
-                print(f"WRONG net {verdict.seed}: {verdict.why}", flush=True)
-            else:
-                worst = max(worst, verdict.steps)
-                errors.append(verdict.error)
-            if done % 100 == 0:
-                print(f"{done}/{count} {dict(counts)}", flush=True)
+    for done, verdict in enumerate(_verdicts(first, count, jobs), 1):
+        counts[verdict.kind] += 1
+        counts["warned"] += verdict.warned
+        for note in verdict.notes:
+            counts[note] += 1
+            if refused:
+                print(f"{note}: net {verdict.seed}: {verdict.why}", flush=True)
+        if verdict.kind == "refused":
+            reasons[verdict.why] += 1
+            if refused:
+                print(f"refused net {verdict.seed}: {verdict.why}", flush=True)
+        elif verdict.kind == "wrong":
+            print(f"WRONG net {verdict.seed}: {verdict.why}", flush=True)
+        else:
+            worst = max(worst, verdict.steps)
+            errors.append(verdict.error)
+        if done % 100 == 0:
+            print(f"{done}/{count} {dict(counts)}", flush=True)
     print(f"\n{dict(counts)}")
     if errors:
         errors.sort()

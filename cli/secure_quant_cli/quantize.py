@@ -1,6 +1,6 @@
 """Turn a float torch model into an integer model file.
 
-The file is written only if the integers are close to the float model; from two fifths of the bound
+The file is written only if the integers are close to the float model; from a fifth of the bound
 on with a warning. MODEL is FILE.py:FACTORY, which is executed and so must be your own code, or a
 float model as .onnx (checked with onnxruntime), .pt2 of torch.export or .ts of TorchScript.
 DATA.npz holds representative inputs, float[samples, *input shape], as the array "x" or its only

@@ -16,13 +16,15 @@ from secure_quant.ir.fit import ALIGNED_TABLE, ALIGNED_WIDE, fit, refined
 from secure_quant.ir.graph import Graph
 from secure_quant.ir.kept import Part, parts_of, whole_channels
 from secure_quant.ir.run_time import rescaled
-from secure_quant.ir.tables import Grid, Table, make_pieces, make_table
+from secure_quant.ir.tables import Grid, Table, make_pieces, make_table, wide_as_its_zero
 from secure_quant.ir.terms import Term
 from secure_quant.ir.values import INT32, WIDE, Interval
 from secure_quant.ir.verify import MAX_TABLE, public_bound
 
 __all__ = ["INT16_TABLE", "Builder", "int_bias", "short"]
 
+LONGEST_NAME = 150
+"""Of a path in a model; a node's name may have fifty characters more."""
 INT8_TABLE = 272
 """Entries of a table to int8: buckets at most two steps of the output wide, on average one and a
 third. Finer tables gain little accuracy and make small model files larger."""
@@ -46,8 +48,11 @@ class Builder:
         """Value -> its DynamicScale and DynamicQuantize, where it has them."""
 
     def name(self, wanted: str) -> str:
-        """``wanted``, with a number behind it if it is taken."""
-        made, number = wanted, 1
+        """``wanted`` in the characters that a name may have, with a number behind it if it is
+        taken."""
+        plain = "".join(c if "!" <= c <= "~" else f"_{ord(c):x}" for c in wanted)
+        made = wanted = plain if len(plain) <= LONGEST_NAME else plain[-LONGEST_NAME:]
+        number = 1
         while made in self._names:
             number += 1
             made = f"{wanted}{number}"
@@ -171,6 +176,12 @@ class Builder:
         return self.move(sorted_, whole, tuple(shape))
 
     def _looked_up(self, term: Term, table: Table, grid: Grid, name: str) -> Term:
+        table = wide_as_its_zero(table, term.span, grid)
+        if len(table.entries) > MAX_TABLE:
+            raise OverflowRisk(
+                f"table of {name!r}", got=f"{len(table.entries)} entries",
+                expected=f"<= {MAX_TABLE}", hint="mode 'static' has 8 bits, and no such table",
+            )  # fmt: skip
         node = ops.Requantize(
             name=self.name(name), inputs=(term.name,), multiplier=term.multiplier,
             axis=term.axis, offset=table.offset, shift=table.shift, table=table.entries,

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
 
-from secure_quant.ir.values import Interval
+from secure_quant.ir.values import INT8, Interval
 
-__all__ = ["Grid", "Table", "aligned_table", "make_pieces", "make_table"]
+__all__ = ["Grid", "Table", "aligned_table", "make_pieces", "make_table", "wide_as_its_zero"]
 
 Real = NDArray[np.float64]
 _FINE_BITS = 17
@@ -53,6 +53,23 @@ def make_table(
     shift is 0 it is exact.
     """
     return _Curve(span, scale, function, out).table(limit)
+
+
+def wide_as_its_zero(table: Table, span: Interval, out: Grid) -> Table:
+    """A table of int8 whose zero point is none, as of a constant that lies far from 0 on a grid of
+    more bits, with one entry more, which no value of ``span`` reaches: the zero point, so that the
+    values are int16 as that is."""
+    low, high = min(table.entries), max(table.entries)
+    if INT8.lo <= out.zero_point <= INT8.hi or low < INT8.lo or high > INT8.hi:
+        return table
+    first = (span.lo + table.offset) >> table.shift
+    last = (span.hi + table.offset) >> table.shift
+    below, above = max(-first, 0), max(last + 1 - len(table.entries), 0)
+    if above <= below:
+        more = (table.entries[-1],) * above
+        return replace(table, entries=(*table.entries, *more, out.zero_point))
+    entries = (out.zero_point, *(table.entries[0],) * below, *table.entries)
+    return replace(table, offset=table.offset + ((below + 1) << table.shift), entries=entries)
 
 
 def aligned_table(

@@ -3,19 +3,23 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping
+import re
+from collections import OrderedDict, defaultdict, deque
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn.utils import prune
+from torch.utils._pytree import tree_leaves
 
 from secure_quant.errors import CalibrationError, NotFinite, UnsupportedModule
 from secure_quant.quantizer.memory import Filled, refuse_unwritten
 from secure_quant.quantizer.refuse import first_line
 
-__all__ = ["accepted", "check_forward", "check_output", "own_copy", "unwrapped"]
+__all__ = ["accepted", "check_forward", "check_output", "own_copy", "untouched", "unwrapped"]
 
 _FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 _INDICES = (
@@ -23,12 +27,23 @@ _INDICES = (
     'clients, or "private", for secret sharing; or feed one-hot rows into nn.Linear'
 )
 _WHOLE = "the float module, before it was quantized"
+_OF_THE_FORWARD = (
+    (r"^(?!.*(Long|Int|Bool)).*(same dtype|scalar type|type .* should be the same)",
+     "a forward that computes in the type of its weights: a float32 copy is what is quantized",
+     "no casts to one type: x.to(self.layer.weight.dtype), not x.half() or x.double()"),
+    (r"HigherOrderOperator", "steps on tensors alone, none of which takes a function",
+     "of torch.cond compute both branches, and choose with torch.where; write attention out"),
+    (r"does not require grad", "a forward without gradients",
+     "write the derivative out, or leave it to the client"),
+)  # fmt: skip
+"""What torch says of calls that only a copy as ours fails in -> what is expected, what to do."""
+_HELD = {list, dict, set, deque, defaultdict, OrderedDict}
 
 
 def accepted(model: Any) -> nn.Module:
     """A copy of ``model`` in eval mode, its floats float32 on the CPU; hooks that compute a weight
     (old weight_norm and spectral_norm, pruning) have done so. Raises as ``own_copy``."""
-    made = own_copy(model).eval().cpu().requires_grad_(False)
+    made = own_copy(model)
     for part in made.modules():
         _apply_hooks(part)
         for name, value in vars(part).items():
@@ -38,7 +53,8 @@ def accepted(model: Any) -> nn.Module:
 
 
 def own_copy(model: Any) -> nn.Module:
-    """A copy of the user's module as it is, which is not touched.
+    """A copy of the user's module as it is, which is not touched: in eval mode, on the CPU, without
+    gradients.
 
     Raises UnsupportedModule for what is no float module, NotFinite for NaN in its parameters.
     """
@@ -50,17 +66,60 @@ def own_copy(model: Any) -> nn.Module:
     computed = {
         id(value): value.detach().clone()
         for part in module.modules()
-        for value in vars(part).values()
+        for value in tree_leaves(list(vars(part).values()))
         if isinstance(value, Tensor) and not value.is_leaf
     }
     try:
         made: nn.Module = copy.deepcopy(module, computed)
+        made.eval()  # of some modules these return nothing
+        made.requires_grad_(False)
+        made.cpu()
         return made
     except Exception as error:
         raise UnsupportedModule(
             f"{type(module).__name__} cannot be copied", got=first_line(error),
             hint="keep files, locks and generators out of the module's attributes",
         ) from error  # fmt: skip
+
+
+@contextmanager
+def untouched(model: Any) -> Iterator[None]:
+    """While this lasts, a hook or a closure of ``model`` may keep values in the module that it was
+    written for, which is the user's and no copy of ours: what they put there is taken out again."""
+    is_module = isinstance(model, nn.Module) and "_modules" in vars(model)
+    parts = list(model.modules()) if is_module else []
+    attributes = [(part, dict(vars(part))) for part in parts]
+    held = [(value, copy.copy(value)) for _, own in attributes for value in _containers(own)]
+    try:
+        yield
+    finally:
+        for part, own in attributes:
+            now = vars(part)
+            if now.keys() != own.keys() or any(now[name] is not own[name] for name in own):
+                now.clear()
+                now.update(own)
+        for value, before in held:
+            if _contents(value) != _contents(before):
+                value.clear()
+                (value.extend if type(value) in (list, deque) else value.update)(before)
+
+
+def _containers(attributes: Mapping[str, Any]) -> list[Any]:
+    """The lists, dicts and sets that a module holds, and those in them; none of torch's own."""
+    own = vars(nn.Module())
+    pending = [value for name, value in attributes.items() if name not in own]
+    found: dict[int, Any] = {}
+    while pending:
+        value = pending.pop()
+        if type(value) in _HELD and id(value) not in found:
+            found[id(value)] = value
+            pending.extend(value.values() if isinstance(value, dict) else value)
+    return list(found.values())
+
+
+def _contents(value: Any) -> list[int]:
+    """What is in a container, each as itself."""
+    return [id(v) for v in (*value, *(value.values() if isinstance(value, dict) else ()))]
 
 
 def check_forward(module: nn.Module, example: Tensor) -> Tensor:
@@ -88,6 +147,9 @@ def check_forward(module: nn.Module, example: Tensor) -> Tensor:
                 what, got=got, hint="pass the module that calls these"
             ) from error
         embeds = "embedding" in got or "indices" in got
+        for pattern, expected, hint in _OF_THE_FORWARD:
+            if re.search(pattern, got) and not embeds:
+                raise UnsupportedModule(what, got=got, expected=expected, hint=hint) from error
         raise CalibrationError(
             what, got=got,
             expected="calibration like the inputs of the model: float32[batch, ...]",
@@ -129,6 +191,11 @@ def _lone_tensor(made: Any, kind: str) -> Tensor:
 def unwrapped(model: Any) -> nn.Module:
     """The module behind DataParallel and torch.compile. Raises UnsupportedModule for others."""
     hint, got = None, type(model).__name__
+    if isinstance(model, nn.Module) and "_modules" not in vars(model):
+        raise UnsupportedModule(
+            got, got="a module without nn.Module's own attributes",
+            hint="call super().__init__() in its __init__",
+        )  # fmt: skip
     if isinstance(model, str | bytes | Path):
         hint = "load it: build the module, then load_state_dict(torch.load(path))"
     elif isinstance(model, Mapping):

@@ -31,6 +31,7 @@ from secure_quant.quantizer.opset import (
     SUMS,
     WEIGHTED,
     find_roots,
+    tensor_inputs,
 )
 from secure_quant.quantizer.passes.edit import BITS, EXACT, LARGEST, POSITIVE
 from secure_quant.quantizer.ports import INPUT_PORT, LOOKUP_PORT, OUTPUT_PORTS, PORTS, ends_here
@@ -58,6 +59,24 @@ class IntegerQuantizer(Quantizer):  # type: ignore[misc]
     weight: Callable[..., Any] = field(default=WeightObserver)
     output_weight: Callable[..., Any] = field(default=WeightObserver)
     bits: int = 8
+
+    def transform_for_annotation(self, model: GraphModule) -> GraphModule:
+        """A function of a value and of what was made of it, ``h + relu(h)``, reads the accumulator
+        where all else that reads ``relu(h)`` reads the rounded one: it gets a chain of its own."""
+        nodes = list(model.graph.nodes)
+        roots = find_roots(nodes)
+        sources: dict[Node, Node] = {}
+        for node in nodes:
+            if node not in roots:
+                continue
+            read = {sources[n] for n in tensor_inputs(node, roots)}
+            if roots[node] is not node and len(read) > 1:
+                _give_own_chain(node, roots)
+                read = {roots[node]}
+            whole = roots[node] is node or _is_observed(node, roots)
+            sources[node] = node if whole else read.pop()
+        model.recompile()
+        return model
 
     def annotate(self, model: GraphModule) -> GraphModule:
         nodes = list(model.graph.nodes)
@@ -143,6 +162,23 @@ class IntegerQuantizer(Quantizer):  # type: ignore[misc]
             torch.int8, self.output_weight if last else self.weight, quant_min=-127, quant_max=127,
             qscheme=torch.per_channel_symmetric, ch_axis=0,
         )  # fmt: skip
+
+
+def _give_own_chain(reader: Node, roots: dict[Node, Node]) -> None:
+    """Copies of all that lies between ``reader`` and the value that it is a function of."""
+    made = {roots[reader]: roots[reader]}
+
+    def copied(node: Node) -> Node:
+        if node not in roots:
+            return node
+        if node not in made:
+            inputs = {n: copied(n) for n in node.all_input_nodes}
+            with reader.graph.inserting_before(reader):
+                made[node] = reader.graph.node_copy(node, inputs.__getitem__)
+        return made[node]
+
+    for source in reader.all_input_nodes:
+        reader.replace_input_with(source, copied(source))
 
 
 def _room(node: Node) -> int:

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from secure_quant.errors import CalibrationError, ConfigError
 from secure_quant.ir import Graph
 from secure_quant.quantizer._torchao import quiet
+from secure_quant.quantizer.accept import untouched
 from secure_quant.quantizer.calibration import shows_little
 from secure_quant.quantizer.floats import values_at
 from secure_quant.quantizer.gate import AccuracyWarning, Bounds, Gate, check_accuracy, steps_off
@@ -113,7 +114,8 @@ def quantize(
     )
     if embedding not in (None, *get_args(Embedding)):
         raise ConfigError("embedding", got=embedding, expected="'client', 'private' or None")
-    model, batches = as_one(model, calibration, batch_size, embedding)
+    with untouched(model):
+        model, batches = as_one(model, calibration, batch_size, embedding)
     if mode == "qat" and (targets is None or not isinstance(settings.scheme, Uniform)):
         raise ConfigError("qat", expected="targets, and the uniform scheme")
     kept = kept_scales(model)
@@ -128,7 +130,7 @@ def quantize(
         )  # fmt: skip
     told, gate = progress or silent, Gate(model, batches)
     # torch.export draws from the caller's generator
-    with torch.random.fork_rng(devices=[]), quiet():
+    with untouched(model), torch.random.fork_rng(devices=[]), quiet():
         if kept is not None:
             return kept_graph(model, batches, kept, bounds, told)
         if mode == "qat":
@@ -161,11 +163,12 @@ def _tensor(targets: Any) -> Tensor:
 
 def _check(recorded: Recorded, made: Simulated, gate: Gate, bounds: Bounds, dynamic: bool) -> None:
     """The integers against torch's simulation and the float graph, which equals the module."""
-    graph, samples = recorded.graph, gate.samples
-    x = samples.numpy()
+    graph = recorded.graph
     steps = None  # torch's simulation has no activations of run-time scales
     if not dynamic:
-        steps = steps_off(graph, made.converted, recorded.places, x)
+        steps = steps_off(graph, made.converted, recorded.places, gate.samples.numpy())
+    samples = gate.samples_for(graph)
+    x = samples.numpy()
     want = FloatGraph(made.floats).evaluate(samples).numpy()
     shape = graph.values[graph.output.name].shape
     if want.shape[1:] != shape:

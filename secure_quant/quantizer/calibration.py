@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -10,9 +10,10 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from secure_quant.errors import CalibrationError
+from secure_quant.errors import CalibrationError, SecureQuantError
+from secure_quant.quantizer.refuse import first_line
 
-__all__ = ["check_calibration", "shows_little", "split_batches"]
+__all__ = ["check_calibration", "drawn", "shows_little", "split_batches"]
 
 _SMALLEST, _LARGEST = 1e-30, 1e18
 _FEW = 4
@@ -28,7 +29,9 @@ def split_batches(calibration: Any, batch_size: int) -> list[Tensor]:
     if not isinstance(batch_size, int) or batch_size < 1:
         raise CalibrationError("batch size", got=batch_size, expected=">= 1")
     batches = [
-        b for x in _sources(calibration) for b in torch.split(check_calibration(x), batch_size)
+        b
+        for x in drawn(_sources(calibration))
+        for b in torch.split(check_calibration(x), batch_size)
     ]
     if not batches:
         raise CalibrationError("calibration", got="no data", expected="at least one sample")
@@ -38,6 +41,24 @@ def split_batches(calibration: Any, batch_size: int) -> list[Tensor]:
             "calibration shapes", got=shapes, expected="one shape", hint=_ONLY_INPUTS
         )
     return batches
+
+
+def drawn(batches: Iterable[Any]) -> Iterator[Any]:
+    """One by one. Raises CalibrationError where the caller's own iterator fails."""
+    iterator = iter(batches)
+    while True:
+        try:
+            batch = next(iterator)
+        except StopIteration:
+            return
+        except SecureQuantError:
+            raise
+        except Exception as error:
+            raise CalibrationError(
+                "calibration", got=f"{first_line(error)}, from the iterator of its batches",
+                expected="arrays", hint="go through the data in a loop of your own to see it fail",
+            ) from error  # fmt: skip
+        yield batch
 
 
 def shows_little(batches: Sequence[Tensor]) -> str | None:

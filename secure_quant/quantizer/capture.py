@@ -17,7 +17,7 @@ from torch.fx import GraphModule, Node
 from torch.utils._pytree import tree_leaves
 
 from secure_quant.errors import UnsupportedModule
-from secure_quant.quantizer.accept import accepted, check_forward, check_output
+from secure_quant.quantizer.accept import accepted, check_forward, check_output, untouched
 from secure_quant.quantizer.explicit import make_explicit
 from secure_quant.quantizer.functional import free_batch, functional_module
 from secure_quant.quantizer.passes.batch_first import keep_batch_first
@@ -66,6 +66,13 @@ PROBE = 61
 _VALUES = (
     "take asserts, branches and .item() on values out of forward: check inputs before the call"
 )
+_OTHER_STEPS = "write that step with torch's functions of tensors, one result for each sample"
+_WAYS = {
+    "data-dependent": _VALUES,
+    ".numpy()": "stay in torch: what numpy does to a value cannot be seen",
+    "constant's list": "write into the tensor itself, not into its .data",
+}
+"""Word of the exporter's -> the way out."""
 _CASTS = {aten.to.dtype, aten.to.device, aten.to.other, aten._to_copy.default, aten.to.dtype_layout,
           aten.type_as.default}  # fmt: skip
 
@@ -83,7 +90,9 @@ def capture(model: nn.Module, example: Tensor) -> GraphModule:
     wide = example[:1].expand(PROBE, *example.shape[1:]).contiguous()
     explicit = make_explicit(module)
     _named_anew(explicit)
-    graph_module = functional_module(_export(explicit, wide))
+    with untouched(model):  # a value of the exporter's must not stay there
+        program = _export(explicit, wide)
+    graph_module = functional_module(program)
     _own_tensors(graph_module)
     lower_positions(graph_module, PROBE)
     lower_lookups(graph_module, model)
@@ -223,7 +232,7 @@ def _export_fixed(module: nn.Module, example: Tensor) -> torch.export.ExportedPr
             f"{type(module).__name__} cannot be captured by torch.export",
             got=reason[0][:300] if reason else type(error).__name__,
             expected="one tensor in, one tensor out, no branch that depends on values",
-            hint=_VALUES if any("data-dependent" in line for line in reason) else None,
+            hint=next((hint for word, hint in _WAYS.items() if word in str(error)), _OTHER_STEPS),
         ) from error
 
 

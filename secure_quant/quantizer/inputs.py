@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 import itertools
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, is_dataclass
 from typing import Any
 
 import numpy as np
@@ -18,7 +18,7 @@ from torch.utils.data import DataLoader, Dataset, IterableDataset, Subset
 from secure_quant.errors import CalibrationError, SecureQuantError, UnsupportedModule
 from secure_quant.ir.ops import is_kind
 from secure_quant.quantizer.accept import accepted, unwrapped
-from secure_quant.quantizer.calibration import check_calibration, split_batches
+from secure_quant.quantizer.calibration import check_calibration, drawn, split_batches
 from secure_quant.quantizer.files import opened
 from secure_quant.quantizer.images import MOST_SAMPLES, spread
 from secure_quant.quantizer.ports import InputSpec, OutputSpec, Ported, specs_of
@@ -144,7 +144,7 @@ def _named(
     if plain or not isinstance(calibration, Iterable):
         return None, calibration
     with torch.random.fork_rng(devices=[]):  # a DataLoader draws from the caller's generator
-        batches = iter(calibration)
+        batches = drawn(calibration)
         first = next(batches, None)
         whole: Iterator[Any] = itertools.chain([] if first is None else [first], batches)
         if isinstance(first, Mapping):
@@ -291,6 +291,6 @@ def _several(model: Any, x: Tensor) -> list[OutputSpec] | None:
     except Exception:  # noqa: BLE001  whatever it is, the capture meets it again and names it
         return None
     tensors = [leaf for leaf in _pytree.tree_leaves(made) if leaf is not None]
-    if len(tensors) < 2:
+    if len(tensors) < 2 and not any(map(is_dataclass, tensors)):
         return None
     return specs_of(made, len(x), type(unwrapped(model)).__name__)

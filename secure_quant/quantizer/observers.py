@@ -61,6 +61,7 @@ class RangeObserver(ObserverBase):  # type: ignore[misc]
         self.quant_min, self.quant_max = quant_min, quant_max
         self.largest, self.positive, self.whole = largest, positive, whole
         self.qscheme = torch.per_tensor_affine
+        self.place = "an activation"
         self.low, self.high, self.least, self.seen = *within, math.inf, False
         self.counts = torch.zeros(BINS, dtype=torch.float64)
 
@@ -71,7 +72,11 @@ class RangeObserver(ObserverBase):  # type: ignore[misc]
         least, most = torch.aminmax(values)
         low, high = float(least), float(most)
         if not (math.isfinite(low) and math.isfinite(high)):
-            raise CalibrationError("activations", got="NaN or infinity", expected="finite numbers")
+            raise CalibrationError(
+                self.place, got="NaN or infinity on calibration data", expected="finite numbers",
+                hint="a step overflows float32, or divides by next to nothing: scale or clamp what "
+                "enters it",
+            )  # fmt: skip
         self.seen = True
         self.least = min(self.least, low)
         self._widen(min(low, 0.0), max(high, 0.0))

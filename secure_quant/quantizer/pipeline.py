@@ -22,7 +22,7 @@ from secure_quant.quantizer.gate import Gate
 from secure_quant.quantizer.gate.floatgraph import captured_batch, in_batches
 from secure_quant.quantizer.observers import Calibrator, RangeObserver, WeightObserver
 from secure_quant.quantizer.passes import rewrite, specialize
-from secure_quant.quantizer.refuse import failures_named
+from secure_quant.quantizer.refuse import failures_named, place_of
 from secure_quant.quantizer.schemes import Scheme, Uniform
 
 __all__ = [
@@ -109,6 +109,7 @@ def simulated(
     with failures_named(f"rewriting {name}"):
         specialize(module, batches, settings.activation_bits)
         prepared = prepare_pt2e(module, make_quantizer(settings))
+    _name_places(prepared)
     gate.check(prepared, typical=True)
     floats = copied(prepared)
     progress("weights", 0, 1)
@@ -122,6 +123,14 @@ def simulated(
     progress("convert", 0, 1)
     with failures_named(f"converting {name}"):
         return Simulated(convert_pt2e(prepared), example, floats)
+
+
+def _name_places(prepared: GraphModule) -> None:
+    """Tell each observer of a range what makes the values that it sees."""
+    for node in prepared.graph.nodes:
+        seen = prepared.get_submodule(str(node.target)) if node.op == "call_module" else None
+        if isinstance(seen, RangeObserver):
+            seen.place = place_of(node.args[0])
 
 
 def copied(module: GraphModule) -> GraphModule:

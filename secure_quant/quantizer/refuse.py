@@ -5,11 +5,22 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+from torch._ops import OpOverload
 from torch.fx import Node
 
 from secure_quant.errors import SecureQuantError, UnsupportedModule
 
-__all__ = ["INNER", "failures_named", "first_line", "module_path", "own_path", "unsupported"]
+__all__ = [
+    "INNER",
+    "failures_named",
+    "first_line",
+    "module_path",
+    "own_path",
+    "place_of",
+    "unsupported",
+]
+
+ONE_S_OWN = "the model's own forward"
 
 _WHOLE_BATCH = "name the axes of the sample to reduce over: dim=..., without the batch"
 _ORDER = "return the scores, and sort or choose at the client"
@@ -27,6 +38,7 @@ _HINTS = {
     **dict.fromkeys(("prod", "cumprod"), _PRODUCT),
     **dict.fromkeys(("grid_sampler", "grid_sampler_2d", "grid_sampler_3d"),
                     "resize by constant amounts, or sample at the client"),
+    "_add_batch_dim": "call the layer on the whole batch, without vmap",
     "einsum": "no letter twice in one operand; the batch first in data and result",
     **dict.fromkeys(("sort", "topk", "argmax", "argmin", "argsort", "kthvalue", "median", "mode",
                      "nanmedian", "msort", "cummax", "cummin"), _ORDER),
@@ -45,7 +57,10 @@ _HINTS = {
                     "draw random numbers once, and keep them in a buffer"),
     "wrap_with_autocast": "leave autocast out; the graph is of int8 anyhow",
     "repeat_interleave": "repeat by one whole number, or index with a constant vector of places",
-    "as_strided": "use slices, reshape and transpose",
+    **dict.fromkeys(("as_strided", "as_strided_scatter", "as_strided_copy"),
+                    "use slices, reshape and transpose"),
+    **dict.fromkeys(("quantize_per_tensor", "quantize_per_channel"),
+                    "give the float module, before it was quantized"),
     "t": "keep the batch axis first and alone in every step",
 }  # fmt: skip
 """What to use instead, by the op's own name, or that of its overload."""
@@ -79,15 +94,25 @@ def module_path(node: Node) -> str:
     return own_path(path.removeprefix("L['self'].").removeprefix("L['self']"))
 
 
+def _own_name(node: Node) -> str:
+    """Of an op, with its overload, or of a function."""
+    made = node.target if isinstance(node.target, str | OpOverload) else node.target.__name__
+    return str(made).removeprefix("aten.")
+
+
+def place_of(node: Node) -> str:
+    """An op and the module that it stands in, in words."""
+    return f"{_own_name(node).split('.')[0]} in {module_path(node) or ONE_S_OWN}"
+
+
 def unsupported(node: Node, why: str | None = None, hint: str | None = None) -> UnsupportedModule:
     """The error that names the op, where it stands, and what could be used instead."""
-    overload = str(node.target).removeprefix("aten.")
+    overload = _own_name(node)
     name = overload.split(".")[0]
     if hint is None:
         hint = _HINTS.get(overload) or _HINTS.get(name)
-    where = module_path(node) or "the model's own forward"
     return UnsupportedModule(
-        f"{name} in {where}",
+        place_of(node),
         got=why or _REASONS.get(hint or "", "an op without an integer lowering"),
         hint=hint or "docs/quantization.md lists the ops that can be used",
     )

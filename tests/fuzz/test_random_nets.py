@@ -38,6 +38,9 @@ def test_no_net_is_wrong_in_silence(first):
 
 FOUND = {
     70522: "the gate's limit and the judge's differed by a millionth of a step",
+    70037: "a convolution with padding 'same' of an even kernel, before BatchNorm",
+    46619837: "a constant alone on a grid of 12 bits, whose zero point is no int8",
+    46620162: "a value read rounded, and not, by one function",
     920445: "the jumps of a table behind a view were not counted",
 }
 
@@ -45,7 +48,7 @@ FOUND = {
 @pytest.mark.parametrize("seed", FOUND, ids=FOUND.values())
 def test_nets_that_were_wrong_once_are_not(seed):
     verdict = judge(seed)
-    assert verdict.kind != "wrong", verdict.why
+    assert verdict.kind == "taken", verdict.why
 
 
 def test_the_limit_in_steps_bears_rounding_and_no_more():

@@ -10,7 +10,8 @@ import torch
 from torch import Tensor, nn
 from torch.export import ExportedProgram
 
-from secure_quant.errors import ConfigError, UnsupportedModule
+from secure_quant.errors import ConfigError, MalformedModel, UnsupportedModule
+from secure_quant.quantizer._torchao import quiet
 from secure_quant.quantizer.files.converted import exported, is_converted, module_of_converted
 from secure_quant.quantizer.files.estimators import is_estimator, module_of_estimator
 from secure_quant.quantizer.files.programs import (
@@ -36,9 +37,13 @@ def opened(model: Any, examples: Sequence[Tensor]) -> Any:
     holds one, or for a fitted estimator of scikit-learn; anything else as it is.
 
     ``examples``: a batch of each input. What is read of an ONNX file is compared on it with
-    onnxruntime. Raises MalformedModel, UnsupportedModule, CaptureMismatch; OSError for a file that
-    cannot be read.
+    onnxruntime. Raises MalformedModel, UnsupportedModule, CaptureMismatch.
     """
+    with quiet():
+        return _opened(model, examples)
+
+
+def _opened(model: Any, examples: Sequence[Tensor]) -> Any:
     if isinstance(model, str | Path):
         model = _read(Path(model))
     if isinstance(model, torch.fx.GraphModule) and is_converted(model.graph):
@@ -67,6 +72,13 @@ def _read(path: Path) -> Any:
             expected=" or ".join(SUFFIXES),
             hint=hint,
         )
+    try:
+        with path.open("rb"):
+            pass
+    except OSError as error:
+        raise MalformedModel(
+            f"the file {path.name}", got=error.strerror, expected="a file that can be read"
+        ) from error
     if kind == ".onnx":
         _need_onnx()
         import onnx

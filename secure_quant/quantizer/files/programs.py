@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -39,12 +41,23 @@ _SIZED = (aten.view.default, aten.reshape.default, aten._unsafe_view.default)
 def read_program(path: str | os.PathLike[str]) -> ExportedProgram:
     """A ``.pt2`` file of torch.export.save. Raises MalformedModel."""
     try:
-        return torch.export.load(path)
-    except OSError:
-        raise
+        with _without_its_log():
+            return torch.export.load(path)
     except Exception as error:
         got = first_line(error)
         raise MalformedModel(f"{Path(path).name} as an exported program", got=got) from error
+
+
+@contextmanager
+def _without_its_log() -> Iterator[None]:
+    """torch.export logs a traceback of what it then raises."""
+    logger = logging.getLogger("torch.export")
+    before = logger.disabled
+    logger.disabled = True
+    try:
+        yield
+    finally:
+        logger.disabled = before
 
 
 def module_of_program(program: ExportedProgram) -> nn.Module:

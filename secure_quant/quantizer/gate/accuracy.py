@@ -66,14 +66,16 @@ class Bounds:
         return Bounds(_WARNED * usual, usual if max_error is None else max_error, clipped)
 
 
-def relative_error(got: Real, want: Real, floor: float = 0.0) -> float:
+def relative_error(got: Real, want: Real, floor: float = 0.0, noise: Real | None = None) -> float:
     """Root mean square of got - want over that of want; over ``floor`` where want is zero, or next
-    to it."""
-    error = math.sqrt(float(np.mean((got.astype(np.float64) - want) ** 2)))
-    size = math.sqrt(float(np.mean(want.astype(np.float64) ** 2)))
+    to it and no larger than ``noise``, which float32's rounding makes of it, if measured."""
+    error, size, least = (
+        math.sqrt(float(np.mean(np.square(part.astype(np.float64)))))
+        for part in (got - want.astype(np.float64), want, np.zeros(1) if noise is None else noise)
+    )
     if error == 0:
         return 0.0
-    if size <= 1e-6 * floor:  # the float output is nothing but its own rounding
+    if size <= 1e-6 * floor and (noise is None or size <= least):
         size = floor
     return error / size if size else math.inf
 
@@ -95,18 +97,23 @@ def check_accuracy(
     q = quantize_packed(graph, x)
     got = reference.named(graph, reference.dequantize(graph, reference.run_int(graph, q)))
     wanted = reference.named(graph, want)
-    own = np.zeros(1) if noise is None else noise
-    rounding = reference.named(graph, np.broadcast_to(own, want[:1].shape))
+    rounding: Mapping[str, Real] = {}
+    if noise is not None:
+        rounding = reference.named(graph, np.broadcast_to(noise, want[:1].shape))
     found = [
-        _of_output(port, got[port.name], wanted[port.name], rounding[port.name], bounds)
+        _of_output(port, got[port.name], wanted[port.name], rounding.get(port.name), bounds)
         for port in graph.output_ports
     ]
     worst = max(found, key=lambda each: each.error)
     several = f" at output {worst.port.name!r}" if len(found) > 1 else ""
     if worst.error > min(bounds.refuse, bounds.warn):
         made = reference.trace(graph, q[: held_at_once(graph)])
-        where = several + _where(graph, made, values()) + (f"; {steps}" if steps else "")
-        judge(worst.error, bounds, where)
+        jump = _jump(graph, made, values())
+        where = several + (str(jump) if jump else "") + (f"; {steps}" if steps else "")
+        hint = _FAR if jump and jump.before < _LITTLE and jump.after > 1 / 2 else None
+        if _unlike_inputs(graph, made, x) > worst.error / 2:
+            hint = _UNLIKE
+        judge(worst.error, bounds, where, hint)
         return worst.error
     seldom = f"though the output is off the float model by {worst.error:.2g} only"
     if steps is not None:
@@ -126,26 +133,40 @@ class _Found(NamedTuple):
     lost: str | None
 
 
-def _of_output(port: Port, got: Real, want: Real, noise: Real, bounds: Bounds) -> _Found:
+def _of_output(port: Port, got: Real, want: Real, noise: Real | None, bounds: Bounds) -> _Found:
     largest = max(port.multiplier) * port.value.scale * port.value.range.magnitude
     if bounds.clipped:
         kept = _best(got, want)
         got, want = got[kept], want[kept]
-    error = relative_error(got, want, largest)
-    return _Found(port, error, _lost(got, want, noise))
+    error = relative_error(got, want, largest, noise)
+    return _Found(port, error, _lost(got, want, np.zeros(1) if noise is None else noise))
 
 
-def judge(error: float, bounds: Bounds, where: str = "") -> None:
+def _unlike_inputs(graph: Graph, made: Mapping[str, Real], x: NDArray[np.float32]) -> float:
+    """What the rounding of the input costs a sample, relative to its own size: root mean square
+    over samples. 0 for several inputs."""
+    q, value = made[graph.input.name], graph.values[graph.input.name]
+    x = x[: len(q)]
+    if q.shape != x.shape:
+        return 0.0
+    off = ((q - value.zero_point) * float(value.scale) - x).reshape(len(x), -1)
+    own = np.sqrt(np.mean(np.square(x.reshape(len(x), -1).astype(np.float64)), 1))
+    shares = np.sqrt(np.mean(np.square(off), 1)) / np.maximum(own, 1e-30)
+    return float(np.sqrt(np.mean(np.square(np.minimum(shares, 1.0)))))
+
+
+def judge(error: float, bounds: Bounds, where: str = "", hint: str | None = None) -> None:
     """Warn or raise for a relative error above the bounds."""
+    hint = hint or _HINT
     got = f"{error:.2g} of the float output's root mean square{where}"
     if error > bounds.refuse:
         raise AccuracyLoss(
             "the integers against the float model", got=got,
-            expected=f"at most {bounds.refuse:g}", hint=_HINT,
+            expected=f"at most {bounds.refuse:g}", hint=hint,
         )  # fmt: skip
     if error > bounds.warn:
         warnings.warn(
-            f"the integers are off the float model by {got} ({_HINT})", AccuracyWarning,
+            f"the integers are off the float model by {got} ({hint})", AccuracyWarning,
             stacklevel=5,
         )  # fmt: skip
 
@@ -179,14 +200,35 @@ def _lost(got: Real, want: Real, noise: Real) -> str | None:
 
 _APART = "outputs of very different size share a scale: return them in like units"
 _RESCALE = "weights or a bias there are far from the size of what they meet: rescale that layer"
+_LITTLE = 1e-4
+"""Relative error of what nothing but a few huge values make up."""
+_FAR = (
+    "a number that is far larger than the values beside it, as -1e9 of a mask, takes their scale: "
+    "use one a little beyond them"
+)
+_UNLIKE = (
+    "samples of very different size share the scale of the input, and the small ones get few steps "
+    "of it: bring each to one size before the call"
+)
 _HINT = (
     "try calibrator='percentile' or 'mse', mode='weight-only' or 'qat', the uniform scheme; "
     "max_error= (--max-error) sets the bound"
 )
 
 
-def _where(graph: Graph, made: Mapping[str, Real], floats: Mapping[str, Real]) -> str:
-    """In words, the node at which the relative error grows most over that of its inputs."""
+class _Jump(NamedTuple):
+    """A node, and the relative errors of its inputs and its own."""
+
+    place: str
+    before: float
+    after: float
+
+    def __str__(self) -> str:
+        return f"; it jumps at {self.place!r}, from {self.before:.2g} to {self.after:.2g}"
+
+
+def _jump(graph: Graph, made: Mapping[str, Real], floats: Mapping[str, Real]) -> _Jump | None:
+    """The node at which the relative error grows most over that of its inputs."""
     errors: dict[str, float] = {}
     worth = units(graph)
     worst, place = _JUMP, ""
@@ -207,6 +249,6 @@ def _where(graph: Graph, made: Mapping[str, Real], floats: Mapping[str, Real]) -
         if growth > worst and math.isfinite(growth):
             worst, place = growth, node.name
     if not place:
-        return ""
+        return None
     before = max((errors[name] for name in graph.by_name[place].inputs), default=0.0)
-    return f"; it jumps at {place!r}, from {before:.2g} to {errors[place]:.2g}"
+    return _Jump(place, before, errors[place])

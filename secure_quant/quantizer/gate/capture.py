@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.fx import GraphModule
 
 from secure_quant.errors import CaptureMismatch, SecureQuantError, UnsupportedModule
+from secure_quant.ir import Graph
 from secure_quant.quantizer.gate.floatgraph import FloatGraph
 from secure_quant.quantizer.gate.owner import Owner
 from secure_quant.quantizer.gate.places import (
@@ -23,10 +24,11 @@ from secure_quant.quantizer.gate.places import (
     first_difference,
     shared_points_differ,
 )
-from secure_quant.quantizer.gate.probes import MOST_VALUES, Probe, make_probes
+from secure_quant.quantizer.gate.probes import MOST_VALUES, Probe, make_probes, samples_of
+from secure_quant.quantizer.opset import OPS
 from secure_quant.quantizer.passes.edit import has_free_batch
 from secure_quant.quantizer.ports import OutputSpec, largest_of, parts_of
-from secure_quant.quantizer.refuse import first_line
+from secure_quant.quantizer.refuse import first_line, unsupported
 
 __all__ = ["Gate"]
 
@@ -37,6 +39,9 @@ NOISIEST = 1e-3
 """Of the largest output: the most that is allowed for noise."""
 _ALONE = "keep the batch axis first and alone in every step"
 _SIZES = (16, 65, 257)
+MOST_SAMPLES = 512
+MOST_RUN = 2**23
+"""Values of all nodes for all samples, at most, that a run of the integer graph holds."""
 FLOOR = 1e-7
 """Of the largest output, at places that are small beside it."""
 LEFT_OUT = 4e-6
@@ -85,13 +90,22 @@ class Gate:
     """Runs the user's module on inputs like ``batches`` and compares graphs with it."""
 
     def __init__(self, model: nn.Module, batches: Sequence[Tensor]) -> None:
-        self._model, self._probes = model, make_probes(batches)
+        self._model, self._batches, self._probes = model, batches, make_probes(batches)
         self._comparison: _Comparison | None = None
 
     @property
     def samples(self) -> Tensor:
         """Calibration samples for further checks: float32[n, *input shape]."""
         return self._probes[0].x
+
+    def samples_for(self, graph: Graph) -> Tensor:
+        """More of them, as many as a run of ``graph`` has room for: what is far off on a few
+        samples of hundreds is far off."""
+        values = sum(math.prod(value.shape) for value in graph.values.values())
+        count = min(MOST_RUN // values, MOST_SAMPLES)
+        if count <= len(self.samples):
+            return self.samples
+        return samples_of(self._batches, count)
 
     @property
     def noise(self) -> Tensor:
@@ -137,9 +151,38 @@ class _Comparison:
 
     def run(self, prepared: GraphModule, typical: bool) -> None:
         """Outputs, and the submodules' outputs that the graph has."""
+        try:
+            self._compare(prepared, typical)
+        except CaptureMismatch:
+            if not self._settled_for_float32():
+                raise
+            self._compare(prepared, typical)
+
+    def _settled_for_float32(self) -> bool:
+        """Whether the module is another in float64 than the user's, which is in float32: one that
+        writes into ``x.to(torch.float32)`` writes into x there alone. It is then taken as it is."""
+        typical = self._truths[0]
+        largest = typical.value.abs().nan_to_num(0.0, 0.0, 0.0).max()
+        if self.owner.dtype is torch.float32 or bool((typical.noise <= NOISIEST * largest).all()):
+            return False
+        self.owner.dtype = torch.float32
+        self._truths = tuple(self._truth(truth.probe) for truth in self._truths)
+        return True
+
+    def _compare(self, prepared: GraphModule, typical: bool) -> None:
         truths = [t for t in self._truths if t.probe.typical or not typical]
+        graph = FloatGraph(prepared)
+
+        def evaluated(x: Tensor) -> Tensor:
+            try:
+                return graph.evaluate(x)
+            except Exception as error:
+                if graph.node is None or graph.node.target in OPS:
+                    raise
+                raise unsupported(graph.node, first_line(error)) from error
+
         self.outputs(
-            FloatGraph(prepared).evaluate,
+            evaluated,
             lambda x: first_difference(self.owner, prepared, x),
             truths,
             LEFT_OUT if typical else FLOOR,
@@ -207,6 +250,11 @@ class _Comparison:
 
     def _truth(self, probe: Probe) -> _Truth:
         value = self.owner.run(probe.x)
+        if not value.numel():
+            raise UnsupportedModule(
+                f"{self.owner.name} on {len(probe.x)} samples", got="a result without elements",
+                expected="each sample for itself", hint=_ALONE,
+            )  # fmt: skip
         single = self.owner.run(probe.x, torch.float32)
         if self.owner.dtype is torch.float32:
             # No float64 to compare with: the size of float32's own error stands for it.

@@ -40,7 +40,8 @@ def in_batches(function: Callable[[Tensor], Tensor], x: Tensor, size: int | None
 class FloatGraph(Interpreter):
     """Runs a prepared graph without its observers and without rounding.
 
-    watch: called with every node and the tensor it makes, as it makes it.
+    watch: called with every node and the tensor it makes, as it makes it. node: the last that was
+    begun, which after an error is the one that failed.
     """
 
     def __init__(
@@ -50,6 +51,7 @@ class FloatGraph(Interpreter):
         self._batch = captured_batch(module)
         self._dtype, self._watch = dtype, watch
         self._constants: dict[str, Any] = {}
+        self.node: Node | None = None
 
     def evaluate(self, x: Tensor) -> Tensor:
         """float[n, *input shape] -> the one output."""
@@ -74,6 +76,7 @@ class FloatGraph(Interpreter):
         return super().call_module(target, args, kwargs)
 
     def run_node(self, n: Node) -> Any:
+        self.node = n
         made = self._cast(super().run_node(n))
         if self._watch is not None and isinstance(made, Tensor):
             self._watch(n, made)

@@ -34,7 +34,7 @@ class Owner:
         self.dtype = torch.float64
 
     def _copy(self, dtype: torch.dtype) -> nn.Module:
-        return own_copy(self._model).eval().cpu().requires_grad_(False).to(dtype)
+        return own_copy(self._model).to(dtype)
 
     def run(self, x: Tensor, dtype: torch.dtype | None = None, seen: Seen | None = None) -> Tensor:
         """The one output for float[n, *input shape], in ``dtype`` (else in float64 where the module

@@ -263,7 +263,7 @@ def _exact(walk: Walk, node: Node, x: Term) -> Term:
 
 def _broadcast(walk: Walk, node: Node, a: Term, b: Term) -> tuple[Term, Term, bool]:
     """The operands with equal ranks, the one of full shape first; True if they changed places."""
-    shape = walk.shape(node)
+    shape = walk.shape(node) or (1,)  # a number for each sample keeps one axis
     swapped = a.shape != shape
     if swapped:
         a, b = b, a

@@ -15,6 +15,7 @@ from secure_quant.quantizer.passes.convolutions import lower_convolutions
 from secure_quant.quantizer.passes.equalize import equalize
 from secure_quant.quantizer.passes.joins import keep_joins_fine
 from secure_quant.quantizer.passes.lengths import raise_floors
+from secure_quant.quantizer.passes.masked_maxima import lower_masked_maxima
 from secure_quant.quantizer.passes.moved import lower_moves
 from secure_quant.quantizer.passes.norm import (
     keep_squares_small,
@@ -38,6 +39,7 @@ def rewrite(module: GraphModule) -> GraphModule:
     lower_pools(module)
     lower_choices(module)
     lower_writes(module)
+    lower_masked_maxima(module)
     lower_attention(module)
     lower_layer_norm(module)
     lower_mean_square(module)

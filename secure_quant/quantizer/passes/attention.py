@@ -25,6 +25,7 @@ from secure_quant.quantizer.passes.masks import (
     mask_by_input,
     mask_scores,
     peel,
+    scaled_inside,
     score_ranges,
 )
 from secure_quant.quantizer.refuse import unsupported
@@ -127,7 +128,7 @@ def lower_softmax(module: GraphModule, batches: Sequence[Tensor]) -> None:
         hidden_by_input = unhidden(scores)
         if hidden_by_input is not None:
             scores, kept[node] = hidden_by_input
-        peeled[node] = peel(module, node, scores)
+        peeled[node] = peel(module, node, scaled_inside(module, Editor(module, node), scores))
     masks: dict[Node, Mask | None] = {}
     for scores, mask in peeled.values():
         if scores in masks:

@@ -144,6 +144,18 @@ def _masked_fill(walk: _Choices, edit: Mover, node: Node) -> Node | None:
     return _chosen(walk, edit, node, mask, value, x)
 
 
+def _index_put(walk: _Choices, edit: Mover, node: Node) -> Node | None:
+    """``h[h < 0] = 0``, one number where a comparison holds; None for places."""
+    x, places, value = (argument(node, i, n) for i, n in enumerate(("self", "indices", "values")))
+    mask = places[0] if len(places) == 1 else None
+    held = edit.value(value)
+    if mask not in walk.truths or mask.meta["val"].shape != x.meta["val"].shape:
+        return None
+    if argument(node, 3, "accumulate", False) or held is None or held.numel() != 1:
+        return None
+    return _chosen(walk, edit, node, mask, float(held), x)
+
+
 def _chosen(
     walk: _Choices, edit: Mover, node: Node, condition: Any, yes: Any, no: Any
 ) -> Node | None:
@@ -262,6 +274,7 @@ _RULES: dict[Any, Callable[[_Choices, Mover, Node], Node | None]] = {
     **dict.fromkeys((aten.masked_fill.Scalar, aten.masked_fill.Tensor), _masked_fill),
     **dict.fromkeys((aten.maximum.default, aten.max.other), _extreme(True)),
     **dict.fromkeys((aten.minimum.default, aten.min.other), _extreme(False)),
+    aten.index_put.default: _index_put,
     aten.amin.default: _amin,
     aten.clamp.Tensor: _clamp,
     aten.clamp_min.Tensor: _clamp,

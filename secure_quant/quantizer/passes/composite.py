@@ -61,6 +61,12 @@ def _addcmul(edit: Writer, given: dict[str, Any]) -> Node:
     return edit.call(aten.add.Tensor, given["self"], edit.scaled(product, given.get("value", 1)))
 
 
+def _addcdiv(edit: Writer, given: dict[str, Any]) -> Node:
+    a, b = given["tensor1"], given["tensor2"]
+    ratio = _div(edit, {"self": a, "other": b}) or edit.call(aten.div.Tensor, a, b)
+    return edit.call(aten.add.Tensor, given["self"], edit.scaled(ratio, given.get("value", 1)))
+
+
 def _lerp(edit: Writer, given: dict[str, Any]) -> Node:
     """(1 - w) · a + w · b: of two values no difference is rounded."""
     a, b, weight = given["self"], given["end"], given["weight"]
@@ -172,6 +178,7 @@ _RULES: Mapping[Any, Rule] = {
     aten.hstack.default: _hstack,
     aten.glu.default: _glu,
     aten.addcmul.default: _addcmul,
+    aten.addcdiv.default: _addcdiv,
     aten.lerp.Scalar: _lerp,
     aten.lerp.Tensor: _lerp,
     aten.rsub.Tensor: _rsub,

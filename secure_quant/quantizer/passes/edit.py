@@ -40,7 +40,11 @@ __all__ = [
 ]  # fmt: skip
 
 
-_PADS = {torch.ops.aten.pad.default, torch.ops.aten.constant_pad_nd.default}
+aten = torch.ops.aten
+_PADS = {
+    aten.pad.default, aten.constant_pad_nd.default, aten.conv1d.padding, aten.conv2d.padding,
+    aten.conv3d.padding,
+}  # fmt: skip
 
 
 class Editor:

@@ -21,7 +21,15 @@ from secure_quant.quantizer.gate.floatgraph import captured_batch, in_batches
 from secure_quant.quantizer.passes.edit import Editor, constant_of
 from secure_quant.quantizer.refuse import unsupported
 
-__all__ = ["Mask", "Range", "mask_by_input", "mask_scores", "peel", "score_ranges"]
+__all__ = [
+    "Mask",
+    "Range",
+    "mask_by_input",
+    "mask_scores",
+    "peel",
+    "scaled_inside",
+    "score_ranges",
+]
 
 aten = torch.ops.aten
 SPAN = 14.0
@@ -91,6 +99,31 @@ def peel(module: GraphModule, node: Node, scores: Node) -> tuple[Node, Mask | No
             "leave each row one key, say its own: a softmax of nothing is not a number",
         )  # fmt: skip
     return scores, Mask(added)
+
+
+def scaled_inside(module: GraphModule, edit: Editor, scores: Node) -> Node:
+    """(scores + mask) · c, as some divide by the root of the width, as scores · c + mask · c."""
+    made = scores.target in (aten.mul.Tensor, aten.div.Tensor) and not scores.kwargs
+    given: Any = scores.args[:2]
+    if made and scores.target is aten.mul.Tensor and not isinstance(given[0], Node):
+        given = given[::-1]
+    factor = _number(module, given[1]) if made else None
+    if factor is None or factor <= 0 or not isinstance(given[0], Node):
+        return scores
+    shape = tuple(int(n) for n in scores.meta["val"].shape[1:])
+    step = _behind(module, scaled_inside(module, edit, given[0]), shape, any_span=False)
+    if step is None:
+        return scores
+    scaled = edit.call(scores.target, step[0], factor)
+    added = step[1] * factor if scores.target is aten.mul.Tensor else step[1] / factor
+    return edit.call(aten.add.Tensor, scaled, edit.fixed(added[None].float(), "mask"))
+
+
+def _number(module: GraphModule, x: Any) -> float | None:
+    if isinstance(x, int | float):
+        return float(x)
+    value = constant_of(module, x)
+    return float(value) if value is not None and value.numel() == 1 else None
 
 
 def _behind(

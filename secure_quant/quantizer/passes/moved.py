@@ -87,6 +87,9 @@ def _is_moved(edit: Mover, node: Node) -> bool:
         given: Any = node.args[1]
         found = [index for index in given if index is not None]
         lone = found[0].meta["val"]
+        chosen = lone.dtype is torch.bool and edit.value(found[0]) is None
+        if chosen and node.target is aten.index_put.default:
+            return False  # where values decide: ``lower_choices`` knows
         return len(found) > 1 or len(lone.shape) != 1 or lone.dtype is torch.bool
     if node.target is aten.pad.default:
         widths: Any = node.args[1]
