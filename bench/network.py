@@ -4,8 +4,9 @@
 
 Every connection (client, link of the parties, dealer, servers) goes through a relay that holds each
 byte back for half of the round-trip time; bandwidth is not limited. What can be made ahead is there
-before the clock starts. Prints one JSON object per engine, objective and round-trip time. Loopback,
-mutual TLS, real processes.
+before the clock starts. Prints one JSON object per engine, objective and round-trip time, with what
+`secure-quant inspect --seconds` predicts of the plan that an engine makes if it is told nothing.
+Loopback, mutual TLS, real processes.
 """
 
 from __future__ import annotations
@@ -26,11 +27,19 @@ from arguments import parser, positive, run
 
 from secure_quant import reference
 from secure_quant.errors import ValueOutOfRange
+from secure_quant.ir import Graph
 from secure_quant_cli.cluster import free_ports
 from secure_quant_cli.models import NAMES, bench_model
+from secure_quant_cli.prediction import Network, measured, predicted
 from secure_quant_cli.service import serving, timed
 
-CONFIGURATIONS = (("mpc", "latency"), ("mpc", "traffic"), ("he", "latency"), ("onehost", None))
+CONFIGURATIONS = (
+    ("mpc", None),
+    ("mpc", "latency"),
+    ("mpc", "traffic"),
+    ("he", None),
+    ("onehost", None),
+)
 
 
 class Relays:
@@ -124,6 +133,7 @@ def measure(
             ) as service,
         ):
             client = service.clients[engine]
+            predicted_ms = None if objective else _predicted_ms(engine, graph, batch, rtt_ms)
             times, wrong = [], 0
             for turn in range(runs + 2):
                 q = rng.integers(-128, 128, (batch, *graph.input.shape), np.int8)
@@ -135,8 +145,13 @@ def measure(
             yield {
                 "engine": engine, "objective": objective, "model": model, "batch": batch,
                 "rtt_ms": rtt_ms, "latency_ms_median": statistics.median(times),
-                "rounds": stats.rounds, "mismatches": wrong,
+                "predicted_ms": predicted_ms, "rounds": stats.rounds, "mismatches": wrong,
             }  # fmt: skip
+
+
+def _predicted_ms(engine: str, graph: Graph, batch: int, rtt_ms: float) -> float:
+    network = {"": Network(rtt_ms / 1000, bits=1e11)}
+    return 1e3 * predicted(engine, graph, batch, measured(engine), network)[""]
 
 
 def main() -> int:

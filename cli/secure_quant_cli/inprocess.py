@@ -11,8 +11,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from secure_quant.ir import Graph
+from secure_quant.ir.effort import effort
 
-__all__ = ["Executor", "Run", "Seconds", "onnx_engine", "reference_engine"]
+__all__ = ["Executor", "Run", "Seconds", "onnx_engine", "reference_engine", "work_of"]
 
 Seconds = dict[str, float]
 
@@ -22,13 +23,23 @@ class Run:
     """values: integers by node name, at least the Output's, int64[batch, *shape].
     rounds: exchanges of the parties, or trips to the server. sent: payload bytes by one party, or
     by client and server together. seconds: computing time by node name, where it can be told:
-    party 0 online; the server. client_seconds: encryption and decryption by node name."""
+    party 0 online; the server. client_seconds: encryption and decryption by node name. online:
+    CPU seconds that an answer waits for, with all made ahead that can be: of one party, or of both
+    ends together."""
 
     values: dict[str, NDArray[np.int64]]
     rounds: int
     sent: int
     seconds: Seconds = field(default_factory=dict)
     client_seconds: Seconds = field(default_factory=dict)
+    online: float = 0.0
+
+
+def work_of(graph: Graph, batch: int) -> tuple[float, float, float]:
+    """Products and lookups of so many samples, and the ops of the longest chain: what computing
+    gate by gate is linear in."""
+    work = effort(graph)
+    return batch * work.products, batch * work.lookups, work.depth
 
 
 Executor = Callable[[NDArray[np.int8]], Run]

@@ -22,6 +22,10 @@ def configure(parser: argparse.ArgumentParser) -> None:
     """Add the options."""
     parser.add_argument("model", type=Path, metavar="model.sq")
     parser.add_argument("--batch", type=int, default=1, help="samples per inference in the plan")
+    parser.add_argument(
+        "--seconds", action="store_true",
+        help="predict what an inference takes, on this machine's cores, which are measured once",
+    )  # fmt: skip
     parser.add_argument("--json", action="store_true")
 
 
@@ -38,6 +42,8 @@ def run(arguments: argparse.Namespace) -> int:
         return own_models(own).inspect(arguments)
     graph = load(arguments.model)
     found = describe(graph, arguments.model.stat().st_size, arguments.batch)
+    if arguments.seconds:
+        found["seconds"] = _seconds(graph, arguments.batch, found["plans"])
     if arguments.json:
         print_json(found)
     else:
@@ -109,6 +115,21 @@ def _planned(engine: str, graph: Graph, batch: int) -> dict[str, Any]:
         return {"refused": f"{error.name} is not installed"}
 
 
+def _seconds(graph: Graph, batch: int, plans: dict[str, Any]) -> dict[str, dict[str, float]]:
+    """By engine and network, of engines that have a plan."""
+    from secure_quant_cli.console import progress
+    from secure_quant_cli.prediction import measured, predicted
+
+    made = {}
+    for engine, plan in plans.items():
+        if "refused" in plan:
+            continue
+        with progress(f"computing of {engine}, on this machine"):
+            rates = measured(engine)
+        made[engine] = predicted(engine, graph, batch, rates)
+    return made
+
+
 def _show(found: dict[str, Any]) -> None:
     from secure_quant_cli.console import folded, human_bytes, table
 
@@ -132,3 +153,14 @@ def _show(found: dict[str, Any]) -> None:
             for key, value in plan.items()
         )
         print(folded(f"  {engine:8} {shown}", hang=11))
+    if "seconds" in found:
+        _show_seconds(found["seconds"])
+
+
+def _show_seconds(found: dict[str, dict[str, float]]) -> None:
+    from secure_quant_cli.console import table
+    from secure_quant_cli.prediction import NETWORKS
+
+    print("\npredicted seconds, with material made ahead: all on this machine, and by network")
+    rows = [(engine, *(f"{each:.3g}" for each in made.values())) for engine, made in found.items()]
+    print(table(("engine", *NETWORKS), rows))

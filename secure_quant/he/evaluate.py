@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 
 from secure_quant.errors import MalformedMessage
 from secure_quant.he.blinds import Blind, blind_size
+from secure_quant.he.effort import prefers_taps, transforms_bytes
 from secure_quant.he.packing import Packing
 from secure_quant.he.plan import MAX_BATCH, HePlan, Layout
 from secure_quant.he.request import Request
@@ -171,7 +172,7 @@ class Evaluator:
 
     def _has_room(self, packing: Packing, field: Ring) -> bool:
         """For transforms; always where there is no other form."""
-        size = Transformed.size_of(packing, field)
+        size = transforms_bytes(packing, field.primes)
         return len(field.primes) > 1 or self._held + size <= self._weight_memory
 
     def _arranged(self, step: int, call: Call, field: Ring) -> _Prepared:
@@ -179,7 +180,7 @@ class Evaluator:
         packing, geometry = call.packing, call.packing.geometry
         arranged = geometry.arrange_weight(self._parameters[f"{node.name}.weight"])
         weights: Weights
-        if Taps.suit(packing, field) or not self._has_room(packing, field):
+        if prefers_taps(packing, field.primes) or not self._has_room(packing, field):
             weights = Taps.of(packing, arranged)
         else:
             weights = Transformed.of(packing, field, arranged, skip_zeros=self._skip_zeros)

@@ -22,6 +22,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from secure_quant.he.blinds import Blind
+from secure_quant.he.effort import limbs_of
 from secure_quant.he.packing import Packing
 from secure_quant.he.products import Factors
 from secure_quant.he.request import Request
@@ -33,20 +34,6 @@ __all__ = ["Taps", "Transformed", "Weights"]
 U64 = NDArray[np.uint64]
 I8 = NDArray[np.int8]
 Float = NDArray[np.float64]
-
-_EXACT = 53
-"""Bits of a whole number that float64 holds."""
-_MOST_BITS = 30
-"""Of a limb: ``Products.shifted`` takes no larger shift."""
-
-
-SMALL = 4 * 2**20
-"""Bytes: transforms of so few are not worth a choice."""
-_PRODUCT, _ROUNDED, _SUMMED = 7.4, 0.036, 1.0
-"""Nanoseconds, about, of an AVX-512 core: a product modulo a prime of one coefficient of a
-ciphertext, of which transforms take one; a product in float64; the sum of one coefficient."""
-_PATIENCE = 1.5
-"""How much longer bytes may take than transforms, which take that much more memory."""
 
 
 class Weights(Protocol):
@@ -93,12 +80,6 @@ class Transformed:
             rows.append([_row(entries, field) for entries in table])
         return cls(rows)
 
-    @staticmethod
-    def size_of(packing: Packing, field: Ring) -> int:
-        """Bytes, if nothing is skipped."""
-        count = packing.grid[1] * packing.n_in * packing.n_out
-        return 8 * count * len(field.primes) * field.degree
-
     @property
     def size(self) -> int:
         return sum(row.values.nbytes for rows in self.rows for row in rows)
@@ -131,17 +112,6 @@ class Taps:
     """groups: of each chunk, int8[taps, n_out, n_in]. For rings of one prime."""
 
     groups: Sequence[I8]
-
-    @staticmethod
-    def suit(packing: Packing, field: Ring) -> bool:
-        """Whether they are to be preferred to transforms, memory aside."""
-        if len(field.primes) > 1 or Transformed.size_of(packing, field) <= SMALL:
-            return False
-        pairs, taps = packing.n_in * packing.n_out, len(packing.places)
-        limbs, _ = _limbs_of(field, packing.n_in * taps)
-        width = 1 + prod(packing.wanted_shape) / packing.degree
-        mine = taps * limbs * width * (_ROUNDED * pairs + _SUMMED * packing.n_out)
-        return mine <= _PATIENCE * _PRODUCT * pairs
 
     @classmethod
     def of(cls, packing: Packing, arranged: I8) -> Taps:
@@ -207,7 +177,7 @@ def _sums(taps: I8, packing: Packing, field: Ring, c0: U64, c1: U64) -> Pair:
     """Σ over inputs of c0 and c1, uint64[n_in, degree], times weights int8[taps, n_out, n_in]: of
     c1 all coefficients uint64[n_out, degree], of c0 the wanted ones [n_out, wanted]."""
     count, n_out, n_in = taps.shape
-    (limbs, bits), degree = _limbs_of(field, n_in * count), field.degree
+    (limbs, bits), degree = limbs_of(field.primes[0], n_in * count), field.degree
     sums = np.zeros((limbs, n_out, 1, degree + prod(packing.wanted_shape)))
     product = np.empty((n_out, degree))
     pairs = zip(_limbs(c0, bits, limbs), _limbs(c1, bits, limbs), strict=True)
@@ -227,15 +197,6 @@ def _joined(field: Ring, sums: NDArray[np.int64], bits: int, degree: int) -> Pai
         made = field.products.shifted(made, bits, each).view(np.int64)
     residues = made.view(np.uint64)[:, 0]
     return residues[:, :degree], residues[:, degree:]
-
-
-def _limbs_of(field: Ring, terms: int) -> tuple[int, int]:
-    """How many limbs, two at least, and of how many bits, so that ``terms`` products with weights
-    of at most 2**7 stay exact."""
-    whole = field.primes[0].bit_length()
-    room = _EXACT - 7 - (terms - 1).bit_length()
-    limbs = max(2, -(-whole // min(room, _MOST_BITS)))
-    return limbs, -(-whole // limbs)
 
 
 def _limbs(values: U64, bits: int, count: int) -> Iterator[Float]:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from google.protobuf.wrappers_pb2 import BytesValue
 
 from plain_insecure.model import PlainServer, load_client, plan, split
-from secure_quant_cli.engines import Costs, Exact
+from secure_quant_cli.engines import Costs, Exact, Way
 from secure_quant_cli.inprocess import Executor, Run
 from secure_quant_client.driver import Deadline
 
@@ -54,6 +54,12 @@ def costs(graph: Graph) -> Costs:
     return up | down, {graph.input.name: up, graph.output.name: down}
 
 
+def way(graph: Graph, batch: int) -> Way:
+    """One call."""
+    cost = plan(graph).cost(batch)
+    return Way(1, cost.bytes_up + cost.bytes_down, 1e-3, (0.0, 0.0, 1.0))
+
+
 def bytes_sent(stats: InferenceStats) -> dict[str, dict[str, int]]:
     """Nothing is sent ahead."""
     return {
@@ -80,6 +86,7 @@ def model_of(role: str, data: bytes) -> str:
 COMMANDS = Exact(
     in_process=in_process,
     costs=costs,
+    way=way,
     summary=("rounds", "bytes_up", "bytes_down"),
     columns={"sent": ("bytes_up", "bytes_down"), "time": ("ms",)},
     traffic={"bytes_up": "to the server", "bytes_down": "back"},

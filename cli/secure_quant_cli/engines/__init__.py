@@ -24,12 +24,26 @@ __all__ = [
     "Costs",
     "Exact",
     "OwnModels",
+    "Way",
     "exact",
     "exact_names",
     "in_process",
     "own_models",
     "owner",
 ]
+
+
+@dataclass(frozen=True)
+class Way:
+    """What an inference takes, with all made ahead that can be. trips: round trips one after the
+    other. sent: bytes one after the other. hops: seconds that processes and calls take on one
+    machine. work: what computing is linear in, the same three kinds for every graph."""
+
+    trips: float
+    sent: int
+    hops: float
+    work: tuple[float, float, float]
+
 
 Costs = tuple[dict[str, int], dict[str, dict[str, int]]]
 """From a plan, for one sample: totals, and by node name."""
@@ -39,6 +53,7 @@ Costs = tuple[dict[str, int], dict[str, dict[str, int]]]
 class Exact:
     """in_process   (graph) -> the whole engine in this process. Raises OpNotSupported.
     costs        (graph) -> what its plan says, in all and by node name. Raises OpNotSupported.
+    way          (graph, batch) -> what messages take. Raises OpNotSupported.
     summary      figures of a plan's ``cost(batch)`` that ``inspect`` shows.
     columns      of a table of layers: the title, and the figures of a layer that add up.
     traffic      figures of a layer that are bytes -> what a plot calls them.
@@ -53,6 +68,7 @@ class Exact:
 
     in_process: Callable[[Graph], Executor]
     costs: Callable[[Graph], Costs]
+    way: Callable[[Graph, int], Way]
     summary: tuple[str, ...]
     columns: Mapping[str, tuple[str, ...]]
     traffic: Mapping[str, str]

@@ -5,12 +5,12 @@ from __future__ import annotations
 import argparse
 from collections import defaultdict
 from collections.abc import Coroutine
-from time import perf_counter
+from time import perf_counter, process_time
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from secure_quant_cli.engines import Costs, Exact
+from secure_quant_cli.engines import Costs, Exact, Way
 from secure_quant_cli.inprocess import Executor, Run
 
 if TYPE_CHECKING:
@@ -20,6 +20,10 @@ if TYPE_CHECKING:
     from secure_quant_client import HeClient, InferenceStats
 
 __all__ = ["COMMANDS", "model_of", "start"]
+
+
+_CALL_S = 1.2e-3
+"""Of a call, through the front and to its worker and back, on one machine: bench/RESULTS.md."""
 
 
 def in_process(graph: Graph) -> Executor:
@@ -56,6 +60,7 @@ def in_process(graph: Graph) -> Executor:
                 finally:
                     client_seconds[names[step]] += perf_counter() - start
 
+        begun = process_time()
         client = walk(public, Watched(public, plan), q.astype(np.int64))  # a fresh key
         trips = sent = 0
         try:
@@ -71,7 +76,8 @@ def in_process(graph: Graph) -> Executor:
                 trips += 1
                 requests = client.send(answers)
         except StopIteration as end:
-            return Run(end.value, trips, sent, dict(seconds), dict(client_seconds))
+            online = process_time() - begun
+            return Run(end.value, trips, sent, dict(seconds), dict(client_seconds), online)
 
     return run
 
@@ -87,6 +93,26 @@ def costs(graph: Graph) -> Costs:
         layers[step.node] = {"bytes_up": cost.bytes_up, "bytes_down": cost.bytes_down}
     cost = made.cost()
     return {"bytes_up": cost.bytes_up, "bytes_down": cost.bytes_down}, layers
+
+
+def way(graph: Graph, batch: int) -> Way:
+    """A call a layer, one after the other. Work: coefficients of ciphertexts, those of sums of
+    products by what they are estimated to take, and calls."""
+    from secure_quant.he.effort import prefers_taps, taps_ns, transformed_ns
+    from secure_quant.he.plan import plan
+
+    made = plan(graph.public())
+    cost, calls = made.cost(batch), [step.call(batch) for step in made.steps]
+    moved = products = 0.0
+    for call in calls:
+        primes = call.ring.primes
+        moved += (call.ciphertexts_up + call.ciphertexts_down) * call.ring.degree * len(primes)
+        by_taps = prefers_taps(call.packing, primes)
+        products += (
+            taps_ns(call.packing, primes[0]) if by_taps else transformed_ns(call.packing, primes)
+        )
+    sent = cost.bytes_up + cost.bytes_down
+    return Way(len(calls), sent, len(calls) * _CALL_S, (products, moved, len(calls)))
 
 
 def bytes_sent(stats: InferenceStats) -> dict[str, dict[str, int]]:
@@ -124,6 +150,7 @@ def model_of(role: str, data: bytes) -> str:
 COMMANDS = Exact(
     in_process=in_process,
     costs=costs,
+    way=way,
     summary=("ciphertexts_up", "ciphertexts_down", "bytes_up", "bytes_down"),
     columns={"sent": ("bytes_up", "bytes_down"), "time": ("ms", "client_ms")},
     traffic={"bytes_up": "to the server", "bytes_down": "back"},

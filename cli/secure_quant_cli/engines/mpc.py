@@ -13,8 +13,8 @@ from time import perf_counter, process_time
 from typing import TYPE_CHECKING, Any
 
 from secure_quant.errors import ConfigError, MalformedMessage, MalformedModel
-from secure_quant_cli.engines import Costs, Exact
-from secure_quant_cli.inprocess import Executor, Run, Seconds
+from secure_quant_cli.engines import Costs, Exact, Way
+from secure_quant_cli.inprocess import Executor, Run, Seconds, work_of
 
 if TYPE_CHECKING:
     import numpy as np
@@ -28,6 +28,11 @@ if TYPE_CHECKING:
     from secure_quant_client import InferenceStats
 
 __all__ = ["COMMANDS", "check_party", "model_of", "offline_cpu", "start_dealer", "start_party"]
+
+
+_CALL_S, _EXCHANGE_S = 3e-3, 5e-5
+"""Of a client's call, through fronts and lanes, and of an exchange of the parties, on one machine:
+bench/RESULTS.md."""
 
 
 def in_process(graph: Graph) -> Executor:
@@ -52,8 +57,11 @@ def in_process(graph: Graph) -> Executor:
         runs = [
             party.run(part, own) for party, part, own in zip(parties, share(q), items, strict=True)
         ]
+        start = process_time()
         outputs, rounds, sent = _exchange(runs)
-        return Run({graph.output.name: join(*outputs)}, rounds, sent, dict(seconds))
+        online = (process_time() - start) / len(parties)
+        y = {graph.output.name: join(*outputs)}
+        return Run(y, rounds, sent, dict(seconds), online=online)
 
     return run
 
@@ -159,6 +167,16 @@ def costs(graph: Graph) -> Costs:
     return total, layers
 
 
+def way(graph: Graph, batch: int) -> Way:
+    """Rounds between the parties, both directions at once, and one call of the client."""
+    from secure_quant.mpc.protocol.plan import plan
+
+    cost = plan(graph.public()).cost(batch)
+    trips = cost.rounds + 1
+    hops = _CALL_S + trips * _EXCHANGE_S
+    return Way(trips, cost.online_bytes_per_direction, hops, work_of(graph, batch))
+
+
 def bytes_sent(stats: InferenceStats) -> dict[str, dict[str, int]]:
     """Between the parties as much each way; half of the answer is each party's."""
     link = stats.online_bytes_per_direction or 0
@@ -231,6 +249,7 @@ def model_of(role: str, data: bytes) -> str:
 COMMANDS = Exact(
     in_process=in_process,
     costs=costs,
+    way=way,
     summary=(
         "rounds", "online_bytes_per_direction", "offline_bytes_party0", "offline_bytes_party1",
     ),

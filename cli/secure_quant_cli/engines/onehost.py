@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Coroutine
+from time import process_time
 from typing import TYPE_CHECKING, Any
 
 from secure_quant.errors import MalformedMessage
-from secure_quant_cli.engines import Costs, Exact
-from secure_quant_cli.inprocess import Executor, Run
+from secure_quant_cli.engines import Costs, Exact, Way
+from secure_quant_cli.inprocess import Executor, Run, work_of
 
 if TYPE_CHECKING:
     import numpy as np
@@ -19,6 +20,10 @@ if TYPE_CHECKING:
     from secure_quant_client import InferenceStats
 
 __all__ = ["COMMANDS", "model_of", "start"]
+
+
+_FLIGHT_S = 3e-4
+"""Of a flight from one end's computing to the other's, on one machine: bench/RESULTS.md."""
 
 
 def in_process(graph: Graph) -> Executor:
@@ -43,8 +48,9 @@ def in_process(graph: Graph) -> Executor:
     def run(q: NDArray[np.int8]) -> Run:
         keys[:] = [MaskKeys(plan.masked)]
         (mine, theirs), _, _ = _both(client.prepare(len(q)), server.prepare(len(q)))
+        start = process_time()
         (y, _), flights, sent = _both(client.run(mine, q), server.run(theirs))
-        return Run({graph.output.name: y}, flights, sent)
+        return Run({graph.output.name: y}, flights, sent, online=process_time() - start)
 
     return run
 
@@ -83,6 +89,16 @@ def costs(graph: Graph) -> Costs:
     )  # fmt: skip
 
 
+def way(graph: Graph, batch: int) -> Way:
+    """Flights one after the other; two are a round trip."""
+    from secure_quant.onehost.plan import plan
+
+    cost = plan(graph.public()).cost(batch)
+    sent = cost.bytes_up + cost.bytes_down
+    hops = cost.flights * _FLIGHT_S
+    return Way(cost.flights / 2, sent, hops, work_of(graph, batch))
+
+
 def bytes_sent(stats: InferenceStats) -> dict[str, dict[str, int]]:
     """By client and server."""
     return {
@@ -111,6 +127,7 @@ def model_of(role: str, data: bytes) -> str:
 COMMANDS = Exact(
     in_process=in_process,
     costs=costs,
+    way=way,
     summary=(
         "flights",
         "bytes_up",
