@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -142,6 +143,8 @@ def _pad(edit: Mover, node: Node) -> Node:
     named = node.target is aten.pad.default
     mode = argument(node, 2, "mode", "constant") if named else "constant"
     value = argument(node, 3 if named else 2, "value", 0.0) or 0.0
+    if mode == "constant" and value == -math.inf and all(_ignores(n, widths) for n in node.users):
+        mode = "replicate"
     for number in range(len(widths) // 2):
         low, high = widths[2 * number : 2 * number + 2]
         if not (low or high):
@@ -156,6 +159,30 @@ def _pad(edit: Mover, node: Node) -> Node:
         else:
             x = edit.gather(x, axis, [_source(i, size, mode) for i in range(-low, size + high)])
     return x
+
+
+def _ignores(pool: Node, widths: Sequence[int]) -> bool:
+    """True for a maximum over windows that each hold the edge, or nothing, of what was padded by
+    ``widths``: the edge again is as good there as minus infinity."""
+    axes = _MAXIMA.get(pool.target, 0)
+    if len(widths) > 2 * axes or argument(pool, 5, "ceil_mode", False):
+        return False
+    kernel = _each(argument(pool, 1, "kernel_size"), axes)
+    padding = _each(argument(pool, 3, "padding", 0), axes)
+    spread = _each(argument(pool, 4, "dilation", 1), axes)
+    inside = all(0 <= width < kernel[-1 - place // 2] for place, width in enumerate(widths))
+    return inside and not any(padding) and set(spread) == {1}
+
+
+def _each(value: Any, axes: int) -> list[int]:
+    return [value] * axes if isinstance(value, int) else list(value) * (axes // len(value))
+
+
+_MAXIMA: dict[Any, int] = {
+    aten.max_pool1d.default: 1,
+    aten.max_pool2d.default: 2,
+    aten.max_pool3d.default: 3,
+}
 
 
 def _block(x: Node, axis: int, size: int, value: float) -> torch.Tensor:

@@ -1,5 +1,7 @@
 """Joins have a grid of their own: what else reads their operands keeps its own."""
 
+import math
+
 import pytest
 import torch
 from torch import nn
@@ -74,6 +76,16 @@ def test_joins_of_channels_and_pools():
         a=nn.Conv2d(3, 4, 3, padding=1),
     )  # fmt: skip
     follows(model, samples(3, 6, 6))
+
+
+@pytest.mark.parametrize("widths", [(0, 1, 0, 1), (2, 1, 0, 2), (1, 1)])
+def test_maxima_of_what_is_padded_with_minus_infinity(widths):
+    torch.manual_seed(0)
+    model = Net(
+        lambda m, x: functional.max_pool2d(functional.pad(m.a(x), widths, value=-math.inf), 3, 2),
+        a=nn.Conv2d(2, 3, 1),
+    )
+    follows(model, samples(2, 6, 6))
 
 
 @pytest.mark.parametrize(
