@@ -12,9 +12,10 @@ from numpy.typing import NDArray
 
 from secure_quant.errors import OverflowRisk
 from secure_quant.ir import ops
-from secure_quant.ir.fit import ALIGNED_TABLE, ALIGNED_WIDE, fit, refined
+from secure_quant.ir.fit import ALIGNED_TABLE, ALIGNED_WIDE, fit, refined, stepped
 from secure_quant.ir.graph import Graph
 from secure_quant.ir.kept import Part, parts_of, whole_channels
+from secure_quant.ir.quotients import quotient_bound
 from secure_quant.ir.run_time import rescaled
 from secure_quant.ir.tables import Grid, Table, make_pieces, make_table, wide_as_its_zero
 from secure_quant.ir.terms import Term
@@ -42,6 +43,8 @@ class Builder:
         self.parameters: dict[str, NDArray[Any]] = {}
         self.lookups: dict[str, NDArray[Any]] = {}
         self._names: set[str] = set()
+        self.centred: dict[str, Interval] = {}
+        """Range of x̂, or of the accumulator, of values that nodes make."""
         self.common: dict[str, float] = {}
         """Fixed-point value or run-time scale -> a common large value of it, in its own steps."""
         self.taken: dict[str, tuple[str, str]] = {}
@@ -83,16 +86,20 @@ class Builder:
         """Term of an accumulating node, which this adds."""
         self.add(node)
         span = Interval(-node.bound, node.bound)
+        self.centred[node.name] = span
         return Term(node.name, shape, span, node.scale, 0, True, multiplier, axis)
 
     def requantize(
-        self, term: Term, grid: Grid, name: str, *, fixed: bool = True, exact: bool = False
-    ) -> Term:
+        self, term: Term, grid: Grid, name: str, *, fixed: bool = True, exact: bool = False,
+        stairs: bool = False,
+    ) -> Term:  # fmt: skip
         """The integer activation on ``grid`` of a term; the same term if it is that already.
 
         Unless ``fixed``, the scale may become a little larger, so that the buckets of the table are
         the steps of the grid and a value is rounded once. ``exact``: readers take sums, so that the
-        sum of several tables may stay one.
+        sum of several tables may stay one. ``stairs``: of a function that rises from 0 in a
+        straight line to its largest, a table of the steps of the grid alone where its scale allows
+        that.
         """
         same = term.plain and (term.scale, term.zero_point) == (grid.scale, grid.zero_point)
         if same and grid.low <= term.range.lo and term.range.hi <= grid.high:
@@ -102,6 +109,8 @@ class Builder:
         row = wide and term.shape[-1:] == (1,)
         if not (fixed or row):
             fitted = fit(term, grid, ALIGNED_WIDE if wide else ALIGNED_TABLE)
+            if stairs:
+                fitted = stepped(term, grid)
             if fitted is not None:
                 term, grid, table = fitted
                 return self.viewed(self._looked_up(term, table, grid, name), term, name)
@@ -142,6 +151,14 @@ class Builder:
         scale = short(term.scale * math.gcd(*term.multiplier))
         place = next(i for i, node in enumerate(self.nodes) if node.name == name)
         self.nodes[place] = replace(self.nodes[place], scale=scale)  # type: ignore[call-arg]
+
+    def quotient(self, product: str, factor: str) -> int | None:
+        """See ``quotient_bound``; of values that nodes make."""
+        by_name = {node.name: node for node in self.nodes}
+        known = isinstance(by_name[product], ops.MatMul) and all(
+            name in self.centred for name in by_name[product].inputs
+        )
+        return quotient_bound(by_name, self.centred.__getitem__, product, factor) if known else None
 
     def _with_multipliers(self, term: Term) -> Term:
         """For an output. Raises OverflowRisk."""
@@ -188,6 +205,7 @@ class Builder:
             scale=grid.scale, zero_point=grid.zero_point,
         )  # fmt: skip
         made = Interval(min(table.entries), max(table.entries))
+        self.centred[node.name] = made - grid.zero_point
         return Term(self.add(node), term.shape, made, grid.scale, grid.zero_point)
 
     def _joined(self, a: Term, b: Term, grid: Grid, name: str) -> Term:
@@ -208,6 +226,7 @@ class Builder:
 
     def move(self, node: ops.Node, term: Term, shape: tuple[int, ...]) -> Term:
         """Term of a node that keeps the integers of ``term``, which this adds."""
+        self.centred[node.name] = term.centred
         return Term(
             self.add(node), shape, term.range, term.scale, term.zero_point, term.accumulator,
             dynamic=term.dynamic,

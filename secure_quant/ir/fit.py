@@ -15,7 +15,7 @@ import numpy as np
 from secure_quant.ir.tables import Grid, Table, aligned_table, make_table
 from secure_quant.ir.terms import Term
 
-__all__ = ["ALIGNED_TABLE", "ALIGNED_WIDE", "fit", "refined"]
+__all__ = ["ALIGNED_TABLE", "ALIGNED_WIDE", "fit", "refined", "stepped"]
 
 LARGEST_FACTOR = 15
 """Of the multipliers: 4 bits of ring under secret sharing."""
@@ -56,6 +56,33 @@ def fit(term: Term, grid: Grid, limit: int) -> tuple[Term, Grid, Table] | None:
     new = replace(grid, scale=scale, low=low, high=high)
     table = aligned_table(made.span, made.scale, made.apply, new, shift, limit)
     return None if table is None else (made, new, table)
+
+
+def stepped(term: Term, grid: Grid) -> tuple[Term, Grid, Table] | None:
+    """``term``, whose functions rise from 0 to the grid's end in a straight line, with its
+    multipliers times the factor by which a step of the grid is 2**shift units, and the table of
+    these steps alone; None where there is no such factor."""
+    span, last = term.span, grid.high - grid.zero_point
+
+    def reaches(y: float) -> int:
+        """Least v of which the functions make ``y``."""
+        low, high = span.lo, span.hi
+        while low < high:
+            middle = (low + high) // 2
+            value = float(term.apply(np.array([middle * term.scale]))[0])
+            low, high = (low, middle) if value >= y else (middle + 1, high)
+        return low
+
+    ends = [reaches(part * last * grid.scale) for part in (0.1, 0.9)]
+    units = (ends[1] - ends[0]) / (0.8 * last)
+    for factor in range(1, min(LARGEST_FACTOR, 255 // max(term.multiplier)) + 1):
+        shift = round(math.log2(max(units * factor, 1)))
+        if abs(2**shift / (units * factor) - 1) < 0.02 / last:
+            made = _times(term, factor)
+            first = round((ends[0] - 0.1 * last * units + 0.5 * units) * factor)
+            entries = tuple(range(grid.zero_point, grid.high + 1))
+            return made, grid, Table((1 << shift) - first, shift, entries)
+    return None
 
 
 def refined(term: Term, grid: Grid, limit: int) -> Term:

@@ -34,6 +34,7 @@ from secure_quant.ir.checks import (
 )
 from secure_quant.ir.given import Given
 from secure_quant.ir.ports import id_digits
+from secure_quant.ir.quotients import quotient_bound
 from secure_quant.ir.values import INT8, INT16, INT32, WIDE, Interval, Value
 
 __all__ = ["ARITY", "DTYPES", "RULES", "Given"]
@@ -168,7 +169,9 @@ def _mul(given: Given, node: Any, xs: list[Value]) -> Value:
     a, b = xs
     _exact(given, node, xs)
     _broadcasts(node, a, b)
-    return accumulator(node, a.shape, (a.centred * b.centred).magnitude)
+    proven = (a.centred * b.centred).magnitude
+    quotient = quotient_bound(given.by_name, lambda n: given.values[n].centred, *node.inputs)
+    return accumulator(node, a.shape, proven if quotient is None else min(proven, quotient))
 
 
 def _add(given: Given, node: Any, xs: list[Value]) -> Value:

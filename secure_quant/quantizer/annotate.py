@@ -33,7 +33,7 @@ from secure_quant.quantizer.opset import (
     find_roots,
     tensor_inputs,
 )
-from secure_quant.quantizer.passes.edit import BITS, EXACT, LARGEST, POSITIVE
+from secure_quant.quantizer.passes.edit import BITS, CUT, EXACT, LARGEST, POSITIVE, STEPS
 from secure_quant.quantizer.ports import INPUT_PORT, LOOKUP_PORT, OUTPUT_PORTS, PORTS, ends_here
 from secure_quant.quantizer.refuse import unsupported
 
@@ -137,9 +137,16 @@ class IntegerQuantizer(Quantizer):  # type: ignore[misc]
             bits = self.bits if high - low < 2**self.bits else 12
             within = min(low, 0.0), max(high, 0.0)
             return self._activation_spec(bits, within=within, whole=True, calibrator="minmax")
+        if STEPS in node.meta:
+            return self._steps_spec(node.meta[STEPS])
         options = {
             name: node.meta[key]
-            for name, key in (("largest", LARGEST), ("positive", POSITIVE))
+            for name, key in (
+                ("largest", LARGEST),
+                ("positive", POSITIVE),
+                ("cut", CUT),
+                ("within", TABLE_RANGE),
+            )
             if key in node.meta
         }
         bits = max(node.meta.get(BITS, 8), self.bits)
@@ -147,6 +154,12 @@ class IntegerQuantizer(Quantizer):  # type: ignore[misc]
         if bits > 8 and room < 2**bits:
             options["largest"] = min(options.get("largest", room), room)
         return self._activation_spec(bits, **options)
+
+    def _steps_spec(self, steps: int) -> QuantizationSpec:
+        return QuantizationSpec(
+            torch.int8, self.activation, quant_min=0, quant_max=steps,
+            qscheme=torch.per_tensor_affine,
+        )  # fmt: skip
 
     def _activation_spec(self, bits: int = 8, **options: Any) -> QuantizationSpec:
         half = 2 ** (bits - 1)

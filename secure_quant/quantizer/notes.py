@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 __all__ = [
-    "BITS", "CENTRING", "CHANNELS", "COUNT", "EXACT", "FREE", "HIDES", "LARGEST", "NORMALIZED",
-    "POSITIVE", "SQUARES", "TABLE_RANGE",
+    "BITS", "CENTRING", "CHANNELS", "COUNT", "CUT", "EXACT", "FREE", "HIDES", "LARGEST",
+    "NORMALIZED", "POSITIVE", "SHOWN", "SQUARES", "STEPS", "TABLE_RANGE",
 ]  # fmt: skip
 
 BITS = "secure_quant_bits"
@@ -16,6 +16,8 @@ CHANNELS = "secure_quant_channels"
 scales. Its integers stay, and only sums read it."""
 COUNT = "secure_quant_count"
 """Least and largest of a whole number that a value is, whatever calibration saw."""
+CUT = "secure_quant_cut"
+"""Least and largest value of an activation: what is beyond is cut off."""
 EXACT = "secure_quant_exact"
 """True where a sum stays an accumulator, because only sums read it."""
 FREE = "secure_quant_free"
@@ -26,10 +28,17 @@ LARGEST = "secure_quant_largest"
 """Largest |x̂| that the activation may have, so that what is summed over it stays in int32."""
 NORMALIZED = "secure_quant_normalized"
 """True for the product that ends a normalization, before gain and bias."""
+SHOWN = "secure_quant_shown"
+"""True for the product of a function of scores, 0 far below them all, with a mask of 0 and 1: made
+by a sum in front of the function."""
+STEPS = "secure_quant_steps"
+"""Largest integer of an activation from 0 on that needs few."""
 SQUARES = "secure_quant_squares"
 """True for the product of a row of differences from its mean with itself: made of the values and of
 their sum, so that no difference is rounded."""
 TABLE_RANGE = "secure_quant_table_range"
-"""Least and largest value in the table that an input chooses rows of, and 0."""
+"""Least and largest value, and 0, that there may be whatever calibration saw: in the table that an
+input chooses rows of, or by a sum that is rounded later."""
 POSITIVE = "secure_quant_positive"
-"""True where a value is never near 0 and its relative error counts."""
+"""Above 0 where a value is never near 0 and its relative error counts: the factor by which it may
+be smaller or larger than any that was seen."""

@@ -30,8 +30,9 @@ class RangeObserver(ObserverBase):  # type: ignore[misc]
 
     The range always holds 0, so that padding and ReLU's zero are exact. ``positive`` is for values
     that are never near 0, such as 1/sqrt: from half the least value seen to a quarter more than the
-    largest, so that the grid and the table are spent on what occurs.
+    largest, and by that factor beyond, so that the grid and the table are spent on what occurs.
 
+    cut: values beyond are taken for these.
     largest: |q - zero point| that must not be exceeded, 0 for any; the range then gets fewer steps.
     within: a range that holds what calibration need not have seen, with 0 in it.
     whole: the values are integers, which stand for themselves where the range has room for them.
@@ -46,7 +47,8 @@ class RangeObserver(ObserverBase):  # type: ignore[misc]
         quant_min: int = -128,
         quant_max: int = 127,
         largest: int = 0,
-        positive: bool = False,
+        positive: float = 0.0,
+        cut: tuple[float, float] = (-math.inf, math.inf),
         whole: bool = False,
         within: tuple[float, float] = (0.0, 0.0),
         is_dynamic: bool = False,
@@ -60,13 +62,13 @@ class RangeObserver(ObserverBase):  # type: ignore[misc]
         self.calibrator, self.tail = calibrator, tail
         self.quant_min, self.quant_max = quant_min, quant_max
         self.largest, self.positive, self.whole = largest, positive, whole
-        self.qscheme = torch.per_tensor_affine
+        self.cut, self.qscheme = cut, torch.per_tensor_affine
         self.place = "an activation"
         self.low, self.high, self.least, self.seen = *within, math.inf, False
         self.counts = torch.zeros(BINS, dtype=torch.float64)
 
     def forward(self, x: Tensor) -> Tensor:
-        values = x.detach().reshape(-1)
+        values = x.detach().reshape(-1).clamp(*self.cut)
         if not values.numel():
             return x
         least, most = torch.aminmax(values)
@@ -105,7 +107,7 @@ class RangeObserver(ObserverBase):  # type: ignore[misc]
                 expected="at least one", hint="calibrate, or train, on more samples",
             )  # fmt: skip
         if self.positive and 0 < self.least < math.inf:
-            return self.least / 2, 1.25 * self.high
+            return self.least / 2 / self.positive, 1.25 * self.high * self.positive
         if self.counts.sum() == 0 and self.high == self.low:
             return 0.0, 0.0
         if self.calibrator == "percentile":

@@ -14,7 +14,7 @@ import torch
 from torch.fx import Node
 
 from secure_quant.ir import ops
-from secure_quant.quantizer.lower import arithmetic, layers, moves, pointwise
+from secure_quant.quantizer.lower import arithmetic, layers, moves, pointwise, reductions
 from secure_quant.quantizer.lower.walk import Rule
 from secure_quant.quantizer.notes import CHANNELS
 from secure_quant.quantizer.positions import POSITIONS
@@ -108,8 +108,8 @@ OPS: dict[Any, Op] = {
     aten.bmm.default: _MATMUL,
     aten.avg_pool2d.default: Op(Kind.PRODUCT, layers.avg_pool2d, _AVERAGE),
     aten.adaptive_avg_pool2d.default: Op(Kind.PRODUCT, layers.adaptive_avg_pool2d, _AVERAGE),
-    aten.mean.dim: Op(Kind.SUM, arithmetic.mean, _REDUCED),
-    aten.sum.dim_IntList: Op(Kind.SUM, arithmetic.total, _REDUCED),
+    aten.mean.dim: Op(Kind.SUM, reductions.mean, _REDUCED),
+    aten.sum.dim_IntList: Op(Kind.SUM, reductions.total, _REDUCED),
     aten.add.Tensor: _ADD,
     aten.sub.Tensor: _ADD,
     aten.rsub.Tensor: _ADD,
@@ -117,7 +117,7 @@ OPS: dict[Any, Op] = {
     **dict.fromkeys(_FUNCTIONS, _FUNCTION),
     aten.max_pool2d.default: Op(Kind.MAXIMUM, layers.max_pool2d, (ops.MaxPool,)),
     aten.amax.default: Op(
-        Kind.MAXIMUM, arithmetic.amax, (ops.ReduceMax, ops.Transpose, ops.Reshape)
+        Kind.MAXIMUM, reductions.amax, (ops.ReduceMax, ops.Transpose, ops.Reshape)
     ),
     aten.reshape.default: _RESHAPE,
     aten.flatten.using_ints: _RESHAPE,

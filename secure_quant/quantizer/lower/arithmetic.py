@@ -1,4 +1,4 @@
-"""Sums, products and maxima of activations."""
+"""Sums and products of activations."""
 
 from __future__ import annotations
 
@@ -18,24 +18,24 @@ from secure_quant.ir.bounds import channel_magnitudes, sum_bound
 from secure_quant.ir.build import short
 from secure_quant.ir.terms import Term, Weight
 from secure_quant.ir.values import INT32
-from secure_quant.quantizer.lower.layers import argument, sum_pool
-from secure_quant.quantizer.lower.moves import exact_operand, reshape_to, transpose_to
+from secure_quant.quantizer.lower.layers import argument
+from secure_quant.quantizer.lower.moves import exact_operand, reshape_to
 from secure_quant.quantizer.lower.pointwise import fused
+from secure_quant.quantizer.lower.reductions import row_total, summand
 from secure_quant.quantizer.lower.walk import Walk
-from secure_quant.quantizer.notes import BITS, EXACT, LARGEST, SQUARES
+from secure_quant.quantizer.notes import BITS, EXACT, LARGEST, SHOWN, SQUARES
 from secure_quant.quantizer.refuse import unsupported
 
-__all__ = ["add", "amax", "matmul", "mean", "mul", "total"]
+__all__ = ["add", "matmul", "mul"]
 
 aten = torch.ops.aten
 Whole = NDArray[np.int64]
 _QUANTIZE = ".quantize_per_tensor"
 
-_EXACT_SUMS = {aten.add.Tensor, aten.sub.Tensor, aten.rsub.Tensor, aten.mean.dim,
-               aten.sum.dim_IntList, aten.avg_pool2d.default}  # fmt: skip
-"""What a sum may read without rounding."""
 _USUAL_FACTOR = 64
 """Of all but the least of the channels: off by less than a hundredth, as a weight's step is."""
+_NOTHING = 1e-6
+"""Of an exp, or of steps: rounds to 0."""
 _ROUNDED = 1.25
 """By which bounds are rounded up, and some."""
 CHANNEL_FACTOR = 4095
@@ -77,7 +77,7 @@ def add(walk: Walk, node: Node) -> Term:
 
 def _sum_of_two(walk: Walk, node: Node) -> Term:
     given = node.args[:2] if node.target is not aten.rsub.Tensor else node.args[1::-1]
-    a, b = (_summand(walk, n, node) for n in given)
+    a, b = (summand(walk, n, node) for n in given)
     sign = 1 if node.target is aten.add.Tensor else -1
     alpha = sign * argument(node, 2, "alpha", 1)
     a, b, swapped = _broadcast(walk, node, a, b)
@@ -184,22 +184,11 @@ def _has_fine_steps(quantize: Node) -> bool:
     return bool(high - low > 255)  # type: ignore[operator]
 
 
-def _summand(walk: Walk, argument: Any, node: Node) -> Term:
-    """An activation, or a sum over rows as it stands."""
-    term: Term = walk.term(argument, node)
-    if term.channels and not term.accumulator and not term.functions:
-        return term
-    exact = term.accumulator and not term.functions and term.dynamic is None
-    if walk.kept is not None and argument.target not in _EXACT_SUMS:
-        exact = False
-    if exact and term.multiplier == (1,) and term.own_shape is None:
-        return term
-    return walk.activation(argument, node)
-
-
 def mul(walk: Walk, node: Node) -> Term:
     """a · b of two activations, or of one value and a constant for each channel; of one value
     alone a function of it."""
+    if node.meta.get(SHOWN):
+        return _shown(walk, node)
     made = fused(walk, node)
     if made is not None:
         return made
@@ -209,12 +198,37 @@ def mul(walk: Walk, node: Node) -> Term:
             return _by_channel(walk, node, node.args[1 - place], constants[place])
     a, b = (exact_operand(walk, n, node) for n in node.args[:2])
     a, b, _ = _broadcast(walk, node, a, b)
-    name = walk.name(node)
+    name, proven = walk.name(node), (a.centred * b.centred).magnitude
+    quotient = walk.builder.quotient(a.name, b.name)
     layer = ops.Mul(
         name=name, inputs=(a.name, b.name), scale=short(a.scale * b.scale),
-        bound=walk.builder.bound(name, (a.centred * b.centred).magnitude),
+        bound=walk.builder.bound(name, proven if quotient is None else min(proven, quotient)),
     )  # fmt: skip
     return walk.builder.accumulator(layer, a.shape)
+
+
+def _shown(walk: Walk, node: Node) -> Term:
+    """f(x) · m with m of 0 and 1, as f(x + g · m - g): g so large that f is 0 for the largest x
+    less g, as it is for all below."""
+    x, shown = walk.term(node.args[0], node), walk.activation(node.args[1], node)
+    bare = replace(x, functions=(), limits=(-math.inf, math.inf))
+    bare, shown, swapped = _broadcast(walk, node, bare, shown)
+    bits = (shown.centred.lo, shown.centred.hi) == (0, 1)
+    if swapped or x.multiplier != (1,) or x.own_shape or not bits:
+        raise unsupported(node, "a mask that is not 0 or 1", "make it of an input of 0 and 1")
+    top, gap = x.centred.hi, 1
+    while abs(float(x.apply(np.array([(top - gap) * x.scale]))[0])) > _NOTHING:
+        gap *= 2
+        if gap > INT32.hi:
+            raise unsupported(node, "a function of scores that is nowhere 0")
+    low = gap // 2
+    while gap - low > 1:  # the least there is
+        middle = (low + gap) // 2
+        hidden = abs(float(x.apply(np.array([(top - middle) * x.scale]))[0])) <= _NOTHING
+        low, gap = (low, middle) if hidden else (middle, gap)
+    made = _sum(walk, node, (bare, shown), np.array([[1], [gap]]), x.scale)
+    real = gap * x.scale
+    return replace(made, functions=(lambda v: v - real, *x.functions), limits=None)
 
 
 def _by_channel(walk: Walk, node: Node, argument: Any, constant: Tensor) -> Term:
@@ -293,7 +307,7 @@ def _squares(walk: Walk, node: Node) -> Term:
     size, row = x.shape[-1], (*x.shape[:-1], 1, x.shape[-1])
     one = replace(reshape_to(walk, node, x, row), sizes=x.sizes)
     whole = _product(walk, node, one, one, transpose_b=True)
-    total = reshape_to(walk, node, _total(walk, node, x), (*x.shape[:-1], 1, 1))
+    total = reshape_to(walk, node, row_total(walk, node, x), (*x.shape[:-1], 1, 1))
     square = _product(walk, node, total, total)
     factors = np.array([[size], [-1]])
     return _sum(walk, node, (whole, square), factors, whole.scale / size)
@@ -310,70 +324,3 @@ def _product(walk: Walk, node: Node, a: Term, b: Term, *, transpose_b: bool = Fa
         bound=walk.builder.bound(name, proven), scale=short(a.scale * b.scale),
     )  # fmt: skip
     return walk.builder.accumulator(layer, (*a.shape[:-1], b.shape[-2 if transpose_b else -1]))
-
-
-def _total(walk: Walk, node: Node, x: Term, divisor: float = 1) -> Term:
-    """Σ over the last axis."""
-    name = walk.name(node)
-    proven = sum(x.sizes) or x.centred.magnitude * x.shape[-1]
-    layer = ops.ReduceSum(
-        name=name, inputs=(x.name,), scale=short(x.scale / divisor),
-        bound=walk.builder.bound(name, proven),
-    )  # fmt: skip
-    return walk.builder.accumulator(layer, (*x.shape[:-1], 1))
-
-
-def amax(walk: Walk, node: Node) -> Term:
-    """Maximum over any axes of the sample, first moved last and joined into one."""
-    x: Term = walk.activation(node.args[0], node)
-    axes = _axes(node, x, argument(node, 1, "dim", ()))
-    kept = [i for i in range(len(x.shape)) if i not in axes]
-    count = math.prod(x.shape[i] for i in axes)
-    x = transpose_to(walk, node, x, (*kept, *axes))
-    x = reshape_to(walk, node, x, (*x.shape[: len(kept)], count))
-    shape = (*x.shape[:-1], 1)
-    made: Term = walk.builder.move(ops.ReduceMax(name=walk.name(node), inputs=(x.name,)), x, shape)
-    return reshape_to(walk, node, replace(made, range=x.range), walk.shape(node))
-
-
-def mean(walk: Walk, node: Node) -> Term:
-    """Mean over any axes of the sample; the division is in the scale."""
-    x = _summand(walk, node.args[0], node)
-    axes = _axes(node, x, node.args[1])
-    if x.accumulator and axes != [len(x.shape) - 1]:
-        raise unsupported(node, "a mean of an exact sum over other axes than the last")
-    return _reduce(walk, node, x, axes, math.prod(x.shape[i] for i in axes))
-
-
-def total(walk: Walk, node: Node) -> Term:
-    """Sum over any axes of the sample."""
-    x: Term = walk.activation(node.args[0], node)
-    return _reduce(walk, node, x, _axes(node, x, node.args[1]), 1)
-
-
-def _axes(node: Node, x: Term, dims: Any) -> list[int]:
-    rank = len(x.shape) + 1
-    dims = [dims] if isinstance(dims, int) else list(dims or range(rank))
-    axes = sorted(d % rank - 1 for d in dims)
-    if axes[0] < 0:
-        raise unsupported(node, "a reduction over the batch", "reduce over the sample's axes")
-    return axes
-
-
-def viewed(term: Term, shape: tuple[int, ...]) -> Term:
-    """An accumulator that the model sees under another shape, until it is requantized."""
-    shape = shape or (1,)
-    return term if shape == term.shape else replace(term, shape=shape, own_shape=term.shape)
-
-
-def _reduce(walk: Walk, node: Node, x: Term, axes: list[int], divisor: float) -> Term:
-    """Σ over ``axes``, first moved last and joined into one; the result has the op's shape."""
-    kept = [i for i in range(len(x.shape)) if i not in axes]
-    shape = walk.shape(node)
-    if axes == [1, 2] and len(x.shape) == 3:
-        pooled = sum_pool(walk, node, (x.shape[1], x.shape[2]), (1, 1), (0, 0), divisor)
-        return viewed(pooled, shape)
-    count = math.prod(x.shape[i] for i in axes)
-    x = transpose_to(walk, node, x, (*kept, *axes))
-    x = reshape_to(walk, node, x, (*(x.shape[: len(kept)]), count))
-    return viewed(_total(walk, node, x, divisor), shape)

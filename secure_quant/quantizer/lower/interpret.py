@@ -223,10 +223,12 @@ def _quantize(lowering: Lowering, node: Node) -> Term:
     if lowering.kept is not None:
         return lowering.builder.requantize_kept(term, grid, f"{term.name}.q")
     grid = _grid_of_mean(source, term, grid)
+    steps = _grid_of_steps(lowering, node, grid)
     fixed = _shares(node) or not lowering.rounds_once
     made = lowering.builder.requantize(
-        term, grid, f"{term.name}.q", fixed=fixed, exact=_takes_sums(node)
-    )
+        term, steps or grid, f"{term.name}.q", fixed=fixed, exact=_takes_sums(node),
+        stairs=steps is not None,
+    )  # fmt: skip
     if made.scale != args[1]:
         _rescale_nodes(node, made.scale)
     return made
@@ -294,6 +296,21 @@ def _grid_of_mean(source: Any, term: Term, grid: Grid) -> Grid:
         return grid
     unit = term.scale * source.args[0].meta["tensor_meta"].shape[-1]
     return replace(grid, scale=short(unit * max(math.ceil(grid.scale / unit - 1e-6), 1)))
+
+
+def _grid_of_steps(lowering: Lowering, node: Node, grid: Grid) -> Grid | None:
+    """Of what the maximum of scores is found in: its steps are 2^j of the scores' own, and 2^q of
+    them are a ramp. None for other values."""
+    for target in (_QUANTIZED.dequantize_per_tensor.default, aten.amax.default, aten.sub.Tensor):
+        node = next(iter(node.users))
+        if node.target is not target:
+            return None
+    scores = lowering.env.get(node.args[0])  # type: ignore[arg-type]
+    if grid.low or grid.zero_point or not isinstance(scores, Term) or not scores.plain:
+        return None
+    scale = scores.scale * 2.0 ** max(math.ceil(math.log2(grid.scale / scores.scale) - 1e-6), 0)
+    steps = math.ceil(grid.high * grid.scale / scale - 1e-6)
+    return Grid(scale, 0, 0, 2 ** steps.bit_length() - 1)
 
 
 def _takes_sums(node: Node) -> bool:

@@ -53,7 +53,7 @@ def specialize(
     which values occur; what is as small beside them as float32's rounding may go. ``bits`` of
     activations. ``spread``: large hidden features enter the next layer in parts."""
     raise_floors(module, batches)
-    lower_softmax(module, batches)
+    lower_softmax(module, batches, steps=bits == 8)
     module.graph.eliminate_dead_code()
     lower_constants(module)
     activation_before_pool(module)

@@ -3,12 +3,19 @@
 softmax(x) = e / Σ e with e = exp(x - max x): the maximum keeps e in (0, 1], where 8 bits have a
 known scale; 1 / Σ e is one value a row and gets 12 bits. Scores so far below the maximum of every
 row that they contribute nothing get no part of the scale.
+
+Any number of a row may stand for its maximum, as long as it is near. So of many scores it is found
+in some 32 to 64 steps from the least to the largest maximum of a row that was seen. A mask that is
+an input multiplies these steps, and e, by 0 or 1. And where nothing but a product with values reads
+the softmax, that product comes first and the division after: it has fewer numbers, and e is not
+rounded twice.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -34,6 +41,15 @@ __all__ = ["lower_attention", "lower_softmax"]
 
 aten = torch.ops.aten
 RECIPROCAL_BITS = 12
+STEPS = 63
+"""Of a maximum, and half as many where they are twice those of the scores: it is found to within a
+63rd of their range."""
+LEAST_STEP = 0.25
+"""exp changes by less than 8 bits' worth in between, for a maximum that is off by half."""
+ROOM = 6
+"""Part of the range of maxima that is added below it, for rows that calibration has not seen."""
+MANY = 32
+"""Scores of a row of which the maximum is found in steps."""
 
 _SOFTMAX = {aten.softmax.int, aten._softmax.default, aten._safe_softmax.default}
 
@@ -118,8 +134,9 @@ def _additive_mask(
     return mask
 
 
-def lower_softmax(module: GraphModule, batches: Sequence[Tensor]) -> None:
-    """Every softmax, with the masks before it. ``batches`` show the range of what enters it."""
+def lower_softmax(module: GraphModule, batches: Sequence[Tensor], *, steps: bool = False) -> None:
+    """Every softmax, with the masks before it. ``batches`` show the range of what enters it.
+    ``steps``: the maximum of many scores in steps."""
     found = [n for n in module.graph.nodes if n.target in _SOFTMAX]
     kept: dict[Node, Node] = {}
     peeled: dict[Node, tuple[Node, Mask | None]] = {}
@@ -136,7 +153,7 @@ def lower_softmax(module: GraphModule, batches: Sequence[Tensor]) -> None:
         masks[scores] = mask
     shown = {peeled[node][0]: real for node, real in kept.items()}
     ranges, hidden = score_ranges(module, masks, shown, batches)
-    both = _Both(module)
+    both, truths = _Both(module), _Truths(module)
     for node in found:
         x, mask = peeled[node]
         edit, seen, threshold = Editor(module, node), ranges.get(x, Range()), 0.0
@@ -146,6 +163,11 @@ def lower_softmax(module: GraphModule, batches: Sequence[Tensor]) -> None:
             if bool(shift.any()):
                 x = edit.call(aten.add.Tensor, x, edit.fixed(shift[None].float(), "bias"))
         some = hides is not None and bool(hides.any())
+        plain = steps and not some and length(x, -1) >= MANY and seen.high > seen.row
+        if plain and (node not in kept or _is_product(module, x)):
+            truth = truths.of(node, kept[node]) if node in kept else None
+            _divide(module, node, *_in_steps(module, edit, x, seen, truth))
+            continue
         if node in kept:
             real = both.of(node, kept[node], hides) if hides is not None and some else kept[node]
             x, threshold = mask_by_input(edit, x, real, seen)
@@ -153,7 +175,22 @@ def lower_softmax(module: GraphModule, batches: Sequence[Tensor]) -> None:
             x, threshold = mask_scores(edit, x, hides, seen)
         elif seen.floor > seen.low + (seen.high - seen.low) / 8:
             x = edit.call(aten.clamp.default, x, seen.floor)
-        edit.replace(_softmax(edit, x, threshold))
+        _divide(module, node, *_softmax(edit, x, threshold))
+
+
+class _Truths:
+    """Masks that are inputs, which any int8 may be, as numbers that are 0 or 1."""
+
+    def __init__(self, module: GraphModule) -> None:
+        self._module = module
+        self._made: dict[Node, Node] = {}
+
+    def of(self, node: Node, kept: Node) -> Node:
+        """``kept``, in front of ``node``; one for all layers."""
+        if kept not in self._made:
+            edit = Editor(self._module, node)
+            self._made[kept] = edit.call(aten.clamp.default, kept, 0.0, 1.0, steps=1)
+        return self._made[kept]
 
 
 class _Both:
@@ -176,12 +213,74 @@ class _Both:
         return self._made[key]
 
 
-def _softmax(edit: Editor, x: Node, threshold: float) -> Node:
-    """softmax over the last axis; an exp of at most ``threshold`` counts as 0."""
+def _is_product(module: GraphModule, x: Node) -> bool:
+    """True for a product of two values, and for one number times it."""
+    while x.target in (aten.mul.Tensor, aten.div.Tensor) and not x.kwargs:
+        first, second = x.args[:2]
+        value = constant_of(module, second)
+        number = isinstance(second, int | float) or (value is not None and value.numel() == 1)
+        if not number or not isinstance(first, Node):
+            return False
+        x = first
+    return x.target in (aten.matmul.default, aten.bmm.default)
+
+
+def _in_steps(
+    module: GraphModule, edit: Editor, x: Node, seen: Range, shown: Node | None
+) -> tuple[Node, Node]:
+    """As ``_softmax``; the maximum in steps, of the scores that are ``shown``."""
+    seen = replace(seen, row=max(seen.floor, seen.row - (seen.high - seen.row) / ROOM))
+    scores = x
+    if _is_product(module, x):  # else it is rounded already
+        scores = edit.call(aten.clamp.default, x, -HUGE, cut=(seen.floor, seen.high))
+    width = seen.high - seen.row
+    above = edit.call(aten.sub.Tensor, x, seen.row)
+    count = max(min(STEPS, math.ceil(width / LEAST_STEP)), 1)
+    if shown is None:
+        coarse = edit.call(aten.clamp.default, above, 0.0, steps=count)
+    else:
+        coarse = edit.call(aten.clamp.default, above, 0.0, exact=True)
+        coarse = edit.call(aten.mul.Tensor, coarse, shown, shown=True, steps=count)
+    most = edit.call(aten.amax.default, coarse, [-1], True)
+    centred = edit.call(aten.sub.Tensor, scores, most)
+    centred = edit.call(aten.sub.Tensor, centred, seen.row)
+    off = math.exp(width / count)
+    exponentials = edit.call(
+        aten.exp.default, centred, exact=shown is not None, table_range=(0.0, off)
+    )
+    if shown is not None:
+        exponentials = edit.call(
+            aten.mul.Tensor, exponentials, shown, shown=True, table_range=(0.0, off)
+        )
+    return exponentials, _inverse(edit, exponentials, off)
+
+
+def _inverse(edit: Editor, exponentials: Node, off: float = 1.0) -> Node:
+    """``off``: by how much the exponentials may be larger or smaller than those of the module."""
+    total = edit.call(aten.sum.dim_IntList, exponentials, [-1], True)
+    return edit.call(aten.reciprocal.default, total, bits=RECIPROCAL_BITS, positive=off)
+
+
+def _divide(module: GraphModule, node: Node, exponentials: Node, inverse: Node) -> None:
+    """The quotient in place of the softmax ``node``, or behind a product with values that alone
+    reads it."""
+    (reader, *others) = node.users
+    values = reader.args[1] if len(reader.args) == 2 else None
+    if others or reader.target is not aten.matmul.default or reader.args[0] is not node or (
+        values is node or not isinstance(values, Node) or values.op == "get_attr"
+    ):  # fmt: skip
+        edit = Editor(module, node)
+        edit.replace(edit.call(aten.mul.Tensor, exponentials, inverse))
+        return
+    edit = Editor(module, reader)
+    made = edit.call(aten.matmul.default, exponentials, values, exact=True)
+    edit.replace(edit.call(aten.mul.Tensor, made, inverse))
+
+
+def _softmax(edit: Editor, x: Node, threshold: float) -> tuple[Node, Node]:
+    """exp(x - max x) over the last axis, at most ``threshold`` counting as 0, and 1 / its sum."""
     centred = edit.call(aten.sub.Tensor, x, edit.call(aten.amax.default, x, [-1], True))
     exponentials = edit.call(aten.exp.default, centred)
     if threshold:
         exponentials = edit.call(aten.threshold.default, exponentials, threshold, 0.0)
-    total = edit.call(aten.sum.dim_IntList, exponentials, [-1], True)
-    inverse = edit.call(aten.reciprocal.default, total, bits=RECIPROCAL_BITS, positive=True)
-    return edit.call(aten.mul.Tensor, exponentials, inverse)
+    return exponentials, _inverse(edit, exponentials)

@@ -24,7 +24,7 @@ from secure_quant.mpc.protocol.ring import Ring, reduce, to_ring
 
 __all__ = ["MOST_LEVELS", "CountingGate"]
 
-MOST_LEVELS = 32
+MOST_LEVELS = 64
 """One-hots of candidates grow with them."""
 LEAST_COUNT = 3
 """Bits of a count: a one-hot of its mask is whole bytes."""
