@@ -36,7 +36,7 @@ def test_every_tuple_under_every_mask(levels: int, low: int) -> None:
 
 
 @pytest.mark.parametrize("candidates", [1, 7, 8, 127, 128, 256])
-@pytest.mark.parametrize("levels", [5, 32])
+@pytest.mark.parametrize("levels", [5, 64])
 def test_any_number_of_candidates(candidates: int, levels: int) -> None:
     """Counts that fill their bits, and those that no candidate reaches."""
     rng = np.random.default_rng(candidates)
