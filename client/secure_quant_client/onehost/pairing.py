@@ -125,23 +125,31 @@ class Paired:
         reads the stream runs the inference."""
         batch = len(q)
         with self._changed:
-            self._batch, self._waiting, self._refused = batch, True, None
-            self._changed.notify_all()
-            try:
-                self._wait(lambda: self._find(batch) is not None, deadline)
-            finally:
-                self._waiting = False
-            made, program = self._find(batch), self._program
-            if made is None or program is None:
+            self._batch, self._refused = batch, None
+            made = self._find(batch) or self._awaited(batch, deadline)
+            if self._program is None:
                 raise PairingSpent("a pairing", got="no item", hint="pair anew")
             self._ready.remove(made)
             self._busy = True
             total = self._plan.cost(batch).online_down
-            course = Course(program.run(made.item, q), self._online, total)
+            course = Course(self._program.run(made.item, q), self._online, total)
             self._link.hear("online", course)
             self._link.send(PairRequest(infer=PairInfer(item=made.item.number)))
-            self._changed.notify_all()
             return made, course
+
+    def _awaited(self, batch: int, deadline: Deadline) -> Made:
+        """An item once it is made. Inside ``_changed``; the thread that makes it is woken for
+        nothing else before an inference is over."""
+        self._waiting = True
+        self._changed.notify_all()
+        try:
+            self._wait(lambda: self._find(batch) is not None, deadline)
+        finally:
+            self._waiting = False
+        made = self._find(batch)
+        if made is None:
+            raise PairingSpent("a pairing", got="no item", hint="pair anew")
+        return made
 
     def _online(self, piece: bytes) -> None:
         self._link.send(PairRequest(online=piece))
