@@ -66,13 +66,13 @@ _OWN: dict[str, dict[str, Any]] = {
                "pred_num_attention_heads": 2, "pred_num_hidden_layers": 1,
                "num_pooler_layers": 1},
     "perceiver": {"num_latents": 8, "d_latents": 32, "num_self_attends_per_block": 2,
-                  "num_self_attention_heads": 2, "num_cross_attention_heads": 1,
-                  "image_size": 224},
+                  "num_self_attention_heads": 2, "num_cross_attention_heads": 1},
 }  # fmt: skip
 """What single architectures need besides."""
+_ALIASES = {"gpt-sw3", "exaone", "internlm3", "iquestcoder", "sarvam_mla", "sarvam_moe"}
+"""Names under which another architecture's class is used."""
 _BY_STAGE = ("depths", "num_blocks", "layers", "layer_depths", "num_layers_per_stage", "n_blocks")
 """Lists of the blocks of each stage: one of each."""
-_PICTURE: dict[str, int] = {}
 
 
 def of_transformers() -> Iterator[tuple[str, str]]:
@@ -83,9 +83,9 @@ def of_transformers() -> Iterator[tuple[str, str]]:
     for group, task in _GROUPS:
         for kind, name in getattr(auto, f"MODEL_FOR_{task}_MAPPING_NAMES").items():
             own = name if isinstance(name, str) else name[0]
-            if kind not in seen and own not in seen:
+            if kind not in seen | _ALIASES and own not in seen:
                 yield group, f"{kind}:{own}"
-            seen |= {kind, own}
+            seen |= {kind, own} if kind not in _ALIASES else {kind}
 
 
 def made(name: str) -> tuple[nn.Module, Given]:
@@ -139,7 +139,7 @@ def _given(model: nn.Module, config: Any) -> Given:
             "spatial_shapes": torch.full((SAMPLES, 2), 4),
         }
     if main == "inputs":
-        return {main: torch.randn(SAMPLES, *_picture(config))}
+        return {main: torch.randn(SAMPLES, *_picture(config)[-3:])}
     if main.startswith("pixel_values"):
         return {main: torch.randn(SAMPLES, *_picture(config))}
     if main == "input_features" or hasattr(config, "num_mel_bins"):
