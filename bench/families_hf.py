@@ -129,9 +129,9 @@ def _given(model: nn.Module, config: Any) -> Given:
         ids = torch.randint(3, 64, (SAMPLES, LENGTH))
         pad = getattr(config, "pad_token_id", None)
         ids = ids.masked_fill(~shown, pad if isinstance(pad, int) and pad >= 0 else 0)
-        return {"input_ids": ids} | (
-            {"attention_mask": shown.long()} if "attention_mask" in names else {}
-        )
+        given = {"input_ids": ids, "attention_mask": shown.long()}
+        given["decoder_input_ids"] = torch.randint(3, 64, (SAMPLES, LENGTH))
+        return {name: value for name, value in given.items() if name in names}
     if "spatial_shapes" in names:  # patches of pictures of any shape
         return {
             main: torch.randn(SAMPLES, 16, 768),

@@ -28,6 +28,7 @@ __all__ = ["judged_apart"]
 
 SAMPLES = 8
 _SLEEPS = 0.01
+_NO_MEMORY = "can't allocate memory"  # as torch says it, in a RuntimeError
 _BUSY = 20
 """Seconds that may go by for one of a process's own."""
 Row = dict[str, Any]
@@ -97,9 +98,13 @@ def _judged(model: Listed, thin: bool) -> Row:
     except MemoryError:
         return row | {"kind": "stopped", "why": "out of memory"}
     except SecureQuantError as error:
+        if _NO_MEMORY in f"{error} {error.__cause__}":
+            return row | {"kind": "stopped", "why": "out of memory"}
         return row | {"kind": "refused", "why": f"{type(error).__name__}: {error}",
                       "wrapped": _wrapped(error)}  # fmt: skip
     except Exception as error:  # noqa: BLE001  this is what the run looks for
+        if _NO_MEMORY in str(error):
+            return row | {"kind": "stopped", "why": "out of memory"}
         return row | {"kind": "wrong", "why": f"raw {type(error).__name__}: {error}"[:300],
                       "trace": traceback.format_exc()[-1500:]}  # fmt: skip
 
