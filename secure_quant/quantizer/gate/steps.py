@@ -29,6 +29,8 @@ _DEQUANTIZE = torch.ops.quantized_decomposed.dequantize_per_tensor.default
 ROUNDING = 2
 """Steps allowed beside the jump of a table from one bucket to the next: one of its own, and one of
 the sum before it, whose factors and bias are rounded to integers."""
+_SQUARES = 7
+"""log2 of the part of a function of squares that their factors may take."""
 _ALIKE = 1e-3
 """Of a step: scales have seven digits and torch computes in float32, so that what is two steps off
 can read as a millionth more, on one sample and not on another."""
@@ -151,7 +153,17 @@ def _jumps(graph: Graph, name: str, values: dict[str, NDArray[Any]]) -> NDArray[
     steps = np.abs(np.diff(np.array(node.table, np.int64)))
     around = np.maximum(np.append(steps, 0), np.append(0, steps))
     made: NDArray[np.int64] = around[np.clip(place, 0, len(node.table) - 1)]
+    if _is_of_squares(graph, source):  # whose factors by channel are off by a hundredth each
+        made = made + (np.abs(values[name] - node.zero_point) >> _SQUARES)
     return made + (_jumps_of_pieces(graph, source, values) if (steps == 1).all() else 0)
+
+
+def _is_of_squares(graph: Graph, name: str) -> bool:
+    """True for D · Σ x² - (Σ x)²."""
+    node: Any = graph.by_name[name]
+    if not isinstance(node, ops.Add) or node.factors[1:] != (-1,):
+        return False
+    return all(isinstance(graph.by_name[n], ops.MatMul) for n in node.inputs)
 
 
 def _jumps_of_pieces(graph: Graph, name: str, values: dict[str, NDArray[Any]]) -> NDArray[np.int64]:
