@@ -61,8 +61,9 @@ def listing(rows: Rows) -> str:
     made, asked = [counts(rows)], _asked(rows)
     for group, models in asked.items():
         found = [rows[key] for key in models if key in rows]
-        lines = [f"## {group}", "", *_HEAD, *map(_line, found)]
-        made.append("\n".join(lines) + "\n")
+        if found:
+            lines = [f"## {group}", "", *_HEAD, *map(_line, found)]
+            made.append("\n".join(lines) + "\n")
     refused = [row for row in rows.values() if "why" in row]
     if refused:
         lines = ["## Refused, wrong or stopped", "", "| model | | why |", "|---|---|---|"]
