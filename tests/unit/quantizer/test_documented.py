@@ -16,7 +16,8 @@ USED = TEXT.split("## What can be used")[1].split("\n## ")[0].lower()
 SYNONYMS = {
     "add": "a + b", "index_select": "index", "bmm": "@", "clamp_max": "clamp", "clamp_min": "clamp",
     "floor_divide": "//",
-    "mT": "transpose", "matmul": "@", "mul": "a * b", "rsub": "−", "split_with_sizes": "split",
+    "mT": "transpose", "matmul": "@", "mul": "a * b", "positions": "by position", "rsub": "−",
+    "split_with_sizes": "split",
     "sub": "a − b", "t": "transpose",
 }  # fmt: skip
 

@@ -98,6 +98,7 @@ def moves(net, x):
     nine = h.unsqueeze(1).permute(0, 3, 1, 2).squeeze(2).mT.transpose(1, 2)
     parts = [one, two, three, four, five, six, seven, eight, nine, h[:, 1:], h[:, 0]]
     parts.append(h[:, [0, 1, 0], [3, 0, 1]])
+    parts.append(h * torch.linspace(0.5, 1.5, 8).reshape(2, 4))
     parts.append(net.d(h[:, :1]).unsqueeze(1).squeeze((1, 2)))
     return net.b(torch.cat([part.flatten(1) for part in parts], -1))
 
