@@ -18,7 +18,7 @@ from typing import Any
 
 import numpy as np
 
-from conformance import cases
+from conformance import cases, sum_cases
 from conformance.builder import Net
 from secure_quant import Graph, reference
 from secure_quant.errors import BudgetExceeded, MalformedMessage, SecureQuantError
@@ -29,7 +29,7 @@ from secure_quant.wire.gen import share_inference_pb2 as pb
 PATH = Path(__file__).with_name("web.json")
 SHARED = (
     cases.linear, cases.mlp, cases.pools, cases.residual, cases.output_activation, cases.moves_only,
-    cases.attention, cases.two_heads, cases.sums_by_channel, cases.ports, cases.one_port_each,
+    cases.attention, cases.two_heads, sum_cases.sums_by_channel, cases.ports, cases.one_port_each,
     cases.gathers,
 )  # fmt: skip
 
