@@ -1,7 +1,7 @@
 """Query budgets that replicas share: their buckets lie in a Redis of the operator's.
 
 A bucket is that of ``budgets``, to the formula, on Redis's own clock, and is read and written in
-one script, so that no two replicas take the same samples. docs/adr/0035-shared-budgets.md says why
+one script, so that no two replicas take the same samples. docs/adr/0038-shared-budgets.md says why
 the script is ours.
 """
 
