@@ -10,7 +10,7 @@ import os
 import threading
 import time
 from collections import deque
-from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Sequence
+from collections.abc import AsyncIterator, Callable, Generator, Iterable, Iterator, Sequence
 from contextlib import asynccontextmanager, contextmanager, suppress
 from dataclasses import dataclass
 from numbers import Real
@@ -31,7 +31,7 @@ from secure_quant.wire import TAKEN, raised
 from secure_quant.within import within
 from secure_quant_client.program import Ahead, Call, Program
 
-__all__ = ["CLOSED", "AsyncDriver", "Deadline", "Driver", "SyncDriver"]
+__all__ = ["CLOSED", "AsyncDriver", "Deadline", "Driver", "SyncDriver", "drive"]
 
 CLOSED = "the client is closed"
 LONGEST_S = 1e9
@@ -51,6 +51,7 @@ HINTS = {
 
 Metadata = tuple[tuple[str, str], ...]
 Result = TypeVar("Result")
+Asked = TypeVar("Asked")
 
 
 class Lock(Protocol):
@@ -113,6 +114,24 @@ class Deadline:
         return DeadlineExceeded("inference", expected=f"<= {self._seconds:g} s")
 
 
+def drive(program: Generator[Asked, Any, Result], answer: Callable[[Asked], Any]) -> Result:
+    """What the program returns; a named error of ``answer`` is raised where it asked."""
+    try:
+        asked = next(program)
+        while True:
+            try:
+                found = answer(asked)
+            except SecureQuantError as error:
+                asked = program.throw(error)
+            else:
+                asked = program.send(found)
+    except StopIteration as done:
+        result: Result = done.value
+        return result
+    finally:
+        program.close()
+
+
 class Driver:
     """What both faces share. stubs: of the servers, in their order. metadata: of every call."""
 
@@ -152,19 +171,8 @@ class SyncDriver(Driver):
     def _driven(self, program: Program[Result], deadline: Deadline) -> Result:
         ahead: deque[Sequence[grpc.Future[Any]]] = deque()
         try:
-            calls = next(program)
-            while True:
-                try:
-                    answers = self._answers(calls, ahead, deadline)
-                except SecureQuantError as error:
-                    calls = program.throw(error)
-                else:
-                    calls = program.send(answers)
-        except StopIteration as done:
-            result: Result = done.value
-            return result
+            return drive(program, lambda calls: self._answers(calls, ahead, deadline))
         finally:
-            program.close()
             for under_way in ahead:
                 _cancel(under_way)
 

@@ -22,7 +22,7 @@ from secure_quant.errors import (
 )
 from secure_quant_client.cells import PROBE_S, AsyncReach, Cell, Cells, Reach
 from secure_quant_client.connection import allow
-from secure_quant_client.driver import Deadline
+from secure_quant_client.driver import Deadline, drive
 from secure_quant_client.mpc.model import MpcModel
 from secure_quant_client.stats import Inference
 
@@ -148,20 +148,7 @@ class SyncCells(_Programs["MpcClient"]):
 
     @staticmethod
     def _run(program: Choosing[Result]) -> Result:
-        try:
-            ask = next(program)
-            while True:
-                try:
-                    answer = ask()
-                except SecureQuantError as error:
-                    ask = program.throw(error)
-                else:
-                    ask = program.send(answer)
-        except StopIteration as done:
-            result: Result = done.value
-            return result
-        finally:
-            program.close()
+        return drive(program, lambda ask: ask())
 
 
 class AsyncCells(_Programs["AsyncMpcClient"]):

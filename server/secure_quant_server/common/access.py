@@ -63,13 +63,13 @@ class Tokens:
     def from_file(cls, path: str | os.PathLike[str]) -> Tokens:
         """Follows the file: who is added or struck out counts from the next call on, and a file
         that cannot be read changes nothing. Raises ConfigError."""
-        stamp = _file_stamp(Path(path))
+        stamp = file_stamp(Path(path))
         made = cls(_read_tokens(Path(path)))
         made._path, made._stamp = Path(path), stamp
         return made
 
     def _follow(self) -> None:
-        if self._path is None or (stamp := _file_stamp(self._path)) == self._stamp:
+        if self._path is None or (stamp := file_stamp(self._path)) == self._stamp:
             return
         self._stamp = stamp
         try:
@@ -92,7 +92,8 @@ class Tokens:
         return found
 
 
-def _file_stamp(path: Path) -> object:
+def file_stamp(path: Path) -> object:
+    """What changes where the file does; None where there is none."""
     try:
         found = path.stat()
     except OSError:

@@ -23,6 +23,7 @@ import prometheus_client as prometheus
 
 from secure_quant.errors import ConfigError, InsecureRefused, PeerUnavailable
 from secure_quant_server.common import logs
+from secure_quant_server.common.access import file_stamp
 from secure_quant_server.common.budgets import Budgets
 from secure_quant_server.common.metrics import Metrics
 from secure_quant_server.options import ServerOptions
@@ -139,7 +140,7 @@ class SharedBudgets(Budgets):
     ) -> None:
         """Raises ConfigError, InsecureRefused; ModuleNotFoundError without the extra `budgets`."""
         super().__init__(samples, window_s)
-        self._path, self._stamp, self._url = Path(store), _stamp(Path(store)), store_url(store)
+        self._path, self._stamp, self._url = Path(store), file_stamp(Path(store)), store_url(store)
         self._alone, self._role = alone, role
         self._client = _connect(self._url)
         self._former: Any = None
@@ -202,7 +203,7 @@ class SharedBudgets(Budgets):
         self._away_until = time.monotonic() + PAUSE_S
 
     async def _follow(self) -> None:
-        stamp = _stamp(self._path)
+        stamp = file_stamp(self._path)
         if stamp is None or stamp == self._stamp:
             return
         self._stamp = stamp
@@ -285,11 +286,3 @@ def _reason(error: BaseException) -> str:
         error = error_
         kinds.append(type(error).__name__)
     return " from ".join(kinds)
-
-
-def _stamp(path: Path) -> object:
-    try:
-        found = path.stat()
-    except OSError:
-        return None
-    return found.st_ino, found.st_size, found.st_mtime_ns

@@ -28,13 +28,14 @@ print(faults() - before)
 """
 
 
+def faults(script: str, how: str) -> int:
+    run = subprocess.run([sys.executable, "-c", script, how], capture_output=True, check=True)
+    return int(run.stdout)
+
+
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="glibc's mallopt")
 def test_blocks_used_again_cost_no_page_faults() -> None:
-    def faults(how: str) -> int:
-        run = subprocess.run([sys.executable, "-c", PROBE, how], capture_output=True, check=True)
-        return int(run.stdout)
-
-    assert 10 * faults("kept") < faults("default")
+    assert 10 * faults(PROBE, "kept") < faults(PROBE, "default")
 
 
 THREAD = """
@@ -57,11 +58,7 @@ thread.join()
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="glibc's mallopt")
 def test_threads_of_one_heap_use_its_memory_again() -> None:
-    def faults(how: str) -> int:
-        run = subprocess.run([sys.executable, "-c", THREAD, how], capture_output=True, check=True)
-        return int(run.stdout)
-
-    assert 3 * faults("one") < faults("own")
+    assert 3 * faults(THREAD, "one") < faults(THREAD, "own")
 
 
 BURST = """
