@@ -37,7 +37,10 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--integers", action="store_true",
                         help="the input is int8 and the answer stays in integers, both packed "
                              "where there are several")  # fmt: skip
-    parser.add_argument("--timeout", type=float, default=30.0, metavar="SECONDS")
+    parser.add_argument(
+        "--timeout", type=float, metavar="SECONDS",
+        help="for everything (default: 30, or what the model's work may take)",
+    )  # fmt: skip
     add_token_option(parser)
     parser.add_argument("--json", action="store_true")
     add_tls_options(parser)

@@ -8,7 +8,15 @@ from math import prod
 from secure_quant.ir import ops
 from secure_quant.ir.graph import Graph
 
-__all__ = ["Effort", "effort"]
+__all__ = ["ROUNDS_A_STEP", "ROUND_TRIP_S", "Effort", "between_parties_s", "effort"]
+
+ROUND_TRIP_S = 0.1
+"""Of a round of two parties, at most, unless somebody knows better."""
+ROUNDS_A_STEP = 16
+"""Of two parties, at most: more than any plan has for an op of the longest chain."""
+_PRODUCT_S, _LOOKUP_S = 6e-9, 9e-6
+"""Several times what two parties and a dealer on slow, busy cores took; a lookup's bytes at
+100 Mbit/s included."""
 
 _TABLES = (ops.Requantize, ops.MaxPool, ops.ReduceMax)
 
@@ -25,6 +33,14 @@ class Effort:
     def seconds(self, product: float, lookup: float, step: float) -> float:
         """With so many seconds for each of them."""
         return self.products * product + self.lookups * lookup + self.depth * step
+
+
+def between_parties_s(graph: Graph, rounds: int, round_trip_s: float) -> float:
+    """Seconds that a sample may take two parties, with so many rounds. What somebody else says of
+    the rounds counts no further than the graph makes plausible."""
+    work = effort(graph)
+    plausible = min(rounds, ROUNDS_A_STEP * (work.depth + 1))
+    return work.seconds(_PRODUCT_S, _LOOKUP_S, 0.0) + plausible * round_trip_s
 
 
 def effort(graph: Graph) -> Effort:

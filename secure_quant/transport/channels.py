@@ -37,7 +37,8 @@ class Limits:
                       prefix, before memory is taken for it. A server takes no longer ones than
                       its models need.
     deadline_s        for a call whose caller names none. None: DEADLINE_S, and for a large model
-                      what it may need.
+                      what it may need: its work on slow cores, and its rounds.
+    round_trip_s      of a round of the two parties of secret sharing, at most, for that.
     connect_s         for one attempt to connect, handshake included.
     keepalive_s       idle time after which the peer is asked whether it still lives.
     keepalive_grace_s time it has to answer.
@@ -45,6 +46,7 @@ class Limits:
 
     message_bytes: int = 64 * 2**20
     deadline_s: float | None = None
+    round_trip_s: float = 0.1
     connect_s: float = 5.0
     keepalive_s: float = 20.0
     keepalive_grace_s: float = 5.0

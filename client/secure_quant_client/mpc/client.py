@@ -51,8 +51,11 @@ class _Sharing(Client[MpcModel]):
         return [self, *self._others]
 
     def _receive(self, answers: Sequence[ShareInferenceServiceGetModelResponse]) -> MpcModel:
-        limit = self._limits.message_bytes
-        return MpcModel.receive(answers, self._expected_hash, message_bytes=limit)
+        limits = self._limits
+        return MpcModel.receive(
+            answers, self._expected_hash,
+            message_bytes=limits.message_bytes, round_trip_s=limits.round_trip_s,
+        )  # fmt: skip
 
 
 class MpcClient(_Sharing, IntegerClient[MpcModel]):

@@ -3,6 +3,7 @@ two parties, adds up answers."""
 
 from __future__ import annotations
 
+import json
 import secrets
 import time
 from collections import deque
@@ -16,7 +17,7 @@ from numpy.typing import NDArray
 
 from secure_quant.errors import HashMismatch, MalformedMessage
 from secure_quant.ir import Graph
-from secure_quant.ir.effort import effort
+from secure_quant.ir.effort import ROUND_TRIP_S, ROUNDS_A_STEP, between_parties_s, effort
 from secure_quant.reference.executor import check_int8
 from secure_quant.wire import SHARING, check_sharing, info_from_proto
 from secure_quant.wire.gen.share_inference_pb2 import (
@@ -51,10 +52,13 @@ AROUND = 1024
 @dataclass(frozen=True)
 class MpcModel:
     """graph: public, its hash recomputed from what both parties sent. batch: most samples of one
-    call, as few as either party takes; larger inputs travel as several, a few at a time."""
+    call, as few as either party takes; larger inputs travel as several, a few at a time. rounds: of
+    a call, as the parties' plan says; None where it does not. round_trip_s: of one, at most."""
 
     graph: Graph
     batch: int
+    rounds: int | None = None
+    round_trip_s: float = ROUND_TRIP_S
 
     @classmethod
     def receive(
@@ -63,19 +67,22 @@ class MpcModel:
         expected_hash: str | None,
         *,
         message_bytes: int,
+        round_trip_s: float = ROUND_TRIP_S,
     ) -> MpcModel:
         """``message_bytes``: largest message.
 
         Raises HashMismatch if a party's model is not what it says, not what was expected, or
         not the other party's; MalformedMessage if a party is not the one it should be, or
         shares inputs in another way."""
-        graphs = []
+        graphs, rounds = [], []
         for party, answer in enumerate(answers):
             if answer.party != party:
                 hint = "give party 0's address first"
                 raise MalformedMessage("party", got=answer.party, expected=party, hint=hint)
             check_sharing(answer.sharing)
-            graphs.append(info_from_proto(answer.info, expected_hash=expected_hash).graph)
+            received = info_from_proto(answer.info, expected_hash=expected_hash)
+            graphs.append(received.graph)
+            rounds.append(_rounds(received.plan))
         if graphs[0].hash != graphs[1].hash:
             raise HashMismatch(
                 "the parties serve different models", got=graphs[1].hash, expected=graphs[0].hash
@@ -84,12 +91,15 @@ class MpcModel:
         up, down = prod(graph.input.shape), 8 * prod(graph.values[graph.output.name].shape)
         bound_unpinned("model", 2 * (8 * up + down), expected_hash)
         taken = (answer.batch or PART for answer in answers)
-        return cls(graph, max(1, min(PART, *taken, (message_bytes - AROUND) // max(up, down))))
+        most = max(1, min(PART, *taken, (message_bytes - AROUND) // max(up, down)))
+        said = [each for each in rounds if each is not None]
+        return cls(graph, most, max(said, default=None), round_trip_s)
 
     def patience_s(self, samples: int) -> float:
-        """Several times what two parties and a dealer on slow, busy cores took, and 0.5 s for the
-        rounds of each layer."""
-        return samples * effort(self.graph).seconds(6e-9, 9e-6, 0.5)
+        """Several times what two parties and a dealer on slow, busy cores took, and every round's
+        way there and back."""
+        rounds = ROUNDS_A_STEP * effort(self.graph).depth if self.rounds is None else self.rounds
+        return samples * between_parties_s(self.graph, rounds, self.round_trip_s)
 
     def infer(self, q: NDArray[Any], deadline: Deadline) -> Program[Inference[np.int64]]:
         """int8[batch, *input shape] -> int64[batch, *output shape]: a part is made when there is
@@ -153,6 +163,16 @@ class MpcModel:
         whole = np.concatenate(parts) if len(parts) > 1 else parts[0]
         require_plausible(self.graph, {self.graph.output.name: whole})
         return whole
+
+
+def _rounds(plan: bytes) -> int | None:
+    """Of a call, as a plan of secret sharing states them, which nothing but a deadline depends on;
+    None where it states none."""
+    try:
+        found = json.loads(plan)["rounds"]
+    except (ValueError, RecursionError, KeyError, TypeError):
+        return None
+    return found if type(found) is int and found >= 0 else None
 
 
 class Meter:

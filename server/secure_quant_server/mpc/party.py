@@ -19,12 +19,19 @@ from secure_quant.errors import (
     MessageTooLarge,
     ModelNotFound,
 )
+from secure_quant.ir.effort import ROUND_TRIP_S, between_parties_s
 from secure_quant.keystream import SEED_BYTES, Keystream
 from secure_quant.mpc.protocol.bundle import load_party
 from secure_quant.mpc.protocol.party import PartyProgram
 from secure_quant.mpc.runtime.jobs import Answer, Job
 from secure_quant.mpc.runtime.options import LaneOptions
-from secure_quant.transport import FreshCredentials, Security, ServerPair, Tls
+from secure_quant.transport import (
+    DEADLINE_S,
+    FreshCredentials,
+    Security,
+    ServerPair,
+    Tls,
+)
 from secure_quant.wire import SHARING, check_sharing, info_to_proto
 from secure_quant.wire.gen import share_inference_pb2, share_inference_pb2_grpc
 from secure_quant.wire.gen.share_inference_pb2 import (
@@ -225,7 +232,7 @@ class _ShareInference(share_inference_pb2_grpc.ShareInferenceServiceServicer):
             # Party 0 makes the share at once, if it was sent a seed; party 1 keeps what came.
             size = self._elements(request) if self._front.party == 0 else request.ByteSize()
             with self._held.take(current_caller().name, size):
-                answer = await self._answer(request, self._wait_s(context))
+                answer = await self._answer(request, *self._times(context, program, request.batch))
             cost.up, cost.down = len(request.share) + len(request.seed), len(answer.share)
             cost.online, cost.offline = answer.bytes_sent, answer.offline_bytes
             cost.rounds = answer.rounds
@@ -235,19 +242,20 @@ class _ShareInference(share_inference_pb2_grpc.ShareInferenceServiceServicer):
         )  # fmt: skip
         return self._response(answer)
 
-    async def _answer(self, request: InferRequest, wait_s: float) -> Answer:
+    async def _answer(self, request: InferRequest, wait_s: float, limit_s: float) -> Answer:
+        """wait_s: longest wait for the other share. limit_s: for everything."""
         front = self._front
         job = Job(
             request.model_hash, (request.request_id.hex(),), (request.batch,),
             (current_caller().name,), wait_s, trace=tracing.header_of(),
         )  # fmt: skip
         try:
-            async with asyncio.timeout(wait_s + front.options.wait_s):
+            async with asyncio.timeout(limit_s):
                 if front.party == 1:
                     return await self._posted(job, request)
                 return await front.batcher.infer(replace(job, share=self._share(request)))
         except TimeoutError as error:
-            raise DeadlineExceeded("no answer in time", got=f"{wait_s:.1f} s waited") from error
+            raise DeadlineExceeded("no answer in time", got=f"{limit_s:.1f} s waited") from error
 
     async def _posted(self, job: Job, request: InferRequest) -> Answer:
         """Party 1: put the share up until party 0's lane asks for it."""
@@ -322,7 +330,11 @@ class _ShareInference(share_inference_pb2_grpc.ShareInferenceServiceServicer):
         if len(self._seen) > SEEN_IDS:
             self._seen.popitem(last=False)
 
-    def _wait_s(self, context: Any) -> float:
-        left = context.time_remaining()
-        limit = self._front.options.wait_s
-        return limit if left is None else max(0.0, min(limit, left))
+    def _times(self, context: Any, program: PartyProgram, samples: int) -> tuple[float, float]:
+        """Longest waits for the other share and for the answer: of a caller who states no time, as
+        long as a client of ours would give so many samples."""
+        left, wait_s = context.time_remaining(), self._front.options.wait_s
+        if left is None:
+            each = between_parties_s(program.graph, program.plan.rounds, ROUND_TRIP_S)
+            return wait_s, wait_s + max(DEADLINE_S, samples * each)
+        return max(0.0, min(wait_s, left)), max(0.0, left)
