@@ -16,6 +16,7 @@ from torch.nn.utils import prune
 from torch.utils._pytree import tree_leaves
 
 from secure_quant.errors import CalibrationError, NotFinite, UnsupportedModule
+from secure_quant.quantizer.devices import OnCpu, elsewhere, on_cpu
 from secure_quant.quantizer.memory import Filled, refuse_unwritten
 from secure_quant.quantizer.refuse import first_line
 
@@ -48,7 +49,7 @@ def accepted(model: Any) -> nn.Module:
         _apply_hooks(part)
         for name, value in vars(part).items():
             if isinstance(value, Tensor) and value.dtype in _FLOATS:
-                setattr(part, name, value.detach().float().cpu())
+                setattr(part, name, value.detach().float())
     return made.float()
 
 
@@ -63,8 +64,8 @@ def own_copy(model: Any) -> nn.Module:
         _check_part(part, path)
     for path, tensor in _tensors(module):
         _check_tensor(tensor, path)
-    computed = {
-        id(value): value.detach().clone()
+    computed = elsewhere(module) | {
+        id(value): on_cpu(value)
         for part in module.modules()
         for value in tree_leaves(list(vars(part).values()))
         if isinstance(value, Tensor) and not value.is_leaf
@@ -73,7 +74,6 @@ def own_copy(model: Any) -> nn.Module:
         made: nn.Module = copy.deepcopy(module, computed)
         made.eval()  # of some modules these return nothing
         made.requires_grad_(False)
-        made.cpu()
         return made
     except Exception as error:
         raise UnsupportedModule(
@@ -130,7 +130,7 @@ def check_forward(module: nn.Module, example: Tensor) -> Tensor:
     """
     kind = type(module).__name__
     try:
-        with torch.no_grad(), Filled():
+        with torch.no_grad(), OnCpu(), Filled():
             made = module(example.clone())
     except Exception as error:
         if isinstance(error, UnsupportedModule):

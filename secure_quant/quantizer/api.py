@@ -154,7 +154,7 @@ def _packed_loss(training: Any, model: nn.Module) -> Any:
 
 def _tensor(targets: Any) -> Tensor:
     try:
-        return torch.as_tensor(targets)
+        return torch.as_tensor(targets).detach().cpu()
     except (TypeError, ValueError, RuntimeError) as error:
         raise CalibrationError(
             "targets", got=first_line(error), expected="an array, one target for each input"

@@ -18,6 +18,7 @@ from torch.utils._pytree import tree_leaves
 
 from secure_quant.errors import UnsupportedModule
 from secure_quant.quantizer.accept import accepted, check_forward, check_output, untouched
+from secure_quant.quantizer.devices import OnCpu
 from secure_quant.quantizer.explicit import make_explicit
 from secure_quant.quantizer.functional import free_batch, functional_module
 from secure_quant.quantizer.passes.batch_first import keep_batch_first
@@ -70,6 +71,7 @@ _OTHER_STEPS = "write that step with torch's functions of tensors, one result fo
 _WAYS = {
     "data-dependent": _VALUES,
     ".numpy()": "stay in torch: what numpy does to a value cannot be seen",
+    "_apply()": "move and cast modules before the call, not in forward",
     "constant's list": "write into the tensor itself, not into its .data",
 }
 """Word of the exporter's -> the way out."""
@@ -133,7 +135,7 @@ def _own_tensors(graph: GraphModule) -> None:
 
 
 def _copied(value: Tensor) -> Tensor:
-    own = value.detach().clone()
+    own = value.detach().cpu().clone()  # what a closure holds may be elsewhere
     return nn.Parameter(own, value.requires_grad) if isinstance(value, nn.Parameter) else own
 
 
@@ -169,7 +171,7 @@ def _check_sizes(graph: GraphModule, module: nn.Module, example: Tensor) -> None
     for another."""
     one = example[:1]
     try:
-        with torch.no_grad():
+        with torch.no_grad(), OnCpu():
             made, want = (tree_leaves(m(one.clone()))[0] for m in (graph, module))
         same = made.shape == want.shape and torch.allclose(made, want, rtol=1e-3, atol=1e-5)
     except Exception:  # noqa: BLE001  whatever it is, the graph holds for the one size only
@@ -212,7 +214,7 @@ def _export(module: nn.Module, example: Tensor) -> torch.export.ExportedProgram:
     batch = torch.export.Dim("batch", min=1)
     try:
         # no_grad, so that no_grad inside a forward makes no graph of its own
-        with torch.no_grad(), _without_torch_s_code():
+        with torch.no_grad(), OnCpu(), _without_torch_s_code():
             return torch.export.export(module, (example,), dynamic_shapes=({0: batch},))
     except UnsupportedModule:
         raise
@@ -222,7 +224,7 @@ def _export(module: nn.Module, example: Tensor) -> torch.export.ExportedProgram:
 
 def _export_fixed(module: nn.Module, example: Tensor) -> torch.export.ExportedProgram:
     try:
-        with torch.no_grad(), _without_torch_s_code():
+        with torch.no_grad(), OnCpu(), _without_torch_s_code():
             return torch.export.export(module, (example,))
     except UnsupportedModule:
         raise

@@ -19,6 +19,7 @@ from secure_quant.errors import CalibrationError, SecureQuantError, UnsupportedM
 from secure_quant.ir.ops import is_kind
 from secure_quant.quantizer.accept import accepted, unwrapped
 from secure_quant.quantizer.calibration import check_calibration, drawn, split_batches
+from secure_quant.quantizer.devices import OnCpu
 from secure_quant.quantizer.files import opened
 from secure_quant.quantizer.images import MOST_SAMPLES, spread
 from secure_quant.quantizer.ports import InputSpec, OutputSpec, Ported, specs_of
@@ -264,7 +265,7 @@ def _outputs(model: Any, example: Mapping[str, Tensor], positional: bool) -> lis
     module = accepted(model)
     kind = type(unwrapped(model)).__name__
     given = {name: value.clone() for name, value in example.items()}
-    with torch.no_grad(), torch.random.fork_rng(devices=[]):
+    with torch.no_grad(), torch.random.fork_rng(devices=[]), OnCpu():
         try:
             made = module(*given.values()) if positional else module(**given)
         except SecureQuantError:
@@ -286,7 +287,7 @@ def _several(model: Any, x: Tensor) -> list[OutputSpec] | None:
     if not isinstance(model, nn.Module):
         return None
     try:
-        with torch.no_grad(), torch.random.fork_rng(devices=[]):
+        with torch.no_grad(), torch.random.fork_rng(devices=[]), OnCpu():
             made = accepted(model)(x.clone())
     except Exception:  # noqa: BLE001  whatever it is, the capture meets it again and names it
         return None

@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from secure_quant.errors import UnsupportedModule
+from secure_quant.quantizer.devices import OnCpu
 
 __all__ = ["Filled", "refuse_unwritten"]
 
@@ -53,7 +54,7 @@ def refuse_unwritten(name: str, call: Callable[[], Tensor]) -> None:
 
         def result(number: float) -> tuple[Tensor | None, bool]:
             torch.random.set_rng_state(state)
-            with torch.no_grad(), Filled(number) as filled:
+            with torch.no_grad(), OnCpu(), Filled(number) as filled:
                 try:
                     return call(), filled.used
                 except Exception:  # noqa: BLE001  with 0 it went; what fails is what differs

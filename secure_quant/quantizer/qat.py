@@ -19,6 +19,7 @@ from torchao.quantization.pt2e.quantize_pt2e import convert_pt2e, prepare_qat_pt
 from secure_quant.errors import CalibrationError, ConfigError, NotFinite
 from secure_quant.quantizer.annotate import IntegerQuantizer
 from secure_quant.quantizer.capture import capture
+from secure_quant.quantizer.devices import OnCpu
 from secure_quant.quantizer.gate import Gate
 from secure_quant.quantizer.observers import RangeObserver, WeightObserver
 from secure_quant.quantizer.passes import rewrite, specialize
@@ -194,7 +195,8 @@ def _watch(prepared: GraphModule, inputs: Tensor, batch_size: int) -> None:
 def _loss(function: Loss, made: Tensor, wanted: Tensor) -> Tensor:
     """The loss of a step. Raises CalibrationError, NotFinite."""
     try:
-        value = function(made, wanted)
+        with OnCpu():  # of the loss's own tensors
+            value = function(made, wanted)
         if not isinstance(value, Tensor) or value.numel() != 1 or not value.requires_grad:
             raise TypeError("the loss is no number with a gradient")
     except Exception as error:

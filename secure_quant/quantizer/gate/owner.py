@@ -12,6 +12,7 @@ from torch.utils import _pytree
 
 from secure_quant.errors import UnsupportedModule
 from secure_quant.quantizer.accept import own_copy
+from secure_quant.quantizer.devices import OnCpu
 from secure_quant.quantizer.memory import Filled
 from secure_quant.quantizer.ports import Ported
 from secure_quant.quantizer.refuse import first_line, own_path
@@ -40,7 +41,7 @@ class Owner:
         """The one output for float[n, *input shape], in ``dtype`` (else in float64 where the module
         can). Raises UnsupportedModule if it fails or returns anything but one tensor."""
         dtype = dtype or self.dtype
-        with torch.no_grad(), Filled(), _watched(self._copies[dtype], seen):
+        with torch.no_grad(), OnCpu(), Filled(), _watched(self._copies[dtype], seen):
             try:
                 made = self._copies[dtype](x.to(dtype, copy=True))
             except Exception as error:
