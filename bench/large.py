@@ -6,7 +6,9 @@
 
 resnet18, resnet50: torchvision's (which is to be installed), on 3×224×224. bert: the encoder of
 BERT-base in PyTorch's own layers (12 layers, 12 heads, 768 wide, 3072 inside, GELU), on 128
-embedded tokens. Trained weights have other ranges, hence somewhat other tables and bytes.
+embedded tokens. bert-ids: BERT-base as transformers (which is to be installed) builds it, from 128
+token numbers and a mask, with secret tables. Trained weights have other ranges, hence somewhat
+other tables and bytes. --layers: fewer than there are.
 """
 
 from __future__ import annotations
@@ -25,12 +27,15 @@ from secure_quant.quantizer import quantize
 SAMPLES = 4
 """To calibrate on."""
 
-Made = tuple[torch.nn.Module, torch.Tensor]
+Inputs = torch.Tensor | dict[str, torch.Tensor]
+Made = tuple[torch.nn.Module, Inputs]
 
 
-def resnet(name: str) -> Made:
+def resnet(name: str, layers: int | None) -> Made:
     """With BatchNorm's statistics of these inputs: without, a deep random network's activations
     vanish."""
+    if layers:
+        raise SystemExit(f"--layers: got {layers} for {name}, expected one of the BERTs")
     model = getattr(importlib.import_module("torchvision.models"), name)(weights=None)
     x = torch.randn(SAMPLES, 3, 224, 224)
     with torch.no_grad():
@@ -38,16 +43,28 @@ def resnet(name: str) -> Made:
     return model.eval(), x
 
 
-def bert() -> Made:
+def bert(layers: int | None) -> Made:
     layer = torch.nn.TransformerEncoderLayer(768, 12, 3072, activation="gelu", batch_first=True)
-    model = torch.nn.TransformerEncoder(layer, 12, enable_nested_tensor=False)
+    model = torch.nn.TransformerEncoder(layer, layers or 12, enable_nested_tensor=False)
     return model.eval(), torch.randn(SAMPLES, 128, 768)
 
 
-MODELS: dict[str, Callable[[], Made]] = {
+def bert_ids(layers: int | None) -> Made:
+    kinds = importlib.import_module("transformers")
+    config = kinds.BertConfig(num_hidden_layers=layers or 12)
+    lengths = torch.randint(16, 129, (SAMPLES, 1))
+    inputs = {
+        "input_ids": torch.randint(0, config.vocab_size, (SAMPLES, 128)),
+        "attention_mask": (torch.arange(128) < lengths).long(),
+    }
+    return kinds.BertModel(config, add_pooling_layer=False).eval(), inputs
+
+
+MODELS: dict[str, Callable[[int | None], Made]] = {
     "resnet18": partial(resnet, "resnet18"),
     "resnet50": partial(resnet, "resnet50"),
     "bert": bert,
+    "bert-ids": bert_ids,
 }
 
 
@@ -57,10 +74,11 @@ def main() -> None:
     )
     parser.add_argument("model", choices=sorted(MODELS))
     parser.add_argument("--out", type=Path, required=True, metavar="FILE.sq")
+    parser.add_argument("--layers", type=int, metavar="N")
     arguments = parser.parse_args()
     torch.manual_seed(0)
-    model, x = MODELS[arguments.model]()
-    save(quantize(model, x), arguments.out)
+    model, x = MODELS[arguments.model](arguments.layers)
+    save(quantize(model, x, embedding="private" if isinstance(x, dict) else None), arguments.out)
 
 
 if __name__ == "__main__":
