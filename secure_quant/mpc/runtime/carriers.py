@@ -53,6 +53,12 @@ class Carrier(ABC):
     async def run(self, take: Callable[[Frame], None]) -> None:
         """Hand every frame to ``take`` until the link ends; always raises."""
 
+    def look(self, patience_s: float) -> bool:
+        """Hand over to ``run`` what comes within that time, while the loop stands still; whether
+        any did. False at once where the carrier cannot."""
+        del patience_s
+        return False
+
 
 class StreamCarrier(Carrier):
     """Frames over TLS."""
@@ -73,6 +79,9 @@ class StreamCarrier(Carrier):
 
     async def run(self, take: Callable[[Frame], None]) -> None:
         await self._stream.run(lambda data: take(self._parse(data)))
+
+    def look(self, patience_s: float) -> bool:
+        return self._stream.look(patience_s)
 
     def _parse(self, data: bytes) -> Frame:
         try:

@@ -31,6 +31,16 @@ CHUNK = 2**20
 MAX_UNREAD = 2**28
 """Bytes of payload that may wait to be read: two rounds of the largest inference allowed."""
 
+LOOK_S = 1e-3
+"""Longest wait for the peer's payload in which this process does nothing else: a peer near by takes
+less than to sleep and be woken through the loop costs."""
+MISSES = 63
+"""Most payloads in a row that are not looked for, where the peer has been too slow before."""
+LOOK_BYTES = 2**16
+"""Longest payload that is looked for: of a longer one more has to be written meanwhile."""
+TURN_S = 5e-3
+"""The loop's other work has its turn at least so often."""
+
 LONGEST_S = 3600.0
 """Longest wait for shares that an offer may ask for."""
 
@@ -62,6 +72,7 @@ class PartyLink:
         self._carrier, self._kind = carrier, carrier.kind
         self._inbox: deque[bytes] = deque()
         self._unread = 0
+        self._misses = self._unlooked = 0  # payloads not to look for: in all, and still
         self._waiter: asyncio.Future[None] | None = None
         self._lost: BaseException | None = None
         self.on_begin: Callable[[Job, int], None] | None = None  # and its first item
@@ -112,7 +123,7 @@ class PartyLink:
 
     async def receive(self, size: int) -> bytes:
         """The peer's next payload, ``size`` bytes. Raises MalformedMessage, PeerUnavailable."""
-        first = await self._payload()
+        first = await self._payload(look=size <= LOOK_BYTES)
         if len(first) == size:
             return first
         parts, got = [first], len(first)
@@ -125,7 +136,7 @@ class PartyLink:
 
     async def drive(self, run: Rounds[Result]) -> tuple[Result, Meter]:
         """Run a protocol to its end. Raises what it raises, and what ``exchange`` raises."""
-        start = time.perf_counter()
+        start = turn = time.perf_counter()
         rounds = sent = 0
         try:
             payload = next(run)
@@ -136,6 +147,9 @@ class PartyLink:
                 rounds += 1
                 sent += len(payload)
                 payload = run.send(await self.exchange(payload))
+                if (now := time.perf_counter()) - turn > TURN_S:
+                    await asyncio.sleep(0)
+                    turn = now
         except StopIteration as end:
             return end.value, Meter(rounds, sent, time.perf_counter() - start)
         finally:
@@ -176,10 +190,12 @@ class PartyLink:
         else:
             raise MalformedMessage("frame", got=_name(frame), expected="payload, begin or abort")
 
-    async def _payload(self) -> bytes:
+    async def _payload(self, *, look: bool = False) -> bytes:
         while not self._inbox:
             if self._lost is not None:
                 raise PeerUnavailable("the link to the other party is lost")
+            if look and self._looked():
+                continue
             self._waiter = asyncio.get_running_loop().create_future()
             try:
                 await self._waiter
@@ -188,6 +204,17 @@ class PartyLink:
         payload = self._inbox.popleft()
         self._unread -= len(payload)
         return payload
+
+    def _looked(self) -> bool:
+        """Whether something came while the loop stood still; not even tried for a while after
+        nothing did."""
+        if self._unlooked:
+            self._unlooked -= 1
+            return False
+        found = self._carrier.look(LOOK_S)
+        self._misses = 0 if found else min(2 * self._misses + 1, MISSES)
+        self._unlooked = self._misses
+        return found
 
     def _write(self, payload: bytes) -> None:
         for start in range(0, len(payload), CHUNK):

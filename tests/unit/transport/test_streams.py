@@ -1,8 +1,10 @@
 """Frames over TLS, on asyncio's loop and on uvloop's, against certificates of every role."""
 
 import asyncio
+import queue
 import ssl
 import struct
+import threading
 from contextlib import asynccontextmanager
 
 import pytest
@@ -269,6 +271,80 @@ def test_a_peer_that_does_not_read_makes_the_writer_wait(run, certs):
     stalled, answer = run(work())
     assert stalled < 150  # 40 MB do not fit between the two
     assert answer == bytes(range(200))
+
+
+@asynccontextmanager
+async def elsewhere(certs, serve):
+    """The address of a listener that has a thread and a loop of its own."""
+    found, ended = queue.Queue(), threading.Event()
+
+    async def listen():
+        async with listening(certs, serve) as address:
+            found.put(address)
+            while not ended.is_set():
+                await asyncio.sleep(0.01)
+
+    thread = threading.Thread(target=lambda: asyncio.run(listen()))
+    thread.start()
+    try:
+        yield found.get(timeout=ample(10))
+    finally:
+        ended.set()
+        thread.join()
+
+
+def test_an_answer_can_be_looked_for_while_the_loop_stands_still(run, certs):
+    async def work():
+        async with elsewhere(certs, echo) as address, dialled(certs, address) as stream:
+            seen = []
+            running = asyncio.ensure_future(stream.run(seen.append))
+            await asyncio.sleep(0)
+            assert not stream.look(0.01)
+            for number in range(100):
+                stream.write(bytes([number]) * 50)
+                while len(seen) <= number:
+                    assert stream.look(ample(10))
+            running.cancel()
+            return seen
+
+    assert run(work()) == [bytes([number]) * 50 for number in range(100)]
+
+
+def test_a_look_at_a_peer_that_left_finds_its_end(run, certs):
+    async def leave(stream):
+        await stream.read()
+
+    async def work():
+        async with elsewhere(certs, leave) as address, dialled(certs, address) as stream:
+            running = asyncio.ensure_future(stream.run(print))
+            await asyncio.sleep(0)
+            stream.write(b"bye")
+            assert stream.look(ample(10))
+            assert not stream.look(ample(10))  # at once: nothing can come any more
+            with pytest.raises(PeerUnavailable, match="closed"):
+                await running
+
+    run(work())
+
+
+def test_what_was_written_arrives_though_the_writer_closes_with_something_unread(run, certs):
+    """A socket closed so tells its peer to throw away what it has not read yet."""
+    last = [bytes([number]) * 30_000 for number in range(8)]
+
+    async def leave(stream):
+        for frame in last:
+            stream.write(frame)
+
+    async def work():
+        async with listening(certs, leave) as address, dialled(certs, address) as stream:
+            for _ in range(40):
+                stream.write(bytes(1000))
+            seen = [await stream.read() for _ in last]
+            with pytest.raises(PeerUnavailable, match="closed"):
+                await stream.read()
+            return seen
+
+    assert run(work()) == last
 
 
 class Transport(asyncio.Transport):

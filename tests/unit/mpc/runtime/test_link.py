@@ -1,4 +1,5 @@
 import asyncio
+import time
 
 import pytest
 from clock import run
@@ -7,9 +8,15 @@ from hypothesis import strategies as st
 from unit.mpc.runtime.wires import Pair, protocol
 
 from secure_quant.errors import DeadlineExceeded, MalformedMessage, PeerUnavailable
+from secure_quant.mpc.runtime.carriers import Carrier
 from secure_quant.mpc.runtime.jobs import Job
-from secure_quant.mpc.runtime.link import CHUNK, LONGEST_S
-from secure_quant.wire.gen.party_link_pb2 import ExchangeRequest, LinkBegin, LinkHello
+from secure_quant.mpc.runtime.link import CHUNK, LONGEST_S, LOOK_BYTES, TURN_S, PartyLink
+from secure_quant.wire.gen.party_link_pb2 import (
+    ExchangeRequest,
+    ExchangeResponse,
+    LinkBegin,
+    LinkHello,
+)
 
 
 @settings(deadline=None, max_examples=30)
@@ -150,3 +157,86 @@ def test_an_offer_asks_for_no_more_than_an_hour():
             return await offered
 
     assert run(work()) == Job("m", (), (), wait_s=LONGEST_S)
+
+
+class Echoed(Carrier):
+    """Gives every payload back: to the next look at it, or, where the peer is slow, to the loop."""
+
+    def __init__(self, *, slow):
+        super().__init__(ExchangeRequest)
+        self.slow, self.looks, self._waiting, self._take = slow, 0, [], None
+
+    def write(self, frame):
+        self._waiting.append(ExchangeResponse(payload=frame.payload))
+        if self.slow:
+            asyncio.get_running_loop().call_soon(self._give)
+
+    async def drain(self):
+        pass
+
+    async def read(self):
+        raise NotImplementedError
+
+    async def run(self, take):
+        self._take = take
+        await asyncio.Event().wait()
+
+    def look(self, patience_s):
+        self.looks += 1
+        return not self.slow and self._give()
+
+    def _give(self):
+        self._take(self._waiting.pop(0))
+        return True
+
+
+def echoing(rounds, size=8):
+    for number in range(rounds):
+        payload = bytes([number % 256]) * size
+        assert (yield payload) == payload
+    return rounds
+
+
+@pytest.mark.parametrize(
+    ("slow", "size", "looks"), [(False, 8, 1000), (True, 8, 20), (False, LOOK_BYTES + 1, 0)]
+)
+def test_near_peers_are_looked_at_and_slow_ones_seldom(slow, size, looks):
+    """Looked at: payloads 0, 2, 6, 14, 30 of 1000, and from 62 on every 64th."""
+
+    async def work():
+        carrier = Echoed(slow=slow or not looks)
+        link = PartyLink(carrier)
+        pump = asyncio.ensure_future(link.pump())
+        await asyncio.sleep(0)
+        assert (await link.drive(echoing(1000, size)))[0] == 1000
+        pump.cancel()
+        return carrier.looks
+
+    assert run(work()) == looks
+
+
+def test_the_loop_has_its_turn_though_every_payload_is_there_at_once():
+    turns = 0
+
+    async def other():
+        nonlocal turns
+        while True:
+            await asyncio.sleep(0)
+            turns += 1
+
+    def slowly(rounds):
+        for _ in range(rounds):
+            time.sleep(TURN_S)
+            yield b"x"
+
+    async def work():
+        link = PartyLink(Echoed(slow=False))
+        tasks = [asyncio.ensure_future(each) for each in (link.pump(), other())]
+        await asyncio.sleep(0)
+        before = turns
+        await link.drive(slowly(20))
+        for task in tasks:
+            task.cancel()
+        return turns - before
+
+    assert run(work()) >= 19
