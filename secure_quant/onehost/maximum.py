@@ -118,19 +118,10 @@ class JointMaximum:
         """Opened ones."""
         return self.borrow.variables if len(self.borrow.digits) > 1 else 0
 
-    @property
-    def _hots(self) -> list[tuple[int, int]]:
-        """(first bit, width) of every digit of ρ."""
-        made, first = [], 0
-        for width in self.borrow.digits:
-            made.append((first, width))
-            first += width
-        return made
-
     @cached_property
     def choosers(self) -> tuple[int, ...]:
         """Of ρ's low bits, the variables' masks, n."""
-        begins = {first for first, _ in self._hots}
+        begins = {first for first, _ in self.borrow.places}
         low = [i % 2 if i in begins else BOTH for i in range(self.gate.width - 1)]
         return (*low, *[BOTH] * self.variables, BOTH)
 
@@ -156,7 +147,7 @@ class JointMaximum:
     def parts(self) -> tuple[list[int], list[int]]:
         """Bits per comparison of every message of party 0 and of party 1."""
         gate = self.gate
-        both = [bits for _, width in self._hots for bits in hot_parts(width)]
+        both = [bits for width in self.borrow.digits for bits in hot_parts(width)]
         both += [bits for bits in self._gated_bits if bits]
         both += [gate.width, gate.bits]
         sides: tuple[list[int], list[int]] = (list(both), list(both))
@@ -231,7 +222,7 @@ class JointMaximum:
             [
                 together([
                     hot(rho[first : first + width], party, pairing.delta, "main")
-                    for first, width in self._hots
+                    for first, width in self.borrow.places
                 ]),
                 self._offset(rho, top, difference, party),
                 self._products(variables, party, out.size),
@@ -306,7 +297,7 @@ class JointMaximum:
     def _places(self) -> NDArray[np.int64]:
         """Of every digit: first bit, width, and the first words of its tables."""
         made, word = [], 0
-        for first, width in self._hots:
+        for first, width in self.borrow.places:
             size = max(2**width // 64, 1)
             made.append((first, width, word, word + size if first else -1))
             word += 2 * size if first else size

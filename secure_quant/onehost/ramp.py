@@ -64,11 +64,9 @@ class JointRamp(JointScaled):
     @cached_property
     def hots(self) -> tuple[tuple[str, int, int], ...]:
         """(purpose, first bit, width) of every one-hot of ρ: the digits' and the top's."""
-        look, made, first = self.gate.look, [], 0
-        for width in look.borrow.digits:
-            made.append(("digit", first, width))
-            first += width
-        return (*made, ("saturation", look.shift + look.steps, look.reach))
+        look = self.gate.look
+        digits = [("digit", *place) for place in look.borrow.places]
+        return (*digits, ("saturation", look.shift + look.steps, look.reach))
 
     @cached_property
     def choosers(self) -> tuple[int, ...]:

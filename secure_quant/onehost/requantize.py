@@ -136,10 +136,8 @@ class JointRequantize(JointScaled):
     @cached_property
     def hots(self) -> tuple[tuple[str, int, int], ...]:
         """(purpose, first bit, width) of every one-hot of ρ: the digits', main, saturation."""
-        look, made, first = self.gate.look, [], 0
-        for width in look.borrow.digits:
-            made.append(("digit", first, width))
-            first += width
+        look = self.gate.look
+        made = [("digit", *place) for place in look.borrow.places]
         made.append(("main", look.shift, look.width))
         if look.saturates:
             made.append(("saturation", look.shift + look.granule, look.reach))

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
+from itertools import accumulate
 
 import numpy as np
 from numpy.typing import NDArray
@@ -24,6 +25,11 @@ class Borrow:
     """
 
     digits: tuple[int, ...]
+
+    @property
+    def places(self) -> tuple[tuple[int, int], ...]:
+        """(first bit, bits) of every digit."""
+        return tuple(zip(accumulate(self.digits, initial=0), self.digits, strict=False))
 
     @property
     def variables(self) -> int:
