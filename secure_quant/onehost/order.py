@@ -23,6 +23,7 @@ from secure_quant.mpc.protocol.gates.requantize import RequantizeGate
 from secure_quant.mpc.protocol.plan import Planner
 from secure_quant.mpc.protocol.ramps import Ramp, choose_ramp
 from secure_quant.mpc.protocol.tables import Lookup, candidates, choose
+from secure_quant.mpc.protocol.versions import LOOKUPS_ALONE
 from secure_quant.onehost.cases import JointCases
 from secure_quant.onehost.maximum import COT_BITS, WAITED, JointMaximum
 from secure_quant.onehost.ramp import JointRamp
@@ -151,7 +152,7 @@ class OneHostPlanner(Planner):
     def __init__(self, graph: Graph, pairs: Pairs, wanted: Collection[str] | None) -> None:
         """wanted: names of Requantize in an exchange less; None: all that take at most ROUND more
         for it. ``quick`` has those that were found, with the bits that each takes more."""
-        super().__init__(graph, "traffic", lookups_alone=True)
+        super().__init__(graph, "traffic", LOOKUPS_ALONE)
         self._pairs, self._wanted = pairs, wanted
         self.quick: dict[str, int] = {}
         self._pools = {second: first for first, second in pairs.items()}

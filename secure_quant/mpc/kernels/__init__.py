@@ -11,9 +11,9 @@ from types import ModuleType
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from secure_quant.mpc.kernels import batched, bits, lookups, maxima, ramps
+    from secure_quant.mpc.kernels import batched, bits, cases, lookups, maxima, ramps, tallies
 
-__all__ = ["batched", "bits", "load", "lookups", "maxima", "ramps"]
+__all__ = ["batched", "bits", "cases", "load", "lookups", "maxima", "ramps", "tallies"]
 
 
 def load() -> None:

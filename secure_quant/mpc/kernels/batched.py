@@ -12,12 +12,21 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from secure_quant.mpc.kernels import bits, lookups, maxima, products, ramps, selection
+from secure_quant.mpc.kernels import (
+    bits,
+    cases,
+    lookups,
+    maxima,
+    products,
+    ramps,
+    selection,
+    tallies,
+)
 
 __all__ = [
     "add_products", "chosen", "columns_at", "compare", "compare_digits", "join_digits", "lift",
-    "lift_ramp", "lift_v3", "open_ramp", "open_v3", "open_v4", "pack", "select", "select_ramp",
-    "select_v4", "unpack",
+    "lift_ramp", "lift_v3", "lift_v5", "open_ramp", "open_v3", "open_v4", "open_v5", "pack",
+    "select", "select_ramp", "select_v4", "tallied", "unpack",
 ]  # fmt: skip
 
 Words = NDArray[np.uint64]
@@ -76,6 +85,28 @@ def lift_v3(
     made = np.empty_like(opened)
     for i, words in enumerate(dealt):
         lookups.lift_v3(opened[i], words, masks[i], party, constants, places, made[i])
+    return made
+
+
+def open_v5(
+    c: Words, dealt: Sequence[Words], free: Words, constants: Ints, places: Ints, digits: Ints,
+    planes: Words, windows: Words,
+) -> Words:  # fmt: skip
+    """Own share of both numbers and of what chooses, masked: uint64[batch, n]."""
+    made = np.empty_like(c)
+    for i, words in enumerate(dealt):
+        cases.open_v5(c[i], words, free[i], constants, places, digits, planes, windows, made[i])
+    return made
+
+
+def lift_v5(
+    opened: Words, dealt: Sequence[Words], masks: Words, kappa: Words, party: int, constants: Ints,
+    places: Ints,
+) -> Words:  # fmt: skip
+    """Own share of the masked result: uint64[batch, n]."""
+    made = np.empty_like(opened)
+    for i, words in enumerate(dealt):
+        cases.lift_v5(opened[i], words, masks[i], kappa, party, constants, places, made[i])
     return made
 
 
@@ -196,4 +227,12 @@ def select(
         maxima.SELECT[arity](
             opened[i], values[i], own[i], words, free[i], party, width, ring, products, made[i]
         )
+    return made
+
+
+def tallied(opened: Words, dealt: Sequence[Words], place: int, width: int, ring: int) -> Words:
+    """Own share of [opened = ρ] mod 2^ring, from one-hots of ρ: uint64[batch, n]."""
+    made = np.empty_like(opened)
+    for i, words in enumerate(dealt):
+        tallies.tallied(opened[i], words, place, width, ring, made[i])
     return made

@@ -56,6 +56,12 @@ class Borrow:
         return _kappa(len(self.digits), lower)
 
     @cached_property
+    def factors(self) -> Words:
+        """By the opened variables p: the integer b = [0] + Σ_i [1 + i]·(product products[i] of
+        masks), mod 2^64. From Π (p_i + (1 - 2·p_i)·n_i), of terms of which at most one is 1."""
+        return _factors(len(self.digits))
+
+    @cached_property
     def monomials(self) -> Words:
         """By the masks n: bit i is the product of masks products[i]."""
         n = np.arange(1 << self.variables, dtype=np.uint64)
@@ -93,6 +99,24 @@ def _kappa(digits: int, lower: int) -> Words:
     made = _bits(len(p), (hits(sub) for sub in (0, *_products(digits))))
     made.flags.writeable = False
     return made
+
+
+@lru_cache
+def _factors(digits: int) -> Words:
+    p = np.arange(1 << max(2 * digits - 1, 0), dtype=np.int64)
+    columns = []
+    for sub in (0, *_products(digits)):
+        made = np.zeros(len(p), np.int64)
+        for term in _terms(digits):
+            if term & sub == sub:
+                made += (p & (term & ~sub)) == term & ~sub
+        for i in range(2 * digits - 1):
+            if sub >> i & 1:
+                made *= 1 - 2 * (p >> i & 1)
+        columns.append(made)
+    table: Words = np.ascontiguousarray(np.stack(columns, 1)).astype(np.uint64)
+    table.flags.writeable = False
+    return table
 
 
 def _bits(count: int, planes: Iterator[NDArray[np.bool_]]) -> Words:

@@ -19,9 +19,11 @@ WIDE = 10
 def maxima(
     node: ops.MaxPool | ops.ReduceMax, common: dict[str, Any], source: tuple[int, ...],
     x: Interval, width: int, objective: str, *, tables_alone: bool, counts: bool,
+    tallies: bool,
 ) -> list[MaximumGate | CountingGate]:  # fmt: skip
     """Gates worth a look for values in ``x``, of whose differences ``width`` bits hold each.
-    ``common``: fields of any gate. ``tables_alone``: no digits. ``counts``: by counting too."""
+    ``common``: fields of any gate. ``tables_alone``: no digits. ``counts``: by counting too;
+    ``tallies``: in two rounds too."""
     outputs, ring = prod(common["shape"]), common["bits"]
     candidates = MaximumGate.candidates(node, source)
     pairwise = objective == "traffic" or width > WIDE
@@ -42,11 +44,19 @@ def maxima(
         )  # fmt: skip
     number = x.hi - x.lo + 1
     if counts and isinstance(node, ops.ReduceMax) and 1 < number <= MOST_LEVELS:
-        free, dealt = CountingGate.material(source, number)
-        made.append(
-            CountingGate(
-                **common, node=node, low=x.lo, levels=number, source=source, free_words=free,
-                dealt_words=dealt, payloads=CountingGate.rounds(source, number, ring),
-            )
-        )  # fmt: skip
+        made += [
+            _counting(node, common, source, x, summed)
+            for summed in ((False, True) if tallies else (False,))
+        ]
     return made
+
+
+def _counting(
+    node: ops.ReduceMax, common: dict[str, Any], source: tuple[int, ...], x: Interval, summed: bool
+) -> CountingGate:
+    levels, ring = x.hi - x.lo + 1, common["bits"]
+    free, dealt = CountingGate.material(source, levels, ring, summed=summed)
+    return CountingGate(
+        **common, node=node, low=x.lo, levels=levels, source=source, summed=summed, free_words=free,
+        dealt_words=dealt, payloads=CountingGate.rounds(source, levels, ring, summed=summed),
+    )  # fmt: skip

@@ -28,28 +28,33 @@ from secure_quant.mpc.protocol.gates.ramp import RampGate
 from secure_quant.mpc.protocol.gates.requantize import RequantizeGate
 from secure_quant.mpc.protocol.maxima import maxima
 from secure_quant.mpc.protocol.order import tournament_of
-from secure_quant.mpc.protocol.ramps import Ramp, choose_ramp
-from secure_quant.mpc.protocol.tables import Lookup, bits_of, candidates, choose
+from secure_quant.mpc.protocol.ramps import Ramp
+from secure_quant.mpc.protocol.tables import Lookup, bits_of, choose
 from secure_quant.mpc.protocol.uses import Uses
+from secure_quant.mpc.protocol.versions import (
+    LONGER,
+    LOOKUPS_ALONE,
+    PLAN_VERSION,
+    TOURNAMENTS_ALONE,
+)
+from secure_quant.mpc.protocol.ways import ways
 
 __all__ = ["STREAM_BYTES", "MpcPlan", "Objective", "Planner", "plan"]
 
 Objective = Literal["latency", "balanced", "traffic"]
 """What the planner spares: rounds; material, at a few more rounds; every byte."""
 
-PLAN_VERSION = 4
-TOURNAMENTS_ALONE = 3
-"""Version of plans without maxima by counting. Their bundles still load."""
-LOOKUPS_ALONE = 2
-"""And of those without ramps and maxima by digits."""
 SHARE_BITS = 64
 STREAM_BYTES = 2**25
 """Corrections of one sample above which a model is streamed, unless its owner says otherwise: two
 of them would fill a lane's stock, and making them ahead no longer hides what they cost."""
 ROUND_BITS = 3500
 """Of material an element, that a round is worth where latency counts."""
-ROUND_SHARE = 2**9
-"""Where objectives are balanced a round is worth this part of the model's material,"""
+MOST_OF_A_ROUND = 2**21
+"""Bytes that a table in two rounds by digits (V5) may have there: it grows as no other does."""
+ROUND_SHARE, SHARE_BEFORE = 2**8, 2**9
+"""Where objectives are balanced a round is worth this part of the model's material; half of it in
+plans before version 5;"""
 POOL_ROUND = 2**18
 """and so many bytes at least where it is one of a maximum."""
 
@@ -148,7 +153,7 @@ class MpcPlan:
         if not isinstance(document, dict):
             raise MalformedModel("plan", got=type(document).__name__, expected="an object")
         version = document.get("version")
-        known = (LOOKUPS_ALONE, TOURNAMENTS_ALONE, PLAN_VERSION)
+        known = range(LOOKUPS_ALONE, PLAN_VERSION + 1)
         if version not in known or type(version) is not int:
             got = str(version)[:16]
             hint = "split the model again with this release, for every role"
@@ -181,14 +186,10 @@ def plan(
                 " encryption",
             )
     public = graph.public()
-    if version == LOOKUPS_ALONE:
-        made = Planner(public, objective, lookups_alone=True).plan()
-    else:
-        counts = version > TOURNAMENTS_ALONE
-        made = Planner(public, objective, counts=counts).plan()
-        if objective == "balanced":
-            worth = 8 * made.dealt_words // ROUND_SHARE
-            made = Planner(public, objective, counts=counts, round_bytes=worth).plan()
+    made = Planner(public, objective, version).plan()
+    if objective == "balanced" and version > LOOKUPS_ALONE:
+        share = ROUND_SHARE if version > LONGER else SHARE_BEFORE
+        made = Planner(public, objective, version, 8 * made.dealt_words // share).plan()
     if streamed is None:
         streamed = 8 * made.dealt_words > STREAM_BYTES
     return replace(made, streamed=streamed, version=version)
@@ -198,16 +199,14 @@ class Planner:
     """The gates of a graph, rings chosen from its end."""
 
     def __init__(
-        self, graph: Graph, objective: Objective, *, lookups_alone: bool = False,
-        counts: bool = False, round_bytes: int = 0,
-    ) -> None:  # fmt: skip
-        """``lookups_alone``: no ramps, and comparisons by one table each. ``counts``: maxima by
-        counting. ``round_bytes``: of material, that a round is worth where objectives are
-        balanced."""
-        self.graph, self.objective, self._lookups_alone = graph, objective, lookups_alone
+        self, graph: Graph, objective: Objective, version: int = PLAN_VERSION, round_bytes: int = 0
+    ) -> None:
+        """``version``: of the plan. ``round_bytes``: of material, that a round is worth where
+        objectives are balanced."""
+        self.graph, self.objective, self._version = graph, objective, version
         self.rings: dict[str, int] = {node.name: 1 for node in graph.nodes}
         self.looks: dict[str, Lookup | Ramp] = {}
-        self._round_bytes, self._counts = round_bytes, counts
+        self._round_bytes = round_bytes
 
     def plan(self) -> MpcPlan:
         for node in reversed(self.graph.nodes):
@@ -233,21 +232,21 @@ class Planner:
 
     def _looked_up(self, node: ops.Requantize, ring: int) -> int:
         """Choose how, for an output in Z_2^ring. The ring of the input."""
-        x = self.graph.values[node.inputs[0]].centred
-        if self._lookups_alone:
+        if self._version == LOOKUPS_ALONE:
+            x = self.graph.values[node.inputs[0]].centred
             look = self.looks[node.name] = choose(node, x, self.objective, ring)
             return look.ring
-        ramp = choose_ramp(node, x)
-        ways: list[Lookup | Ramp] = [*candidates(node, x), *([ramp] if ramp else [])]
         elements = self.graph.values[node.name].size
 
         def price(way: Lookup | Ramp) -> tuple[int, int]:
             bits, rounds = bits_of(way, ring), len(way.payloads(ring))
             if self.objective == "latency":
-                return (bits + ROUND_BITS * rounds, way.ring)
+                by_digits = isinstance(way, Lookup) and way.variant == "V5"
+                many = by_digits and bits * elements > 8 * MOST_OF_A_ROUND
+                return (bits + ROUND_BITS * (rounds + many), way.ring)
             return (bits * elements + 8 * self._round_bytes * rounds, way.ring)
 
-        found = min(ways, key=price)
+        found = min(ways(self.graph, node, self._version), key=price)
         self.looks[node.name] = found
         return found.ring
 
@@ -357,7 +356,8 @@ class Planner:
         value = self.graph.values[node.inputs[0]]
         made = maxima(
             node, self.common(node), value.shape, value.range, self._compared(node),
-            self.objective, tables_alone=self._lookups_alone, counts=self._counts,
+            self.objective, tables_alone=self._version == LOOKUPS_ALONE,
+            counts=self._version > TOURNAMENTS_ALONE, tallies=self._version > LONGER,
         )  # fmt: skip
         if self.objective == "latency":
             return min(made, key=lambda gate: (len(gate.payloads), gate.dealt_words))

@@ -14,7 +14,7 @@ Where 2^W covers every u there is, no g is needed (H = 0). ``docs/spec/mpc.md`` 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from math import gcd
 from typing import Any, Literal, NamedTuple
@@ -28,9 +28,11 @@ from secure_quant.ir.values import Interval
 from secure_quant.mpc.protocol.borrow import Borrow
 from secure_quant.mpc.protocol.cost import lift_bits
 
-__all__ = ["MAX_WIDTH", "Borrow", "Lookup", "bits_of", "candidates", "choose", "scaled"]
+__all__ = [
+    "MAX_WIDTH", "Borrow", "Lookup", "bits_of", "candidates", "choose", "flat_candidates", "scaled",
+]  # fmt: skip
 
-Variant = Literal["V3", "V4"]
+Variant = Literal["V3", "V4", "V5"]
 
 MAX_WIDTH = 14
 """Largest log2 of a one-hot: 2 KiB an element."""
@@ -116,10 +118,12 @@ class Lookup:
     @cached_property
     def looked_up(self) -> tuple[NDArray[np.uint64], int]:
         """(entries, bits): X, and above it, in V4 with a borrow, X[j] ^ X[j - 1], which the borrow
-        changes."""
+        changes, and in V5 X[j - 1]."""
         now = self.entries
         if self.variant == "V3" or not self.shift:
             return now, self.out_bits
+        if self.variant == "V5":
+            return now | np.roll(now, 1) << np.uint64(self.out_bits), 2 * self.out_bits
         return now | (now ^ np.roll(now, 1)) << np.uint64(self.out_bits), 2 * self.out_bits
 
     # ---- material and payload, in bits per element
@@ -132,6 +136,8 @@ class Lookup:
         """Masked bits opened in the first round; 0: there is no such round."""
         if self.variant == "V3":
             return (1 + bool(self.shift)) * self.out_bits + 2 * self.saturates + bool(self.shift)
+        if self.variant == "V5":
+            return 2 * self.out_bits + 2 * self.saturates + self.borrow.variables
         if not self.shift and not self.saturates:
             return 0
         return (1 + bool(self.shift)) * self.out_bits + self.saturates + self.borrow.variables
@@ -139,7 +145,7 @@ class Lookup:
     @property
     def record_bits(self) -> int:
         """V4: products of masks of the opened bits."""
-        if self.variant == "V3":
+        if self.variant != "V4":
             return 0
         count, bits = len(self.borrow.products), self.out_bits
         made = count * bits + count - self.borrow.variables
@@ -153,13 +159,17 @@ class Lookup:
         digits = tuple(2**bits for bits in self.borrow.digits)
         if self.variant == "V4":
             return Fields(main, sat, self.record_bits, self.lift_bits(ring), digits)
+        if self.variant == "V5":
+            count = (1 + self.saturates) * (len(self.borrow.products) + 1)
+            lift = count * (ring + 2 * self.lift_bits(ring)) - (not self.saturates) * ring
+            return Fields(main, sat, 0, lift, digits)
         cases = 1 + bool(self.shift)
         products = cases * self.lift_bits(ring) * (1 + self.saturates)
         return Fields(cases * main, sat, 0, products + 2 * ring * self.saturates, digits)
 
     def payloads(self, ring: int) -> tuple[int, ...]:
         """Bits per element of each round."""
-        if self.variant == "V3":
+        if self.variant != "V4":
             return (self.opened_bits, ring)
         first = (self.opened_bits,) if self.opened_bits else ()
         return (*first, self.out_bits, ring)
@@ -202,10 +212,11 @@ def bits_of(look: Any, ring: int) -> int:
     return dealt + 10 * int(look.ring)
 
 
-def candidates(node: Requantize, x: Interval) -> list[Lookup]:
-    """Every lookup for acc in ``x``. Raises OpNotSupported where none of reasonable size exists."""
+def candidates(node: Requantize, x: Interval, *, cases: bool = False) -> list[Lookup]:
+    """Every lookup for acc in ``x``; V5 with ``cases``. Raises OpNotSupported where none of
+    reasonable size exists."""
     multiplier, offset, shift, v = scaled(node, x)
-    found = list(_candidates(node, v, multiplier, offset, shift))
+    found = list(_candidates(node, v, multiplier, offset, shift, cases=cases))
     if not any(look.variant == "V4" for look in found):
         raise OpNotSupported(
             f"Requantize {node.name!r} under secret sharing: accumulator range over table",
@@ -216,9 +227,27 @@ def candidates(node: Requantize, x: Interval) -> list[Lookup]:
     return found
 
 
+def flat_candidates(node: Requantize, x: Interval) -> list[Lookup]:
+    """Lookups of acc itself, without multiplier and shift: of the table that has an entry for every
+    acc in ``x`` at which what ``node`` makes may change. None where there are too many."""
+    multiplier, offset, shift, _ = scaled(node, x)
+    m, top = multiplier[0], len(node.table) - 1
+    if len(multiplier) > 1 or m < 1 or (m == 1 and not shift):
+        return []
+    first = min(max(x.lo, -(offset // m) - 1), x.hi)  # u < 0 there, if anywhere
+    last = max(min(x.hi, -((offset - (top << shift)) // m)), first)  # the least where u >= top
+    if last - first >= 2**MAX_WIDTH:
+        return []
+    u = ((acc * m + offset) >> shift for acc in range(first, last + 1))
+    table = tuple(node.table[min(max(place, 0), top)] for place in u)
+    flat = replace(node, multiplier=(1,), offset=-first, shift=0, table=table)
+    return list(_candidates(flat, x - first, (1,), -first, 0))
+
+
 def _candidates(
-    node: Requantize, v: Interval, multiplier: tuple[int, ...], offset: int, shift: int
-) -> Iterator[Lookup]:
+    node: Requantize, v: Interval, multiplier: tuple[int, ...], offset: int, shift: int, *,
+    cases: bool = False,
+) -> Iterator[Lookup]:  # fmt: skip
     size, kind = len(node.table), 8 if max(node.table) - min(node.table) < 256 else 16
     least, most = v.lo >> shift, v.hi >> shift
     shapes: list[tuple[int, int, int, int]] = []
@@ -236,14 +265,14 @@ def _candidates(
                 shapes.append((width, granule, reach, low))
     for width, granule, reach, low in shapes:
         ring = shift + (granule + reach if reach else width)
-        for variant, digits in _splits(shift):
+        for variant, digits in _splits(shift, cases=cases):
             yield Lookup(
                 variant, ring, shift, multiplier, offset, width, granule, reach, low,
                 Borrow(digits), kind, node.table, least,
             )  # fmt: skip
 
 
-def _splits(shift: int) -> Iterator[tuple[Variant, tuple[int, ...]]]:
+def _splits(shift: int, *, cases: bool) -> Iterator[tuple[Variant, tuple[int, ...]]]:
     """Variants and digits of the borrow worth a look."""
     if shift <= MAX_WIDTH:
         yield "V3", (shift,) if shift else ()
@@ -252,4 +281,7 @@ def _splits(shift: int) -> Iterator[tuple[Variant, tuple[int, ...]]]:
     for count in range(1, min(shift, 4) + 1):
         if shift <= count * MAX_WIDTH:
             short, long = divmod(shift, count)
-            yield "V4", tuple(short + (i < long) for i in range(count))
+            digits = tuple(short + (i < long) for i in range(count))
+            yield "V4", digits
+            if cases:
+                yield "V5", digits

@@ -2,7 +2,9 @@
 
 V4, up to 3 rounds after the input is public: the masked looked-up bits; the masked number; the lift
 to the output's ring. V3, 2 rounds: both cases of the borrow are opened under masks of their own,
-and the lift multiplies by dealt products. ``tables`` has the constants, ``lookups`` the loops.
+and the lift multiplies by dealt products. V5, 2 rounds: both cases and the digits of the borrow are
+opened, and the lift sums dealt products, more of them. ``tables`` has the constants, ``lookups``
+and ``cases`` the loops.
 """
 
 from __future__ import annotations
@@ -126,9 +128,8 @@ class RequantizeGate(ScaledGate):
         if look.variant == "V3":
             kernels.lookups.deal_v3(r, free[:n], side.dealt, *self.fixed)
         else:
-            kernels.lookups.deal_v4(
-                r, free[:n], side.dealt, look.borrow.monomials, *self.fixed, self.digits
-            )
+            deal = kernels.cases.deal_v5 if look.variant == "V5" else kernels.lookups.deal_v4
+            deal(r, free[:n], side.dealt, look.borrow.monomials, *self.fixed, self.digits)
         return reduce(side.free0[n:] + side.free1[n:], self.bits).reshape(self.shape)
 
     def online(
@@ -143,6 +144,8 @@ class RequantizeGate(ScaledGate):
         masks = Wire(mask=mask).own.reshape(side.batch, n)
         if self.look.variant == "V3":
             lifted = yield from self._v3(side, c, free, masks)
+        elif self.look.variant == "V5":
+            lifted = yield from self._v5(side, c, free, masks)
         else:
             lifted = yield from self._v4(side, c, free, masks)
         made = yield from opening(lifted, self.bits)
@@ -168,3 +171,13 @@ class RequantizeGate(ScaledGate):
         number = kernels.batched.open_v3(c, side.dealt, free, *self.fixed, *self.planes)
         opened = yield from opening(number, self.look.opened_bits, xor=True)
         return kernels.batched.lift_v3(opened, side.dealt, masks, side.party, *self.fixed)
+
+    def _v5(self, side: Side, c: Ring, free: Ring, masks: Ring) -> Generator[bytes, bytes, Ring]:
+        look = self.look
+        number = kernels.batched.open_v5(
+            c, side.dealt, free, *self.fixed, self.digits, *self.planes
+        )
+        opened = yield from opening(number, look.opened_bits, xor=True)
+        return kernels.batched.lift_v5(
+            opened, side.dealt, masks, look.borrow.factors, side.party, *self.fixed
+        )

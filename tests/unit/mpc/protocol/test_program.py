@@ -101,7 +101,7 @@ def test_bundles_of_another_role_or_plan_are_refused() -> None:
     with pytest.raises(MalformedModel):
         MpcPlan.from_json(b"[]", pair.plan.graph)
     with pytest.raises(UnsupportedVersion, match="split the model again"):
-        MpcPlan.from_json(text.replace(b'"version":4', b'"version":1'), pair.plan.graph)
+        MpcPlan.from_json(text.replace(b'"version":5', b'"version":1'), pair.plan.graph)
     tensors, metadata = artifact.read_tensors(pair.bundles["party0"])
     with pytest.raises(MalformedModel):
         load_party(artifact.write_tensors(tensors | {"more": tensors["seed"]}, metadata))

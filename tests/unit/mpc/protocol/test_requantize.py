@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -11,7 +12,7 @@ from secure_quant.ir import ops
 from secure_quant.ir.values import Interval
 from secure_quant.mpc.protocol import tables
 from secure_quant.mpc.protocol.gates.requantize import RequantizeGate
-from tests.unit.mpc.protocol.harness import run_gate
+from tests.unit.mpc.protocol.harness import chi_square, run_gate, unpacked, words
 
 
 def node(multiplier: Any, offset: int, shift: int, table: Any) -> ops.Requantize:
@@ -66,8 +67,15 @@ def test_every_value_under_every_mask(
     multiplier: Any, offset: int, shift: int, table: Any, x: Interval
 ) -> None:
     op = node(multiplier, offset, shift, table)
-    found = [look for look in looks(op, x) if look.ring <= 10 and look.width <= 7]
-    assert {look.variant for look in found} == {"V3", "V4"}
+    cases = {
+        (look.saturates, look.borrow.digits): look
+        for look in tables.candidates(op, x, cases=True)
+        if look.variant == "V5" and look.ring <= 9 and look.width <= 7
+    }
+    every = [*looks(op, x), *tables.flat_candidates(op, x)]
+    found = [look for look in every if look.ring <= 10 and look.width <= 7]
+    found += cases.values()
+    assert {look.variant for look in found} == ({"V3", "V4", "V5"} if shift else {"V3", "V4"})
     assert {look.saturates for look in found} == {True, False}
     for number, look in enumerate(found):
         values = np.arange(x.lo, x.hi + 1)
@@ -75,6 +83,23 @@ def test_every_value_under_every_mask(
         xs, rs = np.repeat(values, len(rings)), np.tile(rings, len(values))
         got, _, _ = run_gate(gate(look, len(xs), 17), [xs[:, None]], [rs[:, None]], seed=number)
         assert (got.reshape(-1) == expected(op, xs)).all(), look
+
+
+@pytest.mark.parametrize("multiplier", [1, 5, 64])
+@pytest.mark.parametrize("shift", [0, 3, 9])
+def test_tables_of_the_accumulator_itself(multiplier: int, shift: int) -> None:
+    """Their entries are what the definition says, wherever the table lies in the range."""
+    rng = np.random.default_rng(shift)
+    for offset in (-1000, 77):
+        op = node((multiplier,), offset, shift, tuple(rng.integers(-128, 128, 40).tolist()))
+        for x in (Interval(-99, 120), Interval(0, 0), Interval(5, 400)):
+            found = tables.flat_candidates(op, x)
+            assert bool(found) == (multiplier > 1 or shift > 0)
+            for look in found:
+                acc = np.arange(x.lo, x.hi + 1)
+                place = np.clip(acc + look.offset, 0, len(look.table) - 1)
+                assert (np.array(look.table)[place] == expected(op, acc)).all()
+                assert (look.shift, look.multiplier) == (0, (1,))
 
 
 @pytest.mark.parametrize("ring", [11, 22, 33, 64])
@@ -93,12 +118,14 @@ def test_real_sizes_at_the_edges(ring: int, size: int, multiplier: Any) -> None:
     for objective in ("latency", "traffic"):
         look = tables.choose(op, Interval(-bound, bound), objective, ring)
         seen.add(look.variant)
+        two = replace(look, variant="V5") if look.variant == "V4" else look
         rs = rng.integers(0, 2**64, len(xs), dtype=np.uint64)
         rs[:200] = -np.arange(200).astype(np.uint64)
-        got, _, _ = run_gate(
-            gate(look, len(xs), ring), [xs.reshape(shape)], [rs.reshape(shape)], seed=1
-        )
-        assert (got.reshape(-1) == expected(op, xs)).all(), look
+        for each in {look, two}:
+            got, _, _ = run_gate(
+                gate(each, len(xs), ring), [xs.reshape(shape)], [rs.reshape(shape)], seed=1
+            )
+            assert (got.reshape(-1) == expected(op, xs)).all(), each
     assert "V4" in seen
 
 
@@ -116,24 +143,53 @@ def test_the_borrow_from_digits(digits: tuple[int, ...]) -> None:
             for n in range(1 << borrow.variables):
                 kappa, made = int(borrow.kappa[bits ^ n]), int(borrow.monomials[n])
                 assert (kappa & (made << 1 | 1)).bit_count() % 2 == (c < r)
+                products = [made << 1 >> i & 1 | (i == 0) for i in range(len(borrow.products) + 1)]
+                factors = borrow.factors[bits ^ n].view(np.int64).tolist()
+                assert sum(f * p for f, p in zip(factors, products, strict=True)) == (c < r)
 
 
 def test_sizes_by_formula() -> None:
     """Bits per element as ``docs/spec/mpc.md`` states them, for s = 8, W = 9, H = 7, ko = 22."""
     op = node((1,), 128 << 8, 8, tuple(range(-128, 128)))
     x = Interval(-(2**20), 2**20 - 1)
-    for look in looks(op, x):
+    seen = set()
+    for look in tables.candidates(op, x, cases=True):
         if (look.width, look.granule) != (9, 7) or not look.saturates:
             continue
         h = 2**look.reach
         lift = 8 * 22 - 28
         if look.variant == "V3":
             want, online = 2 * 512 + h + 256 + 2 * 22 + 4 * lift, (19, 22)
+        elif look.variant == "V5" and look.borrow.digits == (4, 4):
+            want, online = 512 + h + 32 + 10 * (22 + 2 * lift), (21, 22)
+        elif look.variant == "V5":
+            continue
         elif look.borrow.digits == (8,):
             want, online = 512 + h + 256 + 33 + lift, (18, 8, 22)
         elif look.borrow.digits == (4, 4):
             want, online = 512 + h + 32 + 85 + lift, (20, 8, 22)
         else:
             continue
+        seen.add((look.variant, look.borrow.digits))
         assert sum(look.fields(22).in_order) == want
         assert look.payloads(22) == online
+    assert seen == {("V3", (8,)), ("V4", (8,)), ("V4", (4, 4)), ("V5", (4, 4))}
+
+
+@pytest.mark.parametrize("saturates", [False, True])
+def test_what_two_rounds_open_is_uniform(saturates: bool) -> None:
+    """Of a fixed input, with range bits and without; both parties' shares as well."""
+    op = node((1,), 0, 6, WAVY)
+    look = next(
+        each for each in tables.candidates(op, Interval(-6000, 9000), cases=True)
+        if (each.variant, each.saturates, each.borrow.digits) == ("V5", saturates, (3, 3))
+    )  # fmt: skip
+    xs = np.full((20000, 1), 77)
+    made = gate(look, len(xs), 20)
+    masks = words(np.random.default_rng(5), *xs.shape)
+    _, _, rounds = run_gate(made, [xs], [masks], seed=3)
+    for ((count, bits),), sent in zip(made.payloads, rounds, strict=True):
+        one, two = (unpacked(data, count, bits) for data in sent)
+        opened = (one + two) % np.uint64(1 << bits) if bits == made.bits else one ^ two
+        for values in (one, two, opened):
+            assert chi_square(values, bits) < 6
