@@ -1,5 +1,6 @@
 """A streamed model through real processes: material flows while samples run, within a window."""
 
+import asyncio
 import time
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
@@ -11,6 +12,7 @@ import pytest
 from e2e.mpc_cluster import (
     inputs,
     kill,
+    lane_workers,
     restart,
     tls,
     wait_until_served,
@@ -21,7 +23,8 @@ from secure_quant import Graph, reference
 from secure_quant.errors import ServiceError
 from secure_quant.mpc.protocol.plan import plan
 from secure_quant_cli.cluster import Cluster
-from secure_quant_client import MpcClient
+from secure_quant_cli.processes import cpu_seconds
+from secure_quant_client import AsyncMpcClient, MpcClient
 
 SEED = 11
 
@@ -53,6 +56,42 @@ def test_concurrent_clients_take_turns(cluster: Cluster, graph: Graph) -> None:
 
     with ThreadPoolExecutor(4) as pool:
         assert all(pool.map(one, range(6)))
+
+
+@pytest.mark.parametrize("how", ["task", pytest.param("close", marks=pytest.mark.heavy)])
+def test_a_call_that_is_given_up_frees_both_parties(
+    cluster: Cluster, graph: Graph, how: str
+) -> None:
+    """Four calls of 32 samples are under way, and end in the middle of one; what is asked after
+    them would wait for them."""
+    q = inputs(graph, 128)
+    lanes = [pid for party in range(2) for pid in lane_workers(cluster, f"party{party}")]
+
+    def spent() -> list[float]:
+        return [cpu_seconds(pid) or 0.0 for pid in lanes]
+
+    async def work() -> None:
+        async with AsyncMpcClient(cluster.targets["mpc"], tls=tls(cluster)) as client:
+            begun = spent()
+            await client.infer_int8(q)
+            whole = spent()
+            asked = asyncio.ensure_future(client.infer_int8(q))
+            while spent() == whole:  # until they run
+                await asyncio.sleep(0.01)
+            if how == "task":
+                asked.cancel()
+            else:
+                await client.close()
+            with pytest.raises((asyncio.CancelledError, ServiceError)):
+                await asked
+        with MpcClient(cluster.targets["mpc"], tls=tls(cluster)) as other:
+            answer = await asyncio.to_thread(other.infer_int8, q[:2])
+        assert np.array_equal(answer, reference.run_int(graph, q[:2]))
+        for before, after, end in zip(begun, whole, spent(), strict=True):
+            assert end - after < (after - before) / 2
+        assert lanes == [p for i in range(2) for p in lane_workers(cluster, f"party{i}")]
+
+    asyncio.run(work())
 
 
 def test_heals_after_the_dealer_died_in_the_middle(cluster: Cluster, graph: Graph) -> None:

@@ -42,6 +42,8 @@ class Feed:
         self._taken = self._begun = 0  # parts, since the session began
         self._held = 0
         self._read = self._came = 0  # bytes since the session began
+        self._heads = 0
+        self._unwanted = 0  # what comes before this byte is thrown away
         self._news = asyncio.Event()
         self._closed = False
 
@@ -49,6 +51,12 @@ class Feed:
         """The head of the next item came. Raises MalformedMessage."""
         if self._came != index * self.size:
             raise MalformedMessage("item", got="a new one", expected="the rest of the last")
+        self._heads = index + 1
+
+    @property
+    def flows(self) -> bool:
+        """The rest of an item is on its way."""
+        return self._came < self._heads * self.size
 
     def add(self, index: int, offset: int, data: bytes | memoryview) -> None:
         """A chunk came. Raises MalformedMessage."""
@@ -60,6 +68,7 @@ class Feed:
         self._lay(np.frombuffer(data, np.uint8))
         self._held += len(data)
         self._came += len(data)
+        self._throw_away()
         self._news.set()
 
     async def take(self, index: int, offset: int, count: int, patience_s: float) -> memoryview:
@@ -68,10 +77,11 @@ class Feed:
 
         Raises MaterialExhausted if nothing arrives for ``patience_s`` seconds.
         """
-        expected = self._sizes[self._taken % len(self._sizes)] if self._sizes else 0
-        if index * self.size + offset != self._read or count != expected:
+        place = index * self.size + offset
+        next_part = self._size_of(0 if self._unwanted > self._read else self._taken)
+        if place != max(self._read, self._unwanted) or count != next_part:
             raise MalformedMessage("corrections asked for", got=(index, offset, count))
-        while self._held < count:
+        while self._read < place or self._held < count:
             self.settle()
             self._news.clear()
             if self._closed:
@@ -83,14 +93,12 @@ class Feed:
                 raise MaterialExhausted(
                     "no material from the dealer", got=f"{patience_s:.1f} s of silence"
                 ) from error
-        made = self._parts.popleft()
-        self._taken += 1
-        self._read += count
-        self._held -= count
-        self._owed += count
-        if self._held <= self._least:
-            self.settle()
-        return made.data.toreadonly()
+        return self._pop(count).data.toreadonly()
+
+    def leave(self, index: int) -> None:
+        """Nobody wants the rest of an item, if there is one: it is thrown away as it comes."""
+        self._unwanted = max(self._unwanted, (index + 1) * self.size)
+        self._throw_away()
 
     def settle(self) -> None:
         """Grant the dealer all the credit that it is owed."""
@@ -105,11 +113,29 @@ class Feed:
         self._held = 0
         self._news.set()
 
+    def _size_of(self, part: int) -> int:
+        return self._sizes[part % len(self._sizes)] if self._sizes else 0
+
+    def _throw_away(self) -> None:
+        while self._read < self._unwanted and self._held >= (size := self._size_of(self._taken)):
+            self._pop(size)
+
+    def _pop(self, count: int) -> Octets:
+        """The next part, which is here."""
+        made = self._parts.popleft()
+        self._taken += 1
+        self._read += count
+        self._held -= count
+        self._owed += count
+        if self._held <= self._least:
+            self.settle()
+        return made
+
     def _lay(self, data: Octets) -> None:
         """Into the part that is under way, and those after it."""
         while len(data):
             if not self._missing:
-                self._missing = self._sizes[self._begun % len(self._sizes)]
+                self._missing = self._size_of(self._begun)
                 self._parts.append(np.empty(self._missing, np.uint8))
                 self._begun += 1
             used, part = min(len(data), self._missing), self._parts[-1]
@@ -133,10 +159,13 @@ class Sample:
         item: Callable[[], Awaitable[Item]],
         corrections: Callable[[int, int], Awaitable[memoryview]] | None,
         pool: Executor,
+        leave: Callable[[], None] | None = None,
     ) -> None:
-        """item: the seed, when it is first needed. corrections: (offset, bytes) -> party 1's."""
+        """item: the seed, when it is first needed. corrections: (offset, bytes) -> party 1's.
+        leave: told once no more of them are wanted."""
         self.used = False
         self._program, self._item, self._corrections = program, item, corrections
+        self._leave = leave
         self._pool, self._gates = pool, deque(program.plan.order)
         self._expansion: Expansion | None = None
         self._offset = 0
@@ -155,6 +184,8 @@ class Sample:
         if self._ahead is not None:
             self._ahead.cancel()
             await asyncio.gather(self._ahead, return_exceptions=True)
+        if self._leave is not None:
+            self._leave()
 
     async def _make(self) -> Ready:
         if self._expansion is None:

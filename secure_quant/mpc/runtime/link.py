@@ -18,6 +18,7 @@ from secure_quant.errors import MalformedMessage, PeerUnavailable, SecureQuantEr
 from secure_quant.mpc.protocol.rounds import Rounds, Want
 from secure_quant.mpc.runtime.carriers import Carrier, Frame
 from secure_quant.mpc.runtime.jobs import Ids, Job
+from secure_quant.mpc.runtime.stops import Stop, Stopped, gone
 from secure_quant.wire import from_abort, to_abort
 from secure_quant.wire.gen.party_link_pb2 import LinkBegin, LinkHello, LinkStage
 
@@ -70,7 +71,7 @@ class PartyLink:
 
     def __init__(self, carrier: Carrier) -> None:
         self._carrier, self._kind = carrier, carrier.kind
-        self._inbox: deque[bytes] = deque()
+        self._inbox: deque[bytes | None] = deque()  # None: the other side gave up here
         self._unread = 0
         self._misses = self._unlooked = 0  # payloads not to look for: in all, and still
         self._waiter: asyncio.Future[None] | None = None
@@ -134,8 +135,9 @@ class PartyLink:
             raise MalformedMessage("payload of a round", got=f"{got} bytes", expected=size)
         return b"".join(parts)
 
-    async def drive(self, run: Rounds[Result]) -> tuple[Result, Meter]:
-        """Run a protocol to its end. Raises what it raises, and what ``exchange`` raises."""
+    async def drive(self, run: Rounds[Result], stop: Stop | None = None) -> tuple[Result, Meter]:
+        """Run a protocol to its end. Raises what it raises, what ``exchange`` raises, and Stopped
+        where ``stop``, or the other side, wants no more of it."""
         start = turn = time.perf_counter()
         rounds = sent = 0
         try:
@@ -144,6 +146,9 @@ class PartyLink:
                 if isinstance(payload, Want):
                     payload = run.send(await payload.get())
                     continue
+                if stop is not None and (stop.here or stop.said):
+                    await self._say(stop)
+                    await self._drain()
                 rounds += 1
                 sent += len(payload)
                 payload = run.send(await self.exchange(payload))
@@ -152,8 +157,28 @@ class PartyLink:
                     turn = now
         except StopIteration as end:
             return end.value, Meter(rounds, sent, time.perf_counter() - start)
+        except Stopped:
+            if stop is not None:
+                await self._say(stop)
+            raise
         finally:
             run.close()
+
+    def mark(self) -> None:
+        """What is read after this belongs to the next inference: the other side gave this one up.
+        To be called as its word comes."""
+        self._inbox.append(None)
+        self._wake()
+
+    async def _say(self, stop: Stop) -> None:
+        if not stop.said:
+            stop.said = True
+            await self.decline(gone(), stop.ids)
+
+    async def _drain(self) -> None:
+        """Read what the other side sent before it gave up too; raises Stopped then."""
+        while True:
+            await self._payload()
 
     async def pump(self) -> None:
         """Read frames until the stream ends; then every waiter gets an error, and so does the
@@ -175,8 +200,7 @@ class PartyLink:
             if self._unread > MAX_UNREAD or not payload:
                 raise MalformedMessage("payload", got="none, or far too much of it")
             self._inbox.append(payload)
-            if self._waiter is not None and not self._waiter.done():
-                self._waiter.set_result(None)
+            self._wake()
         elif kind == "begin" and self.on_begin is not None:
             self.on_begin(_from_begin(frame.begin), frame.begin.first_item)
         elif kind == "stage" and self.on_stage is not None:
@@ -202,6 +226,8 @@ class PartyLink:
             finally:
                 self._waiter = None
         payload = self._inbox.popleft()
+        if payload is None:
+            raise Stopped
         self._unread -= len(payload)
         return payload
 
@@ -215,6 +241,10 @@ class PartyLink:
         self._misses = 0 if found else min(2 * self._misses + 1, MISSES)
         self._unlooked = self._misses
         return found
+
+    def _wake(self) -> None:
+        if self._waiter is not None and not self._waiter.done():
+            self._waiter.set_result(None)
 
     def _write(self, payload: bytes) -> None:
         for start in range(0, len(payload), CHUNK):

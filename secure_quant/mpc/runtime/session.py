@@ -42,6 +42,7 @@ from secure_quant.mpc.runtime.staging import (
     make_stock,
 )
 from secure_quant.mpc.runtime.stock import DealerStream, Stock
+from secure_quant.mpc.runtime.stops import Stop, Stopped, Stops, gone
 from secure_quant.transport import Turns
 from secure_quant.wire.gen.party_link_pb2 import LinkHello
 
@@ -95,9 +96,11 @@ class LaneSession:
         desk: Desk | None = None,
         options: LaneOptions | None = None,
         unforeseen: Callable[[Exception], None] | None = None,
+        stops: bool = False,
     ) -> None:
         """unforeseen: told of an exception that no one foresaw and that declined one job; by
-        default its type is logged."""
+        default its type is logged. stops: the other party knows what it means that an inference
+        under way is given up."""
         self._party, self._programs = party, programs
         self._unforeseen = unforeseen or _log_type
         self._link, self._dealer = link, dealer
@@ -105,6 +108,8 @@ class LaneSession:
         self._jobs: dict[Ids, Job] = {}  # offered (party 0) or accepted (party 1)
         self._waiting: dict[Ids, asyncio.Future[Answer]] = {}  # party 0: whoever offered them
         self._queue: asyncio.Queue[tuple[Job, Staged | Streamed]] = asyncio.Queue()
+        self._stops, self._may_stop = Stops(), stops
+        self._running: Stop | None = None
         self._turns = Turns(range(AHEAD))  # party 1, which fixes the order
         self._staging = Staging(party, programs, link, stock, options or LaneOptions())
         self._tasks: set[asyncio.Future[Any]] = set()
@@ -157,12 +162,22 @@ class LaneSession:
             raise MalformedMessage("request id", got="one that is being served")
         waiting: asyncio.Future[Answer] = asyncio.get_running_loop().create_future()
         self._jobs[job.ids], self._waiting[job.ids] = job, waiting
+        self._stops.open(job.ids)
         try:
             await self._link.begin(job)
         except BaseException:
             self._forget(job.ids)
             raise
         return await waiting
+
+    def drop(self, key: str) -> None:
+        """The client of a request, by its id, waits no longer. A job for which nobody does ends
+        before its next round, or does not begin."""
+        stop = self._stops.left(key) if self._may_stop else None
+        if stop is None or self._party == 1 or stop is self._running or stop.said:
+            return  # whoever runs it, or would, looks
+        stop.said = True
+        self._spawn(self._link.decline(gone(), stop.ids))
 
     async def _rehearse(self) -> None:
         """Run each model once on zeros: everything is compiled, cached and proven to work before
@@ -177,9 +192,21 @@ class LaneSession:
         job = self._jobs.get(theirs.ids)
         if job is None or (job.model, job.batches) != (theirs.model, theirs.batches):
             raise MalformedMessage("answer to an offer", got="one that was not made")
+        if (stop := self._stops.of(job.ids)) is not None:
+            stop.accepted = True
         self._queue.put_nowait((job, self._staging.claim(job.model, first_item, job.samples)))
 
     def _declined(self, ids: Ids, error: SecureQuantError) -> None:
+        stop = self._stops.of(ids)
+        if stop is None and self._party == 1:
+            return  # turned down at that moment
+        if stop is not None and (stop.accepted or self._party == 1):
+            if stop.there:
+                raise MalformedMessage("end of an inference", got="twice")
+            stop.there = True
+            if self._party == 0 or stop is self._running:
+                self._link.mark()
+            return
         waiting = self._forget(ids)
         if waiting is None:
             raise MalformedMessage("refusal of an offer", got="one that was not made")
@@ -193,11 +220,13 @@ class LaneSession:
     def _forget(self, ids: Ids) -> asyncio.Future[Answer] | None:
         """A job that is not under way any more; party 0: who waits for it."""
         self._jobs.pop(ids, None)
+        self._stops.close(ids)
         return self._waiting.pop(ids, None)
 
     async def _prepare(self, job: Job) -> None:
         """Queue a job, or decline it: whatever one job meets with costs that job alone."""
         fetched, turn = False, None
+        self._stops.open(job.ids)
         try:
             job = replace(job, share=await self._fetch(job))
             fetched = True
@@ -205,6 +234,7 @@ class LaneSession:
             turn = await self._turns.get(job.callers[0] if job.callers else "")
             staged = await self._staging.get(job.model, job.samples, job.wait_s)
         except Exception as error:
+            self._stops.close(job.ids)
             if not job.ids:
                 raise  # a rehearsal that fails is a session that cannot work
             if turn is not None:
@@ -234,28 +264,53 @@ class LaneSession:
         while True:
             job, staged = await self._queue.get()
             self._staging.busy()
-            if self._party == 1:
-                await self._link.begin(job, staged.first)
-            if job.trace:
-                self._dealer.trace = job.trace
-            answer = await self._compute(job, staged)
+            stop = self._running = self._stops.of(job.ids) or Stop(job.ids)
+            try:
+                answer = await self._served(job, staged, stop)
+            except Stopped:
+                self._give_up(job)
+            else:
+                self._hand_in(job, answer)
+            self._running = None
             if self._party == 1:
                 self._turns.put(0)
-            waiting = self._forget(job.ids)
-            if waiting is not None and not waiting.done():
-                waiting.set_result(answer)
-            elif self._desk is not None and job.ids:
-                self._desk.deliver(answer)
-            elif not job.ids:
-                self._rehearsed()
             if self._queue.empty():
                 self._staging.idle()
 
-    async def _compute(self, job: Job, staged: Staged | Streamed) -> Answer:
+    def _hand_in(self, job: Job, answer: Answer) -> None:
+        waiting = self._forget(job.ids)
+        if waiting is not None and not waiting.done():
+            waiting.set_result(answer)
+        elif self._desk is not None and job.ids:
+            self._desk.deliver(answer)
+        elif not job.ids:
+            self._rehearsed()
+
+    def _give_up(self, job: Job) -> None:
+        waiting = self._forget(job.ids)
+        if waiting is not None and not waiting.done():
+            waiting.set_exception(gone())
+        elif self._desk is not None:
+            self._desk.fail(job, gone())
+
+    async def _served(self, job: Job, staged: Staged | Streamed, stop: Stop) -> Answer:
+        """Raises Stopped."""
+        if self._party == 1 and (stop.here or stop.there):
+            await self._staging.let_go(staged)
+            await self._link.decline(gone(), job.ids)
+            raise Stopped
+        staged.begin()
+        if self._party == 1:
+            await self._link.begin(job, staged.first)
+        if job.trace:
+            self._dealer.trace = job.trace
+        return await self._compute(job, staged, stop)
+
+    async def _compute(self, job: Job, staged: Staged | Streamed, stop: Stop) -> Answer:
         program, outputs, meter = self._programs[job.model], [], Meter(0, 0, 0.0)
         async with aclosing(staged.calls(self._border(self._shaped(job)))) as calls:
             async for part, ready in calls:
-                output, more = await self._link.drive(program.run(part, ready))
+                output, more = await self._link.drive(program.run(part, ready), stop)
                 outputs.append(output)
                 meter += more
         cost = program.plan.cost(1)
@@ -322,8 +377,9 @@ def _log_type(error: Exception) -> None:
 def make_hello(session_id: bytes, lane: int, programs: Mapping[str, PartyProgram]) -> LinkHello:
     """What this side of a lane says first."""
     return LinkHello(
-        protocol=PROTOCOL, session_id=session_id, lane=lane, model_hashes=sorted(programs)
-    )
+        protocol=PROTOCOL, session_id=session_id, lane=lane, model_hashes=sorted(programs),
+        stops=True,
+    )  # fmt: skip
 
 
 def check_hello(hello: LinkHello, lane: int, programs: Mapping[str, PartyProgram]) -> None:

@@ -60,6 +60,9 @@ class Staged:
     count: int
     ready: asyncio.Future[Prepared]
 
+    def begin(self) -> None:
+        """It is the inference's turn."""
+
     async def calls(self, share: Octets) -> AsyncGenerator[tuple[Octets, Prepared], None]:
         """Share and material of every call of the program that the inference takes: of one."""
         yield share, await self.prepared()
@@ -77,21 +80,37 @@ class Staged:
 
 @dataclass(eq=False)
 class Streamed:
-    """Consecutive items of a streamed model for one inference, used one after the other."""
+    """Consecutive items of a streamed model for one inference, used one after the other: the next
+    ones of ``stock`` when it begins. named: the first, as party 1 named it."""
 
     model: str
-    first: int
     count: int
+    stock: Stock
     sample: Callable[[int], Sample]
+    named: int | None = None
+    first: int = -1
+
+    def begin(self) -> None:
+        """It is the inference's turn. Raises MalformedMessage."""
+        self.first = self.stock.reserve(self.model, self.count)
+        if self.named not in (None, self.first):
+            raise MalformedMessage("material of an inference", got=self.named, expected=self.first)
 
     async def calls(self, share: Octets) -> AsyncGenerator[tuple[Octets, Sample], None]:
         """Share and material of every call of the program that the inference takes."""
-        for number in range(self.count):
-            sample = self.sample(self.first + number)
-            try:
-                yield share[number : number + 1], sample
-            finally:
-                await sample.close()
+        begun = 0
+        if self.first < 0:
+            self.begin()
+        try:
+            for number in range(self.count):
+                sample = self.sample(self.first + number)
+                begun += 1
+                try:
+                    yield share[number : number + 1], sample
+                finally:
+                    await sample.close()
+        finally:
+            self.stock.release(self.model, self.count - begun)
 
 
 class Staging:
@@ -172,7 +191,7 @@ class Staging:
         """Party 1: material for an inference. Raises MaterialExhausted."""
         if self._programs[model].plan.streamed:
             await self._stock.there(model, min(wait_s, MATERIAL_WAIT_S))
-            return self._streamed(model, self._stock.reserve(model, samples), samples)
+            return self._streamed(model, samples)
         key = (model, samples)
         self._asked[key] = self._loop.time()
         self._changed.set()
@@ -189,14 +208,17 @@ class Staging:
     def claim(self, model: str, first: int, samples: int) -> Staged | Streamed:
         """Party 0: the material that party 1 names for an inference. Raises MalformedMessage."""
         if self._programs[model].plan.streamed:
-            if first != (own := self._stock.reserve(model, samples)):
-                raise MalformedMessage("material of an inference", got=first, expected=own)
-            return self._streamed(model, first, samples)
+            return self._streamed(model, samples, first)
         staged = self._announced.pop((model, first), None)
         if staged is None or staged.count != samples:
             raise MalformedMessage("material of an inference", got="some that was not announced")
         self._hurry(staged)
         return staged
+
+    async def let_go(self, staged: Staged | Streamed) -> None:
+        """Party 1: what was got for an inference that does not begin."""
+        if isinstance(staged, Staged):
+            await self._link.stage(staged.model, staged.first, 0)
 
     async def _fill(self) -> None:
         """Party 1: keep ready what recent demand looked like, made while the lane is quiet."""
@@ -253,7 +275,7 @@ class Staging:
             raise MalformedMessage("material announced", got="far more than is used")
         self._announced[model, first] = self._staged(model, first, count)
 
-    def _streamed(self, model: str, first: int, count: int) -> Streamed:
+    def _streamed(self, model: str, count: int, named: int | None = None) -> Streamed:
         feed = self._stock.feeds.get(model)
 
         async def item(index: int) -> Item:
@@ -261,9 +283,10 @@ class Staging:
 
         def sample(index: int) -> Sample:
             take = partial(feed.take, index, patience_s=MATERIAL_WAIT_S) if feed else None
-            return Sample(self._programs[model], partial(item, index), take, self._gates)
+            leave = partial(feed.leave, index) if feed else None
+            return Sample(self._programs[model], partial(item, index), take, self._gates, leave)
 
-        return Streamed(model, first, count, sample)
+        return Streamed(model, count, self._stock, sample, named)
 
     def _staged(
         self, model: str, first: int, count: int, items: list[Item] | None = None

@@ -25,6 +25,7 @@ from secure_quant.errors import (
 from secure_quant.keystream import SEED_BYTES
 from secure_quant.mpc.protocol.material import Item
 from secure_quant.mpc.runtime.feed import Feed
+from secure_quant.mpc.runtime.parts import Parts
 from secure_quant.wire import raised
 from secure_quant.wire.deal_chunks import Chunk, decode_response
 from secure_quant.wire.gen.dealer_pb2 import (
@@ -150,11 +151,21 @@ class Stock:
         shelf.reserved += count
         return shelf.reserved - count
 
+    def release(self, model: str, count: int) -> None:
+        """The last ``count`` items that were reserved are not wanted after all."""
+        self._shelf(model).reserved -= count
+
     async def there(self, model: str, timeout: float) -> None:
-        """Wait until the next item has come, or others are in use. Raises MaterialExhausted."""
-        shelf = self._shelf(model)
+        """Wait until the next item has come, or others are in use, or on their way. Raises
+        MaterialExhausted."""
+        shelf, feed = self._shelf(model), self.feeds.get(model)
+
+        def some() -> bool:
+            under_way = shelf.reserved > shelf.taken or (feed is not None and feed.flows)
+            return bool(shelf.items) or under_way
+
         async with self._patience(shelf, timeout):
-            await self._until(shelf, lambda: bool(shelf.items) or shelf.reserved > shelf.taken)
+            await self._until(shelf, some)
 
     def settle(self) -> None:
         """Grant the dealer all the credit that it is owed: for a moment when the lane is quiet."""
@@ -223,28 +234,6 @@ def _wake(shelf: _Shelf) -> None:
     shelf.news.clear()
 
 
-class _Parts:
-    """Something of a known size that arrives in chunks, in order."""
-
-    def __init__(self, size: int) -> None:
-        self.size, self._got = size, 0
-        self.whole = memoryview(b"")
-
-    def add(self, offset: int, data: bytes | memoryview) -> bool:
-        """True once it is whole. Raises MalformedMessage."""
-        end = offset + len(data)
-        if offset != self._got or not data or end > self.size:
-            got, expected = (offset, len(data)), f"from {self._got} of {self.size}"
-            raise MalformedMessage("chunk", got=got, expected=expected)
-        if len(data) == self.size:
-            self.whole = memoryview(data)  # as it came: a megabyte need not be copied
-        else:
-            self.whole = self.whole or memoryview(bytearray(self.size))
-            self.whole[offset:end] = data
-        self._got = end
-        return end == self.size
-
-
 class DealerStream:
     """This party's end of ``Deal``: opens the session, grants credit, fills the stock."""
 
@@ -256,12 +245,12 @@ class DealerStream:
     ) -> None:
         self._stock, self._call, self._party = stock, call, party
         self._writing = asyncio.Lock()
-        self._open_item: tuple[DealItem, _Parts] | None = None
+        self._open_item: tuple[DealItem, Parts] | None = None
         self._tasks: set[asyncio.Task[None]] = set()
         self.trace = ""
         """Of the last inference that used material: the next credit names it."""
         self.tuple_seed: asyncio.Future[bytes] = asyncio.get_running_loop().create_future()
-        self._tuples: dict[int, tuple[_Parts, asyncio.Future[memoryview]]] = {}
+        self._tuples: dict[int, tuple[Parts, asyncio.Future[memoryview]]] = {}
 
     async def open(self, session_id: bytes, lane: int, models: Sequence[str]) -> None:
         """Open the session and grant credit for a full stock of each model."""
@@ -302,7 +291,7 @@ class DealerStream:
     async def tuple_correction(self, request: DealTuple, size: int) -> memoryview:
         """Party 1's correction of one tuple of a CrypTen program, ``size`` bytes."""
         wait: asyncio.Future[memoryview] = asyncio.get_running_loop().create_future()
-        self._tuples[request.index] = (_Parts(size), wait)
+        self._tuples[request.index] = (Parts(size), wait)
         await self._send(DealRequest(tuple=request))
         return await wait
 
@@ -347,14 +336,14 @@ class DealerStream:
         elif self._open_item is not None:
             raise MalformedMessage("item", got="a new one", expected="the rest of the last")
         elif expected:
-            self._open_item = (head, _Parts(expected))
+            self._open_item = (head, Parts(expected))
         else:
             self._finish(head, b"")
 
     def _finish(self, head: DealItem, corrections: bytes | memoryview) -> None:
         self._stock.put(head.model_hash, head.index, Item(self._party, head.seed, corrections))
 
-    def _unfinished(self) -> tuple[DealItem, _Parts]:
+    def _unfinished(self) -> tuple[DealItem, Parts]:
         if self._open_item is None:
             raise MalformedMessage("chunk", expected="an item before it")
         return self._open_item

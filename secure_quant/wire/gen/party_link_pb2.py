@@ -24,7 +24,7 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n secure_quant/v1/party_link.proto\x12\x0fsecure_quant.v1\"\xe1\x01\n\x0f\x45xchangeRequest\x12+\n\x05hello\x18\x01 \x01(\x0b\x32\x1a.secure_quant.v1.LinkHelloH\x00\x12+\n\x05\x62\x65gin\x18\x02 \x01(\x0b\x32\x1a.secure_quant.v1.LinkBeginH\x00\x12+\n\x05\x61\x62ort\x18\x03 \x01(\x0b\x32\x1a.secure_quant.v1.LinkAbortH\x00\x12\x11\n\x07payload\x18\x04 \x01(\x0cH\x00\x12+\n\x05stage\x18\x05 \x01(\x0b\x32\x1a.secure_quant.v1.LinkStageH\x00\x42\x07\n\x05\x66rame\"\xe2\x01\n\x10\x45xchangeResponse\x12+\n\x05hello\x18\x01 \x01(\x0b\x32\x1a.secure_quant.v1.LinkHelloH\x00\x12+\n\x05\x62\x65gin\x18\x02 \x01(\x0b\x32\x1a.secure_quant.v1.LinkBeginH\x00\x12+\n\x05\x61\x62ort\x18\x03 \x01(\x0b\x32\x1a.secure_quant.v1.LinkAbortH\x00\x12\x11\n\x07payload\x18\x04 \x01(\x0cH\x00\x12+\n\x05stage\x18\x05 \x01(\x0b\x32\x1a.secure_quant.v1.LinkStageH\x00\x42\x07\n\x05\x66rame\"U\n\tLinkHello\x12\x10\n\x08protocol\x18\x01 \x01(\r\x12\x12\n\nsession_id\x18\x02 \x01(\x0c\x12\x0c\n\x04lane\x18\x03 \x01(\r\x12\x14\n\x0cmodel_hashes\x18\x04 \x03(\t\"{\n\tLinkBegin\x12\x12\n\nmodel_hash\x18\x01 \x01(\t\x12\x13\n\x0brequest_ids\x18\x02 \x03(\x0c\x12\x0f\n\x07\x62\x61tches\x18\x03 \x03(\r\x12\x12\n\nfirst_item\x18\x04 \x01(\x04\x12\x0f\n\x07wait_ms\x18\x05 \x01(\r\x12\x0f\n\x07\x63\x61llers\x18\x06 \x03(\t\"B\n\tLinkStage\x12\x12\n\nmodel_hash\x18\x01 \x01(\t\x12\x12\n\nfirst_item\x18\x02 \x01(\x04\x12\r\n\x05items\x18\x03 \x01(\r\"P\n\tLinkAbort\x12\x0c\n\x04\x63ode\x18\x01 \x01(\r\x12\x0f\n\x07message\x18\x02 \x01(\t\x12\x13\n\x0brequest_ids\x18\x03 \x03(\x0c\x12\x0f\n\x07\x64\x65tails\x18\x04 \x01(\x0c\x32g\n\x10PartyLinkService\x12S\n\x08\x45xchange\x12 .secure_quant.v1.ExchangeRequest\x1a!.secure_quant.v1.ExchangeResponse(\x01\x30\x01\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n secure_quant/v1/party_link.proto\x12\x0fsecure_quant.v1\"\xe1\x01\n\x0f\x45xchangeRequest\x12+\n\x05hello\x18\x01 \x01(\x0b\x32\x1a.secure_quant.v1.LinkHelloH\x00\x12+\n\x05\x62\x65gin\x18\x02 \x01(\x0b\x32\x1a.secure_quant.v1.LinkBeginH\x00\x12+\n\x05\x61\x62ort\x18\x03 \x01(\x0b\x32\x1a.secure_quant.v1.LinkAbortH\x00\x12\x11\n\x07payload\x18\x04 \x01(\x0cH\x00\x12+\n\x05stage\x18\x05 \x01(\x0b\x32\x1a.secure_quant.v1.LinkStageH\x00\x42\x07\n\x05\x66rame\"\xe2\x01\n\x10\x45xchangeResponse\x12+\n\x05hello\x18\x01 \x01(\x0b\x32\x1a.secure_quant.v1.LinkHelloH\x00\x12+\n\x05\x62\x65gin\x18\x02 \x01(\x0b\x32\x1a.secure_quant.v1.LinkBeginH\x00\x12+\n\x05\x61\x62ort\x18\x03 \x01(\x0b\x32\x1a.secure_quant.v1.LinkAbortH\x00\x12\x11\n\x07payload\x18\x04 \x01(\x0cH\x00\x12+\n\x05stage\x18\x05 \x01(\x0b\x32\x1a.secure_quant.v1.LinkStageH\x00\x42\x07\n\x05\x66rame\"d\n\tLinkHello\x12\x10\n\x08protocol\x18\x01 \x01(\r\x12\x12\n\nsession_id\x18\x02 \x01(\x0c\x12\x0c\n\x04lane\x18\x03 \x01(\r\x12\x14\n\x0cmodel_hashes\x18\x04 \x03(\t\x12\r\n\x05stops\x18\x05 \x01(\x08\"{\n\tLinkBegin\x12\x12\n\nmodel_hash\x18\x01 \x01(\t\x12\x13\n\x0brequest_ids\x18\x02 \x03(\x0c\x12\x0f\n\x07\x62\x61tches\x18\x03 \x03(\r\x12\x12\n\nfirst_item\x18\x04 \x01(\x04\x12\x0f\n\x07wait_ms\x18\x05 \x01(\r\x12\x0f\n\x07\x63\x61llers\x18\x06 \x03(\t\"B\n\tLinkStage\x12\x12\n\nmodel_hash\x18\x01 \x01(\t\x12\x12\n\nfirst_item\x18\x02 \x01(\x04\x12\r\n\x05items\x18\x03 \x01(\r\"P\n\tLinkAbort\x12\x0c\n\x04\x63ode\x18\x01 \x01(\r\x12\x0f\n\x07message\x18\x02 \x01(\t\x12\x13\n\x0brequest_ids\x18\x03 \x03(\x0c\x12\x0f\n\x07\x64\x65tails\x18\x04 \x01(\x0c\x32g\n\x10PartyLinkService\x12S\n\x08\x45xchange\x12 .secure_quant.v1.ExchangeRequest\x1a!.secure_quant.v1.ExchangeResponse(\x01\x30\x01\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -36,13 +36,13 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_EXCHANGERESPONSE']._serialized_start=282
   _globals['_EXCHANGERESPONSE']._serialized_end=508
   _globals['_LINKHELLO']._serialized_start=510
-  _globals['_LINKHELLO']._serialized_end=595
-  _globals['_LINKBEGIN']._serialized_start=597
-  _globals['_LINKBEGIN']._serialized_end=720
-  _globals['_LINKSTAGE']._serialized_start=722
-  _globals['_LINKSTAGE']._serialized_end=788
-  _globals['_LINKABORT']._serialized_start=790
-  _globals['_LINKABORT']._serialized_end=870
-  _globals['_PARTYLINKSERVICE']._serialized_start=872
-  _globals['_PARTYLINKSERVICE']._serialized_end=975
+  _globals['_LINKHELLO']._serialized_end=610
+  _globals['_LINKBEGIN']._serialized_start=612
+  _globals['_LINKBEGIN']._serialized_end=735
+  _globals['_LINKSTAGE']._serialized_start=737
+  _globals['_LINKSTAGE']._serialized_end=803
+  _globals['_LINKABORT']._serialized_start=805
+  _globals['_LINKABORT']._serialized_end=885
+  _globals['_PARTYLINKSERVICE']._serialized_start=887
+  _globals['_PARTYLINKSERVICE']._serialized_end=990
 # @@protoc_insertion_point(module_scope)

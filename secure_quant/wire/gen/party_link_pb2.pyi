@@ -103,10 +103,13 @@ class LinkHello(_message.Message):
     SESSION_ID_FIELD_NUMBER: _builtins.int
     LANE_FIELD_NUMBER: _builtins.int
     MODEL_HASHES_FIELD_NUMBER: _builtins.int
+    STOPS_FIELD_NUMBER: _builtins.int
     protocol: _builtins.int
     session_id: _builtins.bytes
     """16 bytes drawn by party 0's lane worker when it opens the stream; material is bound to it."""
     lane: _builtins.int
+    stops: _builtins.bool
+    """Whether it knows an abort of an inference that was begun. Where one side does not, none is sent."""
     @_builtins.property
     def model_hashes(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]: ...
     def __init__(
@@ -116,10 +119,11 @@ class LinkHello(_message.Message):
         session_id: _builtins.bytes = ...,
         lane: _builtins.int = ...,
         model_hashes: _abc.Iterable[_builtins.str] | None = ...,
+        stops: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["lane", b"lane", "model_hashes", b"model_hashes", "protocol", b"protocol", "session_id", b"session_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["lane", b"lane", "model_hashes", b"model_hashes", "protocol", b"protocol", "session_id", b"session_id", "stops", b"stops"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -211,7 +215,10 @@ Global___LinkStage: _TypeAlias = LinkStage  # noqa: Y015
 
 @_typing.final
 class LinkAbort(_message.Message):
-    """Ends the session or, where request ids are named, declines that offer alone."""
+    """Ends the session or, where request ids are named, declines that offer alone. Of an inference that
+    was begun: its clients have gone. It stands in place of a payload; the other side answers with the
+    same, and neither sends more of that inference. Party 0 may take an offer back so.
+    """
 
     DESCRIPTOR: _descriptor.Descriptor
 

@@ -18,6 +18,7 @@ from secure_quant_server.mpc.config import LaneConfig, to_certificates
 from secure_quant_server.mpc.messages import (
     Certificates,
     Claimed,
+    Drop,
     Failed,
     Ready,
     Retract,
@@ -96,6 +97,12 @@ class LaneHandle(Keeper):
             self._pushed.discard(key)
             with suppress(InternalError):
                 self.worker.send(Retract(key))
+
+    def drop(self, key: str) -> None:
+        """The client of a request has gone; the worker knows whether that request is here."""
+        if self.worker is not None:
+            with suppress(InternalError):
+                self.worker.send(Drop(key))
 
     def about(self) -> dict[str, object]:
         """See ``Keeper``."""
@@ -207,6 +214,11 @@ class Lanes:
         """Certificates that were replaced."""
         for handle in self._handles:
             handle.certify(to_certificates(found))
+
+    def drop(self, key: str) -> None:
+        """The client of a request, by its id in hexadecimal, has gone."""
+        for handle in self._handles:
+            handle.drop(key)
 
     def workers(self, waiting: Callable[[], int]) -> Workers:
         """What to tell of the processes."""

@@ -18,6 +18,7 @@ __all__ = [
     "TO_WORKER",
     "Certificates",
     "Claimed",
+    "Drop",
     "Failed",
     "Place",
     "Ready",
@@ -65,6 +66,13 @@ class Retract:
 
 
 @dataclass(frozen=True, slots=True)
+class Drop:
+    """A front: the client of this request has gone, wherever the request is."""
+
+    id: str
+
+
+@dataclass(frozen=True, slots=True)
 class Share:
     """Party 1's front: the shares that were wanted."""
 
@@ -95,5 +103,5 @@ class Ready:
     ready: bool
 
 
-TO_WORKER = Vocabulary(Setup, Certificates, Job, Retract, Share, Failed)
+TO_WORKER = Vocabulary(Setup, Certificates, Job, Retract, Drop, Share, Failed)
 TO_FRONT = Vocabulary(Job, Claimed, Answer, Failed, Ready)

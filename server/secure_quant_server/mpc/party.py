@@ -254,7 +254,11 @@ class _ShareInference(share_inference_pb2_grpc.ShareInferenceServiceServicer):
                 if front.party == 1:
                     return await self._posted(job, request)
                 return await front.batcher.infer(replace(job, share=self._share(request)))
+        except asyncio.CancelledError:
+            front.lanes.drop(job.ids[0])
+            raise
         except TimeoutError as error:
+            front.lanes.drop(job.ids[0])
             raise DeadlineExceeded("no answer in time", got=f"{limit_s:.1f} s waited") from error
 
     async def _posted(self, job: Job, request: InferRequest) -> Answer:

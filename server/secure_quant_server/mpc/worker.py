@@ -40,7 +40,7 @@ from secure_quant.mpc.runtime.session import (
 from secure_quant.mpc.runtime.stock import DealerStream, open_deal
 from secure_quant.transport import FrameStream, SwappedTls, Tls, aio_channel, listen_stream
 from secure_quant.wire.gen import party_link_pb2_grpc
-from secure_quant.wire.gen.party_link_pb2 import ExchangeResponse
+from secure_quant.wire.gen.party_link_pb2 import ExchangeResponse, LinkHello
 from secure_quant_server.common import Access, GrpcServer, ServerOptions, last_word, logs
 from secure_quant_server.common.messages import (
     MessagePipe,
@@ -54,6 +54,7 @@ from secure_quant_server.mpc.desk import FrontDesk
 from secure_quant_server.mpc.messages import (
     TO_WORKER,
     Certificates,
+    Drop,
     Failed,
     Ready,
     Retract,
@@ -121,6 +122,9 @@ class _Worker:
                 task.add_done_callback(self._tasks.discard)
             elif isinstance(message, Certificates):
                 self._certify(message)
+            elif isinstance(message, Drop):
+                if self._session is not None:
+                    self._session.drop(message.id)
             elif isinstance(message, Retract):
                 self._desk.retracted(message.id)
             elif isinstance(message, Share):
@@ -197,7 +201,7 @@ class _Worker:
             check_hello(theirs, self._place.lane, self._programs)
             if theirs.session_id != session_id:
                 raise MalformedMessage("session id", expected="the one that was offered")
-            await self._run_session(link, session_id)
+            await self._run_session(link, theirs)
 
     async def _listen(self) -> None:
         """Party 1: the port of this lane's link, until cancelled."""
@@ -256,10 +260,11 @@ class _Worker:
             await asyncio.wait([before])
         mine = make_hello(hello.session_id, self._place.lane, self._programs)
         await link.greet(mine)
-        await self._run_session(link, hello.session_id)
+        await self._run_session(link, hello)
 
-    async def _run_session(self, link: PartyLink, session_id: bytes) -> None:
-        config = self._config
+    async def _run_session(self, link: PartyLink, hello: LinkHello) -> None:
+        """hello: the other party's."""
+        config, session_id = self._config, hello.session_id
         stock = make_stock(self._place.party, self._programs, config.options)
         async with aio_channel(
             self._place.dealer, config.security, server_role="dealer"
@@ -272,6 +277,7 @@ class _Worker:
                     self._place.party, self._programs, link, dealer, stock,
                     border=self._border, desk=self._desk if self._place.party == 1 else None,
                     options=config.options, unforeseen=self._unforeseen,
+                    stops=hello.stops,
                 )  # fmt: skip
                 self._session = session
                 announcer = asyncio.create_task(self._announce(session))

@@ -105,7 +105,7 @@ class Desk:
 
 
 class Lane:
-    def __init__(self, items=30) -> None:
+    def __init__(self, items=30, program=Program, **options) -> None:
         self.pair, self.desk = Pair(), Desk()
         self.sessions, self.dealers, self.stocks = [], [], []
         for party, link in enumerate(self.pair.links):
@@ -113,9 +113,12 @@ class Lane:
             dealer = Dealer(stock, party, items)
             self.stocks.append(stock)
             desk = self.desk if party else None
-            programs = {MODEL: Program(party)}
             self.dealers.append(dealer)
-            self.sessions.append(LaneSession(party, programs, link, dealer, stock, desk=desk))
+            self.sessions.append(
+                LaneSession(
+                    party, {MODEL: program(party)}, link, dealer, stock, desk=desk, **options
+                )
+            )
 
     async def __aenter__(self):
         self.runs = [asyncio.ensure_future(each.run()) for each in self.sessions]
