@@ -306,6 +306,7 @@ _ONE_HOST = Engine(
         ),
     ),
     called=("onehost",),
+    objectives=("latency", "traffic"),
     split="secure_quant.onehost.bundle:split",
     plan="secure_quant.onehost.plan:plan",
     client="secure_quant_client.onehost.client:OneHostClient",

@@ -5,16 +5,17 @@ from __future__ import annotations
 from secure_quant.ir import Graph
 from secure_quant.ir.bundle import client_parts, server_parts, write_pair
 from secure_quant.onehost.plan import OneHostPlan, plan
+from secure_quant.onehost.sources import Objective
 
 __all__ = ["load_client", "load_server", "split"]
 
 
-def split(graph: Graph) -> dict[str, bytes]:
+def split(graph: Graph, objective: Objective = "latency") -> dict[str, bytes]:
     """ "server": the whole model and the plan. "client": the public graph and the plan.
 
     Raises MissingParameters on a public graph, OpNotSupported.
     """
-    return write_pair("onehost", graph, lambda: plan(graph).to_json())
+    return write_pair("onehost", graph, lambda: plan(graph, None, objective).to_json())
 
 
 def load_server(data: bytes) -> tuple[Graph, OneHostPlan]:

@@ -9,6 +9,7 @@ both parties' columns count alike since they run the same protocol.
 
 from __future__ import annotations
 
+import hashlib
 import os
 import secrets
 from collections.abc import Sequence
@@ -20,16 +21,11 @@ import numpy as np
 from secure_quant.errors import MalformedMessage, PairingSpent
 from secure_quant.keystream import SEED_BYTES, Keystream
 from secure_quant.onehost.base_ot import POINT_BYTES, BaseReceiver, BaseSender
-from secure_quant.onehost.exchange import Joint, swap
+from secure_quant.onehost.exchange import Exchange, Joint, swap
+from secure_quant.onehost.ferret import MARK, Lpn
 from secure_quant.onehost.permutation import KEYS, PADS, Words
-from secure_quant.onehost.softspoken import (
-    GRAIN,
-    SECURITY,
-    Chooser,
-    Field,
-    Sender,
-    extension_bytes,
-)
+from secure_quant.onehost.softspoken import SECURITY, Chooser, Field, Sender
+from secure_quant.onehost.sources import Ferret, Made, SoftSpoken, Source
 
 __all__ = [
     "BOTH",
@@ -54,6 +50,7 @@ MOST_BLOCKS = 2**7
 """Pad blocks of one COT."""
 PAIRING_BYTES = 2 * SECURITY * POINT_BYTES + POINT_BYTES + Sender.MESSAGE_BYTES
 """What each party sends to pair."""
+_CODE = b"secure-quant one host: matrix of Ferret "
 STEP_BYTES = 16
 """Two counts at the head of every extension, by which the ends tell that they are in step."""
 
@@ -134,13 +131,10 @@ class Pairing:
     """One party's end of a pairing: 0, the client, or 1, the server. One thread at a time; it lives
     in the process that made it and is never serialised."""
 
-    def __init__(
-        self, party: int, kappa: Field, delta: Words, chooser: Chooser, sender: Sender
-    ) -> None:
+    def __init__(self, party: int, delta: Words, source: Source) -> None:
         """``make`` makes it."""
         self.party, self.delta = party, delta
-        self._kappa: Field = kappa
-        self._chooser, self._sender = chooser, sender
+        self._source = source
         self._process, self._broken = os.getpid(), False
         self._made, self._taken = [0, 0], [0, 0]  # by chooser
         self._bits = np.empty(0, np.uint64)
@@ -151,11 +145,14 @@ class Pairing:
         raise TypeError("a pairing never leaves its process")
 
     @staticmethod
-    def make(party: int, kappa: Field = KAPPA) -> Joint[Pairing]:
-        """Pair: PAIRING_BYTES each way, in two exchanges. Raises MalformedMessage."""
+    def make(party: int, kappa: Field = KAPPA, lpn: Lpn | None = None) -> Joint[Pairing]:
+        """Pair: PAIRING_BYTES each way, in two exchanges. lpn: COTs are of Ferret with it. Raises
+        MalformedMessage."""
         delta = np.frombuffer(secrets.token_bytes(16), np.uint64).copy()
         # The lowest bit of both parties' Δ together is 1: half-trees tell by it where they are.
         delta[0] = delta[0] & ~np.uint64(1) | np.uint64(party == 0)
+        if lpn is not None:
+            delta[0] |= MARK
         own, other = (f"chooser {i}".encode() for i in (party, 1 - party))
         receiver = BaseReceiver(other, Sender.choices(delta, kappa))
         base = BaseSender(own)
@@ -165,21 +162,26 @@ class Pairing:
         chooser = Chooser(base.keys(points), kappa)
         keys = receiver.keys(ephemeral)
         sums = yield from swap(chooser.message, Sender.MESSAGE_BYTES)
-        return Pairing(party, kappa, delta, chooser, Sender(delta, keys, sums, kappa))
+        source = SoftSpoken(party, kappa, chooser, Sender(delta, keys, sums, kappa))
+        if lpn is None:
+            return Pairing(party, delta, source)
+        said = message + peer if party == 0 else peer + message
+        codes = [hashlib.sha256(_CODE + bytes([i]) + said).digest() for i in (0, 1)]
+        return Pairing(party, delta, Ferret(party, source, lpn, delta, codes))
 
     def fill_bytes(self, first: int, second: int) -> tuple[int, int]:
         """What party 0 and party 1 send in ``fill``."""
-        one, two = (extension_bytes(n, self._kappa) for n in self._missing((first, second)))
+        one, two = self._source.sent_bytes(self._missing((first, second)))
         return STEP_BYTES + one, STEP_BYTES + two
 
     def _missing(self, wanted: tuple[int, int]) -> list[int]:
         lacking = [max(n - len(s), 0) for n, s in zip(wanted, self._stock, strict=True)]
-        return [-(-n // GRAIN) * GRAIN for n in lacking]
+        return self._source.rounded(lacking)
 
     def fill(self, first: int, second: int) -> Joint[None]:
         """Have ``first`` COTs in stock where party 0 chooses and ``second`` where party 1 does: one
-        exchange, whose message is the own extension after the COTs given away so far. Raises
-        PairingSpent, MalformedMessage.
+        exchange, whose message is the own extension after the COTs given away so far, or two where
+        Ferret begins. Raises PairingSpent, MalformedMessage.
 
         A pairing whose exchange was not finished, or whose ends gave away different COTs, is out
         of step and refuses everything after."""
@@ -190,20 +192,23 @@ class Pairing:
             raise PairingSpent("COTs of a pairing", got=most, expected=MOST_COTS, hint="pair anew")
         self._broken = True
         own, other = self.party, 1 - self.party
-        message, bits, v = self._chooser.extend(counts[own])
-        step = b"".join(taken.to_bytes(8, "little") for taken in self._taken)
-        expected = STEP_BYTES + extension_bytes(counts[other], self._kappa)
-        peer = yield from swap(step + message, expected)
-        if peer[:STEP_BYTES] != step:
-            raise MalformedMessage(
-                "the peer's COTs given away so far", expected=self._taken, hint="pair anew"
-            )
-        w = self._sender.extend(counts[other], peer[STEP_BYTES:])
+        bits, v, w = yield from self._in_step(self._source.extend(counts))
         self._bits = np.concatenate([self._bits, bits])
         for chooser, blocks in ((own, v), (other, w)):
             self._stock[chooser] = np.concatenate([self._stock[chooser], blocks])
             self._made[chooser] += counts[chooser]
         self._broken = False
+
+    def _in_step(self, run: Joint[Made]) -> Joint[Made]:
+        """``run``, in front of whose first message either end says what it gave away so far."""
+        step = b"".join(taken.to_bytes(8, "little") for taken in self._taken)
+        exchange = next(run)
+        peer = yield from swap(step + exchange.sent, STEP_BYTES + exchange.expected)
+        if peer[:STEP_BYTES] != step:
+            raise MalformedMessage(
+                "the peer's COTs given away so far", expected=self._taken, hint="pair anew"
+            )
+        return (yield from _rest(run, peer[STEP_BYTES:]))
 
     def columns(self, choosers: Sequence[int], elements: int) -> list[Column]:
         """A column for each of ``choosers`` (0, 1 or BOTH), from the stock, which ``fill`` made
@@ -249,6 +254,17 @@ class Pairing:
             raise PairingSpent("a pairing in another process", hint="pair anew after a fork")
         if self._broken:
             raise PairingSpent("a pairing whose exchange was broken off", hint="pair anew")
+
+
+def _rest(run: Joint[Made], message: bytes) -> Joint[Made]:
+    """``run`` from its next message on."""
+    while True:
+        try:
+            exchange: Exchange = run.send(message)
+        except StopIteration as end:
+            made: Made = end.value
+            return made
+        message = yield exchange
 
 
 def _left(whole: Words, taken: int) -> Words:

@@ -14,7 +14,10 @@ from secure_quant.mpc.kernels import load
 from secure_quant.mpc.kernels.bits import ONE, ONES, OUT, ZERO, I, kernel, read
 from secure_quant.mpc.kernels.simd import popcount
 
-__all__ = ["borrowed", "cut", "fold", "join", "larger", "look_up", "transpose"]
+__all__ = [
+    "borrowed", "close", "cut", "fold", "grow", "grow_but_one", "join", "larger", "look_up", "mix",
+    "transpose",
+]  # fmt: skip
 
 load()  # gates' loops too: a peer that waits is not to wait for a compiler
 
@@ -23,6 +26,9 @@ IN = types.Array(U, 1, "C", readonly=True)
 IN2 = types.Array(U, 2, "C", readonly=True)
 OUT2 = types.Array(U, 2, "C")
 INT2 = types.Array(I, 2, "C", readonly=True)
+IN3 = types.Array(U, 3, "C", readonly=True)
+OUT3 = types.Array(U, 3, "C")
+ANY2 = types.Array(U, 2, "A")
 
 
 @kernel(types.void(OUT2, OUT, OUT2))
@@ -140,3 +146,72 @@ def larger(
         else:
             made += term
         out[i] = made & keep
+
+
+@kernel(types.void(IN, IN2, OUT2))
+def mix(rows: Any, secret: Any, out: Any) -> None:
+    """Row i of a matrix with ten ones, times ``secret``, XORed to out[i]. rows: five words a row,
+    each half of which names a place."""
+    size = np.uint64(secret.shape[0])
+    half, low = np.uint64(32), np.uint64(0xFFFFFFFF)
+    for i in range(out.shape[0]):
+        one, two = out[i, 0], out[i, 1]
+        for j in range(5 * i, 5 * i + 5):
+            a = np.int64(((rows[j] & low) * size) >> half)
+            b = np.int64(((rows[j] >> half) * size) >> half)
+            one ^= secret[a, 0] ^ secret[b, 0]
+            two ^= secret[a, 1] ^ secret[b, 1]
+        out[i, 0], out[i, 1] = one, two
+
+
+@kernel(types.void(OUT3, IN3, IN3, ANY2))
+def grow(nodes: Any, turned: Any, permuted: Any, sums: Any) -> None:
+    """A level of every tree becomes the next: left children in the place of the nodes, right ones
+    after them. turned: σ of the nodes; permuted: π of that. The left ones' sum is XORed to sums."""
+    size = turned.shape[1]
+    for t in range(nodes.shape[0]):
+        one, two = ZERO, ZERO
+        for i in range(size):
+            a, b = turned[t, i, 0] ^ permuted[t, i, 0], turned[t, i, 1] ^ permuted[t, i, 1]
+            one ^= a
+            two ^= b
+            nodes[t, size + i, 0], nodes[t, size + i, 1] = nodes[t, i, 0] ^ a, nodes[t, i, 1] ^ b
+            nodes[t, i, 0], nodes[t, i, 1] = a, b
+        sums[t, 0] ^= one
+        sums[t, 1] ^= two
+
+
+@kernel(types.void(OUT3, IN3, IN3, ANY2, types.Array(I, 1, "A"), types.Array(I, 1, "A")))
+def grow_but_one(
+    nodes: Any, turned: Any, permuted: Any, known: Any, sides: Any, places: Any
+) -> None:
+    """The same where one node is not known, in ``places``, which is set to its child's that is not.
+    known: the sum of the children on the side that ``sides`` says; the other one is set to 0."""
+    size = turned.shape[1]
+    for t in range(nodes.shape[0]):
+        one, two, side, hole = known[t, 0], known[t, 1], sides[t], places[t]
+        for i in range(size):
+            a, b = turned[t, i, 0] ^ permuted[t, i, 0], turned[t, i, 1] ^ permuted[t, i, 1]
+            c, d = nodes[t, i, 0] ^ a, nodes[t, i, 1] ^ b
+            if i == hole:
+                a = b = c = d = ZERO
+            nodes[t, size + i, 0], nodes[t, size + i, 1] = c, d
+            nodes[t, i, 0], nodes[t, i, 1] = a, b
+            one ^= c if side else a
+            two ^= d if side else b
+        nodes[t, hole + side * size, 0], nodes[t, hole + side * size, 1] = one, two
+        places[t] = hole + (1 - side) * size
+
+
+@kernel(types.void(OUT3, types.Array(I, 1, "A")))
+def close(leaves: Any, places: Any) -> None:
+    """The leaf that is not known becomes the sum of the others. Bit 1 of a leaf is then whether it
+    is that one."""
+    mark = np.uint64(2)
+    for t in range(leaves.shape[0]):
+        one, two = ZERO, ZERO
+        for i in range(leaves.shape[1]):
+            one ^= leaves[t, i, 0]
+            two ^= leaves[t, i, 1]
+            leaves[t, i, 0] &= ~mark
+        leaves[t, places[t], 0], leaves[t, places[t], 1] = one | mark, two

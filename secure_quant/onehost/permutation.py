@@ -13,7 +13,9 @@ import numpy as np
 from cryptography.hazmat.primitives.ciphers import Cipher, algorithms, modes
 from numpy.typing import NDArray
 
-__all__ = ["CHILDREN", "KEYS", "LEAVES", "PADS", "TREES", "Permutation", "Words"]
+__all__ = [
+    "CHILDREN", "FERRET", "KEYS", "LEAVES", "PADS", "TREES", "Permutation", "Words",
+]  # fmt: skip
 
 Words = NDArray[np.uint64]
 
@@ -46,6 +48,8 @@ class Permutation:
 
 CHILDREN = Permutation("left child"), Permutation("right child")
 """Of a seed in the trees of the extension."""
+FERRET = Permutation("ferret")
+"""Of a node in the trees of Ferret."""
 KEYS = Permutation("key")
 """Of a correlated block."""
 PADS = Permutation("pad")

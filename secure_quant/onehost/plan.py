@@ -6,7 +6,7 @@ import json
 from dataclasses import dataclass
 from functools import cached_property
 from math import prod
-from typing import Any
+from typing import Any, get_args
 
 from secure_quant.errors import HashMismatch, MalformedModel, OpNotSupported, UnsupportedVersion
 from secure_quant.ir import Graph, ops
@@ -24,13 +24,15 @@ from secure_quant.onehost import masked
 from secure_quant.onehost.cases import JointCases
 from secure_quant.onehost.cot import KAPPA, STEP_BYTES
 from secure_quant.onehost.edge import input_bytes
+from secure_quant.onehost.ferret import Lpn
 from secure_quant.onehost.masked import MaskedPlan
 from secure_quant.onehost.maximum import JointMaximum
 from secure_quant.onehost.order import depth, exchanges, ordered, requantized
 from secure_quant.onehost.product import JointProduct
 from secure_quant.onehost.ramp import JointRamp
 from secure_quant.onehost.requantize import JointRequantize
-from secure_quant.onehost.softspoken import GRAIN, extension_bits, extension_bytes
+from secure_quant.onehost.softspoken import extension_bits
+from secure_quant.onehost.sources import Objective, lpn_of, mean_bytes
 
 __all__ = ["CALLS", "KAPPA", "MAX_BATCH", "NUMBER_BYTES", "Half", "OneHostCost", "OneHostPlan",
            "plan"]  # fmt: skip
@@ -63,16 +65,18 @@ class OneHostCost:
     online_down: int
     flights: int
     """Messages online that something waits for; both ends may send in one."""
+    objective: Objective = "latency"
 
     @property
     def offline_bytes_up(self) -> int:
-        """Ahead of time from client to server, the extension of an empty stock included."""
-        return self.material_up + STEP_BYTES + _extension(self.cots[0])
+        """Ahead of time from client to server, the extension of an empty stock included; with
+        Ferret the item's part of a batch, and not what a pairing's first item sends to begin."""
+        return self.material_up + STEP_BYTES + mean_bytes(self.objective, KAPPA, self.cots)[0]
 
     @property
     def offline_bytes_down(self) -> int:
         """The same, back."""
-        return self.material_down + STEP_BYTES + _extension(self.cots[1])
+        return self.material_down + STEP_BYTES + mean_bytes(self.objective, KAPPA, self.cots)[1]
 
     def seconds(self, round_trip: float, bits_a_second: float) -> float:
         """What the network takes of a call: half a round trip for each flight, and all bytes one
@@ -111,19 +115,21 @@ class OneHostCost:
         return self.online_down
 
 
-def _extension(cots: int) -> int:
-    return extension_bytes(-(-cots // GRAIN) * GRAIN, KAPPA)
-
-
 @dataclass(frozen=True, eq=False)
 class OneHostPlan:
     """graph: public. gates: one per node, in the nodes' order. masked: of the linear layers. calls:
-    samples of one client for which it was made."""
+    samples of one client for which it was made. objective: which COTs."""
 
     graph: Graph
     gates: tuple[Gate, ...]
     masked: MaskedPlan
     calls: int
+    objective: Objective = "latency"
+
+    @property
+    def lpn(self) -> Lpn | None:
+        """Of its pairings."""
+        return lpn_of(self.objective)
 
     @cached_property
     def by_name(self) -> dict[str, Gate]:
@@ -221,6 +227,7 @@ class OneHostPlan:
             NUMBER_BYTES + sum(up for up, _ in online),
             NUMBER_BYTES + sum(down for _, down in online),
             self.flights,
+            self.objective,
         )  # fmt: skip
 
     def light(self, batch: int) -> bool:
@@ -264,11 +271,17 @@ class OneHostPlan:
             elif gate.name in self.halves:
                 half = self.halves[gate.name]
                 first, second = half.sent_bytes(1)
-                one, two = half.cots(1)
-                bits = extension_bits(KAPPA)
-                ahead = first + one * bits // 8, second + two * bits // 8
+                one, two = self._part(half.cots(1))
+                ahead = first + one, second + two
             made[gate.name] = self._online(gate, 1), ahead
         return made
+
+    def _part(self, cots: tuple[int, int]) -> tuple[int, int]:
+        """Bytes of the extension that are a gate's, whose COTs stand among others'."""
+        if self.lpn is not None:
+            return mean_bytes(self.objective, KAPPA, cots)
+        bits = extension_bits(KAPPA)
+        return cots[0] * bits // 8, cots[1] * bits // 8
 
     @cached_property
     def flights(self) -> int:
@@ -292,6 +305,8 @@ class OneHostPlan:
             "gates": [gate.describe() for gate in self.gates],
             "linear": json.loads(self.masked.he.to_json()),
         }
+        if self.objective != "latency":
+            document["objective"] = self.objective
         return json.dumps(document, sort_keys=True, separators=(",", ":")).encode()
 
     @staticmethod
@@ -308,7 +323,10 @@ class OneHostPlan:
         calls = document.get("calls")
         if type(calls) is not int or not 1 <= calls < 2**63:
             raise MalformedModel("samples of a plan", got=ascii(calls)[:40], expected=">= 1")
-        made = plan(graph, calls)
+        objective = document.get("objective", "latency")
+        if objective not in get_args(Objective):
+            raise MalformedModel("objective of a plan", got=ascii(objective)[:40])
+        made = plan(graph, calls, objective)
         if made.to_json() != bytes(data):
             raise HashMismatch("plan", got="another plan", expected="the one that the graph gives")
         return made
@@ -324,7 +342,7 @@ def _document(data: bytes) -> dict[str, Any]:
     return document
 
 
-def plan(graph: Graph, calls: int | None = None) -> OneHostPlan:
+def plan(graph: Graph, calls: int | None = None, objective: Objective = "latency") -> OneHostPlan:
     """calls: samples that one client may be served; by default the first of CALLS that the layers
     allow. Raises OpNotSupported."""
     refuse_secret_tables(graph.nodes, "with one host")
@@ -351,6 +369,6 @@ def plan(graph: Graph, calls: int | None = None) -> OneHostPlan:
         except OpNotSupported:
             if each == tried[-1]:
                 raise
-    made = OneHostPlan(public, gates, layers, each)
+    made = OneHostPlan(public, gates, layers, each, objective)
     made.cots(1)  # refuses here what no joint half can do
     return made

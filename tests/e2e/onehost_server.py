@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 from e2e import he_server
 
 from secure_quant.onehost.bundle import split
 
-__all__ = ["OneHostProcess"]
+__all__ = ["OneHostProcess", "SilentOneHostProcess"]
 
 
 class OneHostProcess(he_server.HeServerProcess):
@@ -17,3 +19,9 @@ class OneHostProcess(he_server.HeServerProcess):
         "secure_quant_server.onehost import OneHostOptions as HeOptions, serve_onehost as serve_he",
     )
     split = staticmethod(split)
+
+
+class SilentOneHostProcess(OneHostProcess):
+    """The same with Ferret's OTs."""
+
+    split = staticmethod(partial(split, objective="traffic"))

@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 import pytest
 from e2e.he_server import inputs, lenet
-from e2e.onehost_server import OneHostProcess
+from e2e.onehost_server import OneHostProcess, SilentOneHostProcess
 from patience import ample
 from slow.client.forking import in_child
 
@@ -35,6 +35,8 @@ from secure_quant.errors import (
     ShapeMismatch,
 )
 from secure_quant.onehost.bundle import load_client, split
+from secure_quant.onehost.cot import KAPPA, STEP_BYTES
+from secure_quant.onehost.softspoken import extension_bytes
 from secure_quant_client import AsyncOneHostClient, OneHostClient
 from secure_quant_client.onehost.link import Link
 
@@ -88,6 +90,32 @@ def test_what_was_sent_is_what_the_plan_says(server: OneHostProcess, graph: Grap
             assert 0 <= cost.offline_bytes_up - stats.offline_bytes_up < 1024
             assert 0 <= cost.offline_bytes_down - stats.offline_bytes_down < 1024
             assert stats.samples == batch
+
+
+@pytest.mark.heavy
+def test_ferret_sends_less_and_answers_alike(graph: Graph, tmp_path: Path) -> None:
+    """The first item begins it; the third takes what the first two left and one batch more."""
+    plan = load_client(split(graph, "traffic")["client"])
+    lpn, (first, second) = plan.lpn, plan.cots(1)
+    assert lpn is not None
+    with (
+        SilentOneHostProcess(tmp_path, graph) as server,
+        OneHostClient(server.target, tls=server.tls(), stock=0) as client,
+    ):
+        before = [0, 0]
+        for item in range(1, 6):
+            q = inputs(graph, 1, item)
+            answer = client.infer_int8_with_stats(q, timeout=ample(30))
+            assert np.array_equal(answer.y, reference.run_int(graph, q))
+            stats, cost = answer.stats, plan.cost(1)
+            batches = [-(-item * count // lpn.made) for count in (second, first)]
+            sent = (stats.offline_bytes_up, stats.offline_bytes_down)
+            material = (cost.material_up, cost.material_down)
+            for side in (0, 1):
+                fresh = (batches[side] - before[side]) * lpn.batch_bytes
+                begun = extension_bytes(lpn.reserve, KAPPA) if item == 1 else 0
+                assert sent[side] == material[side] + STEP_BYTES + fresh + begun
+            before = batches
 
 
 def test_two_clients_at_once_and_both_kinds(server: OneHostProcess, graph: Graph) -> None:

@@ -9,7 +9,7 @@ import pytest
 
 from secure_quant.errors import SecureQuantError
 from tests.unit.mpc.protocol import graphs
-from tests.unit.onehost.drive import pair
+from tests.unit.onehost.drive import SMALL, pair
 from tests.unit.onehost.test_program import Ends, inputs
 
 
@@ -44,18 +44,19 @@ def test_online(end: int) -> None:
 
 
 @pytest.mark.heavy
-def test_ahead_of_time() -> None:
+@pytest.mark.parametrize("lpn", [None, SMALL], ids=["softspoken", "ferret"])
+def test_ahead_of_time(lpn: Any) -> None:
     """To the host: COTs' counts and ciphertexts are checked, the rest only spoils the item."""
     rng, found = np.random.default_rng(2), list[str]()
-    exchanges, how = tampered(item(), -1, 1, rng)
+    exchanges, how = tampered(item(lpn), -1, 1, rng)
     assert how == "borne"
     for step in range(exchanges):
-        found.append(tampered(item(), step, 1, rng)[1])
+        found.append(tampered(item(lpn), step, 1, rng)[1])
     assert found[0] == "MalformedMessage"  # COTs given away so far
     assert set(found) == {"MalformedMessage", "borne"}
 
 
-def item() -> Any:
+def item(lpn: Any) -> Any:
     """Both ends of one, over a pairing of its own."""
-    ends = Ends(graphs.mlp(), pair())
+    ends = Ends(graphs.mlp(), pair(lpn=lpn))
     return ends.client.prepare(1), ends.server.prepare(1)

@@ -199,7 +199,9 @@ class Paired:
         answer = self._link.answered(self._step_s)
         if answer.WhichOneof("message") != "opened" or answer.opened.samples < 1:
             raise MalformedMessage("the host's first answer", expected="opened")
-        made = drive(Pairing.make(0, KAPPA), self._ahead, inbox, lambda: self._step_s)
+        made = drive(
+            Pairing.make(0, KAPPA, self._plan.lpn), self._ahead, inbox, lambda: self._step_s
+        )
         self.pair_bytes = made.sent
         keys: list[MaskKeys] = []
 

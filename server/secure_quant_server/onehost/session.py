@@ -273,8 +273,9 @@ class Session:
         self.end(InternalError("the pairing failed", hint="pair anew"))
 
     def _make_all(self) -> None:
-        pairing = self._run(Pairing.make(1, KAPPA), self._ahead)
-        program = self._program = HostProgram(self._served.plan, pairing, self._served.host)
+        plan = self._served.plan
+        pairing = self._run(Pairing.make(1, KAPPA, plan.lpn), self._ahead)
+        program = self._program = HostProgram(plan, pairing, self._served.host)
         self._bounds.noted("pairing", 1)
         while (asked := self._makes.get()) is not None:
             self._require_read()

@@ -8,6 +8,10 @@ from typing import Any
 import numpy as np
 
 from secure_quant.onehost.cot import KAPPA, Pairing
+from secure_quant.onehost.ferret import Lpn
+
+SMALL = Lpn(secret=256, trees=80, depth=5)
+"""For tests: nobody's secret."""
 
 
 def drive(one: Any, two: Any) -> tuple[Any, Any, list[tuple[int, int]]]:
@@ -30,8 +34,8 @@ def drive(one: Any, two: Any) -> tuple[Any, Any, list[tuple[int, int]]]:
         messages = [exchanges[1].sent, exchanges[0].sent]
 
 
-def pair(kappa: Any = KAPPA) -> list[Pairing]:
-    one, two, _ = drive(Pairing.make(0, kappa), Pairing.make(1, kappa))
+def pair(kappa: Any = KAPPA, lpn: Lpn | None = None) -> list[Pairing]:
+    one, two, _ = drive(Pairing.make(0, kappa, lpn), Pairing.make(1, kappa, lpn))
     return [one, two]
 
 

@@ -7,10 +7,11 @@ from typing import Any
 import numpy as np
 import pytest
 
-from secure_quant.onehost.permutation import KEYS, LEAVES, PADS, TREES
+from secure_quant.onehost import ferret
+from secure_quant.onehost.permutation import FERRET, KEYS, LEAVES, PADS, TREES
 
 EVERY = {
-    "pads": PADS, "keys": KEYS,
+    "pads": PADS, "keys": KEYS, "ferret": FERRET,
     **{f"tree {name}": permutation for name, permutation in TREES.items()},
     **{f"leaves {name}": permutation for name, permutation in LEAVES.items()},
 }  # fmt: skip
@@ -25,10 +26,13 @@ class Ledger:
         for name, permutation in EVERY.items():
             plain = permutation.hash
             monkeypatch.setattr(permutation, "hash", self._recording(name, plain))
+        # Asked of σ; 0 stands for the node of each tree that the chooser does not know.
+        monkeypatch.setattr(ferret, "FERRET", self._recording("ferret", FERRET))
 
     def _recording(self, name: str, plain: Any) -> Any:
         def record(blocks: Any) -> Any:
-            self.seen[name, self.party].append(blocks.reshape(-1, 2).copy())
+            asked = blocks.reshape(-1, 2)
+            self.seen[name, self.party].append(asked[asked.any(axis=1)])
             return plain(blocks)
 
         return record

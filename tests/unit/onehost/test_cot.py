@@ -16,8 +16,11 @@ from secure_quant.onehost.cot import BOTH, PAIRING_BYTES, STEP_BYTES, Column, Pa
 from secure_quant.onehost.permutation import CHILDREN, KEYS, LEAVES, PADS, TREES
 from secure_quant.onehost.products import column_times, gated, number
 from secure_quant.onehost.softspoken import extension_bytes
-from tests.unit.onehost.drive import both, columns, drive, pair, words
+from tests.unit.onehost.drive import SMALL, both, columns, drive, pair, words
 from tests.unit.onehost.ledger import Ledger
+
+SOURCES = [(4, None), (6, None), (8, None), (6, SMALL)]
+either = pytest.mark.parametrize("lpn", [None, SMALL], ids=["softspoken", "ferret"])
 
 
 def check_ideal(one: Column, two: Column, delta: Any) -> None:
@@ -34,9 +37,9 @@ def check_ideal(one: Column, two: Column, delta: Any) -> None:
         assert (product == (one.own ^ two.own)[:, None] * delta).all()
 
 
-@pytest.mark.parametrize("kappa", [4, 6, 8])
-def test_columns_are_an_ideal_cot(kappa: Any) -> None:
-    pairs = pair(kappa)
+@pytest.mark.parametrize(("kappa", "lpn"), SOURCES)
+def test_columns_are_an_ideal_cot(kappa: Any, lpn: Any) -> None:
+    pairs = pair(kappa, lpn)
     delta = pairs[0].delta ^ pairs[1].delta
     assert delta[0] & np.uint64(1) == 1
     choosers = [BOTH, 0, 1, BOTH, 1]
@@ -66,12 +69,36 @@ def test_bytes_are_those_of_the_formulas(kappa: Any) -> None:
     assert sent == [(STEP_BYTES, STEP_BYTES)]
 
 
-def test_no_choice_bit_and_no_pad_block_is_used_twice(monkeypatch: pytest.MonkeyPatch) -> None:
-    pairs, rng = pair(), np.random.default_rng(0)
+def test_bytes_with_ferret() -> None:
+    """What begins it once a direction, and then a block a level of every tree but the first."""
+    one, two, sent = drive(*(Pairing.make(i, 6, SMALL) for i in (0, 1)))
+    assert [sum(side) for side in zip(*sent, strict=True)] == [PAIRING_BYTES] * 2
+    pairs, batch, begin = [one, two], 80 * 4 * 16, 21 * 768 // 8
+    made = 80 * 32 - 256 - 80 * 5
+    assert (SMALL.made, SMALL.batch_bytes) == (made, batch)
+    assert SMALL.reserve == 656  # of multiples of 128
+    for wanted, exchanges in (
+        ((0, 1), [(STEP_BYTES, STEP_BYTES + begin), (batch, 0)]),
+        ((made, made + 1), [(STEP_BYTES + begin, STEP_BYTES), (batch, batch)]),
+        ((made, 2 * made), [(STEP_BYTES, STEP_BYTES)]),
+        ((made, 4 * made), [(STEP_BYTES + 2 * batch, STEP_BYTES)]),
+    ):
+        promised = one.fill_bytes(*wanted)
+        assert promised == two.fill_bytes(*wanted)
+        _, _, sent = both(pairs, lambda p, wanted=wanted: p.fill(*wanted))
+        assert sent == exchanges
+        assert promised == tuple(sum(side) for side in zip(*sent, strict=True))
+
+
+@either
+def test_no_choice_bit_and_no_pad_block_is_used_twice(
+    lpn: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pairs, rng = pair(lpn=lpn), np.random.default_rng(0)
     ledger = Ledger(monkeypatch)
 
     def protocol(p: Pairing) -> Any:
-        for elements in (50, 3):  # over several extensions
+        for elements in (50, 3, 400):  # over several extensions
             yield from p.fill(9 * elements, 9 * elements)
             made = p.columns([BOTH] * 4 + [0, 1], elements)
             for column in made[:4]:
@@ -82,7 +109,9 @@ def test_no_choice_bit_and_no_pad_block_is_used_twice(monkeypatch: pytest.Monkey
 
     drive(*(ledger.follow(i, protocol(p)) for i, p in enumerate(pairs)))
     # A product of 256 bits, one of 1, and one of 33 each way: 3 pads of each block, and the ring's.
-    assert ledger.check()["pads"] > 53 * 4 * 3 * 4
+    asked = ledger.check()
+    assert asked["pads"] > 453 * 4 * 3 * 4
+    assert (asked["ferret"] > 0) == (lpn is not None)
 
 
 def test_the_ledger_catches_a_block_used_twice(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -127,13 +156,15 @@ def test_caps(monkeypatch: pytest.MonkeyPatch) -> None:
         next(pairs[0].fill(400, 0))
 
 
-def test_a_stock_gives_every_cot_once() -> None:
-    pairs = pair()
+@either
+def test_a_stock_gives_every_cot_once(lpn: Any) -> None:
+    pairs = pair(lpn=lpn)
     both(pairs, lambda p: p.fill(128, 128))
-    pairs[0].columns([BOTH], 100)
+    there = 128 if lpn is None else SMALL.made
+    pairs[0].columns([BOTH], there - 28)
     with pytest.raises(PairingSpent, match="in stock"):
-        pairs[0].columns([BOTH], 100)
-    one, _ = columns(pair(), [BOTH, 0], 2)
+        pairs[0].columns([BOTH], 29)
+    one, _ = columns(pair(lpn=lpn), [BOTH, 0], 2)
     one[0].halves("main")
     one[0].halves("saturation")
     for column in one:
@@ -141,8 +172,9 @@ def test_a_stock_gives_every_cot_once() -> None:
             column.halves("main")
 
 
-def test_ends_out_of_step_refuse() -> None:
-    pairs = pair()
+@either
+def test_ends_out_of_step_refuse(lpn: Any) -> None:
+    pairs = pair(lpn=lpn)
     both(pairs, lambda p: p.fill(128, 128))
     pairs[0].columns([0], 10)  # an item that the peer never began
     runs = [p.fill(118, 128) for p in pairs]
@@ -154,9 +186,10 @@ def test_ends_out_of_step_refuse() -> None:
             broken.columns([0], 1)
 
 
-def test_a_broken_exchange_ends_the_pairing() -> None:
+@either
+def test_a_broken_exchange_ends_the_pairing(lpn: Any) -> None:
     for spoil in (lambda m: m[:-1], lambda m: m + b"x", lambda m: m + m):
-        one, two = pair()
+        one, two = pair(lpn=lpn)
         run, other = one.fill(128, 128), two.fill(128, 128)
         next(run)
         with pytest.raises(MalformedMessage):
@@ -166,8 +199,9 @@ def test_a_broken_exchange_ends_the_pairing() -> None:
                 use()
 
 
-def test_a_pairing_stays_in_its_process(monkeypatch: pytest.MonkeyPatch) -> None:
-    one, _ = pair()
+@either
+def test_a_pairing_stays_in_its_process(lpn: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    one, _ = pair(lpn=lpn)
     for leave in (pickle.dumps, copy.copy, copy.deepcopy):
         with pytest.raises(TypeError, match="never leaves"):
             leave(one)

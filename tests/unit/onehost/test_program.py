@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+import json
 from typing import Any
 
 import numpy as np
@@ -11,6 +13,7 @@ from secure_quant import reference
 from secure_quant.errors import (
     DtypeMismatch,
     MalformedMessage,
+    MalformedModel,
     MaterialReused,
     OpNotSupported,
     ShapeMismatch,
@@ -20,15 +23,17 @@ from secure_quant.mpc.protocol.cost import packed_bytes
 from secure_quant.mpc.protocol.gates.product import ProductGate
 from secure_quant.mpc.protocol.ring import reduce
 from secure_quant.onehost import plan as plan_module
-from secure_quant.onehost.cot import MOST_BLOCKS, Pairing
+from secure_quant.onehost import sources
+from secure_quant.onehost.cot import MOST_BLOCKS, STEP_BYTES, Pairing
 from secure_quant.onehost.plan import OneHostPlan, plan
 from secure_quant.onehost.product import JointProduct
 from secure_quant.onehost.products import unpacked
 from secure_quant.onehost.program import ClientProgram, Host, HostProgram
+from secure_quant.onehost.softspoken import extension_bytes
 from secure_quant_client.onehost.masks import MaskKeys
 from tests.unit.mpc.protocol import graphs
 from tests.unit.mpc.protocol.graphs import Builder
-from tests.unit.onehost.drive import drive, pair
+from tests.unit.onehost.drive import SMALL, drive, pair
 from tests.unit.onehost.ledger import Ledger
 
 GRAPHS = tuple(graphs.ALL)
@@ -37,8 +42,10 @@ GRAPHS = tuple(graphs.ALL)
 class Ends:
     """A client and a server of one graph."""
 
-    def __init__(self, graph: Graph, pairs: list[Pairing], calls: int = 1000) -> None:
-        self.graph, self.plan = graph, plan(graph.public(), calls)
+    def __init__(
+        self, graph: Graph, pairs: list[Pairing], calls: int = 1000, objective: Any = "latency"
+    ) -> None:
+        self.graph, self.plan = graph, plan(graph.public(), calls, objective)
         self.pairs = pairs
         self.host = Host(graph, self.plan)
         self.server = HostProgram(self.plan, pairs[1], self.host)
@@ -52,8 +59,9 @@ class Ends:
         wanted = self.plan.cots(batch)
         filled = self.pairs[0].fill_bytes(*wanted)
         one, two, sent = drive(self.client.prepare(batch), self.server.prepare(batch))
-        assert sent[0] == filled
-        return one, two, [sum(side) for side in zip((0, 0), *sent[1:], strict=True)]
+        begins = 1 if sent[0] == filled else 2  # where Ferret begins
+        assert filled == tuple(sum(side) for side in zip(*sent[:begins], strict=True))
+        return one, two, [sum(side) for side in zip((0, 0), *sent[begins:], strict=True)]
 
     def infer(self, q: Any) -> Any:
         one, two, offline = self.prepare(len(q))
@@ -92,6 +100,41 @@ def test_a_model_with_every_kind_of_reader(pairs: list[Pairing]) -> None:
     for seed in range(4):
         q = inputs(ends.graph, 2, seed)
         assert np.array_equal(ends.infer(q), reference.run_int(ends.graph, q))
+
+
+def test_traffic_takes_ferret(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The same gates and integers; bytes of many items by the formula, what begins it included."""
+    monkeypatch.setattr(sources, "LPN", SMALL)
+    graph = graphs.mlp()
+    plain, ends = plan(graph.public(), 1000), Ends(graph, pair(lpn=SMALL), 1000, "traffic")
+    made = OneHostPlan.from_json(ends.plan.to_json(), graph.public())
+    assert (made.objective, made.lpn, plain.lpn) == ("traffic", SMALL, None)
+    assert "objective" not in json.loads(plain.to_json())
+    cost, other = ends.plan.cost(1), plain.cost(1)
+    assert dataclasses.replace(cost, objective="latency") == other
+
+    sent, items = [0, 0], 5
+    for seed in range(items):
+        extension = ends.pairs[1].fill_bytes(*ends.plan.cots(1))
+        sent = [old + new for old, new in zip(sent, extension, strict=True)]
+        q = inputs(graph, 1, seed)
+        assert np.array_equal(ends.infer(q), reference.run_int(graph, q))
+    begin = extension_bytes(768, 6)  # SMALL's reserve in whole blocks
+    batches = [-(-items * count // SMALL.made) for count in cost.cots]
+    trees = [count * SMALL.batch_bytes for count in batches[::-1]]  # who does not choose sends
+    assert sent == [items * STEP_BYTES + begin + each for each in trees]
+    ahead = cost.offline_bytes_up - cost.material_up, cost.offline_bytes_down - cost.material_down
+    for whole, mean in zip(sent, ahead, strict=True):
+        assert 0 <= whole - begin - items * mean + items < SMALL.batch_bytes + items
+
+
+def test_a_plan_with_another_objective_is_refused() -> None:
+    public = graphs.mlp().public()
+    document = json.loads(plan(public, 1000).to_json())
+    for objective in ("balanced", 3, ["traffic"], None):
+        changed = json.dumps(document | {"objective": objective}).encode()
+        with pytest.raises(MalformedModel, match="objective"):
+            OneHostPlan.from_json(changed, public)
 
 
 def test_exchanges_ahead_of_time_do_not_grow_with_depth(pairs: list[Pairing]) -> None:
