@@ -97,3 +97,58 @@ def test_rows_within_few_bits_are_as_counted() -> None:
         if alive.sum() < kept.sum():
             break
     assert least < kept.sum() + 1 < k
+
+
+def test_left_out_bits_solve_a_toy() -> None:
+    """What ``sparse`` counts, run: of a toy with 240 secret bits, 187 are found by rows within
+    them, in as many tries as the noise of no more rows than that allows."""
+    n, k, block, s, rng = 4800, 240, 64, 187, np.random.default_rng(11)
+    rows, secret = rng.integers(0, k, (n, ONES)), rng.integers(0, 2, k)
+    noise = np.zeros((n // block, block), np.int64)
+    noise[np.arange(n // block), rng.integers(0, block, n // block)] = 1
+    samples = (secret[rows].sum(axis=1) + noise.ravel()) % 2
+
+    used, tries, found = s + 24, 0, 0
+    while found < 4:
+        tries += 1
+        bits = rng.permutation(k)[:s]
+        place = np.full(k, -1)
+        place[bits] = np.arange(s)
+        inside = rng.permutation(np.flatnonzero((place[rows] >= 0).all(axis=1)))[:used]
+        if len(inside) < used:
+            continue
+        # Rows have an even number of ones, so that all bits may be turned at once: one is given.
+        equations = [1 | int(secret[bits[0]]) << s]
+        for row in inside:
+            left = int(samples[row]) << s
+            for each in place[rows[row]]:
+                left ^= 1 << int(each)
+            equations.append(left)
+        solved = _solved(equations, s)
+        if solved is not None:
+            found += 1
+            values, known = solved
+            assert len(known) > s - 8
+            assert all(values[i] == secret[bits[i]] for i in known)
+    assert 0.25 < tries / found * (1 - 1 / block) ** used < 3
+
+
+def _solved(equations: list[int], s: int) -> tuple[dict[int, int], list[int]] | None:
+    """(bits, which of them are determined) of equations mod 2, the right side in bit s; None where
+    they contradict each other."""
+    pivots: dict[int, int] = {}
+    for equation in equations:
+        for place, pivot in pivots.items():
+            if equation >> place & 1:
+                equation ^= pivot
+        left = equation & ((1 << s) - 1)
+        if left:
+            place = left.bit_length() - 1
+            for other, pivot in pivots.items():
+                if pivot >> place & 1:
+                    pivots[other] = pivot ^ equation
+            pivots[place] = equation
+        elif equation:
+            return None
+    alone = [i for i, pivot in pivots.items() if pivot & ((1 << s) - 1) == 1 << i]
+    return {i: pivots[i] >> s & 1 for i in alone}, alone
