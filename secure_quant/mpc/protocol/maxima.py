@@ -10,8 +10,10 @@ from secure_quant.ir.values import Interval
 from secure_quant.mpc.protocol.gates.counting import MOST_LEVELS, CountingGate
 from secure_quant.mpc.protocol.gates.maximum import MaximumGate, cut_digits, levels
 
-__all__ = ["maxima"]
+__all__ = ["cheapest_maximum", "countings", "maxima"]
 
+POOL_ROUND = 2**18
+"""Bytes at least that a round of a maximum is worth where objectives are balanced."""
 WIDE = 10
 """Bits of a difference above which the six tables of a maximum of 4 are no bargain (int16)."""
 
@@ -44,19 +46,35 @@ def maxima(
         )  # fmt: skip
     number = x.hi - x.lo + 1
     if counts and isinstance(node, ops.ReduceMax) and 1 < number <= MOST_LEVELS:
-        made += [
-            _counting(node, common, source, x, summed)
-            for summed in ((False, True) if tallies else (False,))
-        ]
+        made += countings(node, common, source, x)[: 2 if tallies else 1]
     return made
 
 
-def _counting(
-    node: ops.ReduceMax, common: dict[str, Any], source: tuple[int, ...], x: Interval, summed: bool
-) -> CountingGate:
+def countings(
+    node: ops.ReduceMax, common: dict[str, Any], source: tuple[int, ...], x: Interval, *,
+    bare: bool = False,
+) -> list[CountingGate]:  # fmt: skip
+    """By counting, in three rounds and in two. ``bare``: numbers from x.lo on, masked by XOR."""
     levels, ring = x.hi - x.lo + 1, common["bits"]
-    free, dealt = CountingGate.material(source, levels, ring, summed=summed)
-    return CountingGate(
-        **common, node=node, low=x.lo, levels=levels, source=source, summed=summed, free_words=free,
-        dealt_words=dealt, payloads=CountingGate.rounds(source, levels, ring, summed=summed),
-    )  # fmt: skip
+    made = []
+    for summed in (False, True):
+        free, dealt = CountingGate.material(source, levels, ring, summed=summed)
+        made.append(
+            CountingGate(
+                **common, node=node, low=x.lo, levels=levels, source=source, summed=summed,
+                bare=bare, free_words=free, dealt_words=dealt,
+                payloads=CountingGate.rounds(source, levels, ring, summed=summed),
+            )
+        )  # fmt: skip
+    return made
+
+
+def cheapest_maximum(
+    found: list[MaximumGate | CountingGate], objective: str, round_bytes: int
+) -> MaximumGate | CountingGate:
+    """Of ``found``. round_bytes: of material, that a round is worth unless latency counts."""
+    if objective == "latency":
+        return min(found, key=lambda gate: (len(gate.payloads), gate.dealt_words))
+    if objective == "balanced":
+        round_bytes = max(round_bytes, POOL_ROUND)
+    return min(found, key=lambda gate: 8 * gate.dealt_words + round_bytes * len(gate.payloads))

@@ -15,21 +15,24 @@ from typing import Any, Literal, get_args
 
 from secure_quant.errors import HashMismatch, MalformedModel, OpNotSupported, UnsupportedVersion
 from secure_quant.ir import Graph, ops
+from secure_quant.ir.values import Interval
 from secure_quant.keystream import SEED_BYTES
 from secure_quant.mpc.protocol.cost import Cost
 from secure_quant.mpc.protocol.gates.base import Gate
+from secure_quant.mpc.protocol.gates.counting import CountingGate
 from secure_quant.mpc.protocol.gates.edge import InputGate, JoinGate, OutputGate
 from secure_quant.mpc.protocol.gates.embedding import EmbeddingGate
 from secure_quant.mpc.protocol.gates.linear import LinearGate
 from secure_quant.mpc.protocol.gates.local import LocalGate
+from secure_quant.mpc.protocol.gates.maximum import MaximumGate
 from secure_quant.mpc.protocol.gates.order import Level, TopKGate
 from secure_quant.mpc.protocol.gates.product import ProductGate
 from secure_quant.mpc.protocol.gates.ramp import RampGate
 from secure_quant.mpc.protocol.gates.requantize import RequantizeGate
-from secure_quant.mpc.protocol.maxima import maxima
+from secure_quant.mpc.protocol.maxima import cheapest_maximum, countings, maxima
 from secure_quant.mpc.protocol.order import tournament_of
 from secure_quant.mpc.protocol.ramps import Ramp
-from secure_quant.mpc.protocol.tables import Lookup, bits_of, choose
+from secure_quant.mpc.protocol.tables import Lookup, choose
 from secure_quant.mpc.protocol.uses import Uses
 from secure_quant.mpc.protocol.versions import (
     LONGER,
@@ -37,7 +40,7 @@ from secure_quant.mpc.protocol.versions import (
     PLAN_VERSION,
     TOURNAMENTS_ALONE,
 )
-from secure_quant.mpc.protocol.ways import ways
+from secure_quant.mpc.protocol.ways import bare_ways, cheapest, ways
 
 __all__ = ["STREAM_BYTES", "MpcPlan", "Objective", "Planner", "plan"]
 
@@ -48,15 +51,9 @@ SHARE_BITS = 64
 STREAM_BYTES = 2**25
 """Corrections of one sample above which a model is streamed, unless its owner says otherwise: two
 of them would fill a lane's stock, and making them ahead no longer hides what they cost."""
-ROUND_BITS = 3500
-"""Of material an element, that a round is worth where latency counts."""
-MOST_OF_A_ROUND = 2**21
-"""Bytes that a table in two rounds by digits (V5) may have there: it grows as no other does."""
 ROUND_SHARE, SHARE_BEFORE = 2**8, 2**9
 """Where objectives are balanced a round is worth this part of the model's material; half of it in
-plans before version 5;"""
-POOL_ROUND = 2**18
-"""and so many bytes at least where it is one of a maximum."""
+plans before version 5."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -206,6 +203,8 @@ class Planner:
         self.graph, self.objective, self._version = graph, objective, version
         self.rings: dict[str, int] = {node.name: 1 for node in graph.nodes}
         self.looks: dict[str, Lookup | Ramp] = {}
+        self.bare: dict[str, Interval] = {}
+        """Requantize whose number stays masked by XOR: what is read of them."""
         self._round_bytes = round_bytes
 
     def plan(self) -> MpcPlan:
@@ -236,19 +235,22 @@ class Planner:
             x = self.graph.values[node.inputs[0]].centred
             look = self.looks[node.name] = choose(node, x, self.objective, ring)
             return look.ring
+        found = ways(self.graph, node, self._version)
+        if self._counted(node):
+            found += bare_ways(self.graph, node)
         elements = self.graph.values[node.name].size
+        way = cheapest(found, elements, ring, self.objective, self._round_bytes)
+        self.looks[node.name] = way
+        if isinstance(way, Lookup) and not way.lifted:
+            self.bare[node.name] = Interval(min(node.table), max(node.table))
+        return way.ring
 
-        def price(way: Lookup | Ramp) -> tuple[int, int]:
-            bits, rounds = bits_of(way, ring), len(way.payloads(ring))
-            if self.objective == "latency":
-                by_digits = isinstance(way, Lookup) and way.variant == "V5"
-                many = by_digits and bits * elements > 8 * MOST_OF_A_ROUND
-                return (bits + ROUND_BITS * (rounds + many), way.ring)
-            return (bits * elements + 8 * self._round_bytes * rounds, way.ring)
-
-        found = min(ways(self.graph, node, self._version), key=price)
-        self.looks[node.name] = found
-        return found.ring
+    def _counted(self, node: ops.Requantize) -> bool:
+        """Whether counting alone reads it, which takes numbers as they are opened."""
+        readers = self.graph.consumers[node.name]
+        if self._version <= LONGER or len(readers) > 1 or not isinstance(readers[0], ops.ReduceMax):
+            return False
+        return isinstance(self.maximum(readers[0]), CountingGate)
 
     def _ordered(self, node: ops.TopK) -> tuple[Level, ...]:
         return tournament_of(node, self.graph.values[node.inputs[0]], self.objective)
@@ -326,8 +328,10 @@ class Planner:
     def requantize(self, node: ops.Requantize) -> Gate:
         common = self.common(node)
         common |= {"zero_point": self.zero(node.inputs[0]), "axis": node.axis}
-        count, ring = prod(common["shape"]), common["bits"]
-        look = self.looks[node.name]
+        look, count = self.looks[node.name], prod(common["shape"])
+        if isinstance(look, Lookup) and not look.lifted:
+            common["bits"] = look.out_bits
+        ring = common["bits"]
         free, dealt = RequantizeGate.material(look, count, ring)
         common |= {"free_words": free, "dealt_words": dealt}
         payloads = tuple(((count, bits),) for bits in look.payloads(ring))
@@ -353,18 +357,18 @@ class Planner:
         )  # fmt: skip
 
     def maximum(self, node: ops.MaxPool | ops.ReduceMax) -> Gate:
-        value = self.graph.values[node.inputs[0]]
-        made = maxima(
-            node, self.common(node), value.shape, value.range, self._compared(node),
-            self.objective, tables_alone=self._version == LOOKUPS_ALONE,
-            counts=self._version > TOURNAMENTS_ALONE, tallies=self._version > LONGER,
-        )  # fmt: skip
-        if self.objective == "latency":
-            return min(made, key=lambda gate: (len(gate.payloads), gate.dealt_words))
-        worth = self._round_bytes
-        if self.objective == "balanced":
-            worth = max(worth, POOL_ROUND)
-        return min(made, key=lambda gate: 8 * gate.dealt_words + worth * len(gate.payloads))
+        value, common = self.graph.values[node.inputs[0]], self.common(node)
+        numbers = self.bare.get(node.inputs[0])
+        made: list[MaximumGate | CountingGate]
+        if numbers and isinstance(node, ops.ReduceMax):
+            made = [*countings(node, common, value.shape, numbers, bare=True)]
+        else:
+            made = maxima(
+                node, common, value.shape, value.range, self._compared(node), self.objective,
+                tables_alone=self._version == LOOKUPS_ALONE,
+                counts=self._version > TOURNAMENTS_ALONE, tallies=self._version > LONGER,
+            )  # fmt: skip
+        return cheapest_maximum(made, self.objective, self._round_bytes)
 
 
 _MAKERS: dict[type[ops.Node], Callable[[Planner, Any], Gate]] = {

@@ -73,6 +73,8 @@ class Lookup:
     table: tuple[int, ...]
     least: int
     """Of u, where reach is 0."""
+    lifted: bool = True
+    """False: the number stays as it is opened, masked by XOR, for a gate that reads its bits."""
 
     @property
     def floor(self) -> int:
@@ -158,7 +160,8 @@ class Lookup:
         main, sat = 2**self.width, 2**self.reach if self.saturates else 0
         digits = tuple(2**bits for bits in self.borrow.digits)
         if self.variant == "V4":
-            return Fields(main, sat, self.record_bits, self.lift_bits(ring), digits)
+            lift = self.lift_bits(ring) if self.lifted else 0
+            return Fields(main, sat, self.record_bits, lift, digits)
         if self.variant == "V5":
             count = (1 + self.saturates) * (len(self.borrow.products) + 1)
             lift = count * (ring + 2 * self.lift_bits(ring)) - (not self.saturates) * ring
@@ -172,7 +175,7 @@ class Lookup:
         if self.variant != "V4":
             return (self.opened_bits, ring)
         first = (self.opened_bits,) if self.opened_bits else ()
-        return (*first, self.out_bits, ring)
+        return (*first, self.out_bits, ring) if self.lifted else (*first, self.out_bits)
 
 
 def reduced(node: Requantize) -> tuple[tuple[int, ...], int, int]:

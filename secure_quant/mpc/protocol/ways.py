@@ -1,20 +1,65 @@
-"""What a Requantize may be computed by."""
+"""What a Requantize may be computed by, and which of it is cheapest."""
 
 from __future__ import annotations
+
+from dataclasses import replace
 
 from secure_quant.ir import Graph, ops
 from secure_quant.mpc.protocol.ramps import Ramp, choose_ramp
 from secure_quant.mpc.protocol.reach import reach
-from secure_quant.mpc.protocol.tables import Lookup, candidates, flat_candidates
+from secure_quant.mpc.protocol.tables import Lookup, bits_of, candidates, flat_candidates
 from secure_quant.mpc.protocol.versions import LONGER
 
-__all__ = ["ways"]
+__all__ = ["MOST_OF_A_ROUND", "ROUND_BITS", "bare_ways", "cheapest", "ways"]
+
+ROUND_BITS = 3500
+"""Of material an element, that a round is worth where latency counts."""
+MOST_OF_A_ROUND = 2**21
+"""Bytes that a table in two rounds by digits (V5) may have there, whatever an element takes."""
+
+Way = Lookup | Ramp
 
 
-def ways(graph: Graph, node: ops.Requantize, version: int) -> list[Lookup | Ramp]:
+def ways(graph: Graph, node: ops.Requantize, version: int) -> list[Way]:
     """All that a plan of ``version`` may take. Raises OpNotSupported where there is none."""
     new = version > LONGER
     x = reach(graph, node.inputs[0]) if new else graph.values[node.inputs[0]].centred
     ramp = choose_ramp(node, x)
     flat = flat_candidates(node, x) if new else []
     return [*candidates(node, x, cases=new), *flat, *([ramp] if ramp else [])]
+
+
+def bare_ways(graph: Graph, node: ops.Requantize) -> list[Way]:
+    """Those whose number, from the table's least entry on, stays masked by XOR: of as few bits as
+    it has."""
+    x, floor = reach(graph, node.inputs[0]), min(node.table)
+    bits = max((max(node.table) - floor).bit_length(), 1)
+    return [
+        replace(look, lifted=False, out_bits=bits)
+        for look in (*candidates(node, x), *flat_candidates(node, x))
+        if look.variant == "V4" and look.floor == floor
+    ]
+
+
+def cheapest(found: list[Way], elements: int, ring: int, objective: str, round_bytes: int) -> Way:
+    """Of ``found``, for so many elements in Z_2^ring. round_bytes: of material, that a round is
+    worth unless latency counts."""
+
+    latency = objective == "latency"
+    each = ROUND_BITS * elements if latency else 8 * round_bytes
+
+    def price(way: Way) -> tuple[int, int]:
+        return (bits_of(way, ring) * elements + each * len(way.payloads(ring)), way.ring)
+
+    def by_digits(way: Way) -> bool:
+        return isinstance(way, Lookup) and way.variant == "V5"
+
+    if not latency:
+        return min(found, key=price)
+    best = min((way for way in found if not by_digits(way)), key=price)
+    shorter = [
+        way for way in found
+        if by_digits(way) and len(way.payloads(ring)) < len(best.payloads(ring))
+        and bits_of(way, ring) * elements <= 8 * MOST_OF_A_ROUND
+    ]  # fmt: skip
+    return min(shorter, key=price, default=best)

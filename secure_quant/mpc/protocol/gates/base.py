@@ -29,9 +29,9 @@ Online = Generator[bytes, bytes, "Wire"]
 class Wire:
     """A party's view of a wire, uint64[batch, *shape] each.
 
-    masked: x + r mod 2^bits, public to both parties. mask: own share of r.
-    share: own share of x mod 2^64, where x goes to the Output unopened. octets: what the client
-    sent for the Input, uint8, an XOR share of the int8.
+    masked: x + r mod 2^bits, public to both parties; of a gate that is ``xored`` x XOR r. mask: own
+    share of r. share: own share of x mod 2^64, where x goes to the Output unopened. octets: what
+    the client sent for the Input, uint8, an XOR share of the int8.
     """
 
     masked: Ring | None = None
@@ -88,6 +88,12 @@ class Gate(ABC):
     free_words: int = 0
     dealt_words: int = 0
     payloads: tuple[tuple[tuple[int, int], ...], ...] = ()
+
+    @property
+    def xored(self) -> bool:
+        """Whether the value, a number of ``bits`` bits, is masked by XOR: only some gates read it,
+        and no party has a share of the mask."""
+        return False
 
     def describe(self) -> dict[str, Any]:
         """The gate's public choices, for the plan's JSON."""

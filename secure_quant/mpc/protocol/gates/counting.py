@@ -5,7 +5,8 @@ t = 1 .. L - 1. A dealt one-hot of r_i mod 2^w, additively shared mod 2^m, is sh
 x_i - low once D_i is known: turned by it. So both parties have shares of every c_t < 2^m, without a
 message. They open c_t + ρ_t; then [c_t = 0], a place of a dealt one-hot of ρ_t, under a bit n_t;
 and last the sum in the output's ring, by dealt shares of n_t. *Summed*, the one-hot of ρ_t is
-shared in the output's ring: its places add up without a round between. ``docs/spec/mpc.md`` 5
+shared in the output's ring: its places add up without a round between. Of numbers p that are masked
+by XOR the one-hot is that of the mask n, and [p ^ n = v] its entry at v ^ p. ``docs/spec/mpc.md`` 5
 proves it.
 """
 
@@ -38,13 +39,14 @@ _TOP = np.uint64(63)
 @dataclass(frozen=True, kw_only=True)
 class CountingGate(Gate):
     """low: least value. levels: L. source: per-sample shape of the input. summed: one-hots of ρ in
-    the output's ring."""
+    the output's ring. bare: what is read is x - low, masked by XOR."""
 
     node: ops.ReduceMax
     low: int
     levels: int
     source: tuple[int, ...]
     summed: bool = False
+    bare: bool = False
 
     @staticmethod
     def count_bits(candidates: int) -> int:
@@ -82,7 +84,7 @@ class CountingGate(Gate):
         return ((count, CountingGate.count_bits(source[-1])),), *between, ((rows, ring),)
 
     def describe(self) -> dict[str, Any]:
-        more = {"summed": True} if self.summed else {}
+        more = {name: True for name in ("summed", "bare") if getattr(self, name)}
         return super().describe() | {"low": self.low, "levels": self.levels} | more
 
     @property
@@ -158,12 +160,14 @@ class CountingGate(Gate):
     def _counted(self, x: Ring, hots: NDArray[Any]) -> Ring:
         """Own shares of every c_t mod 2^m, uint64[rows, L - 1], of one sample's masked input."""
         size = 1 << self.width
-        place = (x.reshape(-1) - to_ring(self.low, 64)).astype(np.intp) & (size - 1)
+        low = 0 if self.bare else self.low
+        place = (x.reshape(-1) - to_ring(low, 64)).astype(np.intp) & (size - 1)
         flat, first = hots.reshape(-1), np.arange(place.size) * size
         total = np.zeros(self.rows, np.uint64)
         made = np.empty((self.rows, self.levels - 1), np.uint64)
         for level in reversed(range(1, self.levels)):
-            own = flat[first + ((place - level) & (size - 1))].reshape(self.rows, -1)
+            at = place ^ level if self.bare else (place - level) & (size - 1)
+            own = flat[first + at].reshape(self.rows, -1)
             total += own.sum(axis=1, dtype=np.uint64)
             made[:, level - 1] = total
         return reduce(made, self.count)

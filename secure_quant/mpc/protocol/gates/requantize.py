@@ -22,7 +22,7 @@ from secure_quant.mpc import kernels
 from secure_quant.mpc.protocol.cost import words
 from secure_quant.mpc.protocol.gates.base import Dealing, Gate, Side, Wire, opening
 from secure_quant.mpc.protocol.ramps import Ramp
-from secure_quant.mpc.protocol.ring import Ring, reduce, to_ring
+from secure_quant.mpc.protocol.ring import Ring, mask, reduce, to_ring
 from secure_quant.mpc.protocol.tables import Lookup
 
 __all__ = ["RequantizeGate", "ScaledGate"]
@@ -77,7 +77,8 @@ class ScaledGate(Gate):
     @staticmethod
     def material(look: Lookup | Ramp, elements: int, ring: int) -> tuple[int, int]:
         """(free words, dealt words) per sample."""
-        return 2 * elements, sum(words(elements, bits) for bits in look.fields(ring).in_order)
+        own = 2 * elements if getattr(look, "lifted", True) else elements
+        return own, sum(words(elements, bits) for bits in look.fields(ring).in_order)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -86,9 +87,14 @@ class RequantizeGate(ScaledGate):
 
     look: Lookup
 
+    @property
+    def xored(self) -> bool:
+        return not self.look.lifted
+
     def describe(self) -> dict[str, Any]:
         look = self.look
-        return super().describe() | {
+        more = {} if look.lifted else {"lifted": False}
+        return super().describe() | more | {
             "variant": look.variant, "input_ring": look.ring, "shift": look.shift,
             "width": look.width, "granule": look.granule, "reach": look.reach,
             "digits": list(look.borrow.digits), "number_bits": look.out_bits,
@@ -101,7 +107,8 @@ class RequantizeGate(ScaledGate):
             shift=look.shift, width=look.width, granule=look.granule, reach=look.reach,
             bits=look.out_bits, below=look.below, above=look.above,
             variables=look.borrow.variables, products=len(look.borrow.products),
-            record=look.record_bits, opened=look.opened_bits, floor=look.floor, ring=self.bits,
+            record=look.record_bits, opened=look.opened_bits, floor=look.floor,
+            ring=self.bits if look.lifted else 0,
             lift=look.fields(self.bits).lift,
         )  # fmt: skip
 
@@ -130,7 +137,13 @@ class RequantizeGate(ScaledGate):
         else:
             deal = kernels.cases.deal_v5 if look.variant == "V5" else kernels.lookups.deal_v4
             deal(r, free[:n], side.dealt, look.borrow.monomials, *self.fixed, self.digits)
+        if not look.lifted:
+            number = (free >> np.uint64(look.opened_bits)) & mask(look.out_bits)
+            return number.reshape(self.shape)
         return reduce(side.free0[n:] + side.free1[n:], self.bits).reshape(self.shape)
+
+    def offline(self, side: Side, masks: list[Ring | None]) -> tuple[Any, Ring | None]:
+        return super().offline(side, masks) if self.look.lifted else (None, None)
 
     def online(
         self, side: Side, state: Any, mask: Ring | None, inputs: list[Wire]
@@ -141,6 +154,9 @@ class RequantizeGate(ScaledGate):
         if state is not None:  # made without a dealer: what leads from the input's mask to its own
             c = reduce(c + state, self.look.ring)
         free = side.free[:, :n]
+        if not self.look.lifted:
+            number = yield from self._number(side, c, free)
+            return Wire(number.reshape(side.batch, *self.shape))
         masks = Wire(mask=mask).own.reshape(side.batch, n)
         if self.look.variant == "V3":
             lifted = yield from self._v3(side, c, free, masks)
@@ -151,17 +167,23 @@ class RequantizeGate(ScaledGate):
         made = yield from opening(lifted, self.bits)
         return Wire(made.reshape(side.batch, *self.shape), mask)
 
-    def _v4(self, side: Side, c: Ring, free: Ring, masks: Ring) -> Generator[bytes, bytes, Ring]:
+    def _number(self, side: Side, c: Ring, free: Ring) -> Generator[bytes, bytes, Ring]:
+        """V4's, from ``floor`` on, masked by XOR."""
         look, fixed = self.look, self.fixed
         number, high = kernels.batched.open_v4(
             c, side.dealt, free, *fixed, self.digits, *self.planes
         )
         if look.opened_bits:
-            opened = yield from opening(number, look.opened_bits, xor=True)
+            first = yield from opening(number, look.opened_bits, xor=True)
             number = kernels.batched.select_v4(
-                opened, side.dealt, free, high, look.borrow.kappa, side.party, *fixed
+                first, side.dealt, free, high, look.borrow.kappa, side.party, *fixed
             )
-        opened = yield from opening(number, look.out_bits, xor=True)
+        opened: Ring = yield from opening(number, look.out_bits, xor=True)
+        return opened
+
+    def _v4(self, side: Side, c: Ring, free: Ring, masks: Ring) -> Generator[bytes, bytes, Ring]:
+        look = self.look
+        opened = yield from self._number(side, c, free)
         return kernels.batched.lift(
             opened, side.dealt, masks, side.party, look.out_bits, self.bits, look.floor,
             self.places.lifts,

@@ -49,7 +49,8 @@ def run_gate(
 ) -> tuple[Any, Any, Any]:
     """One sample. inputs: int64[*shape] each; masks: uint64[*shape], r of each.
 
-    Returns (values int64[*shape] mod 2^bits centred, both parties' value, payloads).
+    Returns (values int64[*shape] mod 2^bits centred, or as they are of a gate that is ``xored``;
+    both parties' value; payloads).
     """
     rng = np.random.default_rng(seed)
     free = [words(rng, gate.free_words) for _ in range(2)]
@@ -71,6 +72,9 @@ def run_gate(
     if one.masked is None:
         return (one.share + two.share)[0].view(np.int64), (one, two), rounds
     assert (one.masked == two.masked).all()
+    if gate.xored:
+        assert one.mask is None
+        return (one.masked[0] ^ mask).view(np.int64), (one, two), rounds
     if one.mask is not None:
         assert (reduce(one.mask + two.mask, gate.bits)[0] == mask).all()
     return centred(reduce(one.masked[0] - mask, gate.bits), gate.bits), (one, two), rounds

@@ -8,20 +8,23 @@ from typing import Any
 import numpy as np
 import pytest
 
+from conformance import sum_cases
 from secure_quant.ir import ops
 from secure_quant.mpc.protocol.gates.counting import CountingGate
-from tests.unit.mpc.protocol.harness import run_gate, words
+from secure_quant.mpc.protocol.plan import plan
+from secure_quant.reference import run_int
+from tests.unit.mpc.protocol.harness import Pair, run_gate, words
 
 
 def counting(
-    source: tuple[int, ...], low: int, levels: int, ring: int, *, summed: bool
+    source: tuple[int, ...], low: int, levels: int, ring: int, *, summed: bool, bare: bool = False
 ) -> CountingGate:
     free, dealt = CountingGate.material(source, levels, ring, summed=summed)
     return CountingGate(
         name="m", inputs=("x",), shape=(*source[:-1], 1), bits=ring, low=low, levels=levels,
         node=ops.ReduceMax(name="m", inputs=("x",)), source=source, free_words=free,
         dealt_words=dealt, payloads=CountingGate.rounds(source, levels, ring, summed=summed),
-        summed=summed,
+        summed=summed, bare=bare,
     )  # fmt: skip
 
 
@@ -40,6 +43,20 @@ def test_every_tuple_under_every_mask(levels: int, low: int, summed: bool) -> No
     for seed in range(3):
         got, _, _ = run_gate(gate, [many], [np.tile(masks, (len(xs), 1))], seed=seed)
         assert (got[:, 0] == many.max(1)).all()
+
+
+@SUMMED
+@pytest.mark.parametrize(("levels", "low"), [(2, -1), (3, -2), (8, 7)])
+def test_numbers_under_every_mask_by_xor(levels: int, low: int, summed: bool) -> None:
+    """Two candidates of 2 to 8 levels, as a Requantize opens them before they are lifted."""
+    size = 1 << (levels - 1).bit_length()
+    xs = np.array(list(itertools.product(range(levels), repeat=2)))
+    masks = np.array(list(itertools.product(range(size), repeat=2)), np.uint64)
+    many, under = np.repeat(xs, len(masks), 0), np.tile(masks, (len(xs), 1))
+    gate = counting(many.shape, low, levels, 9, summed=summed, bare=True)
+    opened = (many.astype(np.uint64) ^ under) - under  # the harness adds the mask
+    got, _, _ = run_gate(gate, [opened.view(np.int64)], [under], seed=levels)
+    assert (got[:, 0] == many.max(1) + low).all()
 
 
 @SUMMED
@@ -72,3 +89,18 @@ def test_what_is_opened_is_uniform(summed: bool) -> None:
     for counts in seen:
         wanted = counts.sum() / len(counts)
         assert ((counts - wanted) ** 2 / wanted).sum() < 30
+
+
+def test_scores_are_counted_as_they_are_opened() -> None:
+    """A Requantize that counting alone reads is not lifted; the answers are the reference's."""
+    graph = sum_cases.maximum_of_few_levels()
+    pair = Pair(graph, "balanced")
+    before = plan(graph.public(), version=4)
+    gates = [gate for gate in pair.plan.gates if isinstance(gate, CountingGate)]
+    assert [gate.bare for gate in gates] == [False, True]  # a ramp of the input takes less
+    assert pair.plan.rounds <= before.rounds
+    assert not any(gate.xored for gate in before.gates)
+    q = np.random.default_rng(3).integers(-128, 128, (20, *graph.input.shape)).astype(np.int8)
+    got, _, rounds = pair.infer(q)
+    assert (got == run_int(graph, q)).all()
+    assert len(rounds) == pair.plan.rounds

@@ -33,6 +33,7 @@ def expected(op: ops.Requantize, x: Any) -> Any:
 
 
 def gate(look: tables.Lookup, elements: int, ring: int) -> RequantizeGate:
+    """``ring``: bits of the number, where it is not lifted."""
     free, dealt = RequantizeGate.material(look, elements, ring)
     m = len(look.multiplier)
     return RequantizeGate(
@@ -83,6 +84,12 @@ def test_every_value_under_every_mask(
         xs, rs = np.repeat(values, len(rings)), np.tile(rings, len(values))
         got, _, _ = run_gate(gate(look, len(xs), 17), [xs[:, None]], [rs[:, None]], seed=number)
         assert (got.reshape(-1) == expected(op, xs)).all(), look
+        if look.variant == "V4" and look.floor == min(table):
+            bits = (max(table) - min(table)).bit_length()
+            bare = gate(replace(look, lifted=False, out_bits=bits), len(xs), bits)
+            got, _, rounds = run_gate(bare, [xs[:, None]], [rs[:, None]], seed=number)
+            assert (got.reshape(-1) + min(table) == expected(op, xs)).all(), look
+            assert len(rounds) == len(look.payloads(17)) - 1
 
 
 @pytest.mark.parametrize("multiplier", [1, 5, 64])
