@@ -5,100 +5,54 @@
 
 One process per party over loopback (plain TCP, brpc), secret input and secret weights, the clock
 between two barriers, compilation and secret sharing of the weights left out. Prints one JSON
-object per protocol. SEMI2K draws its correlated randomness at the first party, which is not
-secure against that party; ABY3 needs three parties; Cheetah needs no dealer.
+object per protocol. Its answer is opened after the last run and compared with plain jax on the
+same arrays; one that is off by a tenth of the largest output ends the script. SEMI2K draws its
+correlated randomness at the first party, which is not secure against that party; ABY3 needs three
+parties; Cheetah needs no dealer. ``bench/beside.py`` runs it and ours in turns.
 """
 
 from __future__ import annotations
 
 import argparse
-import importlib.util
 import json
 import multiprocessing
 import multiprocessing.connection
 import os
+import resource
 import socket
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
+from dataclasses import dataclass
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-# This file would shadow the package it measures.
-sys.path = [place for place in sys.path if Path(place or ".").resolve() != Path(__file__).parent]
+# This file would shadow the package it measures: its folder comes last, also in what it starts.
+FOLDER = Path(__file__).resolve().parent
+sys.path = [*(each for each in sys.path if Path(each or ".").resolve() != FOLDER), str(FOLDER)]
 
 PROTOCOLS = {"SEMI2K": 2, "ABY3": 3, "CHEETAH": 2}
+PATIENCE_S = 600
+"""That a party waits for another one: one layer may take long."""
+WRONG = 0.1
+"""Errors above this share of the largest output: the network does not work."""
 
 
-def lenet(batch: int) -> tuple[Callable[..., Any], list[np.ndarray]]:
-    import jax
-    from jax import lax
+@dataclass(frozen=True)
+class Task:
+    """What one party is told."""
 
-    rng = np.random.default_rng(3)
-
-    def parameters(*shape: int) -> np.ndarray:
-        return (rng.standard_normal(shape) * 0.1).astype(np.float32)
-
-    shapes = [(6, 3, 5, 5), (16, 6, 5, 5), (400, 120), (120, 84), (84, 10)]
-    arrays = [parameters(batch, 3, 32, 32), *(parameters(*shape) for shape in shapes)]
-    arrays += [parameters(6, 1, 1), parameters(16, 1, 1), *(parameters(n) for n in (120, 84, 10))]
-
-    def pool(x: Any) -> Any:
-        return lax.reduce_window(x, -np.inf, lax.max, (1, 1, 2, 2), (1, 1, 2, 2), "VALID")
-
-    def net(x: Any, *p: Any) -> Any:
-        for kernel, bias in ((p[0], p[5]), (p[1], p[6])):
-            x = lax.conv_general_dilated(
-                x, kernel, (1, 1), "VALID", dimension_numbers=("NCHW", "OIHW", "NCHW")
-            )
-            x = pool(jax.nn.relu(x + bias))
-        x = x.reshape(batch, 400)
-        x = jax.nn.relu(x @ p[2] + p[7])
-        x = jax.nn.relu(x @ p[3] + p[8])
-        return x @ p[4] + p[9]
-
-    return net, arrays
-
-
-def mlp(batch: int) -> tuple[Callable[..., Any], list[np.ndarray]]:
-    import jax
-
-    rng = np.random.default_rng(3)
-    shapes = [(batch, 64), (64, 128), (128,), (128, 10), (10,)]
-    arrays = [(rng.standard_normal(shape) * 0.1).astype(np.float32) for shape in shapes]
-
-    def net(x: Any, w1: Any, b1: Any, w2: Any, b2: Any) -> Any:
-        return jax.nn.relu(x @ w1 + b1) @ w2 + b2
-
-    return net, arrays
-
-
-def transformer(batch: int) -> tuple[Callable[..., Any], list[np.ndarray]]:
-    """One post-norm encoder layer: sequence 16, width 64, 4 heads, feed-forward 128, GELU."""
-    import jax
-    import jax.numpy as jnp
-
-    rng = np.random.default_rng(3)
-    shapes = [(batch, 16, 64), (64, 192), (64, 64), (64, 128), (128, 64)]
-    arrays = [(rng.standard_normal(shape) * 0.1).astype(np.float32) for shape in shapes]
-
-    def norm(x: Any) -> Any:
-        centred = x - x.mean(-1, keepdims=True)
-        return centred * jax.lax.rsqrt((centred**2).mean(-1, keepdims=True) + 1e-5)
-
-    def net(x: Any, qkv: Any, out: Any, up: Any, down: Any) -> Any:
-        q, k, v = jnp.split((x @ qkv).reshape(batch, 16, 12, 16).transpose(0, 2, 1, 3), 3, axis=1)
-        weights = jax.nn.softmax(q @ k.transpose(0, 1, 3, 2) / 4.0, axis=-1)
-        mixed = (weights @ v).transpose(0, 2, 1, 3).reshape(batch, 16, 64)
-        x = norm(x + mixed @ out)
-        return norm(x + jax.nn.gelu(x @ up) @ down)
-
-    return net, arrays
-
-
-MODELS = {"lenet": lenet, "mlp": mlp, "transformer": transformer}
+    model: str
+    batch: int
+    layers: int
+    puma: bool
+    runs: int
+    bound: bool
+    protocol: str
+    ports: list[int]
 
 
 def free_ports(count: int) -> list[int]:
@@ -111,54 +65,63 @@ def free_ports(count: int) -> list[int]:
     return ports
 
 
-def party(
-    rank: int,
-    ports: list[int],
-    protocol: str,
-    model: str,
-    batch: int,
-    runs: int,
-    bound: bool,
-    results: Any,
-) -> None:
+def party(rank: int, task: Task, results: Any) -> None:
+    """Be one of them, and leave its share of the answer in ``results``; the first party also the
+    times, and the answer of plain jax."""
     from spu import api, libspu
     from spu.utils import frontend
+    from spu_networks import network
 
-    if bound:
-        cores = sorted(os.sched_getaffinity(0))
-        os.sched_setaffinity(
-            0, cores[rank * len(cores) // len(ports) :][: len(cores) // len(ports)]
-        )
-    config = libspu.RuntimeConfig(
-        protocol=getattr(libspu.ProtocolKind, protocol), field=libspu.FieldType.FM64
-    )
-    net, arrays = MODELS[model](batch)
-    names = [f"in{i}" for i in range(len(arrays))]
+    os.dup2(2, 1)  # where its log would be among the figures
+    if task.bound:
+        cores, parties = sorted(os.sched_getaffinity(0)), len(task.ports)
+        each = len(cores) // parties
+        os.sched_setaffinity(0, cores[rank * each :][:each])
+    made = network(task.model, task.batch, layers=task.layers, puma=task.puma)
+    names = [f"in{i}" for i in range(len(made.arrays))]
     secret = libspu.Visibility.VIS_SECRET
+    options = libspu.CompilerOptions()
+    options.enable_optimize_denominator_with_broadcast = True  # as SPU's own examples have it
     executable, _ = frontend.compile(
-        frontend.Kind.JAX, net, arrays, {}, names, [secret] * len(arrays), lambda _: ["out0"]
+        frontend.Kind.JAX, made.call, made.arrays, {}, names, [secret] * len(names),
+        lambda _: ["out"], copts=options,
+    )  # fmt: skip
+    config = libspu.RuntimeConfig(
+        protocol=getattr(libspu.ProtocolKind, task.protocol), field=libspu.FieldType.FM64
     )
-    description = libspu.link.Desc()
-    for i, port in enumerate(ports):
-        description.add_party(f"p{i}", f"127.0.0.1:{port}")
-    link = libspu.link.create_brpc(description, rank)
+    link = _connect(libspu, rank, task.ports)
     runtime = api.Runtime(link, config)
-    io = api.Io(len(ports), config)
+    io = api.Io(len(task.ports), config)
     # The first party shares the test data for all; its cost is outside the clock.
-    for name, array in zip(names, arrays, strict=True):
-        shares = io.make_shares(array, secret)
-        gathered = results.setdefault(name, shares) if rank == 0 else _wait(results, name)
-        runtime.set_var(name, gathered[rank])
+    for name, array in zip(names, made.arrays, strict=True):
+        if rank == 0:
+            results[name] = io.make_shares(array, secret)
+        runtime.set_var(name, _wait(results, name)[rank])
     times = []
-    for turn in range(runs + 1):
+    for turn in range(task.runs + 1):
         link.barrier()
         start = time.perf_counter()
         runtime.run(executable)
         link.barrier()
         if turn:
             times.append((time.perf_counter() - start) * 1e3)
+    results[f"out of {rank}"] = runtime.get_var("out")
+    results[f"memory of {rank}"] = 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     if rank == 0:
+        shares = [_wait(results, f"out of {other}") for other in range(len(task.ports))]
+        opened, expected = io.reconstruct(shares), np.asarray(made.call(*made.arrays))
+        results["max_output"] = float(np.abs(expected).max())
+        results["max_error"] = float(np.abs(opened - expected).max())
         results["times"] = times
+    link.stop_link()
+
+
+def _connect(libspu: Any, rank: int, ports: Sequence[int]) -> Any:
+    description = libspu.link.Desc()
+    description.recv_timeout_ms = description.http_timeout_ms = 1000 * PATIENCE_S
+    for i, port in enumerate(ports):
+        description.add_party(f"p{i}", f"127.0.0.1:{port}")
+    return libspu.link.create_brpc(description, rank)
 
 
 def _wait(results: Any, name: str) -> Any:
@@ -180,46 +143,68 @@ def _join(processes: Sequence[multiprocessing.process.BaseProcess]) -> None:
             return
 
 
+def measure(task: Task) -> dict[str, Any]:
+    """The figures of one protocol."""
+    context = multiprocessing.get_context("spawn")
+    with context.Manager() as manager:
+        results = manager.dict()
+        processes = [
+            context.Process(target=party, args=(rank, task, results))
+            for rank in range(len(task.ports))
+        ]
+        for process in processes:
+            process.start()
+        _join(processes)
+        if "times" not in results:
+            raise SystemExit(f"{task.protocol}: a party failed")
+        memory = max(results[f"memory of {rank}"] for rank in range(len(task.ports)))
+        times, error, largest = (results[each] for each in ("times", "max_error", "max_output"))
+    figures = {
+        "peer": f"spu {metadata.version('spu')} {task.protocol}", "model": task.model,
+        "batch": task.batch, "layers": task.layers if task.model == "bert" else None,
+        "puma": task.puma, "bound": task.bound, "runs": task.runs,
+        "latency_ms_median": float(np.median(times)),
+        "latency_ms_p90": float(np.percentile(times, 90)),
+        "max_error": error, "max_output": largest, "peak_memory_bytes_of_a_party": memory,
+    }  # fmt: skip
+    if not error <= WRONG * largest:
+        raise SystemExit(f"{task.protocol}: the network does not work: {json.dumps(figures)}")
+    return figures
+
+
 def main() -> None:
+    from spu_networks import NAMES
+
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--model", choices=sorted(MODELS), default="lenet")
+    parser.add_argument("--model", choices=NAMES, default="lenet")
+    parser.add_argument("--layers", type=int, default=1, help="of bert")
     parser.add_argument("--batch", type=int, default=1)
-    parser.add_argument("--runs", type=int, default=9)
+    parser.add_argument("--runs", type=int, default=9, help="timed, after one that is not")
     parser.add_argument(
         "--bound", action="store_true", help="each party on cores of its own, as `bench` runs ours"
     )
+    parser.add_argument(
+        "--puma", action="store_true",
+        help="of transformers: PUMA's coarser GELU and softmax in place of jax's",
+    )  # fmt: skip
     parser.add_argument("--protocol", choices=sorted(PROTOCOLS), action="append")
     arguments = parser.parse_args()
-    if arguments.batch < 1 or arguments.runs < 1:
-        parser.error("--batch and --runs: expected >= 1")
-    if importlib.util.find_spec("spu") is None:
+    if min(arguments.batch, arguments.runs, arguments.layers) < 1:
+        parser.error("--batch, --runs and --layers: expected >= 1")
+    try:
+        metadata.version("spu")
+    except metadata.PackageNotFoundError:
         parser.error("needs spu in an environment of its own: see --help")
-    context = multiprocessing.get_context("spawn")
     for protocol in arguments.protocol or list(PROTOCOLS):
-        ports = free_ports(PROTOCOLS[protocol])
-        with context.Manager() as manager:
-            results = manager.dict()
-            bound = arguments.bound and PROTOCOLS[protocol] <= len(os.sched_getaffinity(0))
-            common = (
-                ports, protocol, arguments.model, arguments.batch, arguments.runs, bound, results,
-            )  # fmt: skip
-            processes = [
-                context.Process(target=party, args=(rank, *common)) for rank in range(len(ports))
-            ]
-            for process in processes:
-                process.start()
-            _join(processes)
-            times = results.get("times", [])
-        if not times:
-            raise SystemExit(f"{protocol}: a party failed")
-        figures = {
-            "peer": f"spu {protocol}", "model": arguments.model, "batch": arguments.batch,
-            "latency_ms_median": float(np.median(times)),
-            "latency_ms_p90": float(np.percentile(times, 90)),
-        }  # fmt: skip
-        print(json.dumps(figures), flush=True)
+        parties = PROTOCOLS[protocol]
+        bound = arguments.bound and parties <= len(os.sched_getaffinity(0))
+        task = Task(
+            arguments.model, arguments.batch, arguments.layers, arguments.puma, arguments.runs,
+            bound, protocol, free_ports(parties),
+        )  # fmt: skip
+        print(json.dumps(measure(task)), flush=True)
 
 
 if __name__ == "__main__":

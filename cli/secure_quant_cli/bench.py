@@ -80,7 +80,8 @@ def run(arguments: argparse.Namespace) -> int:
     if arguments.against is not None:
         from secure_quant_cli.peers.layers import layers
 
-        list(layers(graph))  # refuses now what the peer could not run
+        # Refuses now what the peer could not run.
+        list(layers(graph, chain=arguments.against == "tenseal"))
     figures = measure(graph, arguments)
     if arguments.against is not None:
         figures |= _peer(graph, arguments, figures)

@@ -2,7 +2,8 @@
 
 ``python -m secure_quant_cli.peers.crypten_plain MODEL.sq --batch N --runs R`` starts the three
 processes over loopback (plain TCP, gloo), times encrypt → infer → decrypt between barriers, and
-prints ``{"latency_ms": [...], "bytes_per_party": n, "max_error": e}``.
+prints ``{"latency_ms": [...], "bytes_per_party": n, "peak_memory_bytes": m, "max_error": e}``, the
+bytes and the memory of the first party.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ import numpy as np
 from secure_quant.ir import Graph, load, ops
 from secure_quant_cli.peers import figures_of
 from secure_quant_cli.peers.layers import Layer, layers
-from secure_quant_cli.processes import bind_to_half
+from secure_quant_cli.processes import bind_to_half, peak_memory
 
 __all__ = ["main", "run"]
 
@@ -127,6 +128,7 @@ def _measure(crypten: Any, graph: Graph, batch: int, runs: int) -> dict[str, Any
     return {
         "latency_ms": latencies,
         "bytes_per_party": sent,
+        "peak_memory_bytes": peak_memory(os.getpid()),
         "max_error": float((opened.double() - expected).abs().max()),
     }
 
@@ -144,25 +146,33 @@ def _encrypt(crypten: Any, torch: Any, layer: Layer) -> Any:
 
 
 def _forward(x: Any, plain: list[Layer], tensors: list[Any]) -> Any:
+    """``x`` is what the input is: the layers read each other by the names of their nodes."""
+    values: dict[str, Any] = {}
     for layer, pair in zip(plain, tensors, strict=True):
-        node: Any = layer.node
-        if layer.kind == "conv":
-            options = {
-                "stride": node.stride,
-                "padding": node.padding,
-                "dilation": node.dilation,
-                "groups": node.groups,
-            }
-            x = _conv(x, pair[0], options) + pair[1]
-        elif layer.kind == "linear":
-            x = x.matmul(pair[0].t()) + pair[1]
-        elif layer.kind == "relu":
-            x = x.relu()
-        elif layer.kind == "maxpool":
-            x = _max_pool(x, node)
-        else:
-            x = x.reshape(x.shape[0], *node.shape)
-    return x
+        read = [values.get(name, x) for name in layer.inputs]
+        last = values[layer.node.name] = _apply(layer, pair, *read)
+    return last
+
+
+def _apply(layer: Layer, pair: Any, x: Any, *others: Any) -> Any:
+    node: Any = layer.node
+    if layer.kind == "conv":
+        options = {
+            "stride": node.stride,
+            "padding": node.padding,
+            "dilation": node.dilation,
+            "groups": node.groups,
+        }
+        return _conv(x, pair[0], options) + pair[1]
+    if layer.kind == "linear":
+        return x.matmul(pair[0].t()) + pair[1]
+    if layer.kind == "relu":
+        return x.relu()
+    if layer.kind in ("maxpool", "avgpool"):
+        return _pool(layer.kind, x, node)
+    if layer.kind == "add":
+        return x + others[0]
+    return x.reshape(x.shape[0], *node.shape)
 
 
 def _conv(x: Any, weight: Any, options: dict[str, Any]) -> Any:
@@ -173,12 +183,14 @@ def _conv(x: Any, weight: Any, options: dict[str, Any]) -> Any:
     return torch.nn.functional.conv2d(x, weight, **options)
 
 
-def _max_pool(x: Any, node: ops.MaxPool) -> Any:
+def _pool(kind: str, x: Any, node: ops.MaxPool | ops.SumPool) -> Any:
+    name = "max_pool2d" if kind == "maxpool" else "avg_pool2d"
+    options = {"stride": node.stride, "padding": node.padding}
     if hasattr(x, "get_plain_text"):
-        return x.max_pool2d(node.kernel, stride=node.stride, padding=node.padding)
+        return getattr(x, name)(node.kernel, **options)
     import torch
 
-    return torch.nn.functional.max_pool2d(x, node.kernel, node.stride, node.padding)
+    return getattr(torch.nn.functional, name)(x, node.kernel, **options)
 
 
 if __name__ == "__main__":

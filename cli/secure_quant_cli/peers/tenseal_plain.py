@@ -42,7 +42,7 @@ def main() -> None:
     parser.add_argument("--runs", type=int, default=3)
     arguments = parser.parse_args()
     graph = load(arguments.model)
-    plain = list(layers(graph))
+    plain = list(layers(graph, chain=True))
     low, high = (np.array([-128, 127]) - graph.input.zero_point) * graph.input.scale
     x = np.random.default_rng(7).uniform(low, high, (1, *graph.input.shape))
     peer = _Peer()
@@ -129,10 +129,11 @@ def _clear(layer: Layer, x: Plain) -> Plain:
     as_any: Any = x
     if layer.kind == "relu":
         return np.maximum(x, 0)
-    if layer.kind == "maxpool":
+    if layer.kind in ("maxpool", "avgpool"):
         pool = (node.kernel, node.stride, node.padding, (1, 1))
-        view: Any = windows(as_any, *pool, fill=-(2**62))
-        return np.asarray(view.max((-2, -1)))
+        largest = layer.kind == "maxpool"
+        view: Any = windows(as_any, *pool, fill=-(2**62) if largest else 0)
+        return np.asarray(view.max((-2, -1)) if largest else view.mean((-2, -1)))
     return x.reshape(len(x), *node.shape)
 
 
