@@ -19,7 +19,6 @@ median; if there are several turns, the least and the most in brackets.
 
 from __future__ import annotations
 
-import json
 import os
 import statistics
 import subprocess
@@ -29,9 +28,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from arguments import parser, positive, run
+from arguments import last_object, parser, positive, run
 
-from secure_quant.errors import InternalError
 from secure_quant_cli.console import milliseconds
 
 FOLDER = Path(__file__).resolve().parent
@@ -63,18 +61,6 @@ class Seen:
 
     ours: dict[str, list[Figures]] = field(default_factory=lambda: defaultdict(list))
     peers: dict[str, list[Figures]] = field(default_factory=lambda: defaultdict(list))
-
-
-def last_object(command: list[str]) -> Figures:
-    """The JSON object that a command prints last. Raises InternalError if it fails."""
-    print(f"$ {' '.join(command)}", file=sys.stderr, flush=True)
-    done = subprocess.run(command, stdout=subprocess.PIPE, text=True)  # noqa: S603 - our own
-    lines = [line for line in done.stdout.splitlines() if line.startswith("{")]
-    if done.returncode or not lines:
-        raise InternalError("a measurement failed", got=f"exit code {done.returncode}")
-    print(lines[-1], file=sys.stderr, flush=True)
-    made: Figures = json.loads(lines[-1])
-    return made
 
 
 def our_model(name: str, layers: int, work: Path) -> str:
@@ -115,7 +101,7 @@ def spread(made: list[Figures], name: str) -> tuple[float, str]:
     middle = statistics.median(values)
     text = milliseconds(middle)
     if len(values) > 1:
-        text += f" ({milliseconds(min(values))} to {milliseconds(max(values))})"
+        text += f" ({min(values):.1f} to {max(values):.1f})"
     return middle, text
 
 

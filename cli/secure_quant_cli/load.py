@@ -44,7 +44,8 @@ class Rest:
     QUIET = 0.2
     """Cores in use that count as none: clocks tick 10 ms, and one tick may fall into a step."""
     FIRST_S, LONGEST_S = 60.0, 5.0
-    """Longest waits: the first, while the dealer fills its stock, and those after it."""
+    """Longest waits: the first, while stocks are filled, and those after it; what was filled in
+    longer than that may take as long again."""
 
     def __init__(self, cpu: Cpu) -> None:
         """``cpu``: of everything that works ahead of demand."""
@@ -59,7 +60,10 @@ class Rest:
             time.sleep(self.STEP_S)
             before, spent = spent, self._total()
             waited = time.monotonic() - start
-            if spent - before <= self.QUIET * self.STEP_S + 1e-9 or waited > limit:
+            if spent - before <= self.QUIET * self.STEP_S + 1e-9:
+                self._limit = max(self._limit, waited)
+                return waited
+            if waited > limit:
                 return waited
 
     def _total(self) -> float:
