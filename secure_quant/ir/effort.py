@@ -8,7 +8,9 @@ from math import prod
 from secure_quant.ir import ops
 from secure_quant.ir.graph import Graph
 
-__all__ = ["ROUNDS_A_STEP", "ROUND_TRIP_S", "Effort", "between_parties_s", "effort"]
+__all__ = [
+    "ROUNDS_A_STEP", "ROUND_TRIP_S", "Effort", "between_parties_s", "effort", "of_node",
+]  # fmt: skip
 
 ROUND_TRIP_S = 0.1
 """Of a round of two parties, at most, unless somebody knows better."""
@@ -48,15 +50,20 @@ def effort(graph: Graph) -> Effort:
     products = lookups = 0
     depth: dict[str, int] = {}
     for node in graph.nodes:
-        value = graph.values[node.name]
-        each = _products(graph, node)
-        products += value.size * each
-        if isinstance(node, _TABLES):
-            sources = max(graph.values[name].size for name in node.inputs)
-            lookups += value.size if isinstance(node, ops.Requantize) else sources
-        step = bool(each) or isinstance(node, (*_TABLES, *ops.DYNAMIC))
+        made, looked_up = of_node(graph, node)
+        products, lookups = products + made, lookups + looked_up
+        step = bool(made) or isinstance(node, (*_TABLES, *ops.DYNAMIC))
         depth[node.name] = step + max((depth[name] for name in node.inputs), default=0)
     return Effort(products, lookups, depth[graph.output.name])
+
+
+def of_node(graph: Graph, node: ops.Node) -> tuple[int, int]:
+    """Products and lookups of a node."""
+    size, lookups = graph.values[node.name].size, 0
+    if isinstance(node, _TABLES):
+        sources = max(graph.values[name].size for name in node.inputs)
+        lookups = size if isinstance(node, ops.Requantize) else sources
+    return size * _products(graph, node), lookups
 
 
 def _products(graph: Graph, node: ops.Node) -> int:

@@ -74,6 +74,8 @@ class PartyLink:
         self._inbox: deque[bytes | None] = deque()  # None: the other side gave up here
         self._unread = 0
         self._misses = self._unlooked = 0  # payloads not to look for: in all, and still
+        self.rounds = 0
+        """Exchanges begun since the link was made."""
         self._waiter: asyncio.Future[None] | None = None
         self._lost: BaseException | None = None
         self.on_begin: Callable[[Job, int], None] | None = None  # and its first item
@@ -150,6 +152,7 @@ class PartyLink:
                     await self._say(stop)
                     await self._drain()
                 rounds += 1
+                self.rounds += 1
                 sent += len(payload)
                 payload = run.send(await self.exchange(payload))
                 if (now := time.perf_counter()) - turn > TURN_S:

@@ -23,7 +23,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from secure_quant.errors import (
-    HashMismatch,
     InternalError,
     MalformedMessage,
     ModelNotFound,
@@ -32,7 +31,7 @@ from secure_quant.errors import (
     ShapeMismatch,
 )
 from secure_quant.mpc.runtime.jobs import Answer, Ids, Job
-from secure_quant.mpc.runtime.link import PROTOCOL, Meter, PartyLink
+from secure_quant.mpc.runtime.link import Meter, PartyLink
 from secure_quant.mpc.runtime.options import LaneOptions
 from secure_quant.mpc.runtime.staging import (
     MATERIAL_WAIT_S,
@@ -44,7 +43,6 @@ from secure_quant.mpc.runtime.staging import (
 from secure_quant.mpc.runtime.stock import DealerStream, Stock
 from secure_quant.mpc.runtime.stops import Stop, Stopped, Stops, gone
 from secure_quant.transport import Turns
-from secure_quant.wire.gen.party_link_pb2 import LinkHello
 
 if TYPE_CHECKING:
     from secure_quant.mpc.protocol.party import PartyProgram
@@ -52,8 +50,6 @@ if TYPE_CHECKING:
 __all__ = [
     "Desk",
     "LaneSession",
-    "check_hello",
-    "make_hello",
     "make_stock",
 ]
 
@@ -110,6 +106,7 @@ class LaneSession:
         self._queue: asyncio.Queue[tuple[Job, Staged | Streamed]] = asyncio.Queue()
         self._stops, self._may_stop = Stops(), stops
         self._running: Stop | None = None
+        self._begun = 0  # rounds of the link before it
         self._turns = Turns(range(AHEAD))  # party 1, which fixes the order
         self._staging = Staging(party, programs, link, stock, options or LaneOptions())
         self._tasks: set[asyncio.Future[Any]] = set()
@@ -178,6 +175,12 @@ class LaneSession:
             return  # whoever runs it, or would, looks
         stop.said = True
         self._spawn(self._link.decline(gone(), stop.ids))
+
+    def progress(self) -> tuple[Ids, int] | None:
+        """What runs now, and how many of its rounds were begun."""
+        if self._running is None:
+            return None
+        return self._running.ids, self._link.rounds - self._begun
 
     async def _rehearse(self) -> None:
         """Run each model once on zeros: everything is compiled, cached and proven to work before
@@ -265,6 +268,7 @@ class LaneSession:
             job, staged = await self._queue.get()
             self._staging.busy()
             stop = self._running = self._stops.of(job.ids) or Stop(job.ids)
+            self._begun = self._link.rounds
             try:
                 answer = await self._served(job, staged, stop)
             except Stopped:
@@ -372,28 +376,3 @@ class LaneSession:
 
 def _log_type(error: Exception) -> None:
     logging.getLogger("secure_quant").error("job failed: %s", type(error).__name__)
-
-
-def make_hello(session_id: bytes, lane: int, programs: Mapping[str, PartyProgram]) -> LinkHello:
-    """What this side of a lane says first."""
-    return LinkHello(
-        protocol=PROTOCOL, session_id=session_id, lane=lane, model_hashes=sorted(programs),
-        stops=True,
-    )  # fmt: skip
-
-
-def check_hello(hello: LinkHello, lane: int, programs: Mapping[str, PartyProgram]) -> None:
-    """Raises MalformedMessage or HashMismatch if the peer's lane cannot be paired with this one."""
-    if hello.protocol != PROTOCOL:
-        raise MalformedMessage("link protocol", got=hello.protocol, expected=PROTOCOL)
-    if hello.lane != lane:
-        raise MalformedMessage("lane", got=hello.lane, expected=lane)
-    if len(hello.session_id) != 16:
-        raise MalformedMessage("session id", got=f"{len(hello.session_id)} bytes", expected="16")
-    theirs = [model[:64] for model in hello.model_hashes[:64]]
-    if theirs != sorted(programs):
-        short = [model[:12] for model in theirs]
-        raise HashMismatch(
-            "the parties serve different models",
-            got=short, expected=[model[:12] for model in sorted(programs)],
-        )  # fmt: skip

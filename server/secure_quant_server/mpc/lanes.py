@@ -23,6 +23,8 @@ from secure_quant_server.mpc.messages import (
     Ready,
     Retract,
     Share,
+    Step,
+    Watch,
 )
 
 __all__ = ["LaneHandle", "Lanes"]
@@ -54,6 +56,7 @@ class LaneHandle(Keeper):
         self._claimed: set[str] = set()
         self._tasks: set[asyncio.Task[None]] = set()
         self.ready = False
+        self.on_step: Callable[[Ids, int], None] | None = None
 
     @property
     def load(self) -> int:
@@ -104,6 +107,12 @@ class LaneHandle(Keeper):
             with suppress(InternalError):
                 self.worker.send(Drop(key))
 
+    def watch(self, key: str, on: bool) -> None:
+        """Somebody wants to hear of that request; the worker knows whether it is here."""
+        if self.worker is not None:
+            with suppress(InternalError):
+                self.worker.send(Watch(key, on))
+
     def about(self) -> dict[str, object]:
         """See ``Keeper``."""
         return {"lane": self._config.place.lane}
@@ -128,6 +137,8 @@ class LaneHandle(Keeper):
             self._board.claim(message.ids)
             self._claimed.update(message.ids)
             self._pushed.difference_update(message.ids)
+        elif isinstance(message, Step) and self.on_step is not None:
+            self.on_step(message.ids, message.rounds)
         elif isinstance(message, Ready):
             self.ready = message.ready
             self.served |= self.ready
@@ -219,6 +230,16 @@ class Lanes:
         """The client of a request, by its id in hexadecimal, has gone."""
         for handle in self._handles:
             handle.drop(key)
+
+    def watch(self, key: str, on: bool) -> None:
+        """Somebody watches a request, or does no longer."""
+        for handle in self._handles:
+            handle.watch(key, on)
+
+    def on_step(self, told: Callable[[Ids, int], None]) -> None:
+        """``told`` hears of the rounds of jobs that are watched."""
+        for handle in self._handles:
+            handle.on_step = told
 
     def workers(self, waiting: Callable[[], int]) -> Workers:
         """What to tell of the processes."""

@@ -25,6 +25,8 @@ __all__ = [
     "Retract",
     "Setup",
     "Share",
+    "Step",
+    "Watch",
 ]
 
 
@@ -81,6 +83,22 @@ class Share:
 
 
 @dataclass(frozen=True, slots=True)
+class Watch:
+    """A front: somebody wants to hear of this request while it runs, or does no longer."""
+
+    id: str
+    on: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """So many rounds of a job that is watched are done."""
+
+    ids: Ids
+    rounds: int
+
+
+@dataclass(frozen=True, slots=True)
 class Claimed:
     """Party 1's worker took shares that were handed over early."""
 
@@ -103,5 +121,5 @@ class Ready:
     ready: bool
 
 
-TO_WORKER = Vocabulary(Setup, Certificates, Job, Retract, Drop, Share, Failed)
-TO_FRONT = Vocabulary(Job, Claimed, Answer, Failed, Ready)
+TO_WORKER = Vocabulary(Setup, Certificates, Job, Retract, Drop, Watch, Share, Failed)
+TO_FRONT = Vocabulary(Job, Claimed, Answer, Failed, Ready, Step)

@@ -5,7 +5,8 @@ from __future__ import annotations
 import asyncio
 import os
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import AsyncIterator, Sequence
+from contextlib import aclosing
 from dataclasses import replace
 from functools import partial
 from math import prod
@@ -33,7 +34,11 @@ from secure_quant.transport import (
     Tls,
 )
 from secure_quant.wire import SHARING, check_sharing, info_to_proto
-from secure_quant.wire.gen import share_inference_pb2, share_inference_pb2_grpc
+from secure_quant.wire.gen import (
+    share_inference_pb2,
+    share_inference_pb2_grpc,
+    share_progress_pb2_grpc,
+)
 from secure_quant.wire.gen.share_inference_pb2 import (
     InferRequest,
     InferResponse,
@@ -41,6 +46,7 @@ from secure_quant.wire.gen.share_inference_pb2 import (
     ShareInferenceServiceGetModelRequest,
     ShareInferenceServiceGetModelResponse,
 )
+from secure_quant.wire.gen.share_progress_pb2 import WatchRequest, WatchResponse
 from secure_quant_server.common import (
     Access,
     GrpcServer,
@@ -59,6 +65,7 @@ from secure_quant_server.mpc.config import LaneConfig
 from secure_quant_server.mpc.kinds import lane_kind
 from secure_quant_server.mpc.lanes import Lanes
 from secure_quant_server.mpc.messages import Place
+from secure_quant_server.mpc.watches import Watches
 from secure_quant_server.options import PartyOptions
 
 if TYPE_CHECKING:
@@ -67,6 +74,7 @@ if TYPE_CHECKING:
 __all__ = ["PartyOptions", "serve_party"]
 
 SERVICE = "secure_quant.v1.ShareInferenceService"
+PROGRESS = "secure_quant.v1.ShareProgressService"
 ID_BYTES = 16
 EARLY_BYTES = 2**18
 """A share up to that size goes to party 1's lane before it is asked for; a larger one is not even
@@ -122,9 +130,10 @@ class _Front:
             raise ConfigError("bundles", expected="a different model each")
         self.options = options
         tokens = Tokens.from_file(options.tokens) if options.tokens is not None else None
-        access = Access({SERVICE: frozenset({"client"})}, tokens)
+        served = [SERVICE] if self.party else [SERVICE, PROGRESS]
+        access = Access({name: frozenset({"client"}) for name in served}, tokens)
         self._grpc = GrpcServer(
-            options, access, [SERVICE], role=f"party{self.party}",
+            options, access, served, role=f"party{self.party}",
             request_bytes=_request_bytes(programs, options.batch),
         )  # fmt: skip
         self.requests = Requests(self._grpc.metrics)
@@ -141,6 +150,8 @@ class _Front:
             board=self.board, changed=self._lanes_changed,
             template=template or Template(lane_kind(options.border, options.worker_memory)),
         )  # fmt: skip
+        self.watches = Watches(self.models, self.lanes.watch, options.pending)
+        self.lanes.on_step(self.watches.stepped)
         self.batcher = Batcher(self.lanes, samples=options.batch, wait_s=options.batch_wait_s)
         # Party 0's wait for a lane and in it, party 1's on its board.
         waits = self.board.__len__ if self.party else lambda: self.batcher.waiting
@@ -149,6 +160,10 @@ class _Front:
         share_inference_pb2_grpc.add_ShareInferenceServiceServicer_to_server(
             servicer, self._grpc.server
         )
+        if self.party == 0:
+            share_progress_pb2_grpc.add_ShareProgressServiceServicer_to_server(
+                _ShareProgress(self.watches), self._grpc.server
+            )
         self._web = None if options.http_listen is None else _web(servicer, options, self._grpc)
 
     async def start(self) -> None:
@@ -202,6 +217,22 @@ def _request_bytes(programs: Sequence[PartyProgram], batch: int) -> int:
     return AROUND + batch * max(prod(program.graph.input.shape) for program in programs)
 
 
+class _ShareProgress(share_progress_pb2_grpc.ShareProgressServiceServicer):
+    def __init__(self, watches: Watches) -> None:
+        self._watches = watches
+
+    async def Watch(  # noqa: N802
+        self, request: WatchRequest, context: Any
+    ) -> AsyncIterator[WatchResponse]:
+        """See share_progress.proto."""
+        if len(request.request_id) != ID_BYTES:
+            got = f"{len(request.request_id)} bytes"
+            raise MalformedMessage("request id", got=got, expected=f"{ID_BYTES} bytes")
+        async with aclosing(self._watches.watch(request.request_id.hex())) as places:
+            async for place in places:
+                yield WatchResponse(**place._asdict())
+
+
 class _ShareInference(share_inference_pb2_grpc.ShareInferenceServiceServicer):
     def __init__(self, front: _Front) -> None:
         self._front = front
@@ -231,7 +262,10 @@ class _ShareInference(share_inference_pb2_grpc.ShareInferenceServiceServicer):
             self._remember(request.request_id)
             # Party 0 makes the share at once, if it was sent a seed; party 1 keeps what came.
             size = self._elements(request) if self._front.party == 0 else request.ByteSize()
-            with self._held.take(current_caller().name, size):
+            serving = self._front.watches.serving(
+                request.request_id.hex(), program.model_hash, request.batch
+            )
+            with self._held.take(current_caller().name, size), serving:
                 answer = await self._answer(request, *self._times(context, program, request.batch))
             cost.up, cost.down = len(request.share) + len(request.seed), len(answer.share)
             cost.online, cost.offline = answer.bytes_sent, answer.offline_bytes

@@ -28,13 +28,12 @@ from secure_quant.errors import (
 from secure_quant.mpc.protocol.bundle import load_party
 from secure_quant.mpc.protocol.party import PartyProgram
 from secure_quant.mpc.runtime.carriers import GrpcCarrier, StreamCarrier, dial_carrier
-from secure_quant.mpc.runtime.jobs import Job
+from secure_quant.mpc.runtime.hello import check_hello, make_hello
+from secure_quant.mpc.runtime.jobs import Ids, Job
 from secure_quant.mpc.runtime.link import PartyLink
 from secure_quant.mpc.runtime.session import (
     Border,
     LaneSession,
-    check_hello,
-    make_hello,
     make_stock,
 )
 from secure_quant.mpc.runtime.stock import DealerStream, open_deal
@@ -60,6 +59,8 @@ from secure_quant_server.mpc.messages import (
     Retract,
     Setup,
     Share,
+    Step,
+    Watch,
 )
 
 __all__ = ["serve"]
@@ -72,6 +73,9 @@ FRONT_SILENCE_S = 5.0
 """A front asks its workers more than once a second whether they live."""
 SAID_S = 30.0
 """A session that ends as the last one did is logged again after so long."""
+
+STEP_S = 0.25
+"""Between two words of how far a job is that somebody watches."""
 
 T = TypeVar("T")
 
@@ -91,6 +95,7 @@ class _Worker:
         self._session: LaneSession | None = None
         self._current: asyncio.Task[Any] | None = None
         self._tasks: set[asyncio.Task[None]] = set()
+        self._watched: set[str] = set()
 
     async def serve(self) -> None:
         """Until the front closes the pipe."""
@@ -122,6 +127,8 @@ class _Worker:
                 task.add_done_callback(self._tasks.discard)
             elif isinstance(message, Certificates):
                 self._certify(message)
+            elif isinstance(message, Watch):
+                self._watch(message)
             elif isinstance(message, Drop):
                 if self._session is not None:
                     self._session.drop(message.id)
@@ -137,6 +144,26 @@ class _Worker:
             swap(self._config.security, message)
         except SecureQuantError as error:  # those that it has may still do
             logs.event("certificates not taken", level=logging.WARNING, reason=str(error))
+
+    def _watch(self, message: Watch) -> None:
+        if not message.on:
+            self._watched.discard(message.id)
+            return
+        self._watched.add(message.id)
+        if len(self._watched) == 1:
+            task = asyncio.create_task(self._tell_steps())
+            self._tasks.add(task)
+            task.add_done_callback(self._tasks.discard)
+
+    async def _tell_steps(self) -> None:
+        """While somebody watches."""
+        before: tuple[Ids, int] | None = None
+        while self._watched:
+            now = None if self._session is None else self._session.progress()
+            if now is not None and now != before and not self._watched.isdisjoint(now[0]):
+                self._tell(Step(*now))
+            before = now
+            await asyncio.sleep(STEP_S)
 
     async def _mind_the_front(self) -> None:
         """End the session while the front says nothing, and have no other until it does."""

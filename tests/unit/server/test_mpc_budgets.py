@@ -16,6 +16,7 @@ from secure_quant.wire import SHARING
 from secure_quant.wire.gen.share_inference_pb2 import InferRequest
 from secure_quant_server.common import Budgets, Metrics, Requests
 from secure_quant_server.mpc.party import _ShareInference
+from secure_quant_server.mpc.watches import Watches
 
 GRAPH = graph()
 
@@ -36,7 +37,7 @@ def service(budget: int) -> tuple[_ShareInference, Counting]:
     front = SimpleNamespace(
         party=0, options=options, batcher=batcher, budgets=Budgets(budget),
         models={GRAPH.hash: SimpleNamespace(graph=GRAPH, model_hash=GRAPH.hash)},
-        requests=Requests(Metrics()),
+        requests=Requests(Metrics()), watches=Watches({}, lambda *_: None, 1),
     )  # fmt: skip
     return _ShareInference(front), batcher  # type: ignore[arg-type]
 

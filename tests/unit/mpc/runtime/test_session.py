@@ -20,8 +20,9 @@ from secure_quant.errors import (
     ShapeMismatch,
 )
 from secure_quant.mpc.protocol.material import Item
+from secure_quant.mpc.runtime.hello import check_hello, make_hello
 from secure_quant.mpc.runtime.jobs import Job
-from secure_quant.mpc.runtime.session import AHEAD, LaneSession, check_hello, make_hello
+from secure_quant.mpc.runtime.session import AHEAD, LaneSession
 from secure_quant.mpc.runtime.stock import Stock
 from secure_quant.wire.gen.party_link_pb2 import ExchangeRequest, ExchangeResponse, LinkBegin
 

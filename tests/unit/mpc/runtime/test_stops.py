@@ -22,9 +22,10 @@ from secure_quant.mpc.protocol.bundle import load_dealer, load_party, split
 from secure_quant.mpc.protocol.material import Item
 from secure_quant.mpc.protocol.rounds import Want
 from secure_quant.mpc.runtime.feed import Feed
+from secure_quant.mpc.runtime.hello import make_hello
 from secure_quant.mpc.runtime.jobs import Job
 from secure_quant.mpc.runtime.options import LaneOptions
-from secure_quant.mpc.runtime.session import LaneSession, make_hello, make_stock
+from secure_quant.mpc.runtime.session import LaneSession, make_stock
 from secure_quant.mpc.runtime.stops import Stops
 from secure_quant.wire.gen.party_link_pb2 import ExchangeResponse, LinkAbort
 
