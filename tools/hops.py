@@ -81,7 +81,7 @@ class Channel:
     def unary_unary(self, path: str, **_: Any) -> Method:
         return Method(self._answers.get(path.rpartition("/")[2], lambda _: None))
 
-    stream_unary = unary_unary
+    stream_unary = unary_stream = unary_unary
 
     def close(self) -> None:
         """Nothing is open."""

@@ -193,6 +193,12 @@ class Progress:
             self.note(stage)
         self._part = (done, of) if of > 1 else (0, 0)
 
+    def share(self, fraction: float, stage: str) -> None:
+        """How much of the work is done, and what is worked on: on a terminal a bar, and the time
+        left at this pace of the whole."""
+        self._note = stage
+        self._part = (int(100 * fraction), 100)
+
     def begin(self) -> None:
         """Show the line."""
         if self._terminal:

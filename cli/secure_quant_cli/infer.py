@@ -12,12 +12,21 @@ one as y.
 from __future__ import annotations
 
 import argparse
+import sys
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from secure_quant_cli.console import Progress
 
 __all__ = ["HELP", "configure", "run", "targets_of"]
 
 HELP = "run encrypted inference against servers"
+
+LONG_S = 2.0
+EACH_S = (1e-9, 3e-7, 5e-3)
+"""Of a product, a lookup and an op of the longest chain, roughly, whatever the engine."""
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
@@ -61,9 +70,10 @@ def run(arguments: argparse.Namespace) -> int:
         if arguments.model_hash is None:
             warn("no --model-hash: the servers choose the model that answers")
         x = read_inputs(arguments.input, _names(arguments, client))
-        with progress(f"inferring {samples_of(x)} samples"):
+        with progress(f"inferring {samples_of(x)} samples") as line:
             infer = client.infer_int8_with_stats if arguments.integers else client.infer_with_stats
-            y, spent = infer(x, timeout=arguments.timeout)
+            told = {"progress": _shown(line)} if _long(client, samples_of(x)) else {}
+            y, spent = infer(x, timeout=arguments.timeout, **told)
     stats = stats_dict(spent)
     if arguments.out is not None:
         write_arrays(arguments.out, y if isinstance(y, dict) else {"y": y})
@@ -73,6 +83,20 @@ def run(arguments: argparse.Namespace) -> int:
     if arguments.out is None:
         _print(y)
     return 0
+
+
+def _long(client: Any, samples: int) -> bool:
+    """Whether an answer is so far away that whoever sits at a terminal wants to see it come."""
+    graph = getattr(client, "graph", None)  # an approximate engine has none, and is one step
+    if graph is None or not sys.stderr.isatty():
+        return False
+    from secure_quant.ir.effort import effort
+
+    return samples * effort(graph).seconds(*EACH_S) > LONG_S
+
+
+def _shown(line: Progress) -> Callable[[Any], None]:
+    return lambda told: line.share(told.fraction, told.stage)
 
 
 def _names(arguments: argparse.Namespace, client: Any) -> list[str] | None:

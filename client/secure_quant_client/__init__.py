@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from secure_quant import errors
 from secure_quant.engines import engines, resolved
 from secure_quant.transport import InsecurePlaintext, Limits, Tls
+from secure_quant_client.progress import Progress
 from secure_quant_client.stats import Inference, InferenceStats, NamedInference
 
 if TYPE_CHECKING:
@@ -35,6 +36,7 @@ __all__ = [
     "MpcClient",
     "NamedInference",
     "OneHostClient",
+    "Progress",
     "Tls",
     "errors",
 ]

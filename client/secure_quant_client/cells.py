@@ -23,6 +23,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from secure_quant.errors import ConfigError, HashMismatch, PeerUnavailable
+from secure_quant_client.progress import Telling
 from secure_quant_client.stats import Inference
 
 if TYPE_CHECKING:
@@ -50,7 +51,9 @@ class Choice(Protocol[Model]):
 
     def model(self, deadline: Deadline) -> Model: ...
 
-    def infer(self, q: NDArray[Any], deadline: Deadline) -> Inference[np.int64]: ...
+    def infer(
+        self, q: NDArray[Any], deadline: Deadline, tell: Telling | None = None
+    ) -> Inference[np.int64]: ...
 
     def check(self, deadline: Deadline) -> None: ...
 
@@ -60,7 +63,9 @@ class AsyncChoice(Protocol[Model]):
 
     async def model(self, deadline: Deadline) -> Model: ...
 
-    async def infer(self, q: NDArray[Any], deadline: Deadline) -> Inference[np.int64]: ...
+    async def infer(
+        self, q: NDArray[Any], deadline: Deadline, tell: Telling | None = None
+    ) -> Inference[np.int64]: ...
 
     async def check(self, deadline: Deadline) -> None: ...
 

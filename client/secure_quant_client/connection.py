@@ -13,16 +13,12 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from types import TracebackType
-from typing import Any, Generic, Required, Self, TypedDict, TypeVar, Unpack, overload
+from typing import Any, Generic, Required, Self, TypedDict, TypeVar, Unpack
 
-import numpy as np
 from grpc_health.v1.health_pb2 import HealthCheckRequest, HealthCheckResponse
 from grpc_health.v1.health_pb2_grpc import HealthStub
-from numpy.typing import ArrayLike, NDArray
 
-from secure_quant import reference
 from secure_quant.errors import ConfigError, InsecureRefused, PeerUnavailable, ServiceError
-from secure_quant.ir import Graph
 from secure_quant.transport import (
     DEADLINE_S,
     InsecurePlaintext,
@@ -32,23 +28,17 @@ from secure_quant.transport import (
     check_security,
     sync_channel,
 )
-from secure_quant_client.cells import AsyncChoice, Choice
 from secure_quant_client.driver import CLOSED, AsyncDriver, Deadline, Driver, Metadata, SyncDriver
 from secure_quant_client.forks import require_own
-from secure_quant_client.integers import IntegerModel
 from secure_quant_client.program import Call
-from secure_quant_client.stats import Inference, Named, NamedAnswer, NamedInference
 
 __all__ = [
     "AsyncClient",
-    "AsyncIntegerClient",
     "Client",
     "Connection",
-    "IntegerClient",
     "OneServer",
     "Service",
     "SyncClient",
-    "allow",
     "call_metadata",
 ]
 
@@ -91,14 +81,7 @@ class Connection(TypedDict, total=False):
     limits: Limits | None
 
 
-def allow(deadline: Deadline, model: IntegerModel, q: Any) -> None:
-    """``deadline`` lets the model compute. What ``q`` is if it is no batch, its check will say."""
-    shape = getattr(q, "shape", ())
-    deadline.allow(model.patience_s(shape[0] if shape else 1))
-
-
 Model = TypeVar("Model")
-Exact = TypeVar("Exact", bound=IntegerModel)
 
 
 class Client(Driver, ABC, Generic[Model]):
@@ -219,75 +202,6 @@ class SyncClient(Client[Model], SyncDriver):
             return model
 
 
-class IntegerClient(SyncClient[Exact]):
-    """Of an exact engine, for threads."""
-
-    _cells: Choice[Exact] | None = None
-
-    def _asked(self, deadline: Deadline) -> Exact:
-        return self._cells.model(deadline) if self._cells else self._connect(deadline)
-
-    def _inferred(self, q: NDArray[Any], deadline: Deadline) -> Inference[np.int64]:
-        if self._cells:
-            return self._cells.infer(q, deadline)
-        model = self._connect(deadline)
-        allow(deadline, model, q)
-        return self._run(model.infer(q, deadline), deadline)
-
-    @property
-    def graph(self) -> Graph:
-        """The public graph, fetched at first use. Raises HashMismatch and the like."""
-        return self._asked(self._deadline()).graph
-
-    @property
-    def batch(self) -> int:
-        """Most samples of one call to the servers; larger inputs travel as several."""
-        return self._asked(self._deadline()).batch
-
-    @overload
-    def infer(self, x: Named, *, timeout: float | None = None) -> NamedAnswer: ...
-    @overload
-    def infer(self, x: ArrayLike, *, timeout: float | None = None) -> NDArray[np.float32]: ...
-    def infer(self, x: Any, *, timeout: float | None = None) -> Any:
-        """float[batch, *input shape] -> float32[batch, *output shape].
-
-        Arrays by name, of every input of the model, give the outputs by name: a dict, of one item
-        too. An array gives an array, of a model with one of each, whatever their names; of others
-        it is refused. ``graph.input_ports`` and ``output_ports`` say names, shapes and dtypes.
-
-        timeout: seconds, finite, for everything: the model's fetch, waiting, every call. The
-        default is the deadline in ``limits``.
-        Raises ShapeMismatch, DtypeMismatch, ValueOutOfRange (NaN, infinity, an integer out of its
-        input's range), DeadlineExceeded.
-        """
-        return self.infer_with_stats(x, timeout=timeout).y
-
-    @overload
-    def infer_with_stats(self, x: Named, *, timeout: float | None = None) -> NamedInference: ...
-    @overload
-    def infer_with_stats(
-        self, x: ArrayLike, *, timeout: float | None = None
-    ) -> Inference[np.float32]: ...
-    def infer_with_stats(self, x: Any, *, timeout: float | None = None) -> Any:
-        """As ``infer``, with what it cost."""
-        deadline = self._deadline(timeout)
-        graph = self._asked(deadline).graph
-        y, stats = self._inferred(reference.asked(graph, x), deadline)
-        made = reference.answer(graph, x, y)
-        return NamedInference(made, stats) if isinstance(made, dict) else Inference(made, stats)
-
-    def infer_int8(self, q: NDArray[Any], *, timeout: float | None = None) -> NDArray[np.int64]:
-        """int8[batch, *input shape] -> the integers at the Output, int64[batch, *output shape]; of
-        several arrays as they lie packed (``reference.quantize_input``, ``reference.named``)."""
-        return self.infer_int8_with_stats(q, timeout=timeout).y
-
-    def infer_int8_with_stats(
-        self, q: NDArray[Any], *, timeout: float | None = None
-    ) -> Inference[np.int64]:
-        """As ``infer_int8``, with what it cost."""
-        return self._inferred(q, self._deadline(timeout))
-
-
 class AsyncClient(Client[Model], AsyncDriver):
     """For asyncio. To be made inside the event loop that uses it."""
 
@@ -329,70 +243,3 @@ class AsyncClient(Client[Model], AsyncDriver):
             if (model := self._known()) is None:
                 model = self._model = self._receive(await self._ask(self._fetching(), deadline))
             return model
-
-
-class AsyncIntegerClient(AsyncClient[Exact]):
-    """Of an exact engine, for asyncio: as IntegerClient."""
-
-    _cells: AsyncChoice[Exact] | None = None
-
-    async def _asked(self, deadline: Deadline) -> Exact:
-        return await (self._cells.model(deadline) if self._cells else self._connect(deadline))
-
-    async def _inferred(self, q: NDArray[Any], deadline: Deadline) -> Inference[np.int64]:
-        if self._cells:
-            return await self._cells.infer(q, deadline)
-        model = await self._connect(deadline)
-        allow(deadline, model, q)
-        return await self._run(model.infer(q, deadline), deadline)
-
-    async def graph(self) -> Graph:
-        """The public graph, fetched at first use. Raises HashMismatch and the like."""
-        deadline = self._deadline()
-        async with deadline.bounding():
-            return (await self._asked(deadline)).graph
-
-    async def batch(self) -> int:
-        """Most samples of one call to the servers; larger inputs travel as several."""
-        deadline = self._deadline()
-        async with deadline.bounding():
-            return (await self._asked(deadline)).batch
-
-    @overload
-    async def infer(self, x: Named, *, timeout: float | None = None) -> NamedAnswer: ...
-    @overload
-    async def infer(self, x: ArrayLike, *, timeout: float | None = None) -> NDArray[np.float32]: ...
-    async def infer(self, x: Any, *, timeout: float | None = None) -> Any:
-        """As ``IntegerClient.infer``: an array for an array, a dict for arrays by name."""
-        return (await self.infer_with_stats(x, timeout=timeout)).y
-
-    @overload
-    async def infer_with_stats(
-        self, x: Named, *, timeout: float | None = None
-    ) -> NamedInference: ...
-    @overload
-    async def infer_with_stats(
-        self, x: ArrayLike, *, timeout: float | None = None
-    ) -> Inference[np.float32]: ...
-    async def infer_with_stats(self, x: Any, *, timeout: float | None = None) -> Any:
-        """As ``infer``, with what it cost."""
-        deadline = self._deadline(timeout)
-        async with deadline.bounding():
-            graph = (await self._asked(deadline)).graph
-            y, stats = await self._inferred(reference.asked(graph, x), deadline)
-            made = reference.answer(graph, x, y)
-            return NamedInference(made, stats) if isinstance(made, dict) else Inference(made, stats)
-
-    async def infer_int8(
-        self, q: NDArray[Any], *, timeout: float | None = None
-    ) -> NDArray[np.int64]:
-        """int8[batch, *input shape] -> the integers at the Output, int64[batch, *output shape]."""
-        return (await self.infer_int8_with_stats(q, timeout=timeout)).y
-
-    async def infer_int8_with_stats(
-        self, q: NDArray[Any], *, timeout: float | None = None
-    ) -> Inference[np.int64]:
-        """As ``infer_int8``, with what it cost."""
-        deadline = self._deadline(timeout)
-        async with deadline.bounding():
-            return await self._inferred(q, deadline)

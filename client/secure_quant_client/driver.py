@@ -6,14 +6,13 @@ Two faces of the same, for threads and for asyncio.
 from __future__ import annotations
 
 import asyncio
-import os
 import threading
 import time
 from collections import deque
 from collections.abc import AsyncIterator, Callable, Generator, Iterable, Iterator, Sequence
 from contextlib import asynccontextmanager, contextmanager, suppress
-from dataclasses import dataclass
 from numbers import Real
+from queue import SimpleQueue
 from typing import Any, Protocol, TypeVar
 
 import grpc
@@ -23,32 +22,21 @@ from secure_quant import tracing
 from secure_quant.errors import (
     ConfigError,
     DeadlineExceeded,
-    PeerUnavailable,
     SecureQuantError,
     ServiceError,
 )
-from secure_quant.wire import TAKEN, raised
 from secure_quant.within import within
-from secure_quant_client.program import Ahead, Call, Program
+from secure_quant_client.advance import Done, Gate, Running, Step
+from secure_quant_client.named import named
+from secure_quant_client.program import Ahead, Call, Program, Told, Watching
+from secure_quant_client.progress import Progress
 
 __all__ = ["CLOSED", "AsyncDriver", "Deadline", "Driver", "SyncDriver", "drive"]
 
 CLOSED = "the client is closed"
 LONGEST_S = 1e9
 """Of a deadline: gRPC and the system's clocks count so far, and not to every finite number."""
-TAKEN_S = 1.0
-"""Longest wait of an upload for the server's word that it takes it in."""
-PROXIES = ("grpc_proxy", "https_proxy", "HTTPS_PROXY", "http_proxy", "HTTP_PROXY")
-OTHER_ROLE = (
-    "the server there has another role: is the address right, and party 0's before party 1's?"
-)
-HINTS = {
-    "Hostname Verification": OTHER_ROLE,
-    "is not in peer certificate": OTHER_ROLE,  # gRPC 1.76 says it so
-    "CERTIFICATE_VERIFY_FAILED": "the server's certificate is not signed by the ca given here",
-}
-"""What gRPC says of a certificate -> what that means here."""
-
+Tell = Callable[[Progress], object]
 Metadata = tuple[tuple[str, str], ...]
 Result = TypeVar("Result")
 Asked = TypeVar("Asked")
@@ -161,31 +149,54 @@ class Driver:
 class SyncDriver(Driver):
     """For threads."""
 
-    def _run(self, program: Program[Result], deadline: Deadline) -> Result:
-        """What the program returns. It is closed, and its calls are cancelled, if it fails."""
+    def _run(
+        self, program: Program[Result], deadline: Deadline, tell: Tell | None = None
+    ) -> Result:
+        """What the program returns. It is closed, and its calls are cancelled, if it fails.
+        tell: hears of its progress, in this thread; what it raises ends the program."""
         with tracing.current(tracing.span("inference", "client")) as span:
-            result = self._driven(program, deadline)
+            result = self._driven(program, deadline, tell)
             _note(span, result)
             return result
 
-    def _driven(self, program: Program[Result], deadline: Deadline) -> Result:
-        ahead: deque[Sequence[grpc.Future[Any]]] = deque()
+    def _driven(self, program: Program[Result], deadline: Deadline, tell: Tell | None) -> Result:
+        run = _SyncRun(deadline, tell)
         try:
-            return drive(program, lambda calls: self._answers(calls, ahead, deadline))
+            return drive(program, lambda calls: self._answers(calls, run))
         finally:
-            for under_way in ahead:
+            for under_way in run.ahead:
                 _cancel(under_way)
+            _cancel(run.streams)
 
-    def _answers(
-        self,
-        calls: Sequence[Call],
-        ahead: deque[Sequence[grpc.Future[Any]]],
-        deadline: Deadline,
-    ) -> list[Any]:
+    def _answers(self, calls: Sequence[Call], run: _SyncRun) -> list[Any]:
         if isinstance(calls, Ahead):
-            ahead.append(self._start(calls, deadline))
+            run.ahead.append(self._start(calls, run.deadline))
             return []
-        return self._ask(calls, deadline) if calls else self._finish(ahead.popleft())
+        if isinstance(calls, Told):
+            if calls.progress is not None and run.tell is not None:
+                run.tell(calls.progress)
+            return []
+        if isinstance(calls, Watching):
+            self._watch(calls, run)
+            return []
+        if calls:
+            return self._ask(calls, run.deadline)
+        if run.streams:
+            run.listen(run.ahead[0])
+        return self._finish(run.ahead.popleft())
+
+    def _watch(self, watching: Watching, run: _SyncRun) -> None:
+        (call,), left = watching, run.deadline.remaining()
+        with self._open():
+            stream = self._method(call)(call.request, timeout=left, metadata=self._told())
+        run.streams.append(stream)
+
+        def read() -> None:
+            with suppress(grpc.RpcError):  # it has ended, or the server knows no such call
+                for answer in stream:
+                    run.news.put((watching.hear, answer))
+
+        threading.Thread(target=read, name="progress", daemon=True).start()
 
     def _ask(self, calls: Sequence[Call], deadline: Deadline) -> list[Any]:
         """All calls at once; their answers in the same order. The first that fails ends all."""
@@ -197,7 +208,7 @@ class SyncDriver(Driver):
             with self._open():
                 return [self._method(call)(call.request, timeout=left, metadata=self._told())]
         except grpc.RpcError as error:
-            raise _named(error) from error
+            raise named(error) from error
 
     def _start(self, calls: Sequence[Call], deadline: Deadline) -> Sequence[grpc.Future[Any]]:
         left = deadline.remaining()
@@ -222,10 +233,34 @@ class SyncDriver(Driver):
             for call in under_way:  # those that were cancelled say nothing; one that failed does
                 error = None if call.cancelled() else call.exception()
                 if isinstance(error, grpc.RpcError):
-                    raise _named(error) from error
+                    raise named(error) from error
             raise ServiceError("the call was cancelled") from ended
         finally:
             _cancel(under_way)
+
+
+class _SyncRun:
+    """A program that runs. ahead: calls nobody waits for yet. streams: that are heard beside them,
+    by threads which put what comes into ``news``."""
+
+    def __init__(self, deadline: Deadline, tell: Tell | None) -> None:
+        self.deadline, self.tell = deadline, tell
+        self.ahead: deque[Sequence[grpc.Future[Any]]] = deque()
+        self.streams: list[Any] = []
+        self.news: SimpleQueue[tuple[Callable[[Any], Progress], Any] | None] = SimpleQueue()
+
+    def listen(self, under_way: Sequence[grpc.Future[Any]]) -> None:
+        """Pass on what comes until these have ended, one way or the other."""
+        for call in under_way:
+            call.add_done_callback(lambda _: self.news.put(None))
+        left = len(under_way)
+        while left:
+            word = self.news.get()
+            if word is None:
+                left -= 1
+            elif self.tell is not None:
+                hear, answer = word
+                self.tell(hear(answer))
 
 
 class AsyncDriver(Driver):
@@ -234,21 +269,26 @@ class AsyncDriver(Driver):
     _heavy = False
     """Whether a program computes so long that it does so in a thread, and the loop stays free."""
 
-    async def _run(self, program: Program[Result], deadline: Deadline) -> Result:
-        """What the program returns. It is closed, and its calls are cancelled, if it fails."""
+    async def _run(
+        self, program: Program[Result], deadline: Deadline, tell: Tell | None = None
+    ) -> Result:
+        """What the program returns. It is closed, and its calls are cancelled, if it fails.
+        tell: hears of its progress, in the event loop; what it raises ends the program."""
         with tracing.current(tracing.span("inference", "client")) as span:
-            result = await self._driven(program, deadline)
+            result = await self._driven(program, deadline, tell)
             _note(span, result)
             return result
 
-    async def _driven(self, program: Program[Result], deadline: Deadline) -> Result:
-        ahead: deque[asyncio.Future[list[Any]]] = deque()
-        running = _Running(program)
+    async def _driven(
+        self, program: Program[Result], deadline: Deadline, tell: Tell | None
+    ) -> Result:
+        run = _AsyncRun(deadline, tell)
+        running = Running(program)
         try:
             step = await self._advance(running.send, None)
-            while not isinstance(step, _Done):
+            while not isinstance(step, Done):
                 try:
-                    answers = await self._answers(step, ahead, deadline)
+                    answers = await self._answers(step, run)
                 except SecureQuantError as error:
                     step = await self._advance(running.throw, error)
                 else:
@@ -257,20 +297,43 @@ class AsyncDriver(Driver):
             return result
         finally:
             running.end()
-            _cancel(ahead)
-            await asyncio.gather(*ahead, return_exceptions=True)
+            _cancel([*run.ahead, *run.streams])
+            await asyncio.gather(*run.ahead, *run.streams, return_exceptions=True)
 
     async def _advance(self, go_on: Callable[[Any], Step], sent: Any) -> Step:
         return await asyncio.to_thread(go_on, sent) if self._heavy else go_on(sent)
 
-    async def _answers(
-        self, calls: Sequence[Call], ahead: deque[asyncio.Future[list[Any]]], deadline: Deadline
-    ) -> list[Any]:
+    async def _answers(self, calls: Sequence[Call], run: _AsyncRun) -> list[Any]:
         if isinstance(calls, Ahead):
-            ahead.append(asyncio.ensure_future(self._ask(calls, deadline)))
+            run.ahead.append(asyncio.ensure_future(self._ask(calls, run.deadline)))
             await asyncio.sleep(0)  # they go out before the program goes on
             return []
-        return await (self._ask(calls, deadline) if calls else _oldest(ahead))
+        if isinstance(calls, Told):
+            if calls.progress is not None and run.tell is not None:
+                run.tell(calls.progress)
+            return []
+        if isinstance(calls, Watching):
+            run.streams.append(asyncio.ensure_future(self._watch(calls, run)))
+            return []
+        return await (self._ask(calls, run.deadline) if calls else run.oldest())
+
+    async def _watch(self, watching: Watching, run: _AsyncRun) -> None:
+        """Raises what whoever is told raises."""
+        (call,), left = watching, run.deadline.remaining()
+        with self._open():
+            stream = self._method(call)(call.request, timeout=left, metadata=self._told())
+        try:
+            while True:
+                try:
+                    answer = await stream.read()
+                except grpc.RpcError:
+                    return  # it has ended, or the server knows no such call
+                if answer is grpc.aio.EOF:
+                    return
+                if run.tell is not None:
+                    run.tell(watching.hear(answer))
+        finally:
+            stream.cancel()
 
     async def _ask(self, calls: Sequence[Call], deadline: Deadline) -> list[Any]:
         """All calls at once; their answers in the same order. The first that fails ends all."""
@@ -280,7 +343,7 @@ class AsyncDriver(Driver):
         try:
             return list(await asyncio.gather(*under_way))
         except grpc.RpcError as error:
-            raise _named(error) from error
+            raise named(error) from error
         except asyncio.CancelledError:
             task = asyncio.current_task()
             if task is not None and task.cancelling():
@@ -292,87 +355,33 @@ class AsyncDriver(Driver):
     def _begun(self, call: Call, timeout: float) -> Any:
         request, method = call.request, self._method(call)
         if isinstance(request, Iterator):
-            gate = _Gate(request)
+            gate = Gate(request)
             gate.call = method(gate.pieces(), timeout=timeout, metadata=self._told())
             return gate.call
         return method(request, timeout=timeout, metadata=self._told())
 
 
-class _Gate:
-    """A stream of requests that waits behind its first, which is short, until the server says that
-    it takes them in: gRPC for asyncio forgets why a stream was refused that it is writing to."""
+class _AsyncRun:
+    """A program that runs. ahead: calls nobody waits for yet. streams: that are heard beside."""
 
-    call: Any
+    def __init__(self, deadline: Deadline, tell: Tell | None) -> None:
+        self.deadline, self.tell = deadline, tell
+        self.ahead: deque[asyncio.Future[list[Any]]] = deque()
+        self.streams: list[asyncio.Future[None]] = []
 
-    def __init__(self, requests: Iterator[Any]) -> None:
-        self._requests = requests
+    def _all(self) -> list[asyncio.Future[Any]]:
+        return [*self.ahead, *self.streams]
 
-    async def pieces(self) -> AsyncIterator[Any]:
-        """The same, or the first alone where the call is refused."""
-        yield next(self._requests)
-        with suppress(TimeoutError):  # servers before 0.3 say nothing until the end
-            async with asyncio.timeout(TAKEN_S):
-                if TAKEN not in dict(await self.call.initial_metadata()):
-                    await self.call.code()
-                    return
-        for piece in self._requests:
-            yield piece
-
-
-@dataclass(frozen=True)
-class _Done:
-    """What a program returned: StopIteration cannot cross a thread's future."""
-
-    result: Any
-
-
-Step = Sequence[Call] | _Done
-
-
-class _Running:
-    """A program whose steps may run in threads. ``end`` closes it at once, or, where a thread is
-    still in a step that nobody waits for, as soon as that is over."""
-
-    def __init__(self, program: Program[Any]) -> None:
-        self._program, self._in_step, self._ended = program, threading.Lock(), False
-
-    def send(self, answers: Any) -> Step:
-        """The next calls, or the result."""
-        return self._step(self._program.send, answers)
-
-    def throw(self, error: SecureQuantError) -> Step:
-        """As ``send``, where the calls failed."""
-        return self._step(self._program.throw, error)
-
-    def _step(self, go_on: Callable[[Any], Sequence[Call]], sent: Any) -> Step:
-        try:
-            with self._in_step:
-                return go_on(sent)
-        except StopIteration as done:
-            return _Done(done.value)
-        finally:
-            if self._ended:
-                self.end()
-
-    def end(self) -> None:
-        self._ended = True
-        if self._in_step.acquire(blocking=False):
-            try:
-                self._program.close()
-            finally:
-                self._in_step.release()
-
-
-async def _oldest(ahead: deque[asyncio.Future[list[Any]]]) -> list[Any]:
-    """The answers to those that wait longest; the first failure of any ends the wait."""
-    while True:
-        for under_way in ahead:
-            if under_way.done():
-                under_way.result()
-        if ahead[0].done():
-            return ahead.popleft().result()
-        waiting = [under_way for under_way in ahead if not under_way.done()]
-        await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
+    async def oldest(self) -> list[Any]:
+        """The answers to those that wait longest; the first failure of any ends the wait."""
+        while True:
+            for under_way in self._all():
+                if under_way.done():
+                    under_way.result()
+            if self.ahead[0].done():
+                return self.ahead.popleft().result()
+            waiting = [each for each in self._all() if not each.done()]
+            await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
 
 
 def _note(span: tracing.Span, result: Any) -> None:
@@ -381,17 +390,6 @@ def _note(span: tracing.Span, result: Any) -> None:
     for name in ("samples", "rounds", "bytes_up", "bytes_down"):
         if isinstance(value := getattr(stats, name, None), int):
             span.note(**{name: value})
-
-
-def _named(error: grpc.RpcError) -> SecureQuantError:
-    found = raised(error)
-    for said, hint in HINTS.items():
-        if isinstance(found, PeerUnavailable) and said in found.what:
-            return PeerUnavailable(found.what, hint=hint)
-    proxy = next((name for name in PROXIES if os.environ.get(name)), None)
-    if isinstance(found, PeerUnavailable) and found.hint is None and proxy is not None:
-        return PeerUnavailable(found.what, hint=f"{proxy} is set, and is not used")
-    return found
 
 
 def _cancel(under_way: Iterable[Any]) -> None:

@@ -28,5 +28,8 @@ class IntegerModel(Protocol):
     def patience_s(self, samples: int) -> float:
         """Seconds that so many samples may take on slow machines and networks."""
 
-    def infer(self, q: NDArray[Any], deadline: Deadline) -> Program[Inference[np.int64]]:
-        """int8[batch, *input shape] -> int64[batch, *output shape]."""
+    def infer(
+        self, q: NDArray[Any], deadline: Deadline, *, watched: bool = False
+    ) -> Program[Inference[np.int64]]:
+        """int8[batch, *input shape] -> int64[batch, *output shape]. watched: somebody wants to hear
+        how far it is."""

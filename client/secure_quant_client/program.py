@@ -7,10 +7,12 @@ runs it (``driver``) alone knows channels, threads, event loops and deadlines.
 
 from __future__ import annotations
 
-from collections.abc import Generator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from typing import Any, NamedTuple, TypeVar
 
-__all__ = ["OLDEST", "Ahead", "Call", "Program"]
+from secure_quant_client.progress import Progress
+
+__all__ = ["OLDEST", "Ahead", "Call", "Program", "Told", "Watching"]
 
 Result = TypeVar("Result")
 
@@ -28,6 +30,33 @@ class Ahead(tuple[Call, ...]):
     """Calls that go out now and are not waited for: the program is sent ``[]`` at once."""
 
     __slots__ = ()
+
+
+class Watching(tuple[Call, ...]):
+    """One call, whose answers are a stream: it goes out now, and ``hear`` makes of each answer a
+    word for whoever watches. What it fails with is of no account. The program is sent ``[]`` at
+    once."""
+
+    hear: Callable[[Any], Progress]
+
+    @classmethod
+    def by(cls, call: Call, hear: Callable[[Any], Progress]) -> Watching:
+        made = cls((call,))
+        made.hear = hear
+        return made
+
+
+class Told(tuple[Call, ...]):
+    """No calls, but a word for whoever watches; or a pause (None), in which an inference of asyncio
+    may be cancelled. The program is sent ``[]`` at once."""
+
+    progress: Progress | None = None
+
+    @classmethod
+    def of(cls, progress: Progress) -> Told:
+        made = cls()
+        made.progress = progress
+        return made
 
 
 OLDEST: Sequence[Call] = ()

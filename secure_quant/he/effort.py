@@ -7,7 +7,14 @@ from math import prod
 
 from secure_quant.he.packing import Packing
 
-__all__ = ["limbs_of", "prefers_taps", "taps_ns", "transformed_ns", "transforms_bytes"]
+__all__ = [
+    "evaluated_ns",
+    "limbs_of",
+    "prefers_taps",
+    "taps_ns",
+    "transformed_ns",
+    "transforms_bytes",
+]
 
 SMALL = 4 * 2**20
 """Bytes: transforms of so few are not worth a choice."""
@@ -44,6 +51,13 @@ def transformed_ns(packing: Packing, primes: Sequence[int]) -> float:
     """Of all cells."""
     pairs = packing.n_in * packing.n_out
     return packing.cells * pairs * packing.degree * len(primes) * _PRODUCT
+
+
+def evaluated_ns(packing: Packing, primes: Sequence[int]) -> float:
+    """Of all cells, in the form of the weights that a server with enough memory takes."""
+    if prefers_taps(packing, primes):
+        return taps_ns(packing, primes[0])
+    return transformed_ns(packing, primes)
 
 
 def transforms_bytes(packing: Packing, primes: Sequence[int]) -> int:

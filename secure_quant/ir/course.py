@@ -42,7 +42,7 @@ class Course:
         """``rounds``: in all; what comes after the last gate's included."""
         self.rounds = max(rounds, 1)
         work = [_ROUND] * (self.rounds + 1)
-        most, self._stages = [0] * (self.rounds + 1), [""] * (self.rounds + 1)
+        most, self._stages = [-1] * (self.rounds + 1), [""] * (self.rounds + 1)
         ends: dict[str, int] = {}
         for step in steps:
             start = max((ends[name] for name in step.inputs), default=0)

@@ -98,8 +98,9 @@ class _Steps(Generic[Result]):
     def __init__(self, run: Joint[Result], send: Callable[[bytes], None]) -> None:
         self._run, self._send = run, send
         self._held = bytearray()
-        self._sent = self._received = self._flights = 0
+        self._sent = self._received = 0
         self.begun = False
+        self.flights = 0
         self.expected = 0
         self.ended: Driven[Result] | None = None
 
@@ -109,13 +110,13 @@ class _Steps(Generic[Result]):
             exchange = self._run.send(message) if self.begun else next(self._run)
         except StopIteration as end:
             self.let_go()
-            self.ended = Driven(end.value, self._sent, self._received, self._flights)
+            self.ended = Driven(end.value, self._sent, self._received, self.flights)
             return
         self.begun, self.expected = True, exchange.expected
         self._held += exchange.sent
         self._sent += len(exchange.sent)
         self._received += exchange.expected
-        self._flights += bool(exchange.sent or exchange.expected)
+        self.flights += bool(exchange.sent or exchange.expected)
         if len(self._held) >= HELD:
             self.let_go()
 
@@ -174,6 +175,15 @@ class Course(Generic[Result]):
     def over(self) -> bool:
         """It has a result, or failed."""
         return self._over.is_set()
+
+    @property
+    def flights(self) -> int:
+        """Exchanges begun."""
+        return self._steps.flights
+
+    def rests(self, seconds: float) -> bool:
+        """Whether it is over, or is within that time."""
+        return self._over.wait(seconds)
 
     def begin(self) -> None:
         """Up to where it waits for the other end, unless what came has begun it."""

@@ -24,7 +24,7 @@ from secure_quant.errors import ServiceError
 from secure_quant.mpc.protocol.plan import plan
 from secure_quant_cli.cluster import Cluster
 from secure_quant_cli.processes import cpu_seconds
-from secure_quant_client import AsyncMpcClient, MpcClient
+from secure_quant_client import AsyncMpcClient, MpcClient, Progress
 
 SEED = 11
 
@@ -56,6 +56,28 @@ def test_concurrent_clients_take_turns(cluster: Cluster, graph: Graph) -> None:
 
     with ThreadPoolExecutor(4) as pool:
         assert all(pool.map(one, range(6)))
+
+
+@pytest.mark.parametrize("face", ["threads", "asyncio"])
+def test_a_long_call_says_how_far_it_is(cluster: Cluster, graph: Graph, face: str) -> None:
+    q, words, targets = inputs(graph, 128), list[Progress](), cluster.targets["mpc"]
+
+    async def work() -> Any:
+        async with AsyncMpcClient(targets, tls=tls(cluster)) as client:
+            return await client.infer_int8(q, progress=words.append)
+
+    if face == "asyncio":
+        answer = asyncio.run(work())
+    else:
+        with MpcClient(targets, tls=tls(cluster)) as client:
+            answer = client.infer_int8(q, progress=words.append)
+    assert np.array_equal(answer, reference.run_int(graph, q))
+    fractions = [word.fraction for word in words]
+    assert fractions == sorted(set(fractions))
+    assert fractions[-1] == 1
+    assert any(0 < each < 1 for each in fractions)
+    assert {word.stage for word in words[:-1]} <= {"", *(node.name for node in graph.nodes)}
+    assert words[-1].done == words[-1].of > 0
 
 
 @pytest.mark.parametrize("how", ["task", pytest.param("close", marks=pytest.mark.heavy)])

@@ -10,7 +10,8 @@ from google.protobuf.wrappers_pb2 import BytesValue
 from plain_insecure.model import PlainModel
 from secure_quant.wire.gen.model_pb2 import ModelInfo
 from secure_quant.wire.gen.secure_inference_pb2 import GetModelRequest
-from secure_quant_client.connection import AsyncIntegerClient, IntegerClient, OneServer, Service
+from secure_quant_client.connection import OneServer, Service
+from secure_quant_client.exact import AsyncIntegerClient, IntegerClient
 
 __all__ = ["AsyncPlainInsecureClient", "PlainInsecureClient"]
 

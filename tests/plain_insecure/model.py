@@ -144,7 +144,9 @@ class PlainModel:
         """Next to nothing."""
         return 1.0
 
-    def infer(self, q: NDArray[Any], deadline: Deadline) -> Program[Inference[np.int64]]:
+    def infer(
+        self, q: NDArray[Any], deadline: Deadline, *, watched: bool = False
+    ) -> Program[Inference[np.int64]]:
         """int8[batch, *input shape] -> int64[batch, *output shape], MAX_BATCH samples at a time.
 
         Raises ShapeMismatch, DtypeMismatch, ValueOutOfRange, MalformedMessage, ImplausibleAnswer.

@@ -98,7 +98,7 @@ def costs(graph: Graph) -> Costs:
 def way(graph: Graph, batch: int) -> Way:
     """A call a layer, one after the other. Work: coefficients of ciphertexts, those of sums of
     products by what they are estimated to take, and calls."""
-    from secure_quant.he.effort import prefers_taps, taps_ns, transformed_ns
+    from secure_quant.he.effort import evaluated_ns
     from secure_quant.he.plan import plan
 
     made = plan(graph.public())
@@ -107,10 +107,7 @@ def way(graph: Graph, batch: int) -> Way:
     for call in calls:
         primes = call.ring.primes
         moved += (call.ciphertexts_up + call.ciphertexts_down) * call.ring.degree * len(primes)
-        by_taps = prefers_taps(call.packing, primes)
-        products += (
-            taps_ns(call.packing, primes[0]) if by_taps else transformed_ns(call.packing, primes)
-        )
+        products += evaluated_ns(call.packing, primes)
     sent = cost.bytes_up + cost.bytes_down
     return Way(len(calls), sent, len(calls) * _CALL_S, (products, moved, len(calls)))
 

@@ -11,12 +11,11 @@ from numpy.typing import NDArray
 from secure_quant.wire.gen.secure_inference_pb2 import GetModelRequest, GetModelResponse
 from secure_quant.wire.gen.secure_inference_pb2_grpc import SecureInferenceServiceStub
 from secure_quant_client.connection import (
-    AsyncIntegerClient,
     Connection,
-    IntegerClient,
     OneServer,
     Service,
 )
+from secure_quant_client.exact import AsyncIntegerClient, IntegerClient
 from secure_quant_client.he.model import HeModel, Values
 
 __all__ = ["HE", "AsyncHeClient", "HeClient"]

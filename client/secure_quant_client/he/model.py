@@ -24,7 +24,8 @@ from secure_quant.wire import info_from_proto
 from secure_quant.wire.gen.model_pb2 import ModelInfo
 from secure_quant.wire.gen.secure_inference_pb2 import EvaluateLinearRequest
 from secure_quant_client.he.key_stock import KeyStock
-from secure_quant_client.program import Call, Program
+from secure_quant_client.program import Call, Program, Told
+from secure_quant_client.progress import Progress
 from secure_quant_client.stats import Inference, InferenceStats
 from secure_quant_client.trust import bound_unpinned, require_plausible
 
@@ -34,6 +35,9 @@ if TYPE_CHECKING:
     from secure_quant_client.he.ckks import CkksKeys
 
 __all__ = ["HeModel", "Request", "Values", "Walk", "largest_batch", "walk"]
+
+COEFFICIENT_NS = 60
+"""Of a ciphertext, encrypted or decrypted, about."""
 
 Values = dict[str, NDArray[np.int64]]
 
@@ -95,24 +99,29 @@ class HeModel:
         """Several times what a server on slow, busy cores took."""
         return samples * effort(self.graph).seconds(8e-8, 1e-6, 1.0)
 
-    def infer(self, q: NDArray[Any], deadline: Deadline) -> Program[Inference[np.int64]]:
+    def infer(
+        self, q: NDArray[Any], deadline: Deadline, *, watched: bool = False
+    ) -> Program[Inference[np.int64]]:
         """int8[batch, *input shape] -> int64[batch, *output shape]. Raises as ``trace``."""
-        values, stats = yield from self.trace(q, deadline)
+        values, stats = yield from self.trace(q, deadline, watched=watched)
         return Inference(values[self.graph.output.name], stats)
 
-    def trace(self, q: NDArray[Any], deadline: Deadline) -> Program[tuple[Values, InferenceStats]]:
+    def trace(
+        self, q: NDArray[Any], deadline: Deadline, *, watched: bool = False
+    ) -> Program[tuple[Values, InferenceStats]]:
         """int8[batch, *input shape] -> every node's value, and what it cost. Raises as ``parts``,
         ``check``, ``walk`` and ``joined``."""
         meter, walked = Meter(), []
+        watch = Watch(self.plan, -(-len(q) // self.batch)) if watched else None
         for part in self.parts(q):
             self.check(len(part), deadline)
             with self.stock.session(len(part)) as session:
                 walking = walk(self.graph, session, part)
-                walked.append((yield from self._called(walking, meter)))
+                walked.append((yield from self._called(walking, meter, watch)))
             meter.samples += len(part)
         return self.joined(walked), meter.stats()
 
-    def _called(self, walking: Walk, meter: Meter) -> Program[Values]:
+    def _called(self, walking: Walk, meter: Meter, watch: Watch | None) -> Program[Values]:
         """The walk, its requests as calls."""
         answers = None
         while True:
@@ -121,6 +130,8 @@ class HeModel:
             except StopIteration as done:
                 values: Values = done.value
                 return values
+            if watch is not None:
+                yield watch.before(requests)
             start = time.perf_counter()
             made = yield [Call("EvaluateLinear", self.message(request)) for request in requests]
             answers = [answer.ciphertexts for answer in made]
@@ -149,6 +160,34 @@ class HeModel:
             batch=request.batch,
             ciphertexts=request.ciphertexts,
         )
+
+
+class Watch:
+    """How far an inference is, by the work of its layers at the server and of their ciphertexts at
+    the client. parts: of the input, one after the other."""
+
+    def __init__(self, plan: HePlan, parts: int) -> None:
+        from secure_quant.he.effort import evaluated_ns
+
+        self._names = [step.node for step in plan.steps]
+        calls = [step.call(1) for step in plan.steps]
+        self._work = [
+            evaluated_ns(call.packing, call.ring.primes)
+            + COEFFICIENT_NS * (call.ciphertexts_up + call.ciphertexts_down) * call.ring.degree
+            for call in calls
+        ]
+        self._whole, self._of = parts * sum(self._work), parts * len(calls)
+        self._done, self._steps = 0.0, 0
+
+    def before(self, requests: list[Request]) -> Told:
+        """These go out now, and all before them are answered."""
+        told = Progress(
+            self._done / max(self._whole, 1), self._steps, self._of,
+            self._names[requests[0].step],
+        )  # fmt: skip
+        self._done += sum(self._work[request.step] for request in requests)
+        self._steps += len(requests)
+        return Told.of(told)
 
 
 class Meter:

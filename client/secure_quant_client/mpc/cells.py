@@ -21,9 +21,10 @@ from secure_quant.errors import (
     ServiceError,
 )
 from secure_quant_client.cells import PROBE_S, AsyncReach, Cell, Cells, Reach
-from secure_quant_client.connection import allow
 from secure_quant_client.driver import Deadline, drive
+from secure_quant_client.exact import allow
 from secure_quant_client.mpc.model import MpcModel
+from secure_quant_client.progress import Telling
 from secure_quant_client.stats import Inference
 
 if TYPE_CHECKING:
@@ -63,12 +64,15 @@ class _Programs(Generic[One]):
         """Run ``_probing`` beside what is done now."""
         raise NotImplementedError
 
-    def _inferring(self, q: NDArray[Any], deadline: Deadline) -> Choosing[Inference[np.int64]]:
+    def _inferring(
+        self, q: NDArray[Any], deadline: Deadline, tell: Telling | None
+    ) -> Choosing[Inference[np.int64]]:
         tried: list[Cell[One]] = []
         while True:
             cell, model = yield from self._finding(tried, deadline)
             allow(deadline, model, q)
-            run = partial(cell.client._run, model.infer(q, deadline), deadline)
+            program = model.infer(q, deadline, watched=tell is not None)
+            run = partial(cell.client._run, program, deadline, tell)
             try:
                 with self.cells.running(cell):
                     answer: Inference[np.int64] = yield run
@@ -135,9 +139,11 @@ class SyncCells(_Programs["MpcClient"]):
         """Of the first cell that tells it. Raises what the last one raised."""
         return self._run(self._finding([], deadline))[1]
 
-    def infer(self, q: NDArray[Any], deadline: Deadline) -> Inference[np.int64]:
+    def infer(
+        self, q: NDArray[Any], deadline: Deadline, tell: Telling | None = None
+    ) -> Inference[np.int64]:
         """int8[batch, ...] -> int64[batch, ...]. Raises as a client of one cell does."""
-        return self._run(self._inferring(q, deadline))
+        return self._run(self._inferring(q, deadline, tell))
 
     def check(self, deadline: Deadline) -> None:
         """Raises PeerUnavailable and its kin unless a cell serves."""
@@ -162,9 +168,11 @@ class AsyncCells(_Programs["AsyncMpcClient"]):
         """As SyncCells.model."""
         return (await self._run(self._finding([], deadline)))[1]
 
-    async def infer(self, q: NDArray[Any], deadline: Deadline) -> Inference[np.int64]:
+    async def infer(
+        self, q: NDArray[Any], deadline: Deadline, tell: Telling | None = None
+    ) -> Inference[np.int64]:
         """As SyncCells.infer."""
-        return await self._run(self._inferring(q, deadline))
+        return await self._run(self._inferring(q, deadline, tell))
 
     async def check(self, deadline: Deadline) -> None:
         """As SyncCells.check."""

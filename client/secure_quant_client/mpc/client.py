@@ -11,20 +11,28 @@ from secure_quant.wire.gen.share_inference_pb2 import (
     ShareInferenceServiceGetModelResponse,
 )
 from secure_quant.wire.gen.share_inference_pb2_grpc import ShareInferenceServiceStub
+from secure_quant.wire.gen.share_progress_pb2_grpc import ShareProgressServiceStub
 from secure_quant_client.cells import check_cells
 from secure_quant_client.connection import (
-    AsyncIntegerClient,
     Client,
     Connection,
-    IntegerClient,
     Service,
 )
+from secure_quant_client.exact import AsyncIntegerClient, IntegerClient
 from secure_quant_client.mpc.cells import AsyncCells, SyncCells
 from secure_quant_client.mpc.model import MpcModel
 
 __all__ = ["AsyncMpcClient", "MpcClient"]
 
-MPC = Service(("party0", "party1"), ShareInferenceServiceStub, ShareInferenceServiceGetModelRequest)
+
+def _stub(channel: Any) -> Any:
+    """Inference, and beside it the one method by which it is watched."""
+    made: Any = ShareInferenceServiceStub(channel)
+    made.Watch = ShareProgressServiceStub(channel).Watch
+    return made
+
+
+MPC = Service(("party0", "party1"), _stub, ShareInferenceServiceGetModelRequest)
 
 
 class _Sharing(Client[MpcModel]):

@@ -25,8 +25,10 @@ from secure_quant.wire.gen.share_inference_pb2 import (
     InferResponse,
     ShareInferenceServiceGetModelResponse,
 )
+from secure_quant.wire.gen.share_progress_pb2 import WatchRequest, WatchResponse
 from secure_quant_client.mpc.sharing import join, share_seeded
-from secure_quant_client.program import OLDEST, Ahead, Call, Program
+from secure_quant_client.program import OLDEST, Ahead, Call, Program, Watching
+from secure_quant_client.progress import Progress
 from secure_quant_client.stats import Inference, InferenceStats
 from secure_quant_client.trust import bound_unpinned, require_plausible
 
@@ -101,16 +103,20 @@ class MpcModel:
         rounds = ROUNDS_A_STEP * effort(self.graph).depth if self.rounds is None else self.rounds
         return samples * between_parties_s(self.graph, rounds, self.round_trip_s)
 
-    def infer(self, q: NDArray[Any], deadline: Deadline) -> Program[Inference[np.int64]]:
+    def infer(
+        self, q: NDArray[Any], deadline: Deadline, *, watched: bool = False
+    ) -> Program[Inference[np.int64]]:
         """int8[batch, *input shape] -> int64[batch, *output shape]: a part is made when there is
         room to send it. Raises as ``parts``, ``open`` and ``joined``."""
-        meter = Meter()
+        meter, watch = Meter(), Watch(self.graph, len(q)) if watched else None
         sent: deque[Part] = deque()
         found: list[NDArray[np.int64]] = []
         for part in self.parts(q):
             sent.append(part)
             # Party 1's goes first: it is small, and there by the time party 0 offers the inference.
             yield Ahead(Call("Infer", part[party], party) for party in (1, 0))
+            if watch is not None:
+                yield watch.part(part)
             if len(sent) == IN_FLIGHT:
                 found.append(self._opened(sent.popleft(), (yield OLDEST), meter))
         while sent:
@@ -163,6 +169,35 @@ class MpcModel:
         whole = np.concatenate(parts) if len(parts) > 1 else parts[0]
         require_plausible(self.graph, {self.graph.output.name: whole})
         return whole
+
+
+class Watch:
+    """How far the parts of an input are, as party 0 says: of each the latest word."""
+
+    def __init__(self, graph: Graph, samples: int) -> None:
+        self._names = {node.name for node in graph.nodes}
+        self._samples = max(samples, 1)
+        self._parts: list[tuple[int, WatchResponse]] = []
+
+    def part(self, part: Part) -> Watching:
+        """A part that was sent."""
+        place, samples = len(self._parts), part[0].batch
+        self._parts.append((samples, WatchResponse()))
+
+        def hear(answer: WatchResponse) -> Progress:
+            self._parts[place] = samples, answer
+            return self._whole(answer)
+
+        request = WatchRequest(request_id=part[0].request_id)
+        return Watching.by(Call("Watch", request), hear)
+
+    def _whole(self, latest: WatchResponse) -> Progress:
+        done = sum(samples * min(each.thousandths, 1000) for samples, each in self._parts)
+        rounds, of = (
+            sum(getattr(each, name) for _, each in self._parts) for name in ("rounds", "of")
+        )
+        stage = latest.stage if latest.stage in self._names else ""
+        return Progress(min(done / (1000 * self._samples), 1.0), min(rounds, of), of, stage)
 
 
 def _rounds(plan: bytes) -> int | None:

@@ -14,12 +14,11 @@ from secure_quant.wire.gen.one_host_pb2 import (
 )
 from secure_quant.wire.gen.one_host_pb2_grpc import OneHostServiceStub
 from secure_quant_client.connection import (
-    AsyncIntegerClient,
     Connection,
-    IntegerClient,
     OneServer,
     Service,
 )
+from secure_quant_client.exact import AsyncIntegerClient, IntegerClient
 
 if TYPE_CHECKING:  # numba and TenSEAL come with the first call, not with the name
     from secure_quant.onehost.plan import OneHostPlan
@@ -83,7 +82,7 @@ class OneHostClient(_OneHost, IntegerClient["OneHostModel"]):
 class AsyncOneHostClient(_OneHost, AsyncIntegerClient["OneHostModel"]):
     """OneHostClient for asyncio: the same arguments, the same answers, the same errors. Make it
     inside the event loop that uses it; inferences run in threads, so that the loop stays free. One
-    that is cancelled ends in its thread, at its timeout at the latest, with its item."""
+    that is cancelled while it runs ends its pairing, and so the host's half, within 0.25 s."""
 
     _heavy = True
 

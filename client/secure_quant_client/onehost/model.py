@@ -7,7 +7,7 @@ and an inference waits for it.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Generator
 from math import prod
 from threading import Lock
 from typing import Any
@@ -17,15 +17,19 @@ from numpy.typing import NDArray
 
 from secure_quant.errors import PeerUnavailable, ServiceError
 from secure_quant.ir import Graph
+from secure_quant.ir.course import Course, Step
 from secure_quant.ir.effort import effort
+from secure_quant.onehost.order import exchanges
 from secure_quant.onehost.plan import MAX_BATCH, OneHostPlan
+from secure_quant.onehost.stream import Driven
 from secure_quant.reference.executor import check_int8
 from secure_quant.wire import info_from_proto
 from secure_quant.wire.gen.model_pb2 import ModelInfo
 from secure_quant_client.driver import CLOSED, Deadline
 from secure_quant_client.forks import forgotten_by_children
-from secure_quant_client.onehost.pairing import Paired
-from secure_quant_client.program import Program
+from secure_quant_client.onehost.pairing import PAUSE_S, Made, Paired
+from secure_quant_client.program import Program, Told
+from secure_quant_client.progress import Progress
 from secure_quant_client.stats import Inference, InferenceStats
 from secure_quant_client.trust import bound_unpinned, require_plausible
 
@@ -102,7 +106,9 @@ class OneHostModel:
     def patience_s(self, samples: int) -> float:
         return samples * patience(self.graph)
 
-    def infer(self, q: NDArray[Any], deadline: Deadline) -> Program[Inference[np.int64]]:
+    def infer(
+        self, q: NDArray[Any], deadline: Deadline, *, watched: bool = False
+    ) -> Program[Inference[np.int64]]:
         """int8[batch, *input shape] -> int64[batch, *output shape], some samples at a time; threads
         take turns.
 
@@ -111,18 +117,23 @@ class OneHostModel:
         """
         start = time.perf_counter()
         whole = check_int8(self.graph, q).astype(np.int8)
-        yield from ()
         meter, found = _Meter(), list[NDArray[np.int64]]()
-        with deadline.holding(self._turn):
+        while not self._turn.acquire(timeout=min(PAUSE_S, deadline.remaining())):
+            yield Told()
+        try:
             paired, most = self._reached(deadline)
+            watch = Watch(self.plan, -(-len(whole) // most)) if watched else None
             for first in range(0, len(whole), most):
-                made, driven = paired.infer(whole[first : first + most], deadline)
+                running = paired.infer(whole[first : first + most], deadline)
+                made, driven = yield from _paused(running, watch)
                 found.append(driven.result)
                 meter.rounds += driven.flights
                 meter.up, meter.down = meter.up + driven.sent, meter.down + driven.received
                 meter.ahead_up += made.bytes_up
                 meter.ahead_down += made.bytes_down
                 meter.ahead_seconds += made.seconds
+        finally:
+            self._turn.release()
         shape = self.graph.values[self.graph.output.name].shape
         y = np.concatenate(found) if found else np.empty((0, *shape), np.int64)
         require_plausible(self.graph, {self.graph.output.name: y})
@@ -137,6 +148,41 @@ class OneHostModel:
         except PeerUnavailable:
             paired = self.paired()
             return paired, paired.most(deadline)
+
+
+class Watch:
+    """How far an inference is. parts: of the input, one after the other."""
+
+    def __init__(self, plan: OneHostPlan, parts: int) -> None:
+        gates = (Step(gate.name, gate.inputs, exchanges(gate)) for gate in plan.gates)
+        self._course, self._parts = Course(plan.graph, gates, plan.flights), parts
+        self._done = 0
+
+    def at(self, flights: int) -> Told:
+        """After so many exchanges of a part."""
+        place = self._course.at(self._done + min(flights, self._course.rounds), self._parts)
+        return Told.of(Progress(place.thousandths / 1000, place.rounds, place.of, place.stage))
+
+    def next(self) -> None:
+        """A part is done."""
+        self._done += self._course.rounds
+
+
+def _paused(
+    running: Generator[int, None, tuple[Made, Driven[NDArray[np.int64]]]], watch: Watch | None
+) -> Program[tuple[Made, Driven[NDArray[np.int64]]]]:
+    """The same, with a word at every pause."""
+    try:
+        while True:
+            flights = next(running)
+            yield Told() if watch is None else watch.at(flights)
+    except StopIteration as end:
+        if watch is not None:
+            watch.next()
+        made: tuple[Made, Driven[NDArray[np.int64]]] = end.value
+        return made
+    finally:
+        running.close()
 
 
 class _Meter:

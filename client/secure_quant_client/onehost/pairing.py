@@ -7,6 +7,7 @@ from __future__ import annotations
 import os
 import time
 from collections import deque
+from collections.abc import Generator
 from dataclasses import dataclass
 from threading import Condition, Thread
 from typing import Any
@@ -40,7 +41,10 @@ from secure_quant_client.forks import forgotten_by_children, require_own
 from secure_quant_client.onehost.link import Link
 from secure_quant_client.onehost.masks import MaskKeys
 
-__all__ = ["Made", "Paired"]
+__all__ = ["PAUSE_S", "Made", "Paired"]
+
+PAUSE_S = 0.25
+"""Longest time in which an inference that waits cannot be cancelled, and says nothing."""
 
 Int = NDArray[np.int64]
 
@@ -100,17 +104,22 @@ class Paired:
             self._changed.notify_all()
             self._wait(lambda: not self._short(), deadline)
 
-    def infer(self, q: NDArray[np.int8], deadline: Deadline) -> tuple[Made, Driven[Int]]:
+    def infer(
+        self, q: NDArray[np.int8], deadline: Deadline
+    ) -> Generator[int, None, tuple[Made, Driven[Int]]]:
         """The integers at the Output, with an item that is gone at both ends from now on; and the
-        pairing with it unless all goes well.
+        pairing with it unless all goes well. Pauses after every PAUSE_S, with the exchanges begun.
 
         Raises DeadlineExceeded, BudgetExceeded, MalformedMessage, PeerUnavailable.
         """
         require_own("pairing", self._process)
-        made, course = self._begin(q, deadline)
+        yield from self._wanting(len(q), deadline)
+        made, course = self._begin(q)
         try:
             course.begin()
-            return made, course.wait(deadline.remaining())
+            while not course.rests(min(PAUSE_S, deadline.remaining())):
+                yield course.flights
+            return made, course.wait(0)
         except BaseException as error:
             named = error if isinstance(error, SecureQuantError) else None
             self.end(named or PairingSpent("a pairing", got="an inference that was broken off"))
@@ -120,15 +129,40 @@ class Paired:
                 self._busy = False
                 self._changed.notify_all()
 
-    def _begin(self, q: NDArray[np.int8], deadline: Deadline) -> tuple[Made, Course[Int]]:
-        """Take an item of as many samples, once there is one, and tell the host. The thread that
+    def _wanting(self, batch: int, deadline: Deadline) -> Generator[int, None, None]:
+        """Until there is an item of that size. Raises what ended the pairing, or refused one."""
+        with self._changed:
+            self._batch, self._refused = batch, None
+            if self._find(batch) is not None:
+                return
+            self._waiting = True
+            self._changed.notify_all()
+        try:
+            while not self._there(batch, min(PAUSE_S, deadline.remaining())):
+                yield 0
+        finally:
+            with self._changed:
+                self._waiting = False
+
+    def _there(self, batch: int, seconds: float) -> bool:
+        end = time.monotonic() + seconds
+        with self._changed:
+            while self._find(batch) is None:
+                if (error := self._link.error or self._refused) is not None:
+                    raise error
+                if (left := end - time.monotonic()) <= 0:
+                    return False
+                self._changed.wait(left)
+            return True
+
+    def _begin(self, q: NDArray[np.int8]) -> tuple[Made, Course[Int]]:
+        """Take an item of as many samples, which is there, and tell the host. The thread that
         reads the stream runs the inference."""
         batch = len(q)
         with self._changed:
-            self._batch, self._refused = batch, None
-            made = self._find(batch) or self._awaited(batch, deadline)
-            if self._program is None:
-                raise PairingSpent("a pairing", got="no item", hint="pair anew")
+            made = self._find(batch)
+            if made is None or self._program is None:
+                raise self._link.error or PairingSpent("a pairing", got="no item", hint="pair anew")
             self._ready.remove(made)
             self._busy = True
             total = self._plan.cost(batch).online_down
@@ -136,20 +170,6 @@ class Paired:
             self._link.hear("online", course)
             self._link.send(PairRequest(infer=PairInfer(item=made.item.number)))
             return made, course
-
-    def _awaited(self, batch: int, deadline: Deadline) -> Made:
-        """An item once it is made. Inside ``_changed``; the thread that makes it is woken for
-        nothing else before an inference is over."""
-        self._waiting = True
-        self._changed.notify_all()
-        try:
-            self._wait(lambda: self._find(batch) is not None, deadline)
-        finally:
-            self._waiting = False
-        made = self._find(batch)
-        if made is None:
-            raise PairingSpent("a pairing", got="no item", hint="pair anew")
-        return made
 
     def _online(self, piece: bytes) -> None:
         self._link.send(PairRequest(online=piece))

@@ -12,7 +12,7 @@ import grpc
 import pytest
 
 from secure_quant.errors import DeadlineExceeded, Overloaded, ServiceError
-from secure_quant_client import driver as module
+from secure_quant_client import advance
 from secure_quant_client.driver import AsyncDriver, Deadline, SyncDriver
 from secure_quant_client.program import OLDEST, Ahead, Call, Program
 
@@ -308,7 +308,7 @@ def test_an_upload_waits_for_the_servers_word_but_not_for_ever(
     header: dict[str, str] | None, sent: list[int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """None: a server of before, which sends no header until the call ends. {}: a refusal."""
-    monkeypatch.setattr(module, "TAKEN_S", 0.05)
+    monkeypatch.setattr(advance, "TAKEN_S", 0.05)
 
     class Begun:
         async def initial_metadata(self) -> list[tuple[str, str]]:
@@ -320,7 +320,7 @@ def test_an_upload_waits_for_the_servers_word_but_not_for_ever(
             """The call has ended."""
 
     async def use() -> list[int]:
-        gate = module._Gate(iter([1, 2, 3]))
+        gate = advance.Gate(iter([1, 2, 3]))
         gate.call = Begun()
         return [each async for each in gate.pieces()]
 
