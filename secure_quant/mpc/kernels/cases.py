@@ -34,7 +34,7 @@ from secure_quant.mpc.kernels.bits import (
 )
 from secure_quant.mpc.kernels.lookups import constants, places
 
-__all__ = ["deal_v5", "lift_v5", "open_v5"]
+__all__ = ["deal_scaled", "deal_v5", "lift_v5", "open_v5"]
 
 IN2 = types.Array(U, 2, "C", readonly=True)
 
@@ -154,3 +154,13 @@ def deal_v5(
                         bit = (own >> np.uint64(case * bits + j)) & ONE
                         correct(dealt, place, ring - j, n & bit)
                         place += ring - j
+
+
+@kernel(types.void(IN, IN, OUT, I, I, I))
+def deal_scaled(numbers: Any, factors: Any, dealt: Any, bits: int, ring: int, place: int) -> None:
+    """As ``lookups.deal_lift``, of each number's bits times its factor."""
+    for i in range(numbers.shape[0]):
+        for j in range(min(bits, ring)):
+            factor = factors[i] & (ONES >> np.uint64(64 - ring + j))
+            correct(dealt, place, ring - j, ((numbers[i] >> np.uint64(j)) & ONE) * factor)
+            place += ring - j

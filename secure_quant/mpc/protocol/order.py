@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from math import prod
+from typing import Any
 
 from secure_quant.errors import OpNotSupported
 from secure_quant.ir import ops
@@ -12,12 +13,13 @@ from secure_quant.mpc.protocol.gates.order import (
     INDEX_BITS,
     MOST_PLACES,
     Level,
+    TopKGate,
     group_sizes,
 )
 from secure_quant.mpc.protocol.gates.requantize import RequantizeGate
 from secure_quant.mpc.protocol.tables import choose
 
-__all__ = ["tournament_of"]
+__all__ = ["ordering", "tournament_of"]
 
 _MOST_SHIFT = 56
 """Bits of a difference: four digits of the widest table."""
@@ -50,6 +52,20 @@ def tournament_of(node: ops.TopK, x: Value, objective: str) -> tuple[Level, ...]
         found.append(Level(candidates, size, _compare(node, apart, shape, ring, objective), places))
         candidates = groups
     return tuple(found)
+
+
+def ordering(
+    node: ops.TopK, common: dict[str, Any], tournament: tuple[Level, ...], x: Value, zero: int
+) -> TopKGate:
+    """The gate. common: fields of any gate. zero: the zero point of ``x``."""
+    positions = prod(x.shape) // x.shape[node.axis]
+    width = tournament[0].compare.look.ring
+    free, dealt = TopKGate.material(tournament, positions)
+    return TopKGate(
+        **common, multiplier=node.multiplier, axis=node.axis, source=x.shape, zero_point=zero,
+        width=width, tournament=tournament, free_words=free, dealt_words=dealt,
+        payloads=TopKGate.rounds(tournament, positions, width),
+    )  # fmt: skip
 
 
 def _difference(node: ops.TopK, x: Value) -> int:

@@ -13,10 +13,11 @@ from functools import cached_property
 from math import prod
 from typing import Any, Literal, get_args
 
-from secure_quant.errors import HashMismatch, MalformedModel, OpNotSupported, UnsupportedVersion
+from secure_quant.errors import HashMismatch, MalformedModel, UnsupportedVersion
 from secure_quant.ir import Graph, ops
 from secure_quant.ir.values import Interval
 from secure_quant.keystream import SEED_BYTES
+from secure_quant.mpc.protocol import versions
 from secure_quant.mpc.protocol.cost import Cost
 from secure_quant.mpc.protocol.gates.base import Gate
 from secure_quant.mpc.protocol.gates.counting import CountingGate
@@ -25,22 +26,17 @@ from secure_quant.mpc.protocol.gates.embedding import EmbeddingGate
 from secure_quant.mpc.protocol.gates.linear import LinearGate
 from secure_quant.mpc.protocol.gates.local import LocalGate
 from secure_quant.mpc.protocol.gates.maximum import MaximumGate
-from secure_quant.mpc.protocol.gates.order import Level, TopKGate
+from secure_quant.mpc.protocol.gates.order import Level
 from secure_quant.mpc.protocol.gates.product import ProductGate
 from secure_quant.mpc.protocol.gates.ramp import RampGate
 from secure_quant.mpc.protocol.gates.requantize import RequantizeGate
 from secure_quant.mpc.protocol.maxima import cheapest_maximum, countings, maxima
-from secure_quant.mpc.protocol.order import tournament_of
+from secure_quant.mpc.protocol.order import ordering, tournament_of
 from secure_quant.mpc.protocol.ramps import Ramp
+from secure_quant.mpc.protocol.scaling import Scalings
 from secure_quant.mpc.protocol.tables import Lookup, choose
 from secure_quant.mpc.protocol.uses import Uses
-from secure_quant.mpc.protocol.versions import (
-    LONGER,
-    LOOKUPS_ALONE,
-    PLAN_VERSION,
-    TOURNAMENTS_ALONE,
-)
-from secure_quant.mpc.protocol.ways import bare_ways, cheapest, ways
+from secure_quant.mpc.protocol.ways import ROUND_BITS, cheapest, refuse_run_time_scales, ways
 
 __all__ = ["STREAM_BYTES", "MpcPlan", "Objective", "Planner", "plan"]
 
@@ -51,22 +47,23 @@ SHARE_BITS = 64
 STREAM_BYTES = 2**25
 """Corrections of one sample above which a model is streamed, unless its owner says otherwise: two
 of them would fill a lane's stock, and making them ahead no longer hides what they cost."""
-ROUND_SHARE, SHARE_BEFORE = 2**8, 2**9
-"""Where objectives are balanced a round is worth this part of the model's material; half of it in
-plans before version 5."""
+ROUND_SHARE, SHARE_BEFORE = 2**7, 2**9
+"""Where objectives are balanced a round is worth this part of the model's material; a quarter of it
+in plans before version 5."""
 
 
 @dataclass(frozen=True, eq=False)
 class MpcPlan:
-    """graph: public. gates: one per node, in the nodes' order. streamed: material is made, sent and
-    expanded gate by gate while a sample runs, and the samples of a call one after the other.
+    """graph: public. gates: in the nodes' order, of each whose value is computed. streamed:
+    material is made, sent and expanded gate by gate while a sample runs, and the samples of a call
+    one after the other.
     version: of the choices that the planner has."""
 
     graph: Graph
     objective: Objective
     gates: tuple[Gate, ...]
     streamed: bool = False
-    version: int = PLAN_VERSION
+    version: int = versions.PLAN_VERSION
 
     def cost(self, batch: int = 1) -> Cost:
         """Exact rounds and bytes of one call with ``batch`` samples."""
@@ -150,11 +147,11 @@ class MpcPlan:
         if not isinstance(document, dict):
             raise MalformedModel("plan", got=type(document).__name__, expected="an object")
         version = document.get("version")
-        known = range(LOOKUPS_ALONE, PLAN_VERSION + 1)
+        known = range(versions.LOOKUPS_ALONE, versions.PLAN_VERSION + 1)
         if version not in known or type(version) is not int:
             got = str(version)[:16]
             hint = "split the model again with this release, for every role"
-            raise UnsupportedVersion("plan", got=got, expected=PLAN_VERSION, hint=hint)
+            raise UnsupportedVersion("plan", got=got, expected=versions.PLAN_VERSION, hint=hint)
         objective: Any = document.get("objective")
         streamed = document.get("streamed") is True
         # plan refuses whatever is no objective
@@ -166,26 +163,18 @@ class MpcPlan:
 
 def plan(
     graph: Graph, objective: Objective = "balanced", *, streamed: bool | None = None,
-    version: int = PLAN_VERSION,
+    version: int = versions.PLAN_VERSION,
 ) -> MpcPlan:  # fmt: skip
     """The cheapest gates for ``objective``. ``streamed``: by default where a sample's material is
     above STREAM_BYTES. ``version``: of the plan, where bundles of an earlier one are read.
     Raises OpNotSupported."""
     if objective not in get_args(Objective):
         raise MalformedModel("objective", got=objective, expected=" or ".join(get_args(Objective)))
-    for node in graph.nodes:
-        if isinstance(node, ops.DYNAMIC):
-            raise OpNotSupported(
-                f"{type(node).__name__} {node.name!r} under secret sharing",
-                got="a scale chosen at run time, which depends on the secret input: opened it would"
-                " tell of it, and kept secret it costs a division of every value",
-                hint="quantize with mode='static' or 'weight-only', or serve it under homomorphic"
-                " encryption",
-            )
+    refuse_run_time_scales(graph, "under secret sharing")
     public = graph.public()
     made = Planner(public, objective, version).plan()
-    if objective == "balanced" and version > LOOKUPS_ALONE:
-        share = ROUND_SHARE if version > LONGER else SHARE_BEFORE
+    if objective == "balanced" and version > versions.LOOKUPS_ALONE:
+        share = ROUND_SHARE if version > versions.LONGER else SHARE_BEFORE
         made = Planner(public, objective, version, 8 * made.dealt_words // share).plan()
     if streamed is None:
         streamed = 8 * made.dealt_words > STREAM_BYTES
@@ -196,8 +185,9 @@ class Planner:
     """The gates of a graph, rings chosen from its end."""
 
     def __init__(
-        self, graph: Graph, objective: Objective, version: int = PLAN_VERSION, round_bytes: int = 0
-    ) -> None:
+        self, graph: Graph, objective: Objective, version: int = versions.PLAN_VERSION,
+        round_bytes: int = 0,
+    ) -> None:  # fmt: skip
         """``version``: of the plan. ``round_bytes``: of material, that a round is worth where
         objectives are balanced."""
         self.graph, self.objective, self._version = graph, objective, version
@@ -205,17 +195,24 @@ class Planner:
         self.looks: dict[str, Lookup | Ramp] = {}
         self.bare: dict[str, Interval] = {}
         """Requantize whose number stays masked by XOR: what is read of them."""
-        self._round_bytes = round_bytes
+        self.scalings = Scalings()
+        self._round_bytes, self._new = round_bytes, version > versions.LONGER
 
     def plan(self) -> MpcPlan:
         for node in reversed(self.graph.nodes):
             self._demand(node)
-        gates = tuple(_MAKERS[type(node)](self, node) for node in self.graph.nodes)
-        return MpcPlan(self.graph, self.objective, gates)
+        instead = self.scalings.gates(self.graph, self.rings)
+        made = (
+            instead[node.name] if node.name in instead else _MAKERS[type(node)](self, node)
+            for node in self.graph.nodes
+        )  # fmt: skip
+        return MpcPlan(self.graph, self.objective, tuple(gate for gate in made if gate))
 
     def _demand(self, node: ops.Node) -> None:
         """Raise the rings of the node's inputs to what the node needs."""
         need = self.rings[node.name]
+        if node.name in self.scalings.inside or self._scaled(node):
+            return
         if isinstance(node, ops.Output | ops.OutputPort):
             need = self.answered(node)
         elif isinstance(node, ops.Requantize):
@@ -231,24 +228,33 @@ class Planner:
 
     def _looked_up(self, node: ops.Requantize, ring: int) -> int:
         """Choose how, for an output in Z_2^ring. The ring of the input."""
-        if self._version == LOOKUPS_ALONE:
+        if self._version == versions.LOOKUPS_ALONE:
             x = self.graph.values[node.inputs[0]].centred
             look = self.looks[node.name] = choose(node, x, self.objective, ring)
             return look.ring
-        found = ways(self.graph, node, self._version)
-        if self._counted(node):
-            found += bare_ways(self.graph, node)
-        elements = self.graph.values[node.name].size
-        way = cheapest(found, elements, ring, self.objective, self._round_bytes)
-        self.looks[node.name] = way
+        way = self.looks[node.name] = self._way(node, ring, bare=self._counted(node))
         if isinstance(way, Lookup) and not way.lifted:
             self.bare[node.name] = Interval(min(node.table), max(node.table))
         return way.ring
 
+    def _way(self, node: ops.Requantize, ring: int, *, bare: bool = False) -> Lookup | Ramp:
+        """The cheapest for an output in Z_2^ring, or, with ``bare``, for none."""
+        found = ways(self.graph, node, self._version, bare=bare)
+        size = self.graph.values[node.name].size
+        return cheapest(found, size, ring, self.objective, self._round_bytes)
+
+    def _scaled(self, node: ops.Node) -> bool:
+        """Whether it is a product that multiplies by bits as they are opened; it is noted then."""
+        if not (self._new and isinstance(node, ops.Mul) and self.opened(node)):
+            return False
+        latency, size = self.objective == "latency", self.graph.values[node.name].size
+        each = ROUND_BITS * size if latency else 8 * self._round_bytes
+        return self.scalings.take(self.graph, self.product(node), self.rings, each, self._way)
+
     def _counted(self, node: ops.Requantize) -> bool:
         """Whether counting alone reads it, which takes numbers as they are opened."""
         readers = self.graph.consumers[node.name]
-        if self._version <= LONGER or len(readers) > 1 or not isinstance(readers[0], ops.ReduceMax):
+        if not self._new or len(readers) > 1 or not isinstance(readers[0], ops.ReduceMax):
             return False
         return isinstance(self.maximum(readers[0]), CountingGate)
 
@@ -300,16 +306,8 @@ class Planner:
         )  # fmt: skip
 
     def order(self, node: ops.TopK) -> Gate:
-        tournament, source = self._ordered(node), self.graph.values[node.inputs[0]].shape
-        positions = prod(source) // source[node.axis]
-        width = tournament[0].compare.look.ring
-        free, dealt = TopKGate.material(tournament, positions)
-        return TopKGate(
-            **self.common(node), multiplier=node.multiplier, axis=node.axis, source=source,
-            zero_point=self.zero(node.inputs[0]), width=width, tournament=tournament,
-            free_words=free, dealt_words=dealt,
-            payloads=TopKGate.rounds(tournament, positions, width),
-        )  # fmt: skip
+        source, zero = self.graph.values[node.inputs[0]], self.zero(node.inputs[0])
+        return ordering(node, self.common(node), self._ordered(node), source, zero)
 
     def output(self, node: ops.Output | ops.OutputPort) -> Gate:
         joins = isinstance(self.graph.by_name[node.inputs[0]], ops.OutputPort)
@@ -365,8 +363,8 @@ class Planner:
         else:
             made = maxima(
                 node, common, value.shape, value.range, self._compared(node), self.objective,
-                tables_alone=self._version == LOOKUPS_ALONE,
-                counts=self._version > TOURNAMENTS_ALONE, tallies=self._version > LONGER,
+                tables_alone=self._version == versions.LOOKUPS_ALONE,
+                counts=self._version > versions.TOURNAMENTS_ALONE, tallies=self._new,
             )  # fmt: skip
         return cheapest_maximum(made, self.objective, self._round_bytes)
 

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+from secure_quant.errors import OpNotSupported
 from secure_quant.ir import Graph, ops
 from secure_quant.mpc.protocol.ramps import Ramp, choose_ramp
 from secure_quant.mpc.protocol.reach import reach
 from secure_quant.mpc.protocol.tables import Lookup, bits_of, candidates, flat_candidates
 from secure_quant.mpc.protocol.versions import LONGER
 
-__all__ = ["MOST_OF_A_ROUND", "ROUND_BITS", "bare_ways", "cheapest", "ways"]
+__all__ = ["MOST_OF_A_ROUND", "ROUND_BITS", "cheapest", "refuse_run_time_scales", "ways"]
 
 ROUND_BITS = 3500
 """Of material an element, that a round is worth where latency counts."""
@@ -20,23 +21,39 @@ MOST_OF_A_ROUND = 2**21
 Way = Lookup | Ramp
 
 
-def ways(graph: Graph, node: ops.Requantize, version: int) -> list[Way]:
-    """All that a plan of ``version`` may take. Raises OpNotSupported where there is none."""
+def refuse_run_time_scales(graph: Graph, where: str) -> None:
+    """Raises OpNotSupported where a scale depends on the sample. where: "under ..."."""
+    for node in graph.nodes:
+        if isinstance(node, ops.DYNAMIC):
+            raise OpNotSupported(
+                f"{type(node).__name__} {node.name!r} {where}",
+                got="a scale chosen at run time, which depends on the secret input: opened it would"
+                " tell of it, and kept secret it costs a division of every value",
+                hint="quantize with mode='static' or 'weight-only', or serve it under homomorphic"
+                " encryption",
+            )
+
+
+def ways(graph: Graph, node: ops.Requantize, version: int, *, bare: bool = False) -> list[Way]:
+    """All that a plan of ``version`` may take; those that leave numbers masked by XOR with
+    ``bare``. Raises OpNotSupported where there is none."""
     new = version > LONGER
     x = reach(graph, node.inputs[0]) if new else graph.values[node.inputs[0]].centred
     ramp = choose_ramp(node, x)
     flat = flat_candidates(node, x) if new else []
-    return [*candidates(node, x, cases=new), *flat, *([ramp] if ramp else [])]
+    found = [*candidates(node, x, cases=new), *flat]
+    more = _bare(node, found) if bare else []
+    return [*found, *([ramp] if ramp else []), *more]
 
 
-def bare_ways(graph: Graph, node: ops.Requantize) -> list[Way]:
-    """Those whose number, from the table's least entry on, stays masked by XOR: of as few bits as
-    it has."""
-    x, floor = reach(graph, node.inputs[0]), min(node.table)
+def _bare(node: ops.Requantize, found: list[Lookup]) -> list[Lookup]:
+    """Of ``found``, those whose number, from the table's least entry on, may stay masked by XOR: of
+    as few bits as it has."""
+    floor = min(node.table)
     bits = max((max(node.table) - floor).bit_length(), 1)
     return [
         replace(look, lifted=False, out_bits=bits)
-        for look in (*candidates(node, x), *flat_candidates(node, x))
+        for look in found
         if look.variant == "V4" and look.floor == floor
     ]
 
