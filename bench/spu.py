@@ -21,10 +21,12 @@ import os
 import resource
 import socket
 import sys
+import threading
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib import metadata
+from multiprocessing.managers import SyncManager
 from pathlib import Path
 from typing import Any
 
@@ -73,6 +75,7 @@ def party(rank: int, task: Task, results: Any) -> None:
     from spu_networks import network
 
     os.dup2(2, 1)  # where its log would be among the figures
+    _end_with_parent()
     if task.bound:
         cores, parties = sorted(os.sched_getaffinity(0)), len(task.ports)
         each = len(cores) // parties
@@ -116,6 +119,18 @@ def party(rank: int, task: Task, results: Any) -> None:
     link.stop_link()
 
 
+def _end_with_parent() -> None:
+    """Should the script be killed, none of its processes computes or waits on."""
+    parent = multiprocessing.parent_process()
+
+    def watch() -> None:
+        if parent is not None:
+            parent.join()
+            os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
+
+
 def _connect(libspu: Any, rank: int, ports: Sequence[int]) -> Any:
     description = libspu.link.Desc()
     description.recv_timeout_ms = description.http_timeout_ms = 1000 * PATIENCE_S
@@ -146,7 +161,9 @@ def _join(processes: Sequence[multiprocessing.process.BaseProcess]) -> None:
 def measure(task: Task) -> dict[str, Any]:
     """The figures of one protocol."""
     context = multiprocessing.get_context("spawn")
-    with context.Manager() as manager:
+    manager = SyncManager(ctx=context)
+    manager.start(initializer=_end_with_parent)
+    with manager:
         results = manager.dict()
         processes = [
             context.Process(target=party, args=(rank, task, results))
