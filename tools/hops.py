@@ -58,6 +58,20 @@ class Answered:
         return False
 
 
+class Streamed:
+    """A call with a stream of one answer."""
+
+    def __init__(self, call: Answered) -> None:
+        self._call, self.cancel = call, call.cancel
+
+    def __iter__(self) -> Iterator[Any]:
+        yield self._call.result()
+
+    def code(self) -> grpc.StatusCode:
+        """It never fails."""
+        return grpc.StatusCode.OK
+
+
 class Method:
     """One method of a stub."""
 
@@ -81,7 +95,12 @@ class Channel:
     def unary_unary(self, path: str, **_: Any) -> Method:
         return Method(self._answers.get(path.rpartition("/")[2], lambda _: None))
 
-    stream_unary = unary_stream = unary_unary
+    stream_unary = stream_stream = unary_unary
+
+    def unary_stream(self, path: str, **_: Any) -> Callable[..., Streamed]:
+        """A unary method whose one answer comes as a stream."""
+        method = self.unary_unary(path)
+        return lambda request, **_: Streamed(method.future(request))
 
     def close(self) -> None:
         """Nothing is open."""

@@ -26,11 +26,11 @@ from secure_quant.transport import (
     Security,
     aio_channel,
     check_security,
-    sync_channel,
 )
 from secure_quant_client.driver import CLOSED, AsyncDriver, Deadline, Driver, Metadata, SyncDriver
 from secure_quant_client.forks import require_own
 from secure_quant_client.program import Call
+from secure_quant_client.threadless import threadless_channel
 
 __all__ = [
     "AsyncClient",
@@ -163,7 +163,7 @@ class OneServer(Client[Model]):
 class SyncClient(Client[Model], SyncDriver):
     """For threads."""
 
-    _channel = staticmethod(sync_channel)
+    _channel = staticmethod(threadless_channel)
     _lock = staticmethod(threading.Lock)
 
     def __enter__(self) -> Self:

@@ -30,6 +30,7 @@ from secure_quant_client.advance import Done, Gate, Running, Step
 from secure_quant_client.named import named
 from secure_quant_client.program import Ahead, Call, Program, Told, Watching
 from secure_quant_client.progress import Progress
+from secure_quant_client.threadless import Begun
 
 __all__ = ["CLOSED", "AsyncDriver", "Deadline", "Driver", "SyncDriver", "drive"]
 
@@ -253,10 +254,11 @@ class _SyncRun:
         """Pass on what comes until these have ended, one way or the other."""
         for call in under_way:
             call.add_done_callback(lambda _: self.news.put(None))
+            if isinstance(call, Begun):
+                call.hurry()
         left = len(under_way)
         while left:
-            word = self.news.get()
-            if word is None:
+            if (word := self.news.get()) is None:
                 left -= 1
             elif self.tell is not None:
                 hear, answer = word

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -168,13 +169,14 @@ def aio_channel(
 
 def sync_channel(
     target: str, security: Security, *, server_role: str, limits: Limits | None = None,
-    service: str | None = None,
+    service: str | None = None, options: Sequence[tuple[str, int | str]] = (),
 ) -> grpc.Channel:  # fmt: skip
-    """As ``aio_channel``, for threads."""
-    credentials, options = _client_end(security, server_role, limits or Limits(), service)
+    """As ``aio_channel``, for threads. options: more of gRPC's."""
+    credentials, own = _client_end(security, server_role, limits or Limits(), service)
+    every = [*own, *options]
     if credentials is None:
-        return grpc.insecure_channel(target, options)
-    return grpc.secure_channel(target, credentials, options)
+        return grpc.insecure_channel(target, every)
+    return grpc.secure_channel(target, credentials, every)
 
 
 def server_credentials(security: Security) -> grpc.ServerCredentials | None:
