@@ -46,6 +46,9 @@ GRACE_S = 0.001
 SETTLE_S = 0.02
 """A pause this long is one: then the dealer gets all the credit that it is owed."""
 
+SMALL_BYTES = 2**15
+"""Expanded material that is made at once and in the loop: to hand it to a thread takes longer."""
+
 Octets = NDArray[np.uint8]
 Key = tuple[str, int]
 """Model hash and samples of one inference."""
@@ -297,6 +300,8 @@ class Staging:
             there = items or await self._stock.take_at(model, first, count, FOREVER_S)
             await self._open.wait()
             prepare = self._programs[model].prepare
+            if self._bytes((model, count)) <= SMALL_BYTES:
+                return prepare(there, lambda: None)
             return await self._loop.run_in_executor(self._pool, prepare, there, self._go.wait)
 
         ready = asyncio.ensure_future(work())

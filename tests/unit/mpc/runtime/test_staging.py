@@ -20,6 +20,12 @@ MODEL = "m"
 BYTES = 100
 
 
+@pytest.fixture(autouse=True)
+def _nothing_is_small(monkeypatch):
+    """But where a test says so: what is small is made in the loop, and is never half made."""
+    monkeypatch.setattr(module, "SMALL_BYTES", 0)
+
+
 class Program:
     """Remembers what was expanded; two gates an expansion."""
 
@@ -164,6 +170,26 @@ def test_an_expansion_stops_between_gates_until_somebody_waits_for_it():
         assert order == ["claimed", "resumed"]
 
     run(work())
+
+
+@pytest.mark.parametrize("small", [BYTES, 2 * BYTES])
+def test_small_material_is_made_in_the_loop_and_other_in_a_thread(small, monkeypatch):
+    monkeypatch.setattr(module, "SMALL_BYTES", small)
+    threads = []
+
+    def noted(items, pace):
+        threads.append(threading.current_thread() is threading.main_thread())
+        return len(items)
+
+    async def work():
+        async with Side(party=0) as side:
+            side.program.prepare = noted
+            for first, count in ((0, 1), (1, 2), (3, 3)):
+                side.link.on_stage(LinkStage(model_hash=MODEL, first_item=first, items=count))
+                assert await side.staging.claim(MODEL, first, count).prepared() == count
+
+    run(work())
+    assert threads == [count * BYTES <= small for count in (1, 2, 3)]
 
 
 def test_an_announcement_waits_for_a_pause_too():
