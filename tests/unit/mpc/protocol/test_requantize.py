@@ -70,8 +70,8 @@ def test_every_value_under_every_mask(
     op = node(multiplier, offset, shift, table)
     cases = {
         (look.saturates, look.borrow.digits): look
-        for look in tables.candidates(op, x, cases=True)
-        if look.variant == "V5" and look.ring <= 9 and look.width <= 7
+        for look in reversed(tables.candidates(op, x, cases=True))
+        if look.variant == "V5" and look.ring <= 9 and len(look.borrow.digits) < 3
     }
     every = [*looks(op, x), *tables.flat_candidates(op, x)]
     found = [look for look in every if look.ring <= 10 and look.width <= 7]
@@ -84,7 +84,7 @@ def test_every_value_under_every_mask(
         xs, rs = np.repeat(values, len(rings)), np.tile(rings, len(values))
         got, _, _ = run_gate(gate(look, len(xs), 17), [xs[:, None]], [rs[:, None]], seed=number)
         assert (got.reshape(-1) == expected(op, xs)).all(), look
-        if look.variant == "V4" and look.floor == min(table):
+        if look.variant == "V4" and look.floor == min(table) and number % 3 == 0:
             bits = (max(table) - min(table)).bit_length()
             bare = gate(replace(look, lifted=False, out_bits=bits), len(xs), bits)
             got, _, rounds = run_gate(bare, [xs[:, None]], [rs[:, None]], seed=number)
