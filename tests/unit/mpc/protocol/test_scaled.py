@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import itertools
+from typing import Any
 
 import numpy as np
 import pytest
 
 from conformance import sum_cases
 from secure_quant.ir import Graph, ops
+from secure_quant.mpc.protocol.gates.counting import CountingGate
 from secure_quant.mpc.protocol.gates.scaled import ScaledProductGate
 from secure_quant.mpc.protocol.plan import MpcPlan, plan
 from secure_quant.mpc.protocol.scaling import scaling_of
@@ -55,12 +57,26 @@ def test_what_is_opened_is_uniform() -> None:
         assert chi_square(values, 12) < 6
 
 
-def quotient(tables: int = 2, *, rows: int = 3, read_twice: bool = False) -> Graph:
-    """(e · v) times a sum of tables of Σ e, as a softmax has it."""
-    build = graphs.Builder((rows, 4))
-    e = build.requantize("e", "x", table=tuple(range(256)), shift=0, offset=128, zero_point=0)
+def quotient(tables: int = 2, *, softmax: bool = False, read_twice: bool = False) -> Graph:
+    """(e · v) times a sum of tables of Σ e, as a softmax has it; e of x less a maximum of steps
+    with ``softmax``."""
+    build, e = graphs.Builder((3, 4)), "e"
+    made: list[ops.Node] = []
+    if softmax:
+        build.requantize("low", "x", table=(0, 1, 2, 3), shift=6, offset=128, zero_point=0)
+        made = [
+            ops.ReduceMax(name="m", inputs=("low",)),
+            ops.Add(name="d", inputs=("x", "m"), factors=(1, -64), bound=400, scale=1.0),
+        ]
+    made.append(
+        ops.Requantize(
+            name=e, inputs=("d" if softmax else "x",), multiplier=(1,), axis=-1,
+            offset=320 if softmax else 128, shift=1 if softmax else 0, table=tuple(range(256)),
+            scale=1.0, zero_point=0,
+        )
+    )  # fmt: skip
     nodes = [
-        *build.nodes,
+        *build.nodes, *made,
         ops.ReduceSum(name="s", inputs=(e,), bound=1020, scale=1.0),
         ops.MatMul(
             name="pv", inputs=(e, "x"), transpose_b=True, bound=255 * 128 * 4, scale=1.0
@@ -115,6 +131,45 @@ def test_a_quotient_is_the_reference(tables: int) -> None:
     assert sum(len(one) for one, _ in rounds) == pair.plan.cost(40).online_bytes_per_direction
     made = MpcPlan.from_json(pair.plan.to_json(), graph.public())
     assert made.to_json() == pair.plan.to_json()
+
+
+def openings(plan: MpcPlan, rounds: list[tuple[bytes, bytes]], batch: int) -> list[Any]:
+    """What both parties saw of every gate in every round: uint64[batch, elements] each."""
+    places, made = [0] * len(rounds), []
+    for gate in plan.gates:
+        for index, ((count, bits),) in enumerate(gate.payloads):
+            number = plan._starts[gate.name] + index
+            size = (batch * count * bits + 7) // 8
+            part = slice(places[number], places[number] + size)
+            places[number] = part.stop
+            one, two = (unpacked(data[part], batch * count, bits) for data in rounds[number])
+            last = index + 1 == len(gate.payloads) and not gate.xored
+            summed = last or (isinstance(gate, CountingGate) and not index)
+            whole = (one + two) & np.uint64(2**bits - 1) if summed else one ^ two
+            made.append(whole.reshape(batch, count))
+    assert places == [len(one) for one, _ in rounds]
+    return made
+
+
+def test_openings_are_independent_of_each_other() -> None:
+    """Of one input: any two openings of a softmax, from the scores' levels to the division, differ
+    in their lowest bits as often as not, place by place. A mask that is used twice does not."""
+    graph, batch = quotient(softmax=True), 800
+    pair = Pair(graph, "latency")
+    gates = {gate.name: gate for gate in pair.plan.gates}
+    counting = gates["m"]
+    assert isinstance(counting, CountingGate)
+    assert counting.bare
+    assert isinstance(gates["y"], ScaledProductGate)
+    q = np.random.default_rng(8).integers(-128, 128, graph.input.shape).astype(np.int8)
+    got, _, rounds = pair.infer(np.stack([q] * batch))
+    assert (got == run_int(graph, q[None])).all()
+    seen = openings(pair.plan, rounds, batch)
+    neighbours = [(one[:, 1:], one[:, :-1]) for one in seen if one.shape[1] > 1]
+    for one, two in [*itertools.combinations(seen, 2), *neighbours]:
+        columns = min(one.shape[1], two.shape[1])
+        differs = (one[:, :columns] ^ two[:, :columns]) & np.uint64(1)
+        assert abs(differs.mean(0) - 0.5).max() < 6 * 0.5 / batch**0.5
 
 
 def test_what_is_no_scaling() -> None:
