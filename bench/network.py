@@ -26,6 +26,7 @@ import numpy as np
 from arguments import parser, positive, run
 
 from secure_quant import reference
+from secure_quant.engines import find, resolved
 from secure_quant.errors import ValueOutOfRange
 from secure_quant.ir import Graph
 from secure_quant_cli.cluster import free_ports
@@ -151,7 +152,8 @@ def measure(
 
 def _predicted_ms(engine: str, graph: Graph, batch: int, rtt_ms: float) -> float:
     network = {"": Network(rtt_ms / 1000, bits=1e11)}
-    return 1e3 * predicted(engine, graph, batch, measured(engine), network)[""]
+    plan = resolved(find(engine).plan)(graph.public())
+    return 1e3 * predicted(engine, plan, batch, measured(engine), network)[""]
 
 
 def main() -> int:

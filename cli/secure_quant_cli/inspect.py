@@ -6,6 +6,7 @@ parameters, error bound, and the bytes of one round trip.
 from __future__ import annotations
 
 import argparse
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -41,9 +42,10 @@ def run(arguments: argparse.Namespace) -> int:
     if own is not None:
         return own_models(own).inspect(arguments)
     graph = load(arguments.model)
-    found = describe(graph, arguments.model.stat().st_size, arguments.batch)
+    plans = _plans(graph)
+    found = describe(graph, arguments.model.stat().st_size, arguments.batch, plans)
     if arguments.seconds:
-        found["seconds"] = _seconds(graph, arguments.batch, found["plans"])
+        found["seconds"] = _seconds(plans, arguments.batch)
     if arguments.json:
         print_json(found)
     else:
@@ -51,11 +53,13 @@ def run(arguments: argparse.Namespace) -> int:
     return 0
 
 
-def describe(graph: Graph, stored: int, batch: int) -> dict[str, Any]:
-    """Everything that is shown, as plain values."""
-    from secure_quant_cli.engines import exact_names
+def describe(
+    graph: Graph, stored: int, batch: int, plans: Mapping[str, Any] | None = None
+) -> dict[str, Any]:
+    """Everything that is shown, as plain values. plans: as ``_plans`` makes them."""
     from secure_quant_cli.sizes import float_bytes
 
+    plans = _plans(graph) if plans is None else plans
     return {
         "hash": graph.hash,
         "bytes": stored,
@@ -64,7 +68,11 @@ def describe(graph: Graph, stored: int, batch: int) -> dict[str, Any]:
         "inputs": [_port(port) for port in graph.input_ports],
         "outputs": [_port(port) for port in graph.output_ports],
         "layers": [_layer(node, graph.values[node.name]) for node in graph.nodes],
-        "plans": {name: _planned(name, graph, batch) for name in exact_names()},
+        "plans": {
+            name: plan if isinstance(plan, dict) else _planned(name, plan, batch)
+            for name, plan in plans.items()
+        },
+        "memory": _memory(plans, batch),
     }
 
 
@@ -100,34 +108,55 @@ def _layer(node: ops.Node, value: Value) -> dict[str, Any]:
     }
 
 
-def _planned(engine: str, graph: Graph, batch: int) -> dict[str, Any]:
-    """What the plan says, or why there is none."""
+def _plans(graph: Graph) -> dict[str, Any]:
+    """Each exact engine's plan, or why there is none, as ``refused``."""
     from secure_quant.engines import find, resolved
     from secure_quant.errors import OpNotSupported
+    from secure_quant_cli.engines import exact_names
+
+    made: dict[str, Any] = {}
+    for name in exact_names():
+        try:
+            made[name] = resolved(find(name).plan)(graph.public())
+        except OpNotSupported as error:
+            made[name] = {"refused": str(error)}
+        except ModuleNotFoundError as error:
+            made[name] = {"refused": f"{error.name} is not installed"}
+    return made
+
+
+def _planned(engine: str, plan: Any, batch: int) -> dict[str, Any]:
+    """What a plan says."""
     from secure_quant_cli.engines import exact
 
-    try:
-        cost = resolved(find(engine).plan)(graph.public()).cost(batch)
-        return {name: getattr(cost, name) for name in exact(engine).summary}
-    except OpNotSupported as error:
-        return {"refused": str(error)}
-    except ModuleNotFoundError as error:
-        return {"refused": f"{error.name} is not installed"}
+    cost = plan.cost(batch)
+    return {name: getattr(cost, name) for name in exact(engine).summary}
 
 
-def _seconds(graph: Graph, batch: int, plans: dict[str, Any]) -> dict[str, dict[str, float]]:
+def _seconds(plans: Mapping[str, Any], batch: int) -> dict[str, dict[str, float]]:
     """By engine and network, of engines that have a plan."""
     from secure_quant_cli.console import progress
     from secure_quant_cli.prediction import measured, predicted
 
     made = {}
     for engine, plan in plans.items():
-        if "refused" in plan:
+        if isinstance(plan, dict):
             continue
         with progress(f"computing of {engine}, on this machine"):
             rates = measured(engine)
-        made[engine] = predicted(engine, graph, batch, rates)
+        made[engine] = predicted(engine, plan, batch, rates)
     return made
+
+
+def _memory(plans: Mapping[str, Any], batch: int) -> dict[str, dict[str, int]]:
+    """By engine and role."""
+    from secure_quant_cli.engines import exact
+
+    return {
+        engine: exact(engine).memory(plan, batch)
+        for engine, plan in plans.items()
+        if not isinstance(plan, dict)
+    }
 
 
 def _show(found: dict[str, Any]) -> None:
@@ -153,6 +182,7 @@ def _show(found: dict[str, Any]) -> None:
             for key, value in plan.items()
         )
         print(folded(f"  {engine:8} {shown}", hang=11))
+    _show_memory(found["memory"])
     if "seconds" in found:
         _show_seconds(found["seconds"])
 
@@ -164,3 +194,14 @@ def _show_seconds(found: dict[str, dict[str, float]]) -> None:
     print("\npredicted seconds, with material made ahead: all on this machine, and by network")
     rows = [(engine, *(f"{each:.3g}" for each in made.values())) for engine, made in found.items()]
     print(table(("engine", *NETWORKS), rows))
+
+
+def _show_memory(found: dict[str, dict[str, int]]) -> None:
+    from secure_quant_cli.console import folded, human_bytes
+
+    if not found:
+        return
+    print("\npredicted peak memory, with one lane or worker and default options")
+    for engine, roles in found.items():
+        shown = ", ".join(f"{role} {human_bytes(each)}" for role, each in roles.items())
+        print(folded(f"  {engine:8} {shown}", hang=11))

@@ -2,8 +2,9 @@
 and what computing takes, as measured on this machine in a few small graphs.
 
 Computing is taken to be linear in three kinds of work, which an engine names (``Way.work``), at a
-rate each. Graphs in which one or the other dominates give the rates of an engine; they are kept in
-the user's cache.
+rate each: online, and of roles that make material ahead, or beside a streamed model's inference.
+Graphs in which one or the other dominates give the rates of an engine; they are kept in the user's
+cache. How far off that is on models of all sizes: ``bench/prediction.py``.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from operator import mul
 from pathlib import Path
 from statistics import median
 from types import MappingProxyType
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -30,8 +31,9 @@ from secure_quant_cli.engines import exact
 
 if TYPE_CHECKING:
     from secure_quant.ir import Graph
+    from secure_quant_cli.engines import Way
 
-__all__ = ["NETWORKS", "Network", "Rates", "measured", "predicted"]
+__all__ = ["NETWORKS", "Network", "Rates", "forget", "measured", "predicted"]
 
 _RUNS = 3
 
@@ -58,27 +60,45 @@ NETWORKS = {
 
 
 Rates = tuple[float, ...]
-"""Seconds of each kind of an engine's work."""
+"""Seconds of each of the three kinds of an engine's work: online, and then for each role that makes
+material, by name."""
+
+_CARRIED_S = 8.5e-10
+"""Of a byte of material that is sent while an inference runs, at either end: TLS, gRPC, copies.
+bench/RESULTS.md, ResNet-18, ResNet-50 and BERT-base."""
 
 
 def predicted(
     engine: str,
-    graph: Graph,
+    plan: Any,
     batch: int,
     rates: Rates,
     networks: Mapping[str, Network] = MappingProxyType(NETWORKS),
 ) -> dict[str, float]:
-    """Seconds of one inference by network, with what can be made ahead made ahead, of the plan
-    that an engine makes if it is told nothing.
+    """Seconds of one inference by network, with what can be made ahead made ahead. plan: the
+    engine's. On ``here`` all roles share this machine's cores, elsewhere each has its own."""
+    way = exact(engine).way(plan, batch)
+    apart, together = _computing(way, rates)
+    found = {}
+    for name, network in networks.items():
+        computing = together if network.round_trip == 0 else apart
+        found[name] = round(way.hops + computing + network.seconds(way.trips, way.sent), 5)
+    return found
 
-    Raises OpNotSupported.
-    """
-    way = exact(engine).way(graph, batch)
-    computing = way.hops + sum(map(mul, way.work, rates))
-    return {
-        name: round(computing + network.seconds(way.trips, way.sent), 5)
-        for name, network in networks.items()
-    }
+
+def _computing(way: Way, rates: Rates) -> tuple[float, float]:
+    """Seconds where each role has its own machine, and where all share this one."""
+    online, *making = (
+        sum(map(mul, way.work, rates[i : i + len(way.work)]))
+        for i in range(0, len(rates), len(way.work))
+    )
+    if not way.beside or not making:
+        return online, online
+    dealing, *expansions = making
+    spent = [dealing, *(online + each for each in expansions)]
+    for end in (0, -1):  # the dealer's, and that of the last role, which is sent it
+        spent[end] += _CARRIED_S * way.beside
+    return max(spent), max(*spent, sum(spent) / (os.cpu_count() or 1))
 
 
 def measured(engine: str) -> Rates:
@@ -100,15 +120,26 @@ def measured(engine: str) -> Rates:
     return tuple(known[engine])
 
 
+def forget() -> None:
+    """What was measured of this machine: ``measured`` measures anew."""
+    _cache().unlink(missing_ok=True)
+
+
 def _rates(engine: str) -> Rates:
-    work, spent = [], []
+    found, work = exact(engine), []
+    spent: list[list[float]] = []
     for graph in _graphs():
-        run = exact(engine).in_process(graph)
+        run = found.in_process(graph)
         q = np.zeros((1, *graph.input_ports[0].value.shape), np.int8)
         run(q)  # compiles, fills caches
-        spent.append(median(run(q).online for _ in range(_RUNS)))
-        work.append(exact(engine).way(graph, 1).work)
-    return _solved(np.array(work, float), np.array(spent))
+        row = [median(run(q).online for _ in range(_RUNS))]
+        if found.offline_cpu is not None:
+            made = found.offline_cpu(resolved(find(engine).split)(graph), 1)
+            row += [made[name] for name in sorted(made)]
+        spent.append(row)
+        work.append(found.way(resolved(find(engine).plan)(graph.public()), 1).work)
+    columns = np.array(spent).T
+    return tuple(rate for each in columns for rate in _solved(np.array(work, float), each))
 
 
 def _solved(work: NDArray[np.float64], spent: NDArray[np.float64]) -> Rates:
@@ -176,7 +207,7 @@ def _cache() -> Path:
 
 
 def _here() -> str:
-    return f"{__version__} {platform.node()} {platform.machine()} {os.cpu_count()}"
+    return f"{__version__}, 2: {platform.node()} {platform.machine()} {os.cpu_count()}"
 
 
 def _read(path: Path) -> dict[str, Rates]:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from google.protobuf.wrappers_pb2 import BytesValue
 
-from plain_insecure.model import PlainServer, load_client, plan, split
+from plain_insecure.model import PlainPlan, PlainServer, load_client, plan, split
 from secure_quant_cli.engines import Costs, Exact, Way
 from secure_quant_cli.inprocess import Executor, Run
 from secure_quant_client.driver import Deadline
@@ -54,10 +54,16 @@ def costs(graph: Graph) -> Costs:
     return up | down, {graph.input.name: up, graph.output.name: down}
 
 
-def way(graph: Graph, batch: int) -> Way:
+def way(made: PlainPlan, batch: int) -> Way:
     """One call."""
-    cost = plan(graph).cost(batch)
+    cost = made.cost(batch)
     return Way(1, cost.bytes_up + cost.bytes_down, 1e-3, (0.0, 0.0, 1.0))
+
+
+def memory(made: PlainPlan, batch: int) -> dict[str, int]:
+    """A process each, and what is sent."""
+    cost = made.cost(batch)
+    return dict.fromkeys(("plain-insecure", "client"), 10**8 + cost.bytes_up + cost.bytes_down)
 
 
 def bytes_sent(stats: InferenceStats) -> dict[str, dict[str, int]]:
@@ -87,6 +93,7 @@ COMMANDS = Exact(
     in_process=in_process,
     costs=costs,
     way=way,
+    memory=memory,
     summary=("rounds", "bytes_up", "bytes_down"),
     columns={"sent": ("bytes_up", "bytes_down"), "time": ("ms",)},
     traffic={"bytes_up": "to the server", "bytes_down": "back"},

@@ -37,12 +37,14 @@ __all__ = [
 class Way:
     """What an inference takes, with all made ahead that can be. trips: round trips one after the
     other. sent: bytes one after the other. hops: seconds that processes and calls take on one
-    machine. work: what computing is linear in, the same three kinds for every graph."""
+    machine. work: what computing is linear in, the same three kinds for every graph. beside:
+    bytes of material that are made and sent while it runs; 0 where all of it was made ahead."""
 
     trips: float
     sent: int
     hops: float
     work: tuple[float, float, float]
+    beside: int = 0
 
 
 Costs = tuple[dict[str, int], dict[str, dict[str, int]]]
@@ -53,7 +55,8 @@ Costs = tuple[dict[str, int], dict[str, dict[str, int]]]
 class Exact:
     """in_process   (graph) -> the whole engine in this process. Raises OpNotSupported.
     costs        (graph) -> what its plan says, in all and by node name. Raises OpNotSupported.
-    way          (graph, batch) -> what messages take. Raises OpNotSupported.
+    way          (plan, batch) -> what messages take, and what computing is linear in.
+    memory       (plan, batch) -> role or "client" -> peak resident bytes, about.
     summary      figures of a plan's ``cost(batch)`` that ``inspect`` shows.
     columns      of a table of layers: the title, and the figures of a layer that add up.
     traffic      figures of a layer that are bytes -> what a plot calls them.
@@ -68,7 +71,8 @@ class Exact:
 
     in_process: Callable[[Graph], Executor]
     costs: Callable[[Graph], Costs]
-    way: Callable[[Graph, int], Way]
+    way: Callable[[Any, int], Way]
+    memory: Callable[[Any, int], dict[str, int]]
     summary: tuple[str, ...]
     columns: Mapping[str, tuple[str, ...]]
     traffic: Mapping[str, str]

@@ -16,11 +16,17 @@ from secure_quant_cli.inprocess import Executor, Run
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
+    from secure_quant.he.plan import HePlan
     from secure_quant.ir import Graph
     from secure_quant_client import HeClient, InferenceStats
 
 __all__ = ["COMMANDS", "model_of", "start"]
 
+
+_SERVER, _CLIENT, _TRANSFORMS = 105 * 10**6, 150 * 10**6, 2**30
+_BLINDS, _CIPHERTEXTS = 8, 20
+"""Bytes of a server's processes, of a client, of transforms kept, at most; how often a stock of
+blinds has the bytes of all answers, and a call's ciphertexts their own: bench/RESULTS.md."""
 
 _CALL_S = 1.2e-3
 """Of a call, through the front and to its worker and back, on one machine: bench/RESULTS.md."""
@@ -95,13 +101,11 @@ def costs(graph: Graph) -> Costs:
     return {"bytes_up": cost.bytes_up, "bytes_down": cost.bytes_down}, layers
 
 
-def way(graph: Graph, batch: int) -> Way:
+def way(made: HePlan, batch: int) -> Way:
     """A call a layer, one after the other. Work: coefficients of ciphertexts, those of sums of
     products by what they are estimated to take, and calls."""
     from secure_quant.he.effort import evaluated_ns
-    from secure_quant.he.plan import plan
 
-    made = plan(graph.public())
     cost, calls = made.cost(batch), [step.call(batch) for step in made.steps]
     moved = products = 0.0
     for call in calls:
@@ -110,6 +114,26 @@ def way(graph: Graph, batch: int) -> Way:
         products += evaluated_ns(call.packing, primes)
     sent = cost.bytes_up + cost.bytes_down
     return Way(len(calls), sent, len(calls) * _CALL_S, (products, moved, len(calls)))
+
+
+def memory(made: HePlan, batch: int) -> dict[str, int]:
+    """Of a server with one worker: its processes, weights as bytes and as transforms, blinds, and
+    the largest call's ciphertexts."""
+    from secure_quant.he.effort import prefers_taps, transforms_bytes
+    from secure_quant.he.evaluate import STOCK_MEMORY
+    from secure_quant_cli.sizes import parameter_count
+
+    calls = [step.call(batch) for step in made.steps]
+    transforms = sum(
+        transforms_bytes(call.packing, call.ring.primes)
+        for call in calls
+        if not prefers_taps(call.packing, call.ring.primes)
+    )
+    blinds = min(STOCK_MEMORY, _BLINDS * sum(call.cost.bytes_down for call in calls))
+    largest = max(call.cost.bytes_up + call.cost.bytes_down for call in calls)
+    weights = sum(parameter_count(node) for node in made.graph.nodes)
+    held = min(_TRANSFORMS, transforms) + blinds + _CIPHERTEXTS * largest
+    return {"he": _SERVER + 2 * weights + held, "client": _CLIENT + _CIPHERTEXTS * largest}
 
 
 def bytes_sent(stats: InferenceStats) -> dict[str, dict[str, int]]:
@@ -148,6 +172,7 @@ COMMANDS = Exact(
     in_process=in_process,
     costs=costs,
     way=way,
+    memory=memory,
     summary=("ciphertexts_up", "ciphertexts_down", "bytes_up", "bytes_down"),
     columns={"sent": ("bytes_up", "bytes_down"), "time": ("ms", "client_ms")},
     traffic={"bytes_up": "to the server", "bytes_down": "back"},

@@ -8,6 +8,7 @@ from collections import defaultdict
 from collections.abc import Callable, Coroutine, Generator, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
+from itertools import pairwise
 from statistics import median
 from time import perf_counter, process_time
 from typing import TYPE_CHECKING, Any
@@ -24,15 +25,26 @@ if TYPE_CHECKING:
     from secure_quant.mpc.protocol.deal import DealtItem
     from secure_quant.mpc.protocol.gates.base import Gate
     from secure_quant.mpc.protocol.material import Item
+    from secure_quant.mpc.protocol.plan import MpcPlan
     from secure_quant.mpc.protocol.rounds import Rounds, Want
     from secure_quant_client import InferenceStats
 
 __all__ = ["COMMANDS", "check_party", "model_of", "offline_cpu", "start_dealer", "start_party"]
 
 
-_CALL_S, _EXCHANGE_S = 3e-3, 5e-5
-"""Of a client's call, through fronts and lanes, and of an exchange of the parties, on one machine:
-bench/RESULTS.md."""
+_CLIENT = 90 * 10**6
+_PARTY, _PARTY_STREAMED = 310 * 10**6, 500 * 10**6
+_DEALER, _DEALER_STREAMED = 120 * 10**6, 190 * 10**6
+_A_WEIGHT, _A_DEALT_WEIGHT, _A_GATE = 9, 3, 1.5
+"""Bytes of a client; of a party (front, a lane, and the template of lanes with CrypTen and PyTorch)
+and of a dealer before anything is held; of a weight at a party and at the dealer, and of a byte of
+two gates' material: bench/RESULTS.md."""
+_MOST_ITEMS = 1024
+"""In a dealer's stock."""
+
+_CALL_S, _EXCHANGE_S = 5e-3, 6.5e-5
+"""Of a client's call after rest, through fronts and lanes, and of an exchange of the parties, on
+one machine: bench/RESULTS.md."""
 
 
 def in_process(graph: Graph) -> Executor:
@@ -167,14 +179,46 @@ def costs(graph: Graph) -> Costs:
     return total, layers
 
 
-def way(graph: Graph, batch: int) -> Way:
-    """Rounds between the parties, both directions at once, and one call of the client."""
-    from secure_quant.mpc.protocol.plan import plan
-
-    cost = plan(graph.public()).cost(batch)
+def way(made: MpcPlan, batch: int) -> Way:
+    """Rounds between the parties, both directions at once, and one call of the client. Work:
+    products, bytes of material, rounds."""
+    cost = made.cost(batch)
     trips = cost.rounds + 1
     hops = _CALL_S + trips * _EXCHANGE_S
-    return Way(trips, cost.online_bytes_per_direction, hops, work_of(graph, batch))
+    products, _, _ = work_of(made.graph, batch)
+    work = products, float(cost.offline_bytes_party1), float(cost.rounds)
+    beside = cost.offline_bytes_party1 if made.streamed else 0
+    return Way(trips, cost.online_bytes_per_direction, hops, work, beside)
+
+
+def memory(made: MpcPlan, batch: int) -> dict[str, int]:
+    """Of a role with one lane and default options: its processes, weights, and what it holds of
+    material. A streamed model's roles hold two gates' of it, and party 1 what came ahead."""
+    from secure_quant.mpc.runtime.options import LaneOptions
+    from secure_quant.mpc.runtime.stock import stock_depth
+    from secure_quant_cli.sizes import parameter_count
+    from secure_quant_server.options import DealerOptions
+
+    options = LaneOptions()
+    weights = sum(parameter_count(node) for node in made.graph.nodes)
+    item = 8 * made.dealt_words
+    if made.streamed:
+        sizes = [8 * (gate.free_words + gate.dealt_words) for gate in made.order]
+        gates = max(a + b for a, b in pairwise([*sizes, 0]))
+        party = _PARTY_STREAMED + _A_GATE * gates
+        dealer = _DEALER_STREAMED + _A_GATE * gates
+        ahead = made.window_bytes + max(made.window_bytes, options.material_bytes)
+    else:
+        party = _PARTY + (options.staged + batch) * made.expanded_bytes
+        dealer = _DEALER + min(DealerOptions.stock_bytes, _MOST_ITEMS * item)
+        ahead = item * stock_depth(item, options.material_bytes, options.batch)
+    held = _A_WEIGHT * weights + party
+    return {
+        "party0": int(held),
+        "party1": int(held + ahead),
+        "dealer": int(_A_DEALT_WEIGHT * weights + dealer),
+        "client": _CLIENT,
+    }
 
 
 def bytes_sent(stats: InferenceStats) -> dict[str, dict[str, int]]:
@@ -250,6 +294,7 @@ COMMANDS = Exact(
     in_process=in_process,
     costs=costs,
     way=way,
+    memory=memory,
     summary=(
         "rounds", "online_bytes_per_direction", "offline_bytes_party0", "offline_bytes_party1",
     ),

@@ -17,13 +17,18 @@ if TYPE_CHECKING:
 
     from secure_quant.ir import Graph
     from secure_quant.onehost.exchange import Exchange, Joint
+    from secure_quant.onehost.plan import OneHostPlan
     from secure_quant_client import InferenceStats
 
 __all__ = ["COMMANDS", "model_of", "start"]
 
 
-_FLIGHT_S = 3e-4
-"""Of a flight from one end's computing to the other's, on one machine: bench/RESULTS.md."""
+_SERVER, _CLIENT, _A_COT = 165 * 10**6, 170 * 10**6, 70
+"""Bytes of a host, of a client, and of a correlated OT: bench/RESULTS.md."""
+
+_CALL_S, _FLIGHT_S = 9e-4, 3.2e-4
+"""Of an inference, and of a flight from one end's computing to the other's, on one machine:
+bench/RESULTS.md."""
 
 
 def in_process(graph: Graph) -> Executor:
@@ -89,14 +94,21 @@ def costs(graph: Graph) -> Costs:
     )  # fmt: skip
 
 
-def way(graph: Graph, batch: int) -> Way:
+def way(made: OneHostPlan, batch: int) -> Way:
     """Flights one after the other; two are a round trip."""
-    from secure_quant.onehost.plan import plan
-
-    cost = plan(graph.public()).cost(batch)
+    cost = made.cost(batch)
     sent = cost.bytes_up + cost.bytes_down
-    hops = cost.flights * _FLIGHT_S
-    return Way(cost.flights / 2, sent, hops, work_of(graph, batch))
+    hops = _CALL_S + cost.flights * _FLIGHT_S
+    return Way(cost.flights / 2, sent, hops, work_of(made.graph, batch))
+
+
+def memory(made: OneHostPlan, batch: int) -> dict[str, int]:
+    """Of both ends while an item is made beside a stock of two: by its correlated OTs."""
+    from secure_quant_cli.sizes import parameter_count
+
+    weights = sum(parameter_count(node) for node in made.graph.nodes)
+    items = _A_COT * sum(made.cots(batch))
+    return {"onehost": _SERVER + 2 * weights + items, "client": _CLIENT + items}
 
 
 def bytes_sent(stats: InferenceStats) -> dict[str, dict[str, int]]:
@@ -128,6 +140,7 @@ COMMANDS = Exact(
     in_process=in_process,
     costs=costs,
     way=way,
+    memory=memory,
     summary=(
         "flights",
         "bytes_up",
