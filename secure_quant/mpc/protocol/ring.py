@@ -6,6 +6,7 @@ and are then reduced.
 
 from __future__ import annotations
 
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -16,6 +17,7 @@ __all__ = ["Ring", "centred", "mask", "narrow_kind", "reduce", "to_ring"]
 Ring = NDArray[np.uint64]
 
 
+@cache
 def mask(bits: int) -> np.uint64:
     """2^bits - 1."""
     return np.uint64((1 << bits) - 1)

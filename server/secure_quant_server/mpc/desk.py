@@ -6,9 +6,15 @@ Most shares are pushed before a job needs them; those that are not are asked for
 from __future__ import annotations
 
 import asyncio
+from contextlib import suppress
 from typing import Any, Protocol
 
-from secure_quant.errors import DeadlineExceeded, MalformedMessage, SecureQuantError
+from secure_quant.errors import (
+    DeadlineExceeded,
+    InternalError,
+    MalformedMessage,
+    SecureQuantError,
+)
 from secure_quant.mpc.runtime.jobs import Answer, Ids, Job, require_same
 from secure_quant_server.common.messages import error_to_bytes
 from secure_quant_server.mpc.messages import Claimed, Failed
@@ -18,6 +24,10 @@ __all__ = ["EARLY", "FrontDesk"]
 EARLY = 1024
 """Most pushed shares that wait here. The front's own bound is lower unless an operator raised it;
 one more is asked for again when a job needs it."""
+
+CLAIM_S = 0.01
+"""A job that is answered sooner says with its answer that its shares were taken. Where a lane dies
+in that time, its client hears of it from party 0, whose lane loses the session."""
 
 PATIENCE_S = 5.0
 """Beyond the time in which the front answers, for one that does not."""
@@ -37,6 +47,7 @@ class FrontDesk:
         self._pipe = pipe
         self._early: dict[str, Job] = {}
         self._wanted: dict[Ids, asyncio.Future[bytes | None]] = {}
+        self._untold: dict[Ids, asyncio.TimerHandle] = {}
 
     @property
     def held(self) -> int:
@@ -70,8 +81,18 @@ class FrontDesk:
         if len(there) < len(found):
             raise DeadlineExceeded("the client gave up", expected="both of its calls to wait")
         require_same(job, there)
-        self._pipe.send(Claimed(job.ids))
+        later = asyncio.get_running_loop().call_later
+        self._untold[job.ids] = later(CLAIM_S, self._tell_claimed, job.ids)
         return b"".join(each.share for each in there)
+
+    def _tell_claimed(self, ids: Ids) -> None:
+        del self._untold[ids]
+        with suppress(InternalError):  # the front is gone, and so is who would wait
+            self._pipe.send(Claimed(ids))
+
+    def _answered(self, ids: Ids) -> None:
+        if (telling := self._untold.pop(ids, None)) is not None:
+            telling.cancel()
 
     def pushed(self, early: Job) -> None:
         """A share of one call that the front hands over unasked."""
@@ -87,10 +108,12 @@ class FrontDesk:
 
     def deliver(self, answer: Answer) -> None:
         """Hand an answer to the front."""
+        self._answered(answer.ids)
         self._pipe.send(answer)
 
     def fail(self, job: Job, error: SecureQuantError) -> None:
         """Tell the front why a job has none."""
+        self._answered(job.ids)
         self._pipe.send(Failed(job.ids, error_to_bytes(error)))
 
     def arrived(self, ids: Ids, share: bytes | None, error: SecureQuantError | None = None) -> None:

@@ -171,6 +171,7 @@ class LaneHandle(Keeper):
 
     def _settle(self, key: str, answer: Answer | SecureQuantError) -> None:
         self._claimed.discard(key)
+        self._pushed.discard(key)  # an answer that came soon is all that tells of the share
         self._board.settle(key, answer)
 
     def lost(self, error: BaseException | None) -> None:

@@ -100,7 +100,7 @@ class Step:
 
 @dataclass(frozen=True, slots=True)
 class Claimed:
-    """Party 1's worker took shares that were handed over early."""
+    """Party 1's worker took shares that were handed over early, and has no answer yet."""
 
     ids: Ids
 

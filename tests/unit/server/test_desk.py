@@ -9,9 +9,15 @@ from dataclasses import replace
 import pytest
 from clock import run
 
-from secure_quant.errors import DeadlineExceeded, MalformedMessage, SecureQuantError
-from secure_quant.mpc.runtime.jobs import Job
-from secure_quant_server.mpc.desk import EARLY, FrontDesk
+from secure_quant.errors import (
+    DeadlineExceeded,
+    InternalError,
+    MalformedMessage,
+    SecureQuantError,
+)
+from secure_quant.mpc.runtime.jobs import Answer, Job
+from secure_quant_server.mpc.desk import CLAIM_S, EARLY, FrontDesk
+from secure_quant_server.mpc.messages import Claimed
 
 SHARE = bytes(range(3))
 
@@ -107,7 +113,47 @@ def test_a_share_of_another_caller_is_refused() -> None:
         assert front.kinds() == []  # nothing was claimed
         desk.pushed(early(3))
         assert await desk.fetch(job(3)) == SHARE
+        await asyncio.sleep(2 * CLAIM_S)
         assert front.kinds() == ["Claimed"]
+
+    run(work())
+
+
+@pytest.mark.parametrize("failed", [False, True])
+def test_a_job_that_is_answered_soon_says_nothing_of_its_shares(failed: bool) -> None:
+    async def work() -> None:
+        front = Front()
+        desk = FrontDesk(front)
+        for number in range(2):
+            desk.pushed(early(number))
+            assert await desk.fetch(job(number)) == SHARE
+        if failed:
+            desk.fail(job(0), DeadlineExceeded("no material"))
+        else:
+            desk.deliver(Answer((key(0),), (1,), 1, 1, 1, 1, b"answer"))
+        await asyncio.sleep(2 * CLAIM_S)
+        assert front.kinds() == ["Failed" if failed else "Answer", "Claimed"]
+        assert front.sent[1] == Claimed((key(1),))
+
+    run(work())
+
+
+def test_a_front_that_has_gone_is_told_of_no_shares() -> None:
+    class Gone(Front):
+        def send(self, message: object) -> None:
+            super().send(message)
+            raise InternalError("gone")
+
+    async def work() -> None:
+        failures: list[object] = []
+        asyncio.get_running_loop().set_exception_handler(lambda _, about: failures.append(about))
+        front = Gone()
+        desk = FrontDesk(front)
+        desk.pushed(early(1))
+        assert await desk.fetch(job(1)) == SHARE
+        await asyncio.sleep(2 * CLAIM_S)
+        assert front.kinds() == ["Claimed"]
+        assert failures == []
 
     run(work())
 
