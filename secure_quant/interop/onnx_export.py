@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from onnx import TensorProto, helper
 
 from secure_quant.errors import OpNotSupported
-from secure_quant.interop.writer import OPSET, Writer, border_names, finished
+from secure_quant.interop.writer import OPSET, Writer, border_names, finished, shifts
 from secure_quant.ir import Graph, ops
 from secure_quant.ir.ports import id_bits
 from secure_quant.ir.values import INT8, INT32
@@ -44,7 +44,7 @@ def to_onnx(graph: Graph, *, inner: bool = False) -> onnx.ModelProto:
     """
     writer = _Writer(graph)
     for node in graph.nodes:
-        if isinstance(node, ops.DYNAMIC):
+        if isinstance(node, ops.DYNAMIC) and not shifts(graph, node):
             raise OpNotSupported(
                 f"{type(node).__name__} {node.name!r} in ONNX",
                 got="64-bit products, which its integer operators do not define",
@@ -209,23 +209,41 @@ def _reduce_sum(w: _Writer, node: Any) -> str:
 
 
 def _requantize(w: _Writer, node: Any) -> str:
+    v = _scaled(w, node, node.offset)
+    # Clipped before the shift, so that an unsigned shift is the floor that the ir means.
+    top = (len(node.table) << node.shift) - 1
+    v = _clipped(w, v, top, _reach(w.graph, node))
+    v = _shifted(w, v, node.shift)
+    dtype = np.int8 if w.is_int8(node.name) else np.int16
+    return w.op("Gather", w.constant(np.array(node.table, dtype)), v, axis=0)
+
+
+def _rescale(w: _Writer, node: Any) -> str:
+    """Lifted above 0, so that an unsigned shift is the floor that the ir means."""
+    lift = -node.low
+    v = _scaled(w, node, ((2 * lift + 1) << node.shift) >> 1)
+    made = _shifted(w, v, node.shift)
+    return w.op("Sub", made, w.integer(lift)) if lift else made
+
+
+def _scaled(w: _Writer, node: Any, offset: int) -> str:
+    """acc · multiplier + offset as int64."""
     (name,) = node.inputs
     v = w.wide(name)
     if node.multiplier != (1,):
         shape = [1] * len(w.graph.values[name].shape)
         shape[node.axis] = len(node.multiplier)
         v = w.op("Mul", v, w.constant(np.array(node.multiplier, np.int64).reshape(shape)))
-    if node.offset:
-        v = w.op("Add", v, w.integer(node.offset))
-    # Clipped before the shift, so that an unsigned shift is the floor that the ir means.
-    top = (len(node.table) << node.shift) - 1
-    v = _clipped(w, v, top, _reach(w.graph, node))
-    if node.shift:
-        shift = w.constant(np.array(node.shift, np.uint64))
-        v = w.op("BitShift", w.op("Cast", v, to=TensorProto.UINT64), shift, direction="RIGHT")
-        v = w.op("Cast", v, to=_INT64)
-    dtype = np.int8 if w.is_int8(node.name) else np.int16
-    return w.op("Gather", w.constant(np.array(node.table, dtype)), v, axis=0)
+    return w.op("Add", v, w.integer(offset)) if offset else v
+
+
+def _shifted(w: _Writer, v: str, shift: int) -> str:
+    """Of int64 that is not negative."""
+    if not shift:
+        return v
+    by = w.constant(np.array(shift, np.uint64))
+    v = w.op("BitShift", w.op("Cast", v, to=TensorProto.UINT64), by, direction="RIGHT")
+    return w.op("Cast", v, to=_INT64)
 
 
 def _reach(graph: Graph, node: ops.Requantize) -> int:
@@ -327,6 +345,7 @@ _RULES: Mapping[type[ops.Node], Callable[[_Writer, Any], str]] = {
     ops.SumPool: _sum_pool,
     ops.ReduceSum: _reduce_sum,
     ops.Requantize: _requantize,
+    ops.Rescale: _rescale,
     ops.MaxPool: _max_pool,
     ops.ReduceMax: _reduce_max,
     ops.TopK: _top_k,

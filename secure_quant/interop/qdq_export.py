@@ -24,7 +24,7 @@ from onnx import TensorProto
 
 from secure_quant.errors import OpNotSupported
 from secure_quant.interop.functions import named_function
-from secure_quant.interop.writer import Writer, border_names, finished
+from secure_quant.interop.writer import Writer, border_names, finished, shifts
 from secure_quant.ir import Graph, ops
 from secure_quant.ir.ports import Port
 from secure_quant.ir.values import INT8, Interval
@@ -56,7 +56,7 @@ def to_qdq(graph: Graph, *, inner: bool = False) -> onnx.ModelProto:
                 f"TopK {node.name!r} in QDQ form", got="an order",
                 hint="export the model with its scores, before it is split with an output policy",
             )  # fmt: skip
-        if isinstance(node, ops.DYNAMIC):
+        if isinstance(node, ops.DYNAMIC) and not shifts(graph, node):
             raise OpNotSupported(
                 f"{type(node).__name__} {node.name!r} in QDQ form", got="a scale at run time",
                 hint="quantize with mode='static' to export",
@@ -106,8 +106,7 @@ class _Writer(Writer):
         return self.number(value.scale), self.constant(np.array(value.zero_point, kind))
 
     def _narrow(self, name: str) -> bool:
-        value = self.graph.values[name]
-        return value.range.within(INT8)
+        return self.graph.values[name].range.within(INT8)
 
     def quantize(self, real: str, name: str) -> None:
         """The activation ``name`` of float values."""
@@ -130,7 +129,7 @@ class _Writer(Writer):
         """What the first reader multiplies the channels of an accumulator by, in lowest terms, and
         the axis."""
         node = next(iter(self.graph.consumers[name]))
-        if not isinstance(node, ops.Requantize | ops.Output | ops.OutputPort):
+        if not isinstance(node, ops.Requantize | ops.Rescale | ops.Output | ops.OutputPort):
             return (1,), -1
         return _lowest(node.multiplier)[0], node.axis
 
@@ -217,8 +216,7 @@ def _linear(w: _Writer, node: Any) -> None:
         w.sums[node.name] = w.op("Gemm", x, _weight(w, node, weight, scale, 0), *more, transB=1)
         return
     made = w.op("MatMul", x, _weight(w, node, weight.T, scale, 1))
-    made = made if bias is None else w.op("Add", made, _bias(w, node, scale, bias))
-    w.sums[node.name] = made
+    w.sums[node.name] = made if bias is None else w.op("Add", made, _bias(w, node, scale, bias))
 
 
 def _conv2d(w: _Writer, node: Any) -> None:
@@ -257,8 +255,7 @@ def _matmul(w: _Writer, node: Any) -> None:
 
 
 def _mul(w: _Writer, node: Any) -> None:
-    made = w.op("Mul", *map(w.real, node.inputs))
-    w.sums[node.name] = w.times(made, _share(w, node))
+    w.sums[node.name] = w.times(w.op("Mul", *map(w.real, node.inputs)), _share(w, node))
 
 
 def _share(w: _Writer, node: Any) -> float:
@@ -299,6 +296,13 @@ def _requantize(w: _Writer, node: Any) -> None:
     for kind, constants, attributes in made:
         real = w.op(kind, real, *map(w.number, constants), **attributes)
     w.quantize(real, node.name)
+
+
+def _rescale(w: _Writer, node: Any) -> None:
+    """Whole steps, halves upwards."""
+    real, _ = w.sum_of(node.inputs[0], node)
+    steps = w.op("Add", w.op("Div", real, w.number(node.scale)), w.number(0.5))
+    w.sums[node.name] = w.op("Mul", w.op("Floor", steps), w.number(node.scale))
 
 
 def _looked_up(w: _Writer, node: Any, real: str, unit: float) -> str:
@@ -383,6 +387,7 @@ _RULES: Mapping[type[ops.Node], Callable[[_Writer, Any], None]] = {
     ops.SumPool: _sum_pool,
     ops.ReduceSum: _reduce_sum,
     ops.Requantize: _requantize,
+    ops.Rescale: _rescale,
     ops.MaxPool: _moved("MaxPool", _max_pool),
     ops.ReduceMax: _moved("ReduceMax", _reduce_max),
     ops.Reshape: _moved("Reshape", _reshape),

@@ -11,10 +11,11 @@ from numpy.typing import NDArray
 from onnx import helper, numpy_helper
 
 from secure_quant.errors import MissingParameters
-from secure_quant.ir import Graph
+from secure_quant.ir import Graph, ops
+from secure_quant.ir.bounds import only_rounds
 from secure_quant.ir.ports import Port
 
-__all__ = ["OPSET", "Writer", "border_names", "finished"]
+__all__ = ["OPSET", "Writer", "border_names", "finished", "shifts"]
 
 OPSET = 21
 
@@ -53,6 +54,11 @@ class Writer:
 
     def integer(self, value: int) -> str:
         return self.constant(np.array(value, np.int64))
+
+
+def shifts(graph: Graph, node: ops.Node) -> bool:
+    """A Rescale that only rounds, so that its scale is known ahead."""
+    return isinstance(node, ops.Rescale) and only_rounds(node, graph.values[node.inputs[0]].centred)
 
 
 def border_names(graph: Graph) -> tuple[dict[str, Port], dict[str, Port]]:

@@ -15,6 +15,7 @@ __all__ = [
     "conv_output",
     "dynamic_levels",
     "linear_bound",
+    "only_rounds",
     "public_bound",
     "sum_bound",
 ]
@@ -41,6 +42,17 @@ def linear_bound(weight: NDArray[Any], bias: NDArray[Any], x: Interval) -> int:
     high = positive * hi + negative * lo + bias
     low = positive * lo + negative * hi + bias
     return int(max(np.abs(high).max(), np.abs(low).max()))
+
+
+def only_rounds(node: ops.Rescale, x: Interval) -> bool:
+    """Whether a Rescale of acc in ``x`` shifts and rounds and does nothing else: no scale chosen
+    at run time, no bias, and nothing that it clips."""
+    if len(node.inputs) > 1 or node.bias or not node.shift:
+        return False
+    ends = x.times(min(node.multiplier)).hull(x.times(max(node.multiplier)))
+    half = 1 << (node.shift - 1)
+    least, most = ((end + half) >> node.shift for end in (ends.lo, ends.hi))
+    return node.low <= least and most <= node.high
 
 
 def sum_bound(factors: tuple[int, ...], a: Interval, b: Interval) -> int:

@@ -32,7 +32,7 @@ taken."""
 MAX_WINDOWS = 2**28
 """Per-sample elements of all windows of one Conv2d or pool, overlaps counted (its im2col)."""
 MAX_TABLE = 4096
-MAX_SHIFT = 47
+MAX_SHIFT = 59
 _EXACT = (ops.Add, ops.ReduceSum, ops.SumPool, ops.MatMul, ops.Mul)
 _MOVES = (ops.Reshape, ops.Transpose)
 MAX_RANK = 6
@@ -60,12 +60,13 @@ def activation(node: ops.Node, value: Value) -> None:
 
 
 def exact(node: ops.Node, by_name: Mapping[str, ops.Node], name: str, value: Value) -> None:
-    """The input is an activation, or a sum or product of values: no accumulator of a layer, whose
-    channels may have scales of their own."""
+    """The input is an activation, a sum or product of values, or rescaled: no accumulator of a
+    layer, whose channels may have scales of their own."""
     if not value.accumulator:
         return
     source = by_name[name]
-    ok = isinstance(source, _EXACT + _MOVES)  # a move of one read an exact one
+    # A move of one read an exact one; what is rescaled has one scale.
+    ok = isinstance(source, (*_EXACT, *_MOVES, ops.Rescale))
     what = "an activation, or a sum or product: Requantize it first"
     require(node, ok, "input", f"an accumulator of {type(source).__name__}", what)
 

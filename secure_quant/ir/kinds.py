@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 __all__ = ["is_kind"]
 
-_LARGEST = 2**48
+_LARGEST = 2**60
 
 
 def _is_int(value: object) -> bool:
@@ -36,5 +36,5 @@ _KINDS: dict[str, Callable[[object], bool]] = {
 
 def is_kind(value: object, kind: str) -> bool:
     """True if ``value`` may stand in a field annotated ``kind``: Python's own types, integers to
-    2**48, finite numbers, names of 1 to 200 printable ASCII characters without blanks."""
+    2**60, finite numbers, names of 1 to 200 printable ASCII characters without blanks."""
     return _KINDS[kind](value)

@@ -66,6 +66,12 @@ class Term:
         return not self.accumulator and not self.functions and not self.channels
 
     @property
+    def rounds_alone(self) -> bool:
+        """True for an accumulator of a known scale as it stands: no function, no clamp."""
+        known = self.accumulator and self.dynamic is None and not self.real
+        return known and not self.functions and self.own_shape is None
+
+    @property
     def centred(self) -> Interval:
         return self.range - self.zero_point
 

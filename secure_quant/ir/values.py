@@ -42,9 +42,9 @@ class Interval:
 INT8 = Interval(-(2**7), 2**7 - 1)
 INT16 = Interval(-(2**15), 2**15 - 1)
 INT32 = Interval(-(2**31), 2**31 - 1)
-WIDE = Interval(-(2**48), 2**48)
-"""What sums and products of values, and what a Requantize makes of them, may reach: exact in
-float64."""
+WIDE = Interval(-(2**60), 2**60)
+"""What sums and products of values, and what a Requantize makes of them, may reach: in
+int64, with two bits left."""
 
 
 @dataclass(frozen=True, slots=True)

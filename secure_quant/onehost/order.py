@@ -22,6 +22,7 @@ from secure_quant.mpc.protocol.gates.ramp import RampGate
 from secure_quant.mpc.protocol.gates.requantize import RequantizeGate
 from secure_quant.mpc.protocol.plan import Planner
 from secure_quant.mpc.protocol.ramps import Ramp, choose_ramp
+from secure_quant.mpc.protocol.shifts import ramp_of
 from secure_quant.mpc.protocol.tables import Lookup, candidates, choose
 from secure_quant.mpc.protocol.versions import LOOKUPS_ALONE
 from secure_quant.onehost.cases import JointCases
@@ -171,8 +172,11 @@ class OneHostPlanner(Planner):
     def shared(self, node: ops.Node) -> bool:
         return False  # both ends know shares of every mask
 
-    def _looked_up(self, node: ops.Requantize, ring: int) -> int:
+    def _looked_up(self, node: ops.Requantize | ops.Rescale, ring: int) -> int:
         x = self.graph.values[node.inputs[0]].centred
+        if isinstance(node, ops.Rescale):
+            only = self.looks[node.name] = ramp_of(node, x)
+            return only.ring
         found = self._cheapest(node, x, ring)
         if self._wanted is None or node.name in self._wanted:
             found = self._quicker(node, x, ring, found)
@@ -244,6 +248,8 @@ class OneHostPlanner(Planner):
             "free_words": free, "dealt_words": dealt,
             "payloads": tuple(((count, bits),) for bits in look.payloads(gate.bits)),
         }  # fmt: skip
+        if isinstance(look, Lookup):
+            return RequantizeGate(**told, look=look)
         if isinstance(look, Ramp):
             return RampGate(**told, look=look)
-        return RequantizeGate(**told, look=look)
+        raise TypeError(f"{type(look).__name__} has no joint half")

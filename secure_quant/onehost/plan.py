@@ -20,6 +20,7 @@ from secure_quant.mpc.protocol.gates.maximum import MaximumGate
 from secure_quant.mpc.protocol.gates.product import ProductGate
 from secure_quant.mpc.protocol.gates.ramp import RampGate
 from secure_quant.mpc.protocol.gates.requantize import RequantizeGate
+from secure_quant.mpc.protocol.shifts import refuse_run_time_scales
 from secure_quant.onehost import masked
 from secure_quant.onehost.cases import JointCases
 from secure_quant.onehost.cot import KAPPA, STEP_BYTES
@@ -352,12 +353,7 @@ def plan(graph: Graph, calls: int | None = None, objective: Objective = "latency
                 f"TopK {node.name!r} with one host", got="an order, for which it has no joint half",
                 hint="output='scores', or secret sharing (engine mpc)",
             )  # fmt: skip
-        if isinstance(node, ops.DYNAMIC):
-            raise OpNotSupported(
-                f"{type(node).__name__} {node.name!r} with one host",
-                got="a scale chosen at run time, which depends on the secret input",
-                hint="quantize with mode='static' or 'weight-only'",
-            )  # fmt: skip
+    refuse_run_time_scales(graph, "with one host")
     public = graph.public()
     gates = ordered(public)
     bits = {gate.name: gate.bits for gate in gates if isinstance(gate, LinearGate)}

@@ -2,7 +2,8 @@
 
 Matrix products run in BLAS, exactly: every product and every sum of some of the products is an
 integer that the float type holds (float32 to 2**24, float64 to 2**53), so nothing rounds in
-whatever order BLAS adds. ``_exact_type`` chooses; the verifier's bounds prove it.
+whatever order BLAS adds. ``_exact_type`` chooses; the verifier's bounds prove it. What goes beyond
+is multiplied as int64.
 """
 
 from __future__ import annotations
@@ -152,7 +153,7 @@ def _conv2d(graph: Graph, node: Any, inputs: list[Int]) -> Int:
 
 
 def _matmul(graph: Graph, node: Any, inputs: list[Int]) -> Int:
-    kind = _exact_type(node.bound)
+    kind = _exact_type(node.bound) if node.bound <= 2**53 else np.int64
     a, b = (x.astype(kind) for x in _centred(graph, node, inputs))
     made: Int = (a @ (b.swapaxes(-1, -2) if node.transpose_b else b)).astype(np.int64)
     return made

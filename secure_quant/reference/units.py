@@ -27,16 +27,16 @@ def units(graph: Graph) -> dict[str, NDArray[np.float64] | None]:
         relative = any(made[name] is None for name in node.inputs)
         runtime = isinstance(node, ops.DynamicScale | ops.DynamicQuantize)
         joined = node is graph.output and graph.output_ports[0].node != node.name
-        if (
-            runtime
-            or joined
-            or isinstance(reader, ops.Rescale)
-            or (relative and not isinstance(node, ops.Rescale))
-        ):
+        if runtime or joined or _biased(reader) or (relative and not isinstance(node, ops.Rescale)):
             made[node.name] = None
-        elif isinstance(reader, ops.Requantize | ops.Output | ops.OutputPort):
+        elif isinstance(reader, ops.Requantize | ops.Rescale | ops.Output | ops.OutputPort):
             # A Requantize may ask for finer units by a factor that all its channels have.
             lowest = tuple(m // math.gcd(*reader.multiplier) for m in reader.multiplier)
             multiplier = along(lowest, reader.axis, len(value.shape) + 1)
             made[node.name] = multiplier.astype(np.float64) * value.scale
     return made
+
+
+def _biased(reader: ops.Node) -> bool:
+    """A Rescale that brings more than a shift to what it reads."""
+    return isinstance(reader, ops.Rescale) and (len(reader.inputs) > 1 or bool(reader.bias))

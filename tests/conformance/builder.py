@@ -113,13 +113,14 @@ class Net:
     def requantize(
         self, table: tuple[int, ...] | None = None, *, entries: int = 256, zero_point: int = 0,
         per_channel: bool = True, axis: int | None = None, sharper: int = 3,
+        multipliers: tuple[int, int] = (40, 256),
     ) -> str:  # fmt: skip
         """``table`` None: a rounding clamp to int8. ``sharper``: how many times finer than the
         proven range the table is, in bits; above 0 both ends saturate."""
         rank = len(self.shape)
         axis = (0 if rank == 3 else -1) if axis is None else axis
         channels = self.shape[axis] if per_channel else 1
-        multiplier = tuple(self.rng.integers(40, 256, channels).tolist())
+        multiplier = tuple(self.rng.integers(*multipliers, channels).tolist())
         if table is None:
             table = tuple(np.clip(np.arange(entries) - entries // 2, -128, 127).tolist())
         reach = self.centred[self.head].magnitude * max(multiplier)
@@ -155,6 +156,18 @@ class Net:
             multiplier=tuple(self.rng.integers(1, 65, channels).tolist()), low=low, high=high,
             bias=tuple(self.rng.integers(-5000, 5000, channels).tolist()) if bias else (),
             scale=2.0**-12,
+        )  # fmt: skip
+        return self._add(node, self.shape, Interval(low, high))
+
+    def round_off(self, shift: int, *, per_channel: bool = True) -> str:
+        """The head in steps of 2**shift, and nothing clipped."""
+        channels = self.shape[-1] if per_channel else 1
+        multiplier = tuple(self.rng.integers(1, 65, channels).tolist())
+        x = self.centred[self.head] * Interval(min(multiplier), max(multiplier))
+        low, high = ((end + (1 << (shift - 1))) >> shift for end in (x.lo, x.hi))
+        node = ops.Rescale(
+            **self._common("r", self.head), axis=-1, shift=shift, multiplier=multiplier, low=low,
+            high=high, bias=(), scale=2.0**-8,
         )  # fmt: skip
         return self._add(node, self.shape, Interval(low, high))
 

@@ -13,7 +13,7 @@ from typing import Protocol
 import numpy as np
 
 from secure_quant import reference
-from secure_quant.ir import Graph, ops
+from secure_quant.ir import Graph
 
 Integers = dict[str, np.ndarray]
 
@@ -49,7 +49,7 @@ class Mpc:
     """Dealer and both parties in one process, one round at a time."""
 
     engine = "mpc"
-    may_refuse = frozenset(op.__name__ for op in ops.DYNAMIC)
+    may_refuse = frozenset({"DynamicScale", "DynamicQuantize"})
 
     def __init__(self, objective: str) -> None:
         self.objective = objective
@@ -167,7 +167,7 @@ class OneHost:
     """A client and one host, without a dealer, in one process: one pairing for all cases."""
 
     engine = "onehost"
-    may_refuse = frozenset(op.__name__ for op in (*ops.DYNAMIC, ops.Embedding, ops.TopK))
+    may_refuse = frozenset({"DynamicScale", "DynamicQuantize", "Embedding", "TopK"})
 
     def __init__(self) -> None:
         self._pairs: list = []

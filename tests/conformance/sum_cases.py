@@ -67,6 +67,37 @@ def normalized_rows() -> Graph:
     return net.done(salt=SALT)
 
 
+def rounded_and_not_clipped() -> Graph:
+    """As a LayerNorm of a residual stream whose branch is rounded to what its proven range takes:
+    a sum beyond int16, squares of it beyond 2**53, and a product that is rounded the same way."""
+    net = Net(100, (3, 5), zero_point=-7)
+    x = net.head
+    net.linear(5)
+    branch = net.round_off(9)
+    stream = net.add(x, branch, (900, 17, 700, 99, 4095, 1900, 1, 2000, 1400, 3110))
+    row = net.reshape(3, 1, 5)
+    squares = net.matmul(row, row, transpose_b=True)
+    net.at(stream).reduce_sum()
+    total = net.reshape(3, 1, 1)
+    net.add(squares, net.mul(total, total), (5, -1))
+    factor = net.requantize(
+        any_table(3, 900, 2000), zero_point=-5, per_channel=False, multipliers=(3, 9)
+    )
+    factor = net.reshape(3, 1)
+    net.mul(net.at(stream).round_off(6, per_channel=False), factor)
+    net.round_off(18, per_channel=False)
+    net.at(net.add(net.head, branch, (1, 3))).requantize()
+    net.linear(4)
+    return net.done(salt=SALT)
+
+
+def rounded_at_the_output() -> Graph:
+    net = Net(101, (3, 4), zero_point=2)
+    net.linear(4)
+    net.round_off(5)
+    return net.done(salt=SALT)
+
+
 def product_of_products() -> Graph:
     """As a softmax that is divided after its product with values: two products in a row, the second
     of which needs the first one's mask."""
@@ -123,6 +154,8 @@ SUMS = (
     sums_of_accumulators,
     sums_by_channel,
     normalized_rows,
+    rounded_and_not_clipped,
+    rounded_at_the_output,
     product_of_products,
     products_at_the_output,
     maximum_of_few_levels,

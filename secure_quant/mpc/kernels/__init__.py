@@ -11,9 +11,18 @@ from types import ModuleType
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from secure_quant.mpc.kernels import batched, bits, cases, lookups, maxima, ramps, tallies
+    from secure_quant.mpc.kernels import (
+        batched,
+        bits,
+        cases,
+        lookups,
+        maxima,
+        ramps,
+        shifts,
+        tallies,
+    )
 
-__all__ = ["batched", "bits", "cases", "load", "lookups", "maxima", "ramps", "tallies"]
+__all__ = ["batched", "bits", "cases", "load", "lookups", "maxima", "ramps", "shifts", "tallies"]
 
 
 def load() -> None:

@@ -20,13 +20,14 @@ from secure_quant.mpc.kernels import (
     products,
     ramps,
     selection,
+    shifts,
     tallies,
 )
 
 __all__ = [
     "add_products", "chosen", "columns_at", "compare", "compare_digits", "join_digits", "lift",
-    "lift_ramp", "lift_v3", "lift_v5", "open_ramp", "open_v3", "open_v4", "open_v5", "pack",
-    "select", "select_ramp", "select_v4", "tallied", "unpack",
+    "lift_ramp", "lift_shift", "lift_v3", "lift_v5", "open_ramp", "open_shift", "open_v3",
+    "open_v4", "open_v5", "pack", "select", "select_ramp", "select_v4", "tallied", "unpack",
 ]  # fmt: skip
 
 Words = NDArray[np.uint64]
@@ -171,6 +172,27 @@ def lift_ramp(
         ramps.lift_ramp(
             c[i], first[i], opened[i], words, masks[i], party, constants, places, made[i]
         )
+    return made
+
+
+def open_shift(
+    c: Words, dealt: Sequence[Words], free: Words, constants: Ints, digits: Ints
+) -> Words:
+    """Own share of the borrow's variables of a shift, masked: uint64[batch, n]."""
+    made = np.empty_like(c)
+    for i, words in enumerate(dealt):
+        shifts.open_shift(c[i], words, free[i], constants, digits, made[i])
+    return made
+
+
+def lift_shift(
+    c: Words, opened: Words, dealt: Sequence[Words], masks: Words, coefficients: Words, party: int,
+    constants: Ints,
+) -> Words:  # fmt: skip
+    """Own share of what is shifted, in the output's ring, masked: uint64[batch, n]."""
+    made = np.empty_like(opened)
+    for i, words in enumerate(dealt):
+        shifts.lift_shift(c[i], opened[i], words, masks[i], coefficients, party, constants, made[i])
     return made
 
 

@@ -30,13 +30,15 @@ from secure_quant.mpc.protocol.gates.order import Level
 from secure_quant.mpc.protocol.gates.product import ProductGate
 from secure_quant.mpc.protocol.gates.ramp import RampGate
 from secure_quant.mpc.protocol.gates.requantize import RequantizeGate
+from secure_quant.mpc.protocol.gates.shift import ShiftGate
 from secure_quant.mpc.protocol.maxima import cheapest_maximum, countings, maxima
 from secure_quant.mpc.protocol.order import ordering, tournament_of
 from secure_quant.mpc.protocol.ramps import Ramp
 from secure_quant.mpc.protocol.scaling import Scalings
+from secure_quant.mpc.protocol.shifts import Shift, refuse_run_time_scales
 from secure_quant.mpc.protocol.tables import Lookup, choose
 from secure_quant.mpc.protocol.uses import Uses
-from secure_quant.mpc.protocol.ways import ROUND_BITS, cheapest, refuse_run_time_scales, ways
+from secure_quant.mpc.protocol.ways import ROUND_BITS, Way, cheapest, ways
 
 __all__ = ["STREAM_BYTES", "MpcPlan", "Objective", "Planner", "plan"]
 
@@ -192,7 +194,7 @@ class Planner:
         objectives are balanced."""
         self.graph, self.objective, self._version = graph, objective, version
         self.rings: dict[str, int] = {node.name: 1 for node in graph.nodes}
-        self.looks: dict[str, Lookup | Ramp] = {}
+        self.looks: dict[str, Way] = {}
         self.bare: dict[str, Interval] = {}
         """Requantize whose number stays masked by XOR: what is read of them."""
         self.scalings = Scalings()
@@ -215,7 +217,7 @@ class Planner:
             return
         if isinstance(node, ops.Output | ops.OutputPort):
             need = self.answered(node)
-        elif isinstance(node, ops.Requantize):
+        elif isinstance(node, ops.Requantize | ops.Rescale):
             need = self._looked_up(node, need)
         elif isinstance(node, ops.Embedding):
             need = 8
@@ -226,20 +228,20 @@ class Planner:
         for name in node.inputs:
             self.rings[name] = max(self.rings[name], need)
 
-    def _looked_up(self, node: ops.Requantize, ring: int) -> int:
+    def _looked_up(self, node: ops.Requantize | ops.Rescale, ring: int) -> int:
         """Choose how, for an output in Z_2^ring. The ring of the input."""
-        if self._version == versions.LOOKUPS_ALONE:
+        if self._version == versions.LOOKUPS_ALONE and isinstance(node, ops.Requantize):
             x = self.graph.values[node.inputs[0]].centred
             look = self.looks[node.name] = choose(node, x, self.objective, ring)
             return look.ring
         way = self.looks[node.name] = self._way(node, ring, bare=self._counted(node))
-        if isinstance(way, Lookup) and not way.lifted:
+        if isinstance(node, ops.Requantize) and isinstance(way, Lookup) and not way.lifted:
             self.bare[node.name] = Interval(min(node.table), max(node.table))
         return way.ring
 
-    def _way(self, node: ops.Requantize, ring: int, *, bare: bool = False) -> Lookup | Ramp:
+    def _way(self, node: ops.Requantize | ops.Rescale, ring: int, *, bare: bool = False) -> Way:
         """The cheapest for an output in Z_2^ring, or, with ``bare``, for none."""
-        found = ways(self.graph, node, self._version, bare=bare)
+        found = ways(self.graph, node, ring, self._version, bare=bare)
         size = self.graph.values[node.name].size
         return cheapest(found, size, ring, self.objective, self._round_bytes)
 
@@ -251,7 +253,7 @@ class Planner:
         each = ROUND_BITS * size if latency else 8 * self._round_bytes
         return self.scalings.take(self.graph, self.product(node), self.rings, each, self._way)
 
-    def _counted(self, node: ops.Requantize) -> bool:
+    def _counted(self, node: ops.Node) -> bool:
         """Whether counting alone reads it, which takes numbers as they are opened."""
         readers = self.graph.consumers[node.name]
         if not self._new or len(readers) > 1 or not isinstance(readers[0], ops.ReduceMax):
@@ -285,7 +287,7 @@ class Planner:
     def shared(self, node: ops.Node) -> bool:
         """Whether some gate needs shares of the mask of an opened product: all do but those that
         read its masked value alone."""
-        alone = (ops.Requantize, ops.TopK)
+        alone = (ops.Requantize, ops.Rescale, ops.TopK)
         readers = [n for n in self.graph.consumers[node.name] if not isinstance(n, alone)]
         return any(_MAKERS[type(n)] is not Planner.local or self.shared(n) for n in readers)
 
@@ -323,7 +325,7 @@ class Planner:
             payloads=(((count, common["bits"]),),) if opened else (),
         )  # fmt: skip
 
-    def requantize(self, node: ops.Requantize) -> Gate:
+    def requantize(self, node: ops.Requantize | ops.Rescale) -> Gate:
         common = self.common(node)
         common |= {"zero_point": self.zero(node.inputs[0]), "axis": node.axis}
         look, count = self.looks[node.name], prod(common["shape"])
@@ -333,9 +335,9 @@ class Planner:
         free, dealt = RequantizeGate.material(look, count, ring)
         common |= {"free_words": free, "dealt_words": dealt}
         payloads = tuple(((count, bits),) for bits in look.payloads(ring))
-        if isinstance(look, Ramp):
-            return RampGate(**common, look=look, payloads=payloads)
-        return RequantizeGate(**common, look=look, payloads=payloads)
+        kinds: dict[type, Any] = {Ramp: RampGate, Shift: ShiftGate, Lookup: RequantizeGate}
+        made: Gate = kinds[type(look)](**common, look=look, payloads=payloads)
+        return made
 
     def local(self, node: ops.Node) -> Gate:
         sums = isinstance(node, ops.Add | ops.SumPool | ops.ReduceSum)
@@ -383,6 +385,7 @@ _MAKERS: dict[type[ops.Node], Callable[[Planner, Any], Gate]] = {
     ops.SumPool: Planner.local,
     ops.ReduceSum: Planner.local,
     ops.Requantize: Planner.requantize,
+    ops.Rescale: Planner.requantize,
     ops.MaxPool: Planner.maximum,
     ops.ReduceMax: Planner.maximum,
     ops.TopK: Planner.order,

@@ -27,7 +27,7 @@ from secure_quant.ir.values import Interval
 from secure_quant.mpc.protocol.borrow import Borrow
 from secure_quant.mpc.protocol.tables import MAX_WIDTH, scaled
 
-__all__ = ["Ramp", "RampFields", "choose_ramp"]
+__all__ = ["Ramp", "RampFields", "cheapest_ramp", "choose_ramp"]
 
 MOST_DIGITS = 5
 """Of s + q bits: with six, products of masks cost more than the tables that they save."""
@@ -98,6 +98,15 @@ def choose_ramp(node: Requantize, x: Interval) -> Ramp | None:
         return None
     steps, lead, floor, step = ramp
     offset, v = offset - (lead << shift), v - (lead << shift)
+    return cheapest_ramp(multiplier, offset, shift, v, steps, floor, step)
+
+
+def cheapest_ramp(
+    multiplier: tuple[int, ...], offset: int, shift: int, v: Interval, steps: int, floor: int,
+    step: int, widest: int = WIDEST_DIGIT,
+) -> Ramp | None:  # fmt: skip
+    """Of 2^steps entries from ``floor`` in steps of ``step``, for v in its range; None where its
+    window or its digits, of ``widest`` bits at most, are too wide."""
     low, high = v.lo >> (shift + steps), (v.hi >> (shift + steps)) + 1
     reach = max((high - low).bit_length(), 1)
     ring = shift + steps + reach
@@ -105,7 +114,7 @@ def choose_ramp(node: Requantize, x: Interval) -> Ramp | None:
         return None
     found = [
         Ramp(ring, shift, multiplier, offset, steps, reach, low, Borrow(digits), lower, floor, step)
-        for digits, lower in _digits(shift, steps)
+        for digits, lower in _digits(shift, steps, widest)
     ]
     return min(found, key=lambda each: sum(each.fields(1).in_order), default=None)
 
@@ -127,12 +136,12 @@ def _ramp(table: tuple[int, ...], least: int, most: int) -> tuple[int, int, int,
     return (q, lead - more, table[0] - more * step, step) if least >= lead else None
 
 
-def _digits(shift: int, steps: int) -> Iterator[tuple[tuple[int, ...], int]]:
+def _digits(shift: int, steps: int, widest: int) -> Iterator[tuple[tuple[int, ...], int]]:
     """(digits, how many of them make ``shift`` bits) worth a look."""
     for lower in range(1, MOST_DIGITS):
         for upper in range(1, MOST_DIGITS + 1 - lower):
             digits = (*_even(shift, lower), *_even(steps, upper))
-            if min(digits) > 0 and max(digits) <= WIDEST_DIGIT:
+            if min(digits) > 0 and max(digits) <= widest:
                 yield digits, lower
 
 

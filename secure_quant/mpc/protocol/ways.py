@@ -4,46 +4,38 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from secure_quant.errors import OpNotSupported
 from secure_quant.ir import Graph, ops
 from secure_quant.mpc.protocol.ramps import Ramp, choose_ramp
 from secure_quant.mpc.protocol.reach import reach
+from secure_quant.mpc.protocol.shifts import Shift, choose_shift, shift_of
 from secure_quant.mpc.protocol.tables import Lookup, bits_of, candidates, flat_candidates
 from secure_quant.mpc.protocol.versions import LONGER
 
-__all__ = ["MOST_OF_A_ROUND", "ROUND_BITS", "cheapest", "refuse_run_time_scales", "ways"]
+__all__ = ["MOST_OF_A_ROUND", "ROUND_BITS", "Way", "cheapest", "ways"]
 
 ROUND_BITS = 3500
 """Of material an element, that a round is worth where latency counts."""
 MOST_OF_A_ROUND = 2**21
 """Bytes that a table in two rounds by digits (V5) may have there, whatever an element takes."""
 
-Way = Lookup | Ramp
+Way = Lookup | Ramp | Shift
 
 
-def refuse_run_time_scales(graph: Graph, where: str) -> None:
-    """Raises OpNotSupported where a scale depends on the sample. where: "under ..."."""
-    for node in graph.nodes:
-        if isinstance(node, ops.DYNAMIC):
-            raise OpNotSupported(
-                f"{type(node).__name__} {node.name!r} {where}",
-                got="a scale chosen at run time, which depends on the secret input: opened it would"
-                " tell of it, and kept secret it costs a division of every value",
-                hint="quantize with mode='static' or 'weight-only', or serve it under homomorphic"
-                " encryption",
-            )
-
-
-def ways(graph: Graph, node: ops.Requantize, version: int, *, bare: bool = False) -> list[Way]:
-    """All that a plan of ``version`` may take; those that leave numbers masked by XOR with
-    ``bare``. Raises OpNotSupported where there is none."""
+def ways(
+    graph: Graph, node: ops.Requantize | ops.Rescale, ring: int, version: int, *, bare: bool = False
+) -> list[Way]:
+    """All that a plan of ``version`` may take, for an output in Z_2^ring; those that leave numbers
+    masked by XOR with ``bare``. Raises OpNotSupported where there is none."""
+    if isinstance(node, ops.Rescale):
+        return [shift_of(node, reach(graph, node.inputs[0]), ring)]
     new = version > LONGER
     x = reach(graph, node.inputs[0]) if new else graph.values[node.inputs[0]].centred
     ramp = choose_ramp(node, x)
     flat = flat_candidates(node, x) if new else []
     found = [*candidates(node, x, cases=new), *flat]
     more = _bare(node, found) if bare else []
-    return [*found, *([ramp] if ramp else []), *more]
+    shift = choose_shift(node, x, ring) if new else None
+    return [*found, *(way for way in (ramp, shift) if way is not None), *more]
 
 
 def _bare(node: ops.Requantize, found: list[Lookup]) -> list[Lookup]:

@@ -25,6 +25,7 @@ from secure_quant.ir.tables import Grid
 from secure_quant.ir.terms import Term, Weight
 from secure_quant.quantizer.kept.weights import kept_weight
 from secure_quant.quantizer.lower.dynamic import feeds_only_layers
+from secure_quant.quantizer.lower.unclipped import is_scaled, only_rounds, rounded
 from secure_quant.quantizer.notes import CENTRING
 from secure_quant.quantizer.opset import CONCAT, MONOTONE, OPS, SHAPING
 from secure_quant.quantizer.ports import INPUT_PORT, LOOKUP_PORT, OUTPUT_PORTS, PORTS
@@ -222,6 +223,8 @@ def _quantize(lowering: Lowering, node: Node) -> Term:
         return at_run_time(lowering.builder, term, f"{term.name}.q", seen)
     if lowering.kept is not None:
         return lowering.builder.requantize_kept(term, grid, f"{term.name}.q")
+    if not lowering.dynamic and only_rounds(term, grid, node):
+        return rounded(lowering.builder, term, grid, node)
     grid = _grid_of_mean(source, term, grid)
     steps = _grid_of_steps(lowering, node, grid)
     fixed = _shares(node) or not lowering.rounds_once
@@ -318,7 +321,7 @@ def _takes_sums(node: Node) -> bool:
     return bool(node.users) and all(
         len([n for n in user.all_input_nodes if n.op != "get_attr"]) == 2
         if user.target is aten.mul.Tensor
-        else (_is_scaled(user) or user.target in RESHAPED) and _takes_sums(user)
+        else (is_scaled(user) or user.target in RESHAPED) and _takes_sums(user)
         for user in node.users
     )
 
@@ -326,19 +329,14 @@ def _takes_sums(node: Node) -> bool:
 def _shares(node: Node) -> bool:
     """True where other values are on the same grid: they are joined somewhere."""
     return any(
-        user.target in CONCAT or ((_is_scaled(user) or user.target in MOVES) and _shares(user))
+        user.target in CONCAT or ((is_scaled(user) or user.target in MOVES) and _shares(user))
         for user in node.users
     )
 
 
-def _is_scaled(node: Node) -> bool:
-    return node.target in (_QUANTIZED.quantize_per_tensor.default,
-                           _QUANTIZED.dequantize_per_tensor.default)  # fmt: skip
-
-
 def _rescale_nodes(node: Node, scale: float) -> None:
     """torch's simulation rounds on the grid that the integers have."""
-    for changed in (node, *(user for user in node.users if _is_scaled(user))):
+    for changed in (node, *(user for user in node.users if is_scaled(user))):
         changed.update_arg(1, scale)
 
 

@@ -49,7 +49,7 @@ STRUCTURE = {
     r"Input\.name": [[src(name=n), end(n)] for n in ("", "a b", "ä", "a\n", LONG)],
     r"Input\.name: got int": [[src(name=3), end("x")]],
     r"Input\.shape": [
-        [src(shape=s), end("x")] for s in ([4], (4.0,), (True,), (2**50,), 4, (np.int64(4),))
+        [src(shape=s), end("x")] for s in ([4], (4.0,), (True,), (2**62,), 4, (np.int64(4),))
     ],
     r"Input\.scale": [[src(scale=s), end("x")] for s in (float("nan"), float("inf"), 1, "1")],
     r"Input\.zero_point": [[src(zero_point=z), end("x")] for z in (True, 0.0, np.int8(3), None)],
@@ -179,7 +179,7 @@ RULES = {
         [src(), requantize(table=(0, 2**15)), end("q")],
         [src(), requantize(table=(0, -(2**15) - 1)), end("q")],
     ],
-    "shift": [[src(), requantize(shift=s), end("q")] for s in (-1, 48)],
+    "shift": [[src(), requantize(shift=s), end("q")] for s in (-1, 60)],
     "'r': shape": [
         [src(), ops.Reshape(name="r", inputs=("x",), shape=s), end("r")]
         for s in ((3,), (2, 3), (-2, -2))
@@ -236,8 +236,8 @@ OVERFLOWS = [
     ],
     [PICTURE, pool(ops.SumPool, bound=4 * 128 - 1), end("p")],
     [src(), ops.ReduceSum(name="s", inputs=("x",), bound=4 * 128 - 1, scale=1.0), end("s")],
-    [src(), requantize(offset=2**48), end("q")],
-    [src(), requantize(offset=-(2**48)), end("q")],
+    [src(), requantize(offset=2**60), end("q")],
+    [src(), requantize(offset=-(2**60)), end("q")],
     [
         src(),
         binary(ops.Add, bound=256),

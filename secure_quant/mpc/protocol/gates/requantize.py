@@ -23,6 +23,7 @@ from secure_quant.mpc.protocol.cost import words
 from secure_quant.mpc.protocol.gates.base import Dealing, Gate, Side, Wire, opening
 from secure_quant.mpc.protocol.ramps import Ramp
 from secure_quant.mpc.protocol.ring import Ring, mask, reduce, to_ring
+from secure_quant.mpc.protocol.shifts import Shift
 from secure_quant.mpc.protocol.tables import Lookup
 
 __all__ = ["RequantizeGate", "ScaledGate"]
@@ -35,7 +36,7 @@ class ScaledGate(Gate):
     """What a Requantize begins with: c = D·multiplier + offset mod 2^k. zero_point: of the input.
     axis: of the multipliers in the sample."""
 
-    look: Lookup | Ramp
+    look: Lookup | Ramp | Shift
     zero_point: int
     axis: int
 
@@ -75,7 +76,7 @@ class ScaledGate(Gate):
         return None, made.reshape(side.batch, *self.shape)
 
     @staticmethod
-    def material(look: Lookup | Ramp, elements: int, ring: int) -> tuple[int, int]:
+    def material(look: Lookup | Ramp | Shift, elements: int, ring: int) -> tuple[int, int]:
         """(free words, dealt words) per sample."""
         own = 2 * elements if getattr(look, "lifted", True) else elements
         return own, sum(words(elements, bits) for bits in look.fields(ring).in_order)
