@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from onnx import TensorProto, helper
 
 from secure_quant.errors import OpNotSupported
-from secure_quant.interop.writer import OPSET, Writer, border_names, finished, shifts
+from secure_quant.interop.writer import OPSET, Writer, border_names, finished, shifts, window
 from secure_quant.ir import Graph, ops
 from secure_quant.ir.ports import id_bits
 from secure_quant.ir.values import INT8, INT32
@@ -138,7 +138,7 @@ def _linear(w: _Writer, node: Any) -> str:
 
 def _conv2d(w: _Writer, node: Any) -> str:
     weight = w.graph.weight(node)
-    options = {"group": node.groups, "dilations": node.dilation, **_window(node)}
+    options = {"group": node.groups, "dilations": node.dilation, **window(node)}
     acc = _correlate(w, node.inputs[0], weight, options)
     if not node.bias:
         return acc
@@ -164,16 +164,11 @@ def _correlate(w: _Writer, name: str, weight: NDArray[Any], options: dict[str, A
     return w.op("Add", w.op("Mul", parts[0], w.integer(256)), parts[1])
 
 
-def _window(node: Any) -> dict[str, Any]:
-    (ph, pw), stride = node.padding, node.stride
-    return {"kernel_shape": node.kernel, "strides": stride, "pads": (ph, pw, ph, pw)}
-
-
 def _sum_pool(w: _Writer, node: Any) -> str:
     (name,) = node.inputs
     channels = w.graph.values[name].shape[0]
     ones = np.ones((channels, 1, *node.kernel), np.int8)
-    return _correlate(w, name, ones, {"group": channels, **_window(node)})
+    return _correlate(w, name, ones, {"group": channels, **window(node)})
 
 
 def _matmul(w: _Writer, node: Any) -> str:
@@ -264,9 +259,9 @@ def _clipped(w: _Writer, v: str, top: int, reach: int) -> str:
 def _max_pool(w: _Writer, node: Any) -> str:
     (name,) = node.inputs
     if w.is_int8(name):
-        return w.op("MaxPool", w.names[name], **_window(node))
+        return w.op("MaxPool", w.names[name], **window(node))
     real = w.op("Cast", w.names[name], to=TensorProto.FLOAT)  # exact for int16
-    return w.op("Cast", w.op("MaxPool", real, **_window(node)), to=TensorProto.INT16)
+    return w.op("Cast", w.op("MaxPool", real, **window(node)), to=TensorProto.INT16)
 
 
 def _top_k(w: _Writer, node: Any) -> str:

@@ -24,7 +24,7 @@ from onnx import TensorProto
 
 from secure_quant.errors import OpNotSupported
 from secure_quant.interop.functions import named_function
-from secure_quant.interop.writer import Writer, border_names, finished, shifts
+from secure_quant.interop.writer import Writer, border_names, finished, shifts, window
 from secure_quant.ir import Graph, ops
 from secure_quant.ir.ports import Port
 from secure_quant.ir.values import INT8, Interval
@@ -224,13 +224,8 @@ def _conv2d(w: _Writer, node: Any) -> None:
     more = [] if bias is None else [_bias(w, node, scale, bias)]
     w.sums[node.name] = w.op(
         "Conv", w.real(node.inputs[0]), _weight(w, node, weight, scale, 0), *more,
-        group=node.groups, dilations=node.dilation, **_window(node),
+        group=node.groups, dilations=node.dilation, **window(node),
     )  # fmt: skip
-
-
-def _window(node: Any) -> dict[str, Any]:
-    (ph, pw), stride = node.padding, node.stride
-    return {"kernel_shape": node.kernel, "strides": stride, "pads": (ph, pw, ph, pw)}
 
 
 def _sum_pool(w: _Writer, node: Any) -> None:
@@ -240,7 +235,7 @@ def _sum_pool(w: _Writer, node: Any) -> None:
     if node.kernel == x.shape[1:] and node.padding == (0, 0):
         made = w.op("GlobalAveragePool", real)
     else:
-        made = w.op("AveragePool", real, count_include_pad=1, **_window(node))
+        made = w.op("AveragePool", real, count_include_pad=1, **window(node))
     w.sums[node.name] = w.times(made, count * node.scale / x.scale)
 
 
@@ -316,12 +311,16 @@ def _looked_up(w: _Writer, node: Any, real: str, unit: float) -> str:
 
 
 def _moved(kind: str, options: Callable[[_Writer, Any], tuple[list[str], dict[str, Any]]]) -> Any:
-    """A rule of an operator that keeps scale and zero point."""
+    """A rule of an operator that keeps scale and zero point. A sum stays one."""
 
     def rule(w: _Writer, node: Any) -> None:
         reals = [w.real(name) for name in node.inputs]
         more, attributes = options(w, node)
-        w.quantize(w.op(kind, *reals, *more, **attributes), node.name)
+        made = w.op(kind, *reals, *more, **attributes)
+        if w.graph.values[node.name].accumulator:
+            w.sums[node.name] = made
+        else:
+            w.quantize(made, node.name)
 
     return rule
 
@@ -331,7 +330,7 @@ def _whole(w: _Writer, *numbers: int) -> str:
 
 
 def _max_pool(w: _Writer, node: Any) -> tuple[list[str], dict[str, Any]]:
-    return [], _window(node)
+    return [], window(node)
 
 
 def _reduce_max(w: _Writer, node: Any) -> tuple[list[str], dict[str, Any]]:

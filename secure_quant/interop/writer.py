@@ -15,7 +15,7 @@ from secure_quant.ir import Graph, ops
 from secure_quant.ir.bounds import only_rounds
 from secure_quant.ir.ports import Port
 
-__all__ = ["OPSET", "Writer", "border_names", "finished", "shifts"]
+__all__ = ["OPSET", "Writer", "border_names", "finished", "shifts", "window"]
 
 OPSET = 21
 
@@ -54,6 +54,12 @@ class Writer:
 
     def integer(self, value: int) -> str:
         return self.constant(np.array(value, np.int64))
+
+
+def window(node: Any) -> dict[str, Any]:
+    """Attributes of a convolution or a pool."""
+    (ph, pw), stride = node.padding, node.stride
+    return {"kernel_shape": node.kernel, "strides": stride, "pads": (ph, pw, ph, pw)}
 
 
 def shifts(graph: Graph, node: ops.Node) -> bool:
