@@ -12,7 +12,9 @@ from secure_quant.errors import OpNotSupported
 from secure_quant.ir import ops
 from secure_quant.ir.values import Interval
 from secure_quant.mpc.protocol.gates.shift import ShiftGate
+from secure_quant.mpc.protocol.plan import MpcPlan, plan
 from secure_quant.mpc.protocol.shifts import Shift, choose_shift, ramp_of
+from tests.unit.mpc.protocol import graphs
 from tests.unit.mpc.protocol.harness import chi_square, run_gate, unpacked, words
 from tests.unit.mpc.protocol.test_ramp import gate as ramp_gate
 from tests.unit.mpc.protocol.test_requantize import expected, node
@@ -163,3 +165,21 @@ def test_what_is_opened_is_uniform() -> None:
         opened = (one + two) % np.uint64(1 << bits) if bits == made.bits else one ^ two
         for values in (one, two, opened):
             assert chi_square(values, bits) < 6
+
+
+def test_the_planner_takes_it_for_a_table_that_only_rounds() -> None:
+    """And not for one that clips, nor in plans of before."""
+    b = graphs.Builder((24,), seed=4)
+    acc = b.linear("f", "x", 24, 40)
+    most = b.centred[acc].hi >> 7
+    table = tuple(range(-most - 1, most + 2))
+    wide = b.requantize("r", acc, shift=7, offset=(most + 1) << 7, table=table, zero_point=0)
+    clipped = b.requantize("c", wide, shift=2, offset=128 << 2)
+    graph = b.graph(b.linear("g", clipped, 40, 3)).public()
+    new, old = plan(graph), plan(graph, version=4)
+    kinds = [{gate.name: type(gate) for gate in made.gates} for made in (new, old)]
+    assert kinds[0]["r"] is ShiftGate
+    assert ShiftGate not in {kinds[0]["c"], *kinds[1].values()}
+    assert new.rounds < old.rounds
+    for made in (new, old):
+        assert MpcPlan.from_json(made.to_json(), graph).to_json() == made.to_json()

@@ -15,6 +15,7 @@ from unit.mpc.runtime.wires import Pair as Wires
 from conformance.builder import Net
 from conformance.order_cases import largest_of_many
 from conformance.port_cases import secret_tables
+from conformance.sum_cases import rounded_and_not_clipped
 from secure_quant import Graph, reference
 from secure_quant.errors import MalformedMessage, MaterialExhausted, MaterialReused
 from secure_quant.keystream import Keystream
@@ -88,7 +89,11 @@ class Roles:
         return (one + two).view(np.int64), meter
 
 
-GRAPHS = graphs.ALL | {"secret_tables": secret_tables, "largest_of_many": largest_of_many}
+GRAPHS = graphs.ALL | {
+    "secret_tables": secret_tables,
+    "largest_of_many": largest_of_many,
+    "rounded": rounded_and_not_clipped,
+}
 
 
 @pytest.mark.parametrize("name", GRAPHS)
