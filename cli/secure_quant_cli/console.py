@@ -172,7 +172,7 @@ class Progress:
 
     def __init__(self, label: str) -> None:
         self._label = label
-        self._note, self._part = "", (0, 0)
+        self._note, self._part, self._unit = "", (0, 0), ""
         self._start = self._began = time.monotonic()
         """Of all, and of the stage that the note names."""
         self._terminal = sys.stderr.isatty() and os.environ.get("TERM") != "dumb"
@@ -197,7 +197,7 @@ class Progress:
         """How much of the work is done, and what is worked on: on a terminal a bar, and the time
         left at this pace of the whole."""
         self._note = stage
-        self._part = (int(100 * fraction), 100)
+        self._part, self._unit = (int(100 * fraction), 100), " %"
 
     def begin(self) -> None:
         """Show the line."""
@@ -227,7 +227,7 @@ class Progress:
         words = [self._label, "...", *([self._note] if self._note else [])]
         if of:
             full = BAR * min(done, of) // of
-            words += [f"{'█' * full}{'·' * (BAR - full)}", f"{done}/{of}"]
+            words += [f"{'█' * full}{'·' * (BAR - full)}", f"{done}{self._unit or f'/{of}'}"]
         words.append(f"{now - self._start:.0f} s")
         if 0 < done < of:
             left = (now - self._began) / done * (of - done)

@@ -111,3 +111,15 @@ def test_a_bar_says_how_long_it_takes(monkeypatch: pytest.MonkeyPatch) -> None:
     line.step("calibrating", 0, 1)
     assert "64/64" not in line.line(start + 99)
     assert "calibrating" in line.line(start + 99)
+
+
+def test_a_share_of_the_work_is_shown_in_percent_with_what_is_worked_on() -> None:
+    line = Progress("inferring 1 samples")
+    line.share(0.251, "layer1.conv2")
+    now = line._start + 10
+    shown = line.line(now)
+    assert "layer1.conv2 █████···············" in shown
+    assert "25 %" in shown
+    assert "(30 s left)" in shown
+    line.share(1.0, "")
+    assert line.line(now).endswith("████████████████████ 100 % 10 s")

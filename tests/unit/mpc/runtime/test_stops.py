@@ -17,7 +17,7 @@ from unit.mpc.runtime.test_session import Desk, Lane, Program, job, shares
 from unit.mpc.runtime.wires import Pair
 
 from secure_quant import reference
-from secure_quant.errors import DeadlineExceeded, MalformedMessage
+from secure_quant.errors import DeadlineExceeded, MalformedMessage, MaterialExhausted
 from secure_quant.mpc.protocol.bundle import load_dealer, load_party, split
 from secure_quant.mpc.protocol.material import Item
 from secure_quant.mpc.protocol.rounds import Want
@@ -26,6 +26,7 @@ from secure_quant.mpc.runtime.hello import make_hello
 from secure_quant.mpc.runtime.jobs import Job
 from secure_quant.mpc.runtime.options import LaneOptions
 from secure_quant.mpc.runtime.session import LaneSession, make_stock
+from secure_quant.mpc.runtime.stock import Stock
 from secure_quant.mpc.runtime.stops import Stops
 from secure_quant.wire.gen.party_link_pb2 import ExchangeResponse, LinkAbort
 
@@ -305,5 +306,27 @@ def test_the_rest_of_an_item_is_thrown_away_as_it_comes() -> None:
             feed.leave(0)  # long over
         feed.add(1, 4, b"eeee")
         assert bytes(await feed.take(1, 4, 4, 1.0)) == b"eeee"
+
+    run(work())
+
+
+def test_who_comes_next_need_not_wait_for_the_last_one_to_end() -> None:
+    """While an item of a streamed model flows its dealer lives: another job is accepted, however
+    long the one that runs takes."""
+
+    async def work() -> None:
+        feed = Feed([4, 4], 8)
+        stock = Stock(1, {"m": (4, 8)}, {"m": feed})
+        with pytest.raises(MaterialExhausted):
+            await stock.there("m", 10.0)
+        feed.begin(0)
+        stock.put("m", 0, Item(1, bytes(32)))
+        assert stock.reserve("m", 1) == 0
+        await stock.take_at("m", 0, 1, 10.0)
+        feed.add(0, 0, b"aaaa")
+        await stock.there("m", 10.0)
+        feed.add(0, 4, b"bbbb")
+        with pytest.raises(MaterialExhausted):  # all of it came, and no other follows
+            await stock.there("m", 10.0)
 
     run(work())
