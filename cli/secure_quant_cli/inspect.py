@@ -10,6 +10,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from secure_quant_cli.split import choices
+
 if TYPE_CHECKING:
     from secure_quant.ir import Graph, Value, ops
     from secure_quant.ir.ports import Port
@@ -24,6 +26,10 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("model", type=Path, metavar="model.sq")
     parser.add_argument("--batch", type=int, default=1, help="samples per inference in the plan")
     parser.add_argument(
+        "--objective", choices=choices("objectives"),
+        help="as in split, of the engines that have it; the first of each if left out",
+    )  # fmt: skip
+    parser.add_argument(
         "--seconds", action="store_true",
         help="predict what an inference takes, on this machine's cores, which are measured once",
     )  # fmt: skip
@@ -32,6 +38,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Print the description."""
+    from secure_quant.errors import ConfigError
     from secure_quant.ir import load
     from secure_quant_cli.checks import counts
     from secure_quant_cli.console import print_json
@@ -40,10 +47,13 @@ def run(arguments: argparse.Namespace) -> int:
     counts(arguments, "batch")
     own = owner(arguments.model)
     if own is not None:
+        if arguments.objective is not None:
+            raise ConfigError("--objective", got=f"a model of {own.name}, whose plan has none")
         return own_models(own).inspect(arguments)
     graph = load(arguments.model)
-    plans = _plans(graph)
+    plans = _plans(graph, arguments.objective)
     found = describe(graph, arguments.model.stat().st_size, arguments.batch, plans)
+    found["objective"] = arguments.objective
     if arguments.seconds:
         found["seconds"] = _seconds(plans, arguments.batch)
     if arguments.json:
@@ -108,16 +118,22 @@ def _layer(node: ops.Node, value: Value) -> dict[str, Any]:
     }
 
 
-def _plans(graph: Graph) -> dict[str, Any]:
+def _plans(graph: Graph, objective: str | None = None) -> dict[str, Any]:
     """Each exact engine's plan, or why there is none, as ``refused``."""
     from secure_quant.engines import find, resolved
     from secure_quant.errors import OpNotSupported
     from secure_quant_cli.engines import exact_names
 
     made: dict[str, Any] = {}
+    told = {} if objective is None else {"objective": objective}
     for name in exact_names():
+        known = find(name).objectives
+        if objective is not None and objective not in known:
+            others = " or ".join(known) or "none"
+            made[name] = {"refused": f"no objective {objective}, but {others}"}
+            continue
         try:
-            made[name] = resolved(find(name).plan)(graph.public())
+            made[name] = resolved(find(name).plan)(graph.public(), **told)
         except OpNotSupported as error:
             made[name] = {"refused": str(error)}
         except ModuleNotFoundError as error:
@@ -175,7 +191,8 @@ def _show(found: dict[str, Any]) -> None:
         for layer in found["layers"]
     ]  # fmt: skip
     print(table(("name", "op", "shape", "bits", "proven range", "parameters"), rows, left=3))
-    print(f"\nplanned for a batch of {found['batch']}")
+    spared = f", objective {found['objective']}" if found["objective"] else ""
+    print(f"\nplanned for a batch of {found['batch']}{spared}")
     for engine, plan in found["plans"].items():
         shown = ", ".join(
             f"{key.replace('_', ' ')} {human_bytes(value) if 'bytes' in key else value}"

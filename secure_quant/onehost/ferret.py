@@ -69,6 +69,12 @@ class Lpn:
         """What the sender sends for a batch."""
         return 16 * self.trees * (self.depth - 1)
 
+    @property
+    def held_bytes(self) -> int:
+        """What an end of a pairing holds between items, at most: the rest of a batch in each
+        direction, the own choice bits a word each, and what the next ones take."""
+        return 2 * 16 * (self.made + self.reserve) + 8 * self.made
+
 
 LPN = Lpn(secret=73728, trees=1280, depth=9)
 """What is served. tools/lpn_estimate.py: 141 bits and more by every attack it knows."""

@@ -103,11 +103,12 @@ def way(made: OneHostPlan, batch: int) -> Way:
 
 
 def memory(made: OneHostPlan, batch: int) -> dict[str, int]:
-    """Of both ends while an item is made beside a stock of two: by its correlated OTs."""
+    """Of both ends while an item is made beside a stock of two: by its correlated OTs, and what
+    Ferret holds."""
     from secure_quant_cli.sizes import parameter_count
 
     weights = sum(parameter_count(node) for node in made.graph.nodes)
-    items = _A_COT * sum(made.cots(batch))
+    items = _A_COT * sum(made.cots(batch)) + (made.lpn.held_bytes if made.lpn else 0)
     return {"onehost": _SERVER + 2 * weights + items, "client": _CLIENT + items}
 
 
