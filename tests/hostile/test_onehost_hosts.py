@@ -19,6 +19,7 @@ from secure_quant.errors import (
     BudgetExceeded,
     DeadlineExceeded,
     HashMismatch,
+    InsecureRefused,
     InternalError,
     MalformedMessage,
     PeerUnavailable,
@@ -70,14 +71,17 @@ class Host(OneHostServiceServicer):
 
 
 @contextmanager
-def hosted(script: Script, stated: bytes | None = None) -> Iterator[tuple[Host, OneHostClient]]:
+def hosted(
+    script: Script, stated: bytes | None = None, **options: Any
+) -> Iterator[tuple[Host, OneHostClient]]:
     server = grpc.server(ThreadPoolExecutor(4))
     host = Host(script, stated or plan(GRAPH.public()).to_json())
     add_OneHostServiceServicer_to_server(host, server)
     port = server.add_insecure_port("127.0.0.1:0")
     server.start()
     try:
-        with OneHostClient(f"127.0.0.1:{port}", tls=InsecurePlaintext(), stock=0) as client:
+        target, tls = f"127.0.0.1:{port}", InsecurePlaintext()
+        with OneHostClient(target, tls=tls, stock=0, **options) as client:
             yield host, client
     finally:
         server.stop(None)
@@ -196,6 +200,19 @@ def test_the_host_s_first_bytes_may_come_with_its_answer(monkeypatch: pytest.Mon
 def test_silence_ends_with_the_caller_s_time() -> None:
     with hosted(says(OPENED)) as (_, client), pytest.raises(DeadlineExceeded):
         client.infer_int8(Q, timeout=1.0)
+
+
+def test_a_plan_that_rests_on_lpn_is_refused_by_who_does_not_allow_it() -> None:
+    text = plan(GRAPH.public(), objective="traffic").to_json()
+    with hosted(says(OPENED), text, allow_lpn=False) as (host, client):
+        for _ in range(2):
+            with pytest.raises(InsecureRefused, match=r"rests on LPN.*latency.*allow_lpn=True"):
+                client.infer_int8(Q, timeout=ample(20))
+        assert host.pairings == 0
+    with hosted(says(OPENED), text) as (_, client):
+        assert client.graph.hash == GRAPH.hash
+    with hosted(says(OPENED), allow_lpn=False) as (_, client):
+        assert client.graph.hash == GRAPH.hash
 
 
 def test_another_plan_is_refused_before_anything_is_paired() -> None:

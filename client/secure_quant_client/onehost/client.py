@@ -6,7 +6,7 @@ import asyncio
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Unpack
 
-from secure_quant.errors import ConfigError
+from secure_quant.errors import ConfigError, InsecureRefused
 from secure_quant.transport import DEADLINE_S, sync_channel
 from secure_quant.wire.gen.one_host_pb2 import (
     OneHostServiceGetModelRequest,
@@ -33,16 +33,26 @@ class _OneHost(OneServer["OneHostModel"]):
 
     _service = Service(("onehost",), OneHostServiceStub, OneHostServiceGetModelRequest)
 
-    def __init__(self, target: str, *, stock: int = 2, **connection: Unpack[Connection]) -> None:
+    def __init__(
+        self, target: str, *, stock: int = 2, allow_lpn: bool = True,
+        **connection: Unpack[Connection],
+    ) -> None:  # fmt: skip
         if stock < 0:
             raise ConfigError("stock", got=stock, expected=">= 0")
         super().__init__(target, **connection)
         self._target, self._tls, self._stock = target, connection["tls"], stock
+        self._allow_lpn = allow_lpn
 
     def _receive(self, answers: Sequence[OneHostServiceGetModelResponse]) -> OneHostModel:
         from secure_quant_client.onehost.model import OneHostModel
 
-        return OneHostModel.receive(answers[0].info, self._expected_hash, self._pair)
+        model = OneHostModel.receive(answers[0].info, self._expected_hash, self._pair)
+        if model.plan.lpn is not None and not self._allow_lpn:
+            raise InsecureRefused(
+                "plan of the model", got="one that rests on LPN (objective traffic)",
+                hint="split the model with the objective latency, or set allow_lpn=True",
+            )  # fmt: skip
+        return model
 
     def _pair(self, plan: OneHostPlan) -> Paired:
         """On a channel of its own: a pairing is as good as its connection."""
@@ -60,6 +70,9 @@ class OneHostClient(_OneHost, IntegerClient["OneHostModel"]):
     target, tls, expected_hash, token, limits: as HeClient.
     stock   samples for which items of one-time material are made ahead in the background, of the
             batch size used last; 0 makes each when it is asked for. The host may allow fewer.
+    allow_lpn
+            False refuses, by InsecureRefused and before it pairs, a model that was split for the
+            objective traffic, with which what either end hides rests on LPN too (SECURITY.md).
 
     The first inference pairs (some tens of milliseconds at either end) and makes an item; later
     ones take one from the stock. The host learns nothing of inputs, activations or outputs, this
