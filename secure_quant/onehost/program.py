@@ -105,6 +105,7 @@ class _Program(ABC):
         for names in self.plan.groups(batch):
             runs = [self._half(name, masks) for name in names]
             made |= dict(zip(names, (yield from together(runs)), strict=True))
+        pairing.settle()
         self._items += 1
         return Item(self._items, batch, masks, made)
 

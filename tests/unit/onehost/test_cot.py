@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import hashlib
 import os
 import pickle
 from typing import Any
@@ -13,7 +14,7 @@ import pytest
 from secure_quant.errors import MalformedMessage, PairingSpent
 from secure_quant.onehost import cot
 from secure_quant.onehost.cot import BOTH, PAIRING_BYTES, STEP_BYTES, Column, Pairing, stretch
-from secure_quant.onehost.permutation import CHILDREN, KEYS, LEAVES, PADS, TREES
+from secure_quant.onehost.permutation import CHILDREN, FERRET, KEYS, LEAVES, PADS, TREES
 from secure_quant.onehost.products import column_times, gated, number
 from secure_quant.onehost.softspoken import extension_bytes
 from tests.unit.onehost.drive import SMALL, both, columns, drive, pair, words
@@ -138,7 +139,7 @@ def test_pads_are_blocks_under_a_counter() -> None:
 
 
 def test_permutations_differ() -> None:
-    every = [*CHILDREN, KEYS, PADS, *TREES.values(), *LEAVES.values()]
+    every = [*CHILDREN, FERRET, KEYS, PADS, *TREES.values(), *LEAVES.values()]
     block = np.array([[1, 2]], np.uint64)
     assert len({permutation(block).tobytes() for permutation in every}) == len(every)
 
@@ -154,6 +155,15 @@ def test_caps(monkeypatch: pytest.MonkeyPatch) -> None:
     both(pairs, lambda p: p.fill(200, 0))
     with pytest.raises(PairingSpent, match="pair anew"):
         next(pairs[0].fill(400, 0))
+    monkeypatch.setattr(cot, "MOST_COTS", 2 * SMALL.made)
+    pairs = pair(lpn=SMALL)
+    both(pairs, lambda p: p.fill(0, SMALL.made + 1))
+    for p in pairs:
+        p.columns([1], 1)
+    for p in pairs:  # what was given away counts, and the other direction does not
+        with pytest.raises(PairingSpent, match="pair anew"):
+            next(p.fill(0, 2 * SMALL.made))
+    both(pairs, lambda p: p.fill(SMALL.made, 0))
 
 
 @either
@@ -170,6 +180,38 @@ def test_a_stock_gives_every_cot_once(lpn: Any) -> None:
     for column in one:
         with pytest.raises(PairingSpent):
             column.halves("main")
+
+
+def test_matrices_are_of_the_first_messages() -> None:
+    """One for each direction of each pairing, alike at both ends, and neither end's to choose."""
+    seen = []
+    for _ in range(2):
+        said: list[list[bytes]] = [[], []]
+        runs = [_noted(Pairing.make(i, 6, SMALL), said[i]) for i in (0, 1)]
+        one, two, _ = drive(*runs)
+        label = b"secure-quant one host: matrix of Ferret "
+        expected = [
+            hashlib.sha256(label + bytes([chooser]) + said[0][0] + said[1][0]).digest()
+            for chooser in (0, 1)
+        ]
+        assert one._source._codes == two._source._codes == expected
+        both([one, two], lambda p: p.fill(1, 1))
+        for end, other in ((one, two), (two, one)):
+            seen.append(end._source._chooser._rows.words(4).tobytes())
+            assert other._source._sender._rows.words(4).tobytes() == seen[-1]
+    assert len(set(seen)) == 4
+
+
+def _noted(run: Any, sent: list[bytes]) -> Any:
+    """``run``, with what it sends."""
+    message = None
+    while True:
+        try:
+            exchange = next(run) if message is None else run.send(message)
+        except StopIteration as end:
+            return end.value
+        sent.append(exchange.sent)
+        message = yield exchange
 
 
 @either

@@ -25,6 +25,7 @@ from secure_quant.mpc.protocol.ring import reduce
 from secure_quant.onehost import plan as plan_module
 from secure_quant.onehost import sources
 from secure_quant.onehost.cot import MOST_BLOCKS, STEP_BYTES, Pairing
+from secure_quant.onehost.ferret import LPN, Lpn
 from secure_quant.onehost.plan import OneHostPlan, plan
 from secure_quant.onehost.product import JointProduct
 from secure_quant.onehost.products import unpacked
@@ -126,6 +127,22 @@ def test_traffic_takes_ferret(monkeypatch: pytest.MonkeyPatch) -> None:
     ahead = cost.offline_bytes_up - cost.material_up, cost.offline_bytes_down - cost.material_down
     for whole, mean in zip(sent, ahead, strict=True):
         assert 0 <= whole - begin - items * mean + items < SMALL.batch_bytes + items
+
+
+def test_what_a_pairing_holds_between_items(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Less than a batch in each direction, and what the next one takes, however items divide it."""
+    lpn = Lpn(secret=256, trees=340, depth=5)  # two items of a batch, and some left
+    monkeypatch.setattr(sources, "LPN", lpn)
+    ends = Ends(graphs.mlp(), pair(lpn=lpn), 1000, "traffic")
+    most = (2 * 16 + 8) * lpn.made + 2 * 16 * lpn.reserve
+    for _ in range(3):
+        ends.prepare(1)
+        for p in ends.pairs:
+            made = p._source._chooser, p._source._sender
+            blocks = [*p._stock, p._bits, *(end._base for end in made)]
+            whole = {id(each): each for each in (b if b.base is None else b.base for b in blocks)}
+            assert sum(each.nbytes for each in whole.values()) <= most == lpn.held_bytes
+    assert LPN.held_bytes < 26e6  # what is documented
 
 
 def test_a_plan_with_another_objective_is_refused() -> None:
