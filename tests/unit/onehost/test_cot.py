@@ -6,6 +6,7 @@ import copy
 import hashlib
 import os
 import pickle
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -180,6 +181,20 @@ def test_a_stock_gives_every_cot_once(lpn: Any) -> None:
     for column in one:
         with pytest.raises(PairingSpent):
             column.halves("main")
+
+
+@either
+def test_delta_is_of_the_system_but_for_what_is_known(
+    lpn: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    known = 0b01 if lpn is None else 0b11
+    for octet in (b"\0", b"\xff"):
+        drawn = SimpleNamespace(token_bytes=octet.__mul__)
+        monkeypatch.setattr(cot, "secrets", drawn)
+        for party, p in enumerate(pair(lpn=lpn)):
+            whole = int.from_bytes(octet * 16, "little") & ~known
+            marks = (party == 0) | (0 if lpn is None else 2)
+            assert p.delta.astype("<u8").tobytes() == (whole | marks).to_bytes(16, "little")
 
 
 def test_matrices_are_of_the_first_messages() -> None:
