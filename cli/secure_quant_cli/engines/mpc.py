@@ -42,7 +42,7 @@ two gates' material: bench/RESULTS.md."""
 _MOST_ITEMS = 1024
 """In a dealer's stock."""
 
-_CALL_S, _EXCHANGE_S = 5e-3, 6.5e-5
+_CALL_S, _EXCHANGE_S = 4.2e-3, 6e-5
 """Of a client's call after rest, through fronts and lanes, and of an exchange of the parties, on
 one machine: bench/RESULTS.md."""
 
