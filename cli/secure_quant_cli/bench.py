@@ -24,6 +24,7 @@ import statistics
 import tempfile
 import time
 from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -32,6 +33,7 @@ from secure_quant_cli.split import choices
 
 if TYPE_CHECKING:
     from secure_quant.ir import Graph
+    from secure_quant_cli.load import Rest
     from secure_quant_cli.service import Service
 
 __all__ = ["FIGURES", "HELP", "configure", "measure", "run"]
@@ -143,6 +145,8 @@ def _measure(graph: Graph, service: Service, arguments: argparse.Namespace) -> d
     """Of a service that runs."""
     import numpy as np
 
+    from secure_quant_cli.load import Rest
+
     engine: str = arguments.engine
     client = service.clients[engine]
 
@@ -153,7 +157,9 @@ def _measure(graph: Graph, service: Service, arguments: argparse.Namespace) -> d
         # Of this process, what it makes in the background: the watching itself is not counted.
         return cpu() | {"client": time.process_time() - time.thread_time()}
 
-    figures = _online(graph, client.infer_int8, arguments, ahead)
+    prepare = getattr(client, "prepare", None)
+    made = prepare and partial(prepare, arguments.batch)
+    figures = _online(graph, client.infer_int8, arguments, Rest(ahead, made))
     row = _online(graph, client.infer_int8, arguments, rest=None)
     figures |= {f"in_a_row_ms_{name}": row[f"latency_ms_{name}"] for name in ("median", "p90")}
     figures["mismatches"] += row["mismatches"]
@@ -187,14 +193,16 @@ def _measure_reference(graph: Graph, arguments: argparse.Namespace) -> dict[str,
     return figures | {"peak_memory_bytes": peak_memory(os.getpid())}
 
 
-def _online(graph: Graph, infer: Any, arguments: argparse.Namespace, rest: Any) -> dict[str, Any]:
+def _online(
+    graph: Graph, infer: Any, arguments: argparse.Namespace, rest: Rest | None
+) -> dict[str, Any]:
     from secure_quant_cli.console import progress
-    from secure_quant_cli.load import Rest, online
+    from secure_quant_cli.load import online
 
     with progress(f"{arguments.runs} timed inferences of {arguments.batch}") as line:
         return online(
             graph, infer, batch=arguments.batch, runs=arguments.runs,
-            rest=rest and Rest(rest), line=line,
+            rest=rest, line=line,
         ).figures(arguments.batch)  # fmt: skip
 
 

@@ -44,15 +44,19 @@ class Rest:
     QUIET = 0.2
     """Cores in use that count as none: clocks tick 10 ms, and one tick may fall into a step."""
     FIRST_S, LONGEST_S = 60.0, 5.0
-    """Longest waits: the first, while stocks are filled, and those after it; what was filled in
-    longer than that may take as long again."""
+    """Longest waits: the first, while the dealer fills its stock, and those after it."""
 
-    def __init__(self, cpu: Cpu) -> None:
-        """``cpu``: of everything that works ahead of demand."""
-        self._cpu, self._limit = cpu, self.FIRST_S
+    def __init__(self, cpu: Cpu, prepare: Callable[[], None] | None = None) -> None:
+        """cpu: of everything that works ahead of demand. prepare: makes what a client can ask for,
+        however long that takes."""
+        self._cpu, self._limit, self._prepare = cpu, self.FIRST_S, prepare
 
     def __call__(self) -> float:
         """Wait; the seconds it took."""
+        start = time.monotonic()
+        if self._prepare is not None:
+            self._prepare()
+        made = time.monotonic() - start
         start = time.monotonic()
         limit, self._limit = self._limit, self.LONGEST_S
         spent = self._total()
@@ -60,11 +64,8 @@ class Rest:
             time.sleep(self.STEP_S)
             before, spent = spent, self._total()
             waited = time.monotonic() - start
-            if spent - before <= self.QUIET * self.STEP_S + 1e-9:
-                self._limit = max(self._limit, waited)
-                return waited
-            if waited > limit:
-                return waited
+            if spent - before <= self.QUIET * self.STEP_S + 1e-9 or waited > limit:
+                return made + waited
 
     def _total(self) -> float:
         # Workers are counted in their role already.

@@ -53,15 +53,20 @@ def test_a_rest_ends_though_a_role_never_does(monkeypatch: pytest.MonkeyPatch) -
     assert 0.05 < rest() < ample(2)
 
 
-def test_a_stock_that_took_long_to_fill_may_take_as_long_again(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    monkeypatch.setattr(Rest, "STEP_S", 0.01)
-    monkeypatch.setattr(Rest, "LONGEST_S", 0.0)
-    busy = _steps(*np.arange(10), *np.full(2, 9), *np.arange(10, 15))
-    rest = Rest(lambda: {"dealer": next(busy)})
-    assert rest() >= 9 * 0.01
-    assert rest() >= 5 * 0.01  # more than LONGEST_S
+def test_what_a_client_can_ask_for_is_made_before_a_rest(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Rest, "FIRST_S", 0.0)
+    order: list[str] = []
+
+    def cpu() -> dict[str, float]:
+        order.append("look")
+        return {"onehost": 0.0}
+
+    def prepare() -> None:
+        time.sleep(0.02)  # longer than a rest may be
+        order.append("made")
+
+    assert Rest(cpu, prepare)() >= 0.02
+    assert order == ["made", "look", "look"]
 
 
 def test_online_rests_before_each_call_and_counts_what_differs(graph: Graph) -> None:
