@@ -23,6 +23,7 @@ from secure_quant_client.he.model import Request
 from secure_quant_client.he.model import Watch as HeWatch
 from secure_quant_client.mpc.model import MpcModel, Watch
 from secure_quant_client.onehost.model import Watch as OneHostWatch
+from secure_quant_client.onehost.model import _paused
 from secure_quant_client.program import OLDEST, Ahead, Call, Told, Watching
 from secure_quant_client.progress import Progress, Telling
 
@@ -215,3 +216,19 @@ def test_layers_at_the_server_and_exchanges_with_one_host() -> None:
     assert after is not None
     assert after.fraction == pytest.approx(before.fraction + 0.5, abs=0.002)
     assert after.of == 2 * one.flights
+
+
+def test_with_one_host_an_inference_that_is_given_up_in_a_pause_ends_there() -> None:
+    ended = list[BaseException]()
+
+    def running() -> Iterator[int]:
+        try:
+            yield 1
+        except BaseException as error:
+            ended.append(error)
+            raise
+
+    program = _paused(running(), None)  # type: ignore[arg-type]
+    assert isinstance(next(program), Told)
+    program.close()
+    assert [type(each) for each in ended] == [GeneratorExit]
