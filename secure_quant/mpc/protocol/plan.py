@@ -49,9 +49,9 @@ SHARE_BITS = 64
 STREAM_BYTES = 2**25
 """Corrections of one sample above which a model is streamed, unless its owner says otherwise: two
 of them would fill a lane's stock, and making them ahead no longer hides what they cost."""
-ROUND_SHARE, SHARE_BEFORE = 2**7, 2**9
-"""Where objectives are balanced a round is worth this part of the model's material; a quarter of it
-in plans before version 5."""
+ROUND_SHARE, SHARE_BEFORE = 80, 2**9
+"""Where objectives are balanced a round is worth this part of the model's material; less in plans
+before version 5."""
 
 
 @dataclass(frozen=True, eq=False)
