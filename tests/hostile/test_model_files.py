@@ -273,7 +273,7 @@ GRAPHS = {
     "shift -0": TEXT.replace(b'"shift":9', b'"shift":-0'),
     "shift true": TEXT.replace(b'"shift":9', b'"shift":true'),
     "long number": TEXT.replace(b'"shift":9', b'"shift":' + b"9" * 5000),
-    "large number": TEXT.replace(b'"offset":-4096', b'"offset":-281474976710657'),
+    "large number": TEXT.replace(b'"offset":-4096', b'"offset":-1152921504606846977'),
     "4 MiB and more": b'{"nodes":[' + b" " * (4 * 2**20) + TEXT[10:],
     "many empty lists": b'{"nodes":[' + b",".join([b"[]"] * 10**6) + b'],"version":1}',
 }  # fmt: skip
