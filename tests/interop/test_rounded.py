@@ -24,6 +24,7 @@ def test_the_same_integers(build):
     assert np.array_equal(packed(graph, made), reference.run_int(graph, q))
 
 
+@pytest.mark.heavy
 def test_a_branch_before_a_norm_for_devices():
     torch.manual_seed(2)
     layer = torch.nn.TransformerEncoderLayer(32, 2, 48, batch_first=True)

@@ -45,6 +45,8 @@ _MOST_ITEMS = 1024
 _CALL_S, _EXCHANGE_S = 4.2e-3, 6e-5
 """Of a client's call after rest, through fronts and lanes, and of an exchange of the parties, on
 one machine: bench/RESULTS.md."""
+_CALL_TRIPS = 2.5
+"""Round trips of a call beside the parties' rounds: of LeNets of 18 to 30 rounds through relays."""
 
 
 def in_process(graph: Graph) -> Executor:
@@ -180,11 +182,12 @@ def costs(graph: Graph) -> Costs:
 
 
 def way(made: MpcPlan, batch: int) -> Way:
-    """Rounds between the parties, both directions at once, and one call of the client. Work:
-    products, bytes of material, rounds."""
+    """Rounds between the parties, both directions at once and so half a round trip each, and one
+    call of the client with what the parties say to begin it. Work: products, bytes of material,
+    rounds."""
     cost = made.cost(batch)
-    trips = cost.rounds + 1
-    hops = _CALL_S + trips * _EXCHANGE_S
+    trips = cost.rounds / 2 + _CALL_TRIPS
+    hops = _CALL_S + (cost.rounds + 1) * _EXCHANGE_S
     products, _, _ = work_of(made.graph, batch)
     work = products, float(cost.offline_bytes_party1), float(cost.rounds)
     beside = cost.offline_bytes_party1 if made.streamed else 0

@@ -99,7 +99,12 @@ def integers(graph):
     return digest.hexdigest()
 
 
-@pytest.mark.parametrize("forward", FORWARDS)
+SOME = {to_device, constants, two_devices, hidden}
+
+
+@pytest.mark.parametrize(
+    "forward", [f if f in SOME else pytest.param(f, marks=pytest.mark.heavy) for f in FORWARDS]
+)
 def test_a_gpu_in_the_code_gives_the_integers_of_the_cpu(forward):
     made = quantize(net(forward, "cuda"), samples())
     assert integers(made) == integers(quantize(net(forward), samples()))
