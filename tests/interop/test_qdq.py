@@ -34,7 +34,7 @@ def relative(got, want):
     return float(np.sqrt(((got - want) ** 2).mean() / (want**2).mean()))
 
 
-SLOW = ("depthwise", "lenet-no-bias", "resnet-8", "transformer")
+SLOW = ("depthwise", "lenet-no-bias", "resnet-8")
 ALL = [pytest.param(name, marks=pytest.mark.heavy if name in SLOW else ()) for name in ZOO]
 
 
