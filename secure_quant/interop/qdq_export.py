@@ -243,9 +243,8 @@ def _matmul(w: _Writer, node: Any) -> None:
     a, b = node.inputs
     right = w.real(b)
     if node.transpose_b:
-        order = list(range(len(w.graph.values[b].shape) + 1))
-        order[-2:] = order[:-3:-1]
-        right = w.op("Transpose", right, perm=order)
+        last = len(w.graph.values[b].shape)
+        right = w.op("Transpose", right, perm=[*range(last - 1), last, last - 1])
         if b not in w.sums:  # onnxruntime would put this pair there itself, of two dtypes (1.31)
             right = w.op("DequantizeLinear", w.op("QuantizeLinear", right, *w.grid(b)), *w.grid(b))
     w.sums[node.name] = w.times(w.op("MatMul", w.real(a), right), _share(w, node))
