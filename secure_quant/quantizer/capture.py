@@ -18,7 +18,7 @@ from torch.utils._pytree import tree_leaves
 
 from secure_quant.errors import UnsupportedModule
 from secure_quant.quantizer.accept import accepted, check_forward, check_output, untouched
-from secure_quant.quantizer.devices import OnCpu
+from secure_quant.quantizer.devices import OnCpu, on_cpu
 from secure_quant.quantizer.explicit import make_explicit
 from secure_quant.quantizer.functional import free_batch, functional_module
 from secure_quant.quantizer.passes.batch_first import keep_batch_first
@@ -131,12 +131,7 @@ def _own_tensors(graph: GraphModule) -> None:
         for held in (part._parameters, part._buffers, vars(part)):
             for name, value in held.items():
                 if isinstance(value, Tensor):
-                    held[name] = made.setdefault(id(value), _copied(value))
-
-
-def _copied(value: Tensor) -> Tensor:
-    own = value.detach().cpu().clone()  # what a closure holds may be elsewhere
-    return nn.Parameter(own, value.requires_grad) if isinstance(value, nn.Parameter) else own
+                    held[name] = made.setdefault(id(value), on_cpu(value))
 
 
 def _named_anew(module: nn.Module) -> None:

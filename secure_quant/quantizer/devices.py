@@ -54,9 +54,9 @@ class OnCpu(TorchFunctionMode):
 
 
 def on_cpu(tensor: Tensor) -> Tensor:
-    """A copy without gradients on the CPU; of a parameter a parameter."""
-    made = tensor.detach().cpu().clone()
-    return nn.Parameter(made, requires_grad=False) if isinstance(tensor, nn.Parameter) else made
+    """A copy on the CPU that no gradient leads out of; of a parameter a parameter like it."""
+    made = tensor.detach().to("cpu", copy=True)
+    return nn.Parameter(made, tensor.requires_grad) if isinstance(tensor, nn.Parameter) else made
 
 
 def elsewhere(module: nn.Module) -> dict[int, Tensor]:

@@ -38,6 +38,7 @@ I = types.int64  # noqa: E741 - beside U
 IN = types.Array(U, 1, "C", readonly=True)
 INT = types.Array(I, 1, "C", readonly=True)
 INT2 = types.Array(I, 2, "C", readonly=True)
+IN2 = types.Array(U, 2, "C", readonly=True)
 IN3 = types.Array(U, 3, "C", readonly=True)
 OUT = types.Array(U, 1, "C")
 

@@ -15,6 +15,7 @@ from numba import types
 
 from secure_quant.mpc.kernels.bits import (
     IN,
+    IN2,
     IN3,
     INT,
     INT2,
@@ -23,7 +24,6 @@ from secure_quant.mpc.kernels.bits import (
     OUT,
     ZERO,
     I,
-    U,
     correct,
     flip_one,
     kernel,
@@ -35,8 +35,6 @@ from secure_quant.mpc.kernels.bits import (
 from secure_quant.mpc.kernels.lookups import constants, places
 
 __all__ = ["deal_scaled", "deal_v5", "lift_v5", "open_v5"]
-
-IN2 = types.Array(U, 2, "C", readonly=True)
 
 
 @kernel(types.void(IN, IN, IN, INT, INT, INT2, IN3, IN3, OUT))

@@ -7,11 +7,10 @@ from typing import Any
 import numpy as np
 from numba import types
 
-from secure_quant.mpc.kernels.bits import ONE, ZERO, U, kernel
+from secure_quant.mpc.kernels.bits import IN2, ONE, ZERO, U, kernel
 
 __all__ = ["chosen"]
 
-IN2 = types.Array(U, 2, "C", readonly=True)
 OUT2 = types.Array(U, 2, "C")
 
 

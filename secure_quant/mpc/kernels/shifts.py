@@ -15,6 +15,7 @@ from numba import types
 
 from secure_quant.mpc.kernels.bits import (
     IN,
+    IN2,
     INT,
     INT2,
     ONE,
@@ -22,7 +23,6 @@ from secure_quant.mpc.kernels.bits import (
     OUT,
     ZERO,
     I,
-    U,
     flip,
     flip_one,
     kernel,
@@ -32,8 +32,6 @@ from secure_quant.mpc.kernels.bits import (
 )
 
 __all__ = ["ShiftConstants", "deal_shift", "lift_shift", "open_shift"]
-
-IN2 = types.Array(U, 2, "C", readonly=True)
 
 
 class ShiftConstants(NamedTuple):
