@@ -83,6 +83,7 @@ def describe(
             for name, plan in plans.items()
         },
         "memory": _memory(plans, batch),
+        "held": _held(plans),
     }
 
 
@@ -175,6 +176,18 @@ def _memory(plans: Mapping[str, Any], batch: int) -> dict[str, dict[str, int]]:
     }
 
 
+def _held(plans: Mapping[str, Any]) -> dict[str, dict[str, int]]:
+    """Samples whose material lies ready, by engine and role."""
+    from secure_quant_cli.engines import exact
+
+    made = {}
+    for engine, plan in plans.items():
+        held = None if isinstance(plan, dict) else exact(engine).held
+        if held is not None:
+            made[engine] = held(plan)
+    return made
+
+
 def _show(found: dict[str, Any]) -> None:
     from secure_quant_cli.console import folded, human_bytes, table
 
@@ -200,6 +213,7 @@ def _show(found: dict[str, Any]) -> None:
         )
         print(folded(f"  {engine:8} {shown}", hang=11))
     _show_memory(found["memory"])
+    _show_held(found["held"])
     if "seconds" in found:
         _show_seconds(found["seconds"])
 
@@ -221,4 +235,15 @@ def _show_memory(found: dict[str, dict[str, int]]) -> None:
     print("\npredicted peak memory, with one lane or worker and default options")
     for engine, roles in found.items():
         shown = ", ".join(f"{role} {human_bytes(each)}" for role, each in roles.items())
+        print(folded(f"  {engine:8} {shown}", hang=11))
+
+
+def _show_held(found: dict[str, dict[str, int]]) -> None:
+    from secure_quant_cli.console import folded
+
+    if not found:
+        return
+    print("\nsamples whose material lies ready, with one lane or pairing and default options")
+    for engine, roles in found.items():
+        shown = ", ".join(f"{role} {each}" for role, each in roles.items())
         print(folded(f"  {engine:8} {shown}", hang=11))

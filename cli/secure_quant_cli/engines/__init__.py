@@ -57,6 +57,8 @@ class Exact:
     costs        (graph) -> what its plan says, in all and by node name. Raises OpNotSupported.
     way          (plan, batch) -> what messages take, and what computing is linear in.
     memory       (plan, batch) -> role or "client" -> peak resident bytes, about.
+    held         (plan) -> role or "client" -> samples whose material it holds ready, with default
+                 options; None where an engine has no such material.
     summary      figures of a plan's ``cost(batch)`` that ``inspect`` shows.
     columns      of a table of layers: the title, and the figures of a layer that add up.
     traffic      figures of a layer that are bytes -> what a plot calls them.
@@ -79,6 +81,7 @@ class Exact:
     times: Mapping[str, str]
     bytes_sent: Callable[[InferenceStats], dict[str, dict[str, int]]]
     trace: Callable[[Any, Any], Mapping[str, Any]] | None = None
+    held: Callable[[Any], dict[str, int]] | None = None
     in_flight: int = 1
     key_bytes: int | None = None
     offline_cpu: Callable[[Mapping[str, bytes], int], dict[str, float]] | None = field(default=None)

@@ -39,9 +39,6 @@ _A_WEIGHT, _A_DEALT_WEIGHT, _A_GATE = 9, 3, 1.5
 """Bytes of a client; of a party (front, a lane, and the template of lanes with CrypTen and PyTorch)
 and of a dealer before anything is held; of a weight at a party and at the dealer, and of a byte of
 two gates' material: bench/RESULTS.md."""
-_MOST_ITEMS = 1024
-"""In a dealer's stock."""
-
 _CALL_S, _EXCHANGE_S = 4.2e-3, 6e-5
 """Of a client's call after rest, through fronts and lanes, and of an exchange of the parties, on
 one machine: bench/RESULTS.md."""
@@ -198,9 +195,7 @@ def memory(made: MpcPlan, batch: int) -> dict[str, int]:
     """Of a role with one lane and default options: its processes, weights, and what it holds of
     material. A streamed model's roles hold two gates' of it, and party 1 what came ahead."""
     from secure_quant.mpc.runtime.options import LaneOptions
-    from secure_quant.mpc.runtime.stock import stock_depth
     from secure_quant_cli.sizes import parameter_count
-    from secure_quant_server.options import DealerOptions
 
     options = LaneOptions()
     weights = sum(parameter_count(node) for node in made.graph.nodes)
@@ -212,15 +207,34 @@ def memory(made: MpcPlan, batch: int) -> dict[str, int]:
         dealer = _DEALER_STREAMED + _A_GATE * gates
         ahead = made.window_bytes + max(made.window_bytes, options.material_bytes)
     else:
-        party = _PARTY + (options.staged + batch) * made.expanded_bytes
-        dealer = _DEALER + min(DealerOptions.stock_bytes, _MOST_ITEMS * item)
-        ahead = item * stock_depth(item, options.material_bytes, options.batch)
-    held = _A_WEIGHT * weights + party
+        fits = max(1, options.staged_bytes // max(made.expanded_bytes, 1))
+        party = _PARTY + (min(options.staged, fits) + batch) * made.expanded_bytes
+        items = held(made)
+        dealer = _DEALER + item * items["dealer"]
+        ahead = item * max(batch, items["party1"])
+    party += _A_WEIGHT * weights
     return {
-        "party0": int(held),
-        "party1": int(held + ahead),
+        "party0": int(party),
+        "party1": int(party + ahead),
         "dealer": int(_A_DEALT_WEIGHT * weights + dealer),
         "client": _CLIENT,
+    }
+
+
+def held(made: MpcPlan) -> dict[str, int]:
+    """Items of corrections in memory that lie ready; party 1's by lane. None if it is streamed."""
+    from secure_quant.keystream import SEED_BYTES
+    from secure_quant.mpc.runtime.options import LaneOptions
+    from secure_quant.mpc.runtime.stock import MOST_AT_DEALER, stock_depth
+    from secure_quant_server.options import DealerOptions
+
+    if made.streamed:
+        return {"party1": 0, "dealer": 0}
+    item = 8 * made.dealt_words + SEED_BYTES
+    memory, stock = LaneOptions.material_bytes, DealerOptions.stock_bytes
+    return {
+        "party1": stock_depth(item, memory),
+        "dealer": stock_depth(item + SEED_BYTES, stock, MOST_AT_DEALER),
     }
 
 
@@ -298,6 +312,7 @@ COMMANDS = Exact(
     costs=costs,
     way=way,
     memory=memory,
+    held=held,
     summary=(
         "rounds", "online_bytes_per_direction", "offline_bytes_party0", "offline_bytes_party1",
     ),

@@ -112,6 +112,13 @@ def memory(made: OneHostPlan, batch: int) -> dict[str, int]:
     return {"onehost": _SERVER + 2 * weights + items, "client": _CLIENT + items}
 
 
+def held(made: OneHostPlan) -> dict[str, int]:
+    """Of a pairing: as many at the host as its client has it make."""
+    from secure_quant_client.onehost.client import STOCK
+
+    return {"onehost": STOCK, "client": STOCK}
+
+
 def bytes_sent(stats: InferenceStats) -> dict[str, dict[str, int]]:
     """By client and server."""
     return {
@@ -157,4 +164,5 @@ COMMANDS = Exact(
     traffic={"online_bytes": "online, both ways", "ahead_bytes": "made ahead, both ways"},
     times={},
     bytes_sent=bytes_sent,
+    held=held,
 )

@@ -27,6 +27,9 @@ if TYPE_CHECKING:  # numba and TenSEAL come with the first call, not with the na
 
 __all__ = ["AsyncOneHostClient", "OneHostClient"]
 
+STOCK = 2
+"""Samples for which a client has items made ahead."""
+
 
 class _OneHost(OneServer["OneHostModel"]):
     """What both faces share."""
@@ -34,7 +37,7 @@ class _OneHost(OneServer["OneHostModel"]):
     _service = Service(("onehost",), OneHostServiceStub, OneHostServiceGetModelRequest)
 
     def __init__(
-        self, target: str, *, stock: int = 2, allow_lpn: bool = True,
+        self, target: str, *, stock: int = STOCK, allow_lpn: bool = True,
         **connection: Unpack[Connection],
     ) -> None:  # fmt: skip
         if stock < 0:

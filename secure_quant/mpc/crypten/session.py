@@ -39,9 +39,10 @@ from secure_quant.mpc.crypten.compat import ArithmeticSharedTensor, BinaryShared
 from secure_quant.mpc.crypten.provider import Correct, DealtTupleProvider, random_bits, ring_element
 from secure_quant.mpc.crypten.tuples import TupleSampler, TupleSpec
 from secure_quant.mpc.runtime.carriers import Carrier, StreamCarrier, dial_carrier
+from secure_quant.mpc.runtime.deals import DealerStream, open_deal
 from secure_quant.mpc.runtime.hello import check_hello, make_hello
 from secure_quant.mpc.runtime.link import PartyLink
-from secure_quant.mpc.runtime.stock import DealerStream, Stock, open_deal
+from secure_quant.mpc.runtime.stock import Stock
 from secure_quant.transport import FrameStream, Limits, Security, aio_channel, listen_stream
 from secure_quant.wire.gen.party_link_pb2 import ExchangeResponse
 

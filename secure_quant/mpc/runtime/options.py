@@ -21,8 +21,10 @@ class LaneOptions:
                     ``none``: plain arrays, and lanes load neither CrypTen nor torch. The integers
                     are the same, and the parties need not agree.
     batch           most samples of one request, which clients are told.
-    material_bytes  memory for each model's stock of material, per lane; of a streamed model's at
-                    party 1: as much as an item has, and the dealer's work is done ahead of calls.
+    material_bytes  memory for each model's stock of material at party 1, per lane: as many items
+                    as fit, but one at least. A batch that needs more has them while it runs. Of a
+                    streamed model: as much as an item has, and the dealer's work is done ahead of
+                    calls.
     staged          inferences of one sample whose material is kept expanded, per model and lane;
                     party 1 decides for both.
     staged_bytes    memory for expanded material of all models, per lane: besides single samples,

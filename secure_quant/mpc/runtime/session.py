@@ -30,6 +30,7 @@ from secure_quant.errors import (
     SecureQuantError,
     ShapeMismatch,
 )
+from secure_quant.mpc.runtime.deals import DealerStream
 from secure_quant.mpc.runtime.jobs import Answer, Ids, Job
 from secure_quant.mpc.runtime.link import Meter, PartyLink
 from secure_quant.mpc.runtime.options import LaneOptions
@@ -40,7 +41,7 @@ from secure_quant.mpc.runtime.staging import (
     Streamed,
     make_stock,
 )
-from secure_quant.mpc.runtime.stock import DealerStream, Stock
+from secure_quant.mpc.runtime.stock import Stock
 from secure_quant.mpc.runtime.stops import Stop, Stopped, Stops, gone
 from secure_quant.transport import Turns
 

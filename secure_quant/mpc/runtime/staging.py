@@ -23,7 +23,7 @@ from secure_quant.keystream import SEED_BYTES
 from secure_quant.mpc.runtime.feed import Feed, Sample
 from secure_quant.mpc.runtime.link import PartyLink
 from secure_quant.mpc.runtime.options import LaneOptions
-from secure_quant.mpc.runtime.stock import Stock, stock_depth
+from secure_quant.mpc.runtime.stock import MOST_ITEMS, Stock, stock_depth
 from secure_quant.wire.gen.party_link_pb2 import LinkStage
 
 if TYPE_CHECKING:
@@ -272,7 +272,7 @@ class Staging:
         if not count and (model, first) in self._announced:
             del self._announced[model, first]
             return
-        if not count or (model, first) in self._announced or count > self._stock.depth(model):
+        if not count or (model, first) in self._announced or count > self._stock.most(model):
             raise MalformedMessage("material announced", got=(first, count))
         if len(self._announced) >= MAX_ANNOUNCED:
             raise MalformedMessage("material announced", got="far more than is used")
@@ -337,13 +337,17 @@ class Staging:
 
 
 def make_stock(party: int, programs: Mapping[str, PartyProgram], options: LaneOptions) -> Stock:
-    """An empty stock for these models, with room as ``options`` says."""
+    """An empty stock for these models, with room as ``options`` says. What is seeds alone, all of
+    party 0's and of streamed models, has room for a largest batch in any case."""
     models, feeds = {}, {}
     for model, program in programs.items():
         size = program.plan.cost(1).offline_bytes_party1
-        depth = stock_depth(size, options.material_bytes, options.batch)
+        if party == 0 or program.plan.streamed:
+            depth = max(options.batch, MOST_ITEMS)
+        else:
+            depth = stock_depth(size, options.material_bytes)
         models[model] = (depth, 0 if party == 0 else size - SEED_BYTES)
         if party == 1 and program.plan.streamed:
             sizes = [8 * gate.dealt_words for gate in program.plan.order if gate.dealt_words]
             feeds[model] = Feed(sizes, program.plan.window_bytes, options.material_bytes)
-    return Stock(party, models, feeds)
+    return Stock(party, models, feeds, options.batch)

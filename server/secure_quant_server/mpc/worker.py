@@ -28,6 +28,7 @@ from secure_quant.errors import (
 from secure_quant.mpc.protocol.bundle import load_party
 from secure_quant.mpc.protocol.party import PartyProgram
 from secure_quant.mpc.runtime.carriers import GrpcCarrier, StreamCarrier, dial_carrier
+from secure_quant.mpc.runtime.deals import DealerStream, open_deal
 from secure_quant.mpc.runtime.hello import check_hello, make_hello
 from secure_quant.mpc.runtime.jobs import Ids, Job
 from secure_quant.mpc.runtime.link import PartyLink
@@ -36,7 +37,6 @@ from secure_quant.mpc.runtime.session import (
     LaneSession,
     make_stock,
 )
-from secure_quant.mpc.runtime.stock import DealerStream, open_deal
 from secure_quant.transport import FrameStream, SwappedTls, Tls, aio_channel, listen_stream
 from secure_quant.wire.gen import party_link_pb2_grpc
 from secure_quant.wire.gen.party_link_pb2 import ExchangeResponse, LinkHello

@@ -19,6 +19,7 @@ from prometheus_client import Counter, Gauge, Histogram
 
 from secure_quant.keystream import SEED_BYTES
 from secure_quant.mpc.protocol.deal import DealerProgram, DealtGates, DealtItem
+from secure_quant.mpc.runtime.stock import MOST_AT_DEALER, stock_depth
 from secure_quant_server.common import Metrics, logs
 from secure_quant_server.mpc.spool import TAG_BYTES, Spool
 
@@ -168,7 +169,7 @@ class Works:
         self.size = 8 * program.plan.dealt_words
         size = self.size + 2 * SEED_BYTES
         self._shelf = None if spool is None else Shelf(spool, spool_bytes // (size + TAG_BYTES))
-        self._depth = max(2, min(1024, stock_bytes // size))
+        self._depth = stock_depth(size, stock_bytes, MOST_AT_DEALER)
         self._job = max(1, min(JOB_BYTES // size, self._depth // 2))
         self._stock: deque[DealtItem] = deque()
         self._begun = 0

@@ -78,6 +78,24 @@ def test_memory_grows_with_the_model(engine: str) -> None:
         assert 10**8 < small[role] <= large[role] < 10**9
 
 
+def test_material_that_is_held_is_what_a_lane_and_a_dealer_hold() -> None:
+    from secure_quant.mpc.protocol.bundle import load_party, split
+    from secure_quant.mpc.runtime.options import LaneOptions
+    from secure_quant.mpc.runtime.staging import make_stock
+
+    program = load_party(split(GRAPH)["party1"])
+    stock = make_stock(1, {"m": program}, LaneOptions())
+    said = exact("mpc").held
+    assert said is not None
+    assert said(program.plan)["party1"] == stock.depth("m")
+    one, more = (exact("mpc").memory(program.plan, batch) for batch in (1, 100))
+    item = 8 * program.plan.dealt_words
+    assert stock.depth("m") < 100
+    grown = 99 * program.plan.expanded_bytes
+    assert more["party0"] - one["party0"] == grown
+    assert more["party1"] - one["party1"] == grown + (100 - stock.depth("m")) * item
+
+
 def test_memory_of_what_was_measured() -> None:
     """bench/RESULTS.md: a ResNet-18's parties hold 0.73 and 0.86 GB, of a BERT-base's encoder 1.44
     and 1.54, the dealers 0.40 and 0.53. Here by hand, of a plan with such figures."""

@@ -23,14 +23,14 @@ SIZE = 8 * PROGRAM.plan.dealt_words + 64
 
 @asynccontextmanager
 async def works(
-    folder: Path | None, items: int, spooled: int, workers: int = 1
+    folder: Path | None, items: float, spooled: int, workers: int = 1
 ) -> AsyncIterator[tuple[Works, Metrics]]:
     metrics = Metrics()
     gauges = Gauges(metrics)
     limit = spooled * (SIZE + 16)
     spool = gauges.open_spool(folder, limit) if folder else None
     with ThreadPoolExecutor(workers) as pool:
-        made = Works(PROGRAM, items * SIZE, gauges, pool, spool, limit)
+        made = Works(PROGRAM, int(items * SIZE), gauges, pool, spool, limit)
         makers = [asyncio.create_task(made.make()) for _ in range(workers)]
         yield made, metrics
         for maker in makers:
@@ -81,6 +81,18 @@ def test_without_a_spool_memory_is_all(tmp_path: Path) -> None:
             await asyncio.sleep(0.05)
             assert figure(metrics, "secure_quant_dealer_item_seconds_count") == 5
             assert len({(await made.take()).seed0 for _ in range(12)}) == 12
+
+    run(work())
+
+
+def test_memory_holds_what_fits_and_one_item_at_least() -> None:
+    async def work() -> None:
+        for items, held in ((3.9, 3), (1, 1), (0.5, 1)):
+            async with works(None, items, 0) as (made, metrics):
+                await until(metrics, stock=held)
+                await asyncio.sleep(0.05)
+                assert figure(metrics, "secure_quant_dealer_item_seconds_count") == held
+                assert len({(await made.take()).seed0 for _ in range(5)}) == 5
 
     run(work())
 

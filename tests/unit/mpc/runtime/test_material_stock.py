@@ -4,6 +4,7 @@ import pytest
 from clock import run
 from hypothesis import given
 from hypothesis import strategies as st
+from unit.mpc.protocol.graphs import mlp
 
 from secure_quant.errors import (
     MalformedMessage,
@@ -11,8 +12,12 @@ from secure_quant.errors import (
     MaterialReused,
     ModelNotFound,
 )
+from secure_quant.mpc.protocol.bundle import load_party, split
 from secure_quant.mpc.protocol.material import Item
-from secure_quant.mpc.runtime.stock import DealerStream, Stock, stock_depth
+from secure_quant.mpc.runtime.deals import DealerStream
+from secure_quant.mpc.runtime.options import LaneOptions
+from secure_quant.mpc.runtime.staging import make_stock
+from secure_quant.mpc.runtime.stock import Stock, stock_depth
 from secure_quant.wire.gen.dealer_pb2 import (
     DealChunk,
     DealItem,
@@ -23,8 +28,8 @@ from secure_quant.wire.gen.dealer_pb2 import (
 SEED = b"s" * 32
 
 
-def filled(count: int, depth: int = 8) -> Stock:
-    stock = Stock(0, {"m": (depth, 0)})
+def filled(count: int, depth: int = 8, batch: int = 0) -> Stock:
+    stock = Stock(0, {"m": (depth, 0)}, batch=batch)
     for index in range(count):
         stock.put("m", index, Item(0, SEED))
     return stock
@@ -113,11 +118,99 @@ def test_credit_returns_what_was_taken():
     assert sum(run(work())) == 8
 
 
-def test_depth_keeps_within_memory_but_fits_one_batch():
-    assert stock_depth(1000, 10_000, 4) == 10
-    assert stock_depth(1000, 2_000, 4) == 4
-    assert stock_depth(0, 1, 4) == 4
-    assert stock_depth(10, 10**9, 4) == 256
+def test_depth_keeps_within_memory():
+    assert stock_depth(1000, 10_999) == 10
+    assert stock_depth(1000, 999) == 1
+    assert stock_depth(0, 10**9) == stock_depth(10, 10**9) == 256
+    assert stock_depth(10, 10**9, 1024) == 1024
+
+
+@pytest.mark.parametrize("fits", [0.5, 3.5, 1000])
+def test_a_lane_asks_for_what_fits_its_limit(fits):
+    bundles = split(mlp())
+    programs = [load_party(bundles[f"party{i}"]) for i in range(2)]
+    size = programs[1].plan.cost(1).offline_bytes_party1
+    options, name = LaneOptions(material_bytes=int(fits * size), batch=9), programs[0].model_hash
+    first, second = (make_stock(i, {name: programs[i]}, options) for i in range(2))
+    assert second.depth(name) == max(1, min(256, int(fits)))
+    assert second.most(name) == max(9, second.depth(name))
+    assert first.depth(name) == 256  # seeds alone
+    assert first.correction_bytes(name) == 0
+
+
+class Dealer:
+    """Sends what there is credit for, one item at a time."""
+
+    def __init__(self, stock: Stock, depth: int):
+        self.stock, self.credit, self.sent, self.most = stock, depth, 0, 0
+        stock.on_credit = self.grant
+
+    def grant(self, _, count):
+        self.credit += count
+
+    async def run(self, pause_s: float):
+        while True:
+            await asyncio.sleep(pause_s)
+            if self.credit:
+                self.credit -= 1
+                self.stock.put("m", self.sent, Item(0, SEED))
+                self.sent += 1
+                self.most = max(self.most, self.stock.held("m"))
+
+
+@given(st.lists(st.integers(1, 9), min_size=1, max_size=12))
+def test_no_more_is_held_than_fits_but_for_whoever_waits_for_more(counts):
+    async def work():
+        stock, taken = Stock(1, {"m": (3, 0)}, batch=9), 0
+        dealer = Dealer(stock, 3)
+        dealing = asyncio.ensure_future(dealer.run(0.1))
+        for count in counts:
+            dealer.most = 0
+            first, items = await stock.take("m", count, 1)
+            assert (first, len(items)) == (taken, count)
+            assert dealer.most <= max(3, count)
+            taken += count
+            stock.settle()
+            await asyncio.sleep(2)
+            assert stock.held("m") == 3
+            assert dealer.sent == taken + 3
+        with pytest.raises(MaterialExhausted, match="at once"):
+            await stock.take("m", 10, 1)
+        dealing.cancel()
+
+    run(work())
+
+
+def test_credit_that_was_lent_is_paid_back():
+    async def work():
+        stock, granted = filled(3, depth=3, batch=8), []
+        stock.on_credit = lambda _, count: granted.append(count)
+        for _ in range(2):  # nobody sends: credit is lent once
+            with pytest.raises(MaterialExhausted):
+                await stock.take("m", 8, 0.1)
+        assert granted == [5]
+        for index in range(3, 8):
+            stock.put("m", index, Item(0, SEED))
+        for _ in range(8):
+            await stock.take("m", 1, 1)
+        stock.settle()
+        assert sum(granted) == 8
+
+    run(work())
+
+
+def test_whoever_waits_for_many_gives_up_when_none_comes_for_long():
+    async def work():
+        stock = Stock(1, {"m": (2, 0)}, batch=8)
+        dealing = asyncio.ensure_future(Dealer(stock, 2).run(0.9))
+        start = asyncio.get_running_loop().time()
+        await stock.take("m", 8, 1)
+        assert asyncio.get_running_loop().time() - start > 7
+        dealing.cancel()
+        with pytest.raises(MaterialExhausted, match="dealer"):
+            await stock.take("m", 8, 1)
+
+    run(work())
 
 
 class _Call:
