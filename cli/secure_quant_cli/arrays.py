@@ -49,6 +49,8 @@ def read_inputs(path: Path, names: Sequence[str] | None) -> Arrays:
     if names is None:
         return read_array(path)
     arrays = _read(path)
+    whole = {name: name.rpartition(".")[0] for name in names if name not in arrays}
+    names = list(dict.fromkeys(n if whole.get(n) not in arrays else whole[n] for n in names))
     if len(names) == 1 and names[0] not in arrays:
         return {names[0]: read_array(path)}
     missing = [name for name in names if name not in arrays]

@@ -30,7 +30,7 @@ from secure_quant.quantizer.pipeline import (
     silent,
     simulated,
 )
-from secure_quant.quantizer.ports import loss_of
+from secure_quant.quantizer.ports import Ported, loss_of
 from secure_quant.quantizer.qat import Training, trained_model
 from secure_quant.quantizer.refuse import failures_named, first_line
 from secure_quant.quantizer.schemes import KMeans, Log, Scheme, Uniform, make_scheme
@@ -142,7 +142,21 @@ def quantize(
         with failures_named(f"lowering {type(model).__name__}"):
             recorded = lower_recorded(made.converted, made.example, fine=fine, dynamic=dynamic)
             _check(recorded, made, gate, bounds, dynamic)
+    _tell_shapes(model, recorded.graph)
     return recorded.graph
+
+
+def _tell_shapes(model: nn.Module, graph: Graph) -> None:
+    """Warn of named outputs that have other shapes than the module's."""
+    if not isinstance(model, Ported):
+        return
+    for spec, port in zip(model.outputs, graph.output_ports, strict=True):
+        if spec.shape != port.shape:
+            warnings.warn(
+                f"{spec.name!r}: the module gives {['n', *spec.shape]}, the graph "
+                f"{['n', *port.shape]}: reshape its output before comparing, or it broadcasts",
+                UserWarning, stacklevel=3,
+            )  # fmt: skip
 
 
 def _packed_loss(training: Any, model: nn.Module) -> Any:

@@ -97,7 +97,7 @@ def capture(model: nn.Module, example: Tensor) -> GraphModule:
     graph_module = functional_module(program)
     _own_tensors(graph_module)
     lower_positions(graph_module, PROBE)
-    lower_lookups(graph_module, model)
+    lower_lookups(graph_module, model, PROBE)
     real_ports(graph_module)
     drop_nothings(graph_module)
     freed = free_batch(graph_module, PROBE)

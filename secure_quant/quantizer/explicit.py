@@ -14,13 +14,14 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from secure_quant.errors import UnsupportedModule
+from secure_quant.quantizer.refuse import own_path
 
 __all__ = ["make_explicit"]
 
 
 def make_explicit(module: nn.Module, path: str = "") -> nn.Module:
-    """``module`` with every MultiheadAttention and every part of a Transformer in it replaced, in
-    place but for ``module`` itself. Raises UnsupportedModule."""
+    """``module`` with every MultiheadAttention, EmbeddingBag and part of a Transformer in it
+    replaced, in place but for ``module`` itself. Raises UnsupportedModule."""
     kind = _EXPLICIT.get(type(module))
     for name, child in list(module.named_children()):
         setattr(module, name, make_explicit(child, f"{path}.{name}" if path else name))
@@ -288,11 +289,51 @@ def _refuse(wrong: bool, module: Any, what: str, hint: str) -> None:
         name = next(
             torch_s.__name__ for torch_s, ours in _EXPLICIT.items() if isinstance(module, ours)
         )
-        where = module.path or "the model itself"
+        where = own_path(module.path) or "the model itself"
         raise UnsupportedModule(f"{name} at {where}", got=what, hint=hint)
 
 
+class _Bag(nn.Module):
+    """nn.EmbeddingBag of [batch, length] numbers, written out."""
+
+    def __init__(self, source: nn.EmbeddingBag, path: str) -> None:
+        super().__init__()
+        self.path, self.weight, self.mode = path, source.weight, source.mode
+        _refuse(
+            source.max_norm is not None, self, "max_norm, which changes the table",
+            "normalize the table once, and leave max_norm out",
+        )  # fmt: skip
+        padded = source.padding_idx is not None
+        _refuse(
+            padded and source.mode != "sum", self, f"padding_idx with mode {source.mode!r}",
+            "use nn.Embedding and a mask that is an input",
+        )  # fmt: skip
+        if padded:  # its row does not count
+            alone = source.weight.detach().clone()
+            alone[source.padding_idx] = 0
+            self.weight = nn.Parameter(alone, source.weight.requires_grad)
+
+    def forward(
+        self,
+        input: Tensor,  # noqa: A002  torch's own name
+        offsets: Tensor | None = None,
+        per_sample_weights: Tensor | None = None,
+    ) -> Tensor:
+        """int64[batch, length] -> float[batch, width]."""
+        _refuse(
+            input.ndim != 2 or offsets is not None, self, "bags of unlike length, by offsets",
+            "give it [batch, length] numbers, padded to one length",
+        )  # fmt: skip
+        rows = functional.embedding(input, self.weight)
+        if per_sample_weights is not None:
+            rows = rows * per_sample_weights[..., None]
+        if self.mode == "max":
+            return rows.amax(1)
+        return rows.sum(1) if self.mode == "sum" else rows.mean(1)
+
+
 _EXPLICIT: dict[type[nn.Module], Any] = {
+    nn.EmbeddingBag: _Bag,
     nn.MultiheadAttention: _Attention,
     nn.TransformerEncoderLayer: _Layer,
     nn.TransformerEncoder: _Encoder,

@@ -90,8 +90,16 @@ def packed(model: nn.Module, x: Any) -> NDArray[np.float32]:
     if not isinstance(model, Ported):
         return np.asarray(x, np.float32)
     given = x if isinstance(x, Mapping) else {model.inputs[0].name: x}
-    parts = [np.asarray(given[spec.name]) for spec in model.inputs]
+    parts = [_of_input(given, spec) for spec in model.inputs]
     return np.concatenate([part.reshape(len(part), -1) for part in parts], 1).astype(np.float32)
+
+
+def _of_input(given: Mapping[str, Any], spec: InputSpec) -> NDArray[Any]:
+    """The array of an input, or its columns side by side, where each is given by itself."""
+    if spec.name in given or f"{spec.name}.0" not in given:
+        return np.asarray(given[spec.name])
+    columns = range(torch.Size(spec.shape).numel())
+    return np.stack([np.asarray(given[f"{spec.name}.{i}"]).reshape(-1) for i in columns], 1)
 
 
 @dataclass(frozen=True)

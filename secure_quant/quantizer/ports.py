@@ -19,6 +19,7 @@ from secure_quant.errors import UnsupportedModule
 from secure_quant.ir.ops import is_kind
 
 __all__ = [
+    "COLUMN",
     "INPUT_PORT",
     "LOOKUP_PORT",
     "OUTPUT_PORTS",
@@ -99,6 +100,8 @@ def _backward(ctx: Any, grad: Tensor) -> tuple[list[Tensor], None]:
 
 _output_ports.register_autograd(_backward, setup_context=_shapes)
 
+COLUMN = "secure_quant_column"
+"""Note of a port that is one column of an input: that input's name."""
 INPUT_PORT = torch.ops.secure_quant.input_port.default
 LOOKUP_PORT = torch.ops.secure_quant.lookup_port.default
 PORTS = {INPUT_PORT, LOOKUP_PORT}
@@ -276,7 +279,8 @@ def check_used(module: GraphModule, model: nn.Module) -> None:
     on."""
     if not isinstance(model, Ported):
         return
-    used = {port_name(node) for node in module.graph.nodes if node.target in PORTS}
+    ports = [node for node in module.graph.nodes if node.target in PORTS]
+    used = {node.meta.get(COLUMN, port_name(node)) for node in ports}
     for spec in model.inputs:
         if spec.name not in used:
             raise UnsupportedModule(

@@ -34,6 +34,8 @@ _SHAPES = "keep every shape fixed: multiply by a mask, and drop what is masked a
 _HINTS = {
     "embedding": 'embedding="client" makes its table public to clients, "private" keeps it secret, '
     "under secret sharing; or feed one-hot rows into nn.Linear",
+    "one_hot": 'embedding="client" or "private" lets an integer input choose the rows; or give '
+    "one-hot rows as the input",
     **dict.fromkeys(("max", "min", "sum", "mean", "std", "var"), _WHOLE_BATCH),
     **dict.fromkeys(("prod", "cumprod"), _PRODUCT),
     **dict.fromkeys(("grid_sampler", "grid_sampler_2d", "grid_sampler_3d"),

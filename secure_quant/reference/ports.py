@@ -23,20 +23,25 @@ def quantize_input(graph: Graph, x: ArrayLike | Mapping[str, ArrayLike]) -> NDAr
 
     Of a graph with ports: a mapping of every port's name to its array, each [batch, *shape] and
     quantized by its port (an array alone where there is one port); int8[batch, N], as they lie in
-    the Input. Integer ports take integers and bool ports 0, 1 and booleans; what is outside an
-    integer port's range is refused, not clipped. Where a port is rows of a table, the array has
-    their numbers.
+    the Input. Ports ``name.0``, ``name.1``, ... may be given as the columns of one array.
+    Integer ports take integers and bool ports 0, 1 and booleans; what is outside an integer port's
+    range is refused, not clipped. Where a port is rows of a table, the array has their numbers.
 
     The quotient is a float64 one. Raises ShapeMismatch, DtypeMismatch, ValueOutOfRange.
     """
     ports = graph.input_ports
     if not isinstance(x, Mapping):
-        if len(ports) > 1:
+        whole = {port.name.rpartition(".")[0] for port in ports}
+        if len(ports) > 1 and len(whole) == 1 and whole != {""}:
+            x = {whole.pop(): x}
+        elif len(ports) > 1:
             raise ShapeMismatch(
                 "input", got="one array", expected=f"arrays by name: {_names(ports)}",
                 hint='pass {"name": array, ...}',
             )  # fmt: skip
-        x = {ports[0].name: x}
+        else:
+            x = {ports[0].name: x}
+    x = _by_column(ports, x)
     if set(x) != {port.name for port in ports}:
         got = ", ".join(ascii(name) for name in list(x)[:8]) or "none"
         raise ShapeMismatch("names of inputs", got=got, expected=_names(ports))
@@ -105,6 +110,25 @@ def _parts(ports: tuple[Port, ...], y: NDArray[Any]) -> list[NDArray[Any]]:
     return [flat[:, port.start : port.stop].reshape(len(y), *port.shape) for port in ports]
 
 
+def _by_column(ports: tuple[Port, ...], x: Mapping[str, ArrayLike]) -> Mapping[str, ArrayLike]:
+    """``x`` with an array [batch, ...] of which each column has a port, ``name.0``, ``name.1``,
+    ..., in its columns. Raises ShapeMismatch."""
+    known, made = {port.name for port in ports}, dict(x)
+    for name in [name for name in x if name not in known and f"{name}.0" in known]:
+        count = sum(other.rpartition(".")[0] == name for other in known)
+        try:
+            array = np.asarray(made.pop(name))
+        except ValueError:
+            array = np.zeros(0)
+        flat = array.reshape(len(array), -1) if array.ndim > 1 and len(array) else array
+        if flat.ndim != 2 or flat.shape[1] != count:
+            raise ShapeMismatch(
+                f"input {name!r}", got=list(array.shape), expected=f"[batch >= 1, {count}]"
+            )
+        made |= {f"{name}.{i}": flat[:, i] for i in range(count)}
+    return made
+
+
 def _names(ports: tuple[Port, ...]) -> str:
     return ", ".join(ascii(port.name) for port in ports[:32])
 
@@ -119,7 +143,7 @@ def _checked(port: Port, x: ArrayLike, is_named: bool) -> NDArray[Any]:
     kinds, expected = _KINDS[port.dtype]
     if array.dtype.kind not in kinds:
         raise DtypeMismatch(what, got=array.dtype, expected=expected)
-    if is_named and port.shape == (1,) and array.ndim == 1:
+    if is_named and port.asked == (1,) and array.ndim == 1:
         array = array[:, None]  # one number a sample
     shape = port.asked
     if array.ndim != len(shape) + 1 or array.shape[1:] != shape or len(array) == 0:

@@ -10,9 +10,10 @@ from torch import nn
 from torch.fx import GraphModule, Node
 
 from secure_quant.quantizer.notes import TABLE_RANGE
-from secure_quant.quantizer.opset import find_roots
-from secure_quant.quantizer.passes.edit import Editor, constant_of
-from secure_quant.quantizer.ports import INPUT_PORT, LOOKUP_PORT, Ported
+from secure_quant.quantizer.opset import SHAPING, find_roots
+from secure_quant.quantizer.passes.columns import lower_columns
+from secure_quant.quantizer.passes.edit import Editor, constant_of, shown
+from secure_quant.quantizer.ports import COLUMN, INPUT_PORT, LOOKUP_PORT, Ported
 from secure_quant.quantizer.refuse import unsupported
 
 __all__ = ["lower_lookups"]
@@ -26,17 +27,21 @@ _KEEPING = {
     aten.to.dtype_layout, aten._to_copy.default,
 }  # fmt: skip
 """Ops that may leave row numbers as they are."""
+_MOVING = SHAPING | {aten.view.default, aten.contiguous.default, aten.clone.default}
 _AS_INPUT = "give what is made of them as an input of its own, as an attention mask is"
 
 
-def lower_lookups(module: GraphModule, model: nn.Module) -> None:
+def lower_lookups(module: GraphModule, model: nn.Module, batch: int) -> None:
     """Make one port of an integer input and the table that it chooses rows of.
 
     Raises UnsupportedModule unless the owner has said who may know tables, and where an input is
-    used for anything else besides.
+    used for anything else besides. ``batch``: samples in the example of the capture.
     """
     tables = model.tables if isinstance(model, Ported) else None
     private = tables == "private"
+    if tables is not None:
+        _write_one_hots(module)
+        lower_columns(module, batch, private)
     roots = find_roots(list(module.graph.nodes))
     for node in list(module.graph.nodes):
         if node.target is not _EMBEDDING:
@@ -61,11 +66,38 @@ def lower_lookups(module: GraphModule, model: nn.Module) -> None:
         packed, name, dtype, start, shape = numbers.args[:5]
         if dtype != "int64":
             raise unsupported(node, f"rows chosen by {dtype}", "give row numbers as integers")
-        made = edit.call(LOOKUP_PORT, packed, weight, name, start, shape, private)
-        made.meta[TABLE_RANGE] = min(float(table.min()), 0.0), max(float(table.max()), 0.0)
-        edit.replace(made)
+        single = private and not shape  # digits have an axis of their own
+        given = [1] if single else shape
+        made = edit.call(LOOKUP_PORT, packed, weight, name, start, given, private)
+        limits = min(float(table.min()), 0.0), max(float(table.max()), 0.0)
+        made.meta[TABLE_RANGE] = node.meta.get(TABLE_RANGE, limits)
+        if COLUMN in numbers.meta:
+            made.meta[COLUMN] = numbers.meta[COLUMN]
+        edit.replace(edit.call(aten.select.int, made, 1, 0) if single else made)
     module.graph.eliminate_dead_code()
     module.recompile()
+
+
+def _write_one_hots(module: GraphModule) -> None:
+    """``one_hot`` of an input as rows of the unit matrix, which are real from there on."""
+    roots = find_roots(list(module.graph.nodes))
+    for node in list(module.graph.nodes):
+        if node.target is not aten.one_hot.default or node not in roots:
+            continue
+        count: Any = node.args[1]
+        edit = Editor(module, node)
+        made = edit.call(_EMBEDDING, edit.fixed(torch.eye(count), "classes"), node.args[0])
+        edit.replace(made)
+        _real_from(made)
+    module.graph.eliminate_dead_code()
+
+
+def _real_from(node: Node) -> None:
+    """Note that what only moves ``node`` is as real as it is."""
+    for user in node.users:
+        if user.target in _MOVING and not user.meta["val"].dtype.is_floating_point:
+            user.meta["val"] = shown(user.target, user.args, user.kwargs)
+            _real_from(user)
 
 
 def _behind(node: Any) -> tuple[Node, int]:

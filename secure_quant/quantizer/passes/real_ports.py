@@ -10,7 +10,7 @@ from torch.fx import GraphModule, Node
 
 from secure_quant.quantizer.opset import ADDITIVE, CONCAT, SHAPING, aten
 from secure_quant.quantizer.passes.edit import Editor
-from secure_quant.quantizer.ports import INPUT_PORT
+from secure_quant.quantizer.ports import COLUMN, INPUT_PORT
 
 __all__ = ["real_ports"]
 
@@ -53,6 +53,7 @@ def _real(module: GraphModule, node: Node, known: dict[Node, Node | None]) -> No
     made: Node | None = None
     if node.target is INPUT_PORT:
         made = Editor(module, node).call(INPUT_PORT, *node.args[:5], True)
+        made.meta |= {key: node.meta[key] for key in (COLUMN,) if key in node.meta}
     elif node.target in _MOVES and isinstance(node.args[0], Node):
         source = _real(module, node.args[0], known)
         if source is not None:
