@@ -91,9 +91,7 @@ def checked(model, given, embedding):
 
 
 @pytest.mark.parametrize("name", CASES)
-@pytest.mark.parametrize(
-    "embedding", ["client", pytest.param("private", marks=pytest.mark.heavy)]
-)
+@pytest.mark.parametrize("embedding", ["client", pytest.param("private", marks=pytest.mark.heavy)])
 def test_each_column_has_a_port(name, embedding):
     make, given = CASES[name]
     graph = checked(make(), given, embedding)
