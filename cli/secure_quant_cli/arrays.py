@@ -106,9 +106,24 @@ def _read(path: Path) -> dict[str, NDArray[Any]]:
         if isinstance(loaded, np.ndarray):
             return {"x": loaded}
         with loaded:
-            return {name: loaded[name] for name in loaded.files}
+            found = {name: loaded[name] for name in loaded.files}
     except (ValueError, EOFError, zipfile.BadZipFile) as error:
-        raise InputError(f"{path}: not a readable .npz or .npy file of numbers") from error
+        raise InputError(
+            f"{path}: not a readable .npz or .npy file of numbers", hint=_WAYS.get(path.suffix)
+        ) from error
+    if not all(isinstance(array, np.ndarray) for array in found.values()):  # another kind of zip
+        raise InputError(
+            f"{path}: not a readable .npz or .npy file of numbers", hint=_WAYS.get(path.suffix)
+        )
+    return found
+
+
+_WAYS = {
+    **dict.fromkeys((".pt", ".pth"), "numpy.savez('data.npz', x=tensor.numpy()) writes one"),
+    **dict.fromkeys((".csv", ".txt"),
+                    "numpy.savez('data.npz', x=numpy.loadtxt(FILE, delimiter=',')) writes one"),
+}  # fmt: skip
+"""How the numbers of other files are written as one that can be read."""
 
 
 def _numbers(path: Path, array: NDArray[Any], kinds: str = "fiu") -> NDArray[Any]:

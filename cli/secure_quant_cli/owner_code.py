@@ -66,14 +66,50 @@ def _load(model: Any, path: Path) -> None:
             state = torch.load(path, map_location="cpu", weights_only=True)
         if isinstance(state, dict) and isinstance(state.get("state_dict"), dict):
             state = state["state_dict"]  # as trainers keep it beside their own state
-        model.load_state_dict(state)
     except Exception as error:  # of four libraries, without a common base
-        first = " ".join(str(error).split())[:300]
-        raise ConfigError(f"--weights {path.name}", got=first) from error
+        found = " ".join(str(error).split())[:300]
+        pickled = "weights_only" in found  # torch's way out would run what the file holds
+        raise ConfigError(
+            f"--weights {path.name}", got="objects that are no tensors" if pickled else found,
+            expected="a state dict", hint="save model.state_dict(), and nothing else of the module",
+        ) from error  # fmt: skip
+    if not isinstance(state, dict):
+        raise ConfigError(
+            f"--weights {path.name}", got=type(state).__name__, expected="a state dict"
+        )
+    try:
+        model.load_state_dict(_unwrapped(state, model.state_dict()))
+    except Exception as error:  # torch's own, and those of hooks
+        found = " ".join(str(error).split())[:300]
+        raise ConfigError(
+            f"--weights {path.name}", got=found,
+            expected=f"the parameters of {type(model).__name__}, all and no others",
+        ) from error  # fmt: skip
+
+
+def _unwrapped(state: dict[str, Any], own: dict[str, Any]) -> dict[str, Any]:
+    """Without the names of wrappers, DataParallel's and torch.compile's, that all names begin
+    with."""
+    first = {str(name).partition(".")[0] for name in state}
+    if not first <= {"module"} and not first <= {"_orig_mod"}:
+        return state
+    if not state or own.keys() & state.keys():
+        return state
+    return _unwrapped({name.partition(".")[2]: value for name, value in state.items()}, own)
+
+
+_PARAMETERS = "parameters alone make no model: FILE.py:FACTORY builds it, --weights loads them"
+_HINTS = {
+    ".py": "name the function that builds the model: FILE.py:build",
+    ".sq": "it is quantized already: inspect, verify, split and export take it",
+    **dict.fromkeys(WEIGHTS, _PARAMETERS),
+}
+"""What else is handed over as a float model -> the way out."""
 
 
 def build_model(reference: str) -> Any:
-    """``path/to/model.py:factory`` -> what ``factory()`` returns, a torch.nn.Module in eval mode.
+    """``path/to/model.py:factory`` -> what ``factory()`` returns, a torch.nn.Module in eval mode;
+    or the module of that name.
 
     This executes the file: it is meant for the owner's own code. Raises ConfigError, also for
     whatever that code raises.
@@ -82,15 +118,18 @@ def build_model(reference: str) -> Any:
     path = Path(file)
     if not separator or not name.isidentifier() or path.suffix != ".py":
         expected = "FILE.py:FACTORY, or a file .onnx, .pt2 or .ts"
-        raise ConfigError("model", got=reference, expected=expected)
+        hint = _HINTS.get(Path(reference).suffix.lower())
+        raise ConfigError("model", got=reference, expected=expected, hint=hint)
     if not path.is_file():
         raise ConfigError(f"no such file {str(path)!r}")
     with _named(path):
         factory = getattr(_import(path), name, None)
-    if not callable(factory):
-        raise ConfigError(f"{path} has no callable {name!r}")
     from torch import nn
 
+    if not callable(factory):
+        raise ConfigError(f"{path} has no callable {name!r}")
+    if isinstance(factory, nn.Module):
+        return factory.eval()
     with _named(path):
         model = factory()
     if not isinstance(model, nn.Module):

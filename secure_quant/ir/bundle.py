@@ -83,7 +83,9 @@ def _read(
     if got != expected:
         known = got.startswith(f"secure-quant-{role}/")
         kind = UnsupportedVersion if known else MalformedModel
-        raise kind("bundle", got=ascii(got[:80]), expected=expected)
+        model = got.split("/")[0] == "secure-quant"
+        hint = "a whole model: split it first, into a bundle for each role" if model else None
+        raise kind("bundle", got=ascii(got[:80]), expected=expected, hint=hint)
     own = set(tensors) - set(maybe) == set(names)
     whole = own and set(metadata) == {"format", "hash", "commitment"}
     if not whole or any(t.dtype != np.uint8 or t.ndim != 1 for t in tensors.values()):

@@ -114,10 +114,13 @@ def quantize(
     )
     if embedding not in (None, *get_args(Embedding)):
         raise ConfigError("embedding", got=embedding, expected="'client', 'private' or None")
-    with untouched(model):
+    with untouched(model), quiet():
         model, batches = as_one(model, calibration, batch_size, embedding)
     if mode == "qat" and (targets is None or not isinstance(settings.scheme, Uniform)):
         raise ConfigError("qat", expected="targets, and the uniform scheme")
+    if mode != "qat" and (targets is not None or training is not None):
+        given = "training" if targets is None else "targets"
+        raise ConfigError(given, got=f"mode {mode}, which trains nothing", expected="mode 'qat'")
     kept = kept_scales(model)
     if kept is not None and (mode != "static" or not isinstance(settings.scheme, Uniform)):
         raise ConfigError("a quantized model", got=f"mode {mode}, scheme {scheme}",

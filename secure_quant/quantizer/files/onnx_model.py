@@ -59,7 +59,9 @@ def loaded(file: str | os.PathLike[str]) -> onnx.ModelProto:
         raise
     except Exception as error:  # protobuf's DecodeError, and what external data raises
         name, got = Path(file).name, type(error).__name__
-        raise MalformedModel(f"{name} as ONNX", got=got) from error
+        raise MalformedModel(
+            f"{name} as ONNX", got=got, expected="an ONNX model and its external data, whole"
+        ) from error
 
 
 def checked(proto: onnx.ModelProto) -> onnx.ModelProto:

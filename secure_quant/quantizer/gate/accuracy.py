@@ -61,7 +61,8 @@ class Bounds:
     def of(max_error: float | None, *, coarse: bool = False, clipped: bool = False) -> Bounds:
         """The caller's bound, or the usual one for None. Raises ConfigError."""
         usual = MAX_ERROR * (COARSE if coarse else 1)
-        if max_error is not None and not max_error > 0:
+        number = isinstance(max_error, int | float | np.floating)
+        if max_error is not None and not (number and max_error > 0):
             raise ConfigError("max_error", got=max_error, expected="> 0; inf never refuses")
         return Bounds(_WARNED * usual, usual if max_error is None else max_error, clipped)
 

@@ -129,7 +129,20 @@ def _serve(control: socket.socket, entry: str, front: int, workers: set[int]) ->
     for number in (signal.SIGCHLD, signal.SIGCONT):
         signal.signal(number, _noticed)
     _when_the_front_dies(signal.SIGCONT)  # which a template that was stopped gets, too
-    ours = (control, heard, wake)
+    try:
+        _until_the_front_is_gone(control, entry, front, workers, (heard, wake))
+    finally:
+        signal.set_wakeup_fd(-1)  # a signal that comes later must not find it closed
+
+
+def _until_the_front_is_gone(
+    control: socket.socket,
+    entry: str,
+    front: int,
+    workers: set[int],
+    pair: tuple[socket.socket, socket.socket],
+) -> None:
+    heard, ours = pair[0], (control, *pair)
     while os.getppid() == front:
         ready, _, _ = select.select([control, heard], [], [])
         if heard in ready:

@@ -1,5 +1,6 @@
 """What the commands read from users: arrays and the owner's Python file."""
 
+import zipfile
 from pathlib import Path
 
 import numpy as np
@@ -53,6 +54,18 @@ def test_a_broken_file_is_a_named_error(tmp_path: Path, content: bytes) -> None:
     (tmp_path / "a.npz").write_bytes(content)
     with pytest.raises(InputError):
         read_array(tmp_path / "a.npz")
+
+
+@pytest.mark.parametrize(("name", "way"), [("x.pt", "tensor.numpy"), ("x.csv", "loadtxt")])
+def test_numbers_in_files_of_other_kinds_are_refused_with_a_way_out(
+    tmp_path: Path, name: str, way: str
+) -> None:
+    with zipfile.ZipFile(tmp_path / name, "w") as file:  # as torch.save writes it
+        file.writestr("x/data.pkl", b"no array")
+    if name == "x.csv":
+        (tmp_path / name).write_text("1,2")
+    with pytest.raises(InputError, match=rf"{name}.*{way}"):
+        read_array(tmp_path / name)
 
 
 OWNER = """

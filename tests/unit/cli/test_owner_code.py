@@ -93,6 +93,27 @@ class TestFiles:
         with pytest.raises(ConfigError, match=r"other\.pt.*size mismatch"):
             owner_model(f"{tmp_path}/m.py:build", tmp_path / "other.pt", data)
 
+    @pytest.mark.parametrize("wrapper", ["module.", "_orig_mod.", "_orig_mod.module."])
+    def test_weights_under_the_name_of_a_wrapper(self, tmp_path: Path, wrapper: str) -> None:
+        (tmp_path / "m.py").write_text(
+            "from torch import nn\nMODEL = nn.Linear(3, 2)\ndef build():\n    return MODEL\n"
+        )
+        state = {"weight": torch.ones(2, 3), "bias": torch.zeros(2)}
+        torch.save({wrapper + name: value for name, value in state.items()}, tmp_path / "w.pt")
+        for name in ("build", "MODEL"):  # a module is taken as what makes one
+            model = owner_model(f"{tmp_path}/m.py:{name}", tmp_path / "w.pt", np.zeros((2, 3)))
+            assert torch.equal(model.weight, state["weight"])
+
+    def test_a_module_that_was_saved_whole_is_no_state_dict(self, tmp_path: Path) -> None:
+        (tmp_path / "m.py").write_text(
+            "from torch import nn\ndef build():\n    return nn.Linear(3, 2)\n"
+        )
+        torch.save(torch.nn.Linear(3, 2), tmp_path / "whole.pt")
+        torch.save(torch.zeros(2), tmp_path / "lone.pt")
+        for name, says in (("whole", r"no tensors.*model\.state_dict\(\)"), ("lone", "Tensor")):
+            with pytest.raises(ConfigError, match=says):
+                owner_model(f"{tmp_path}/m.py:build", tmp_path / f"{name}.pt", np.zeros((2, 3)))
+
     def test_weights_are_never_executed(self, tmp_path: Path) -> None:
         (tmp_path / "m.py").write_text(
             "from torch import nn\ndef build():\n    return nn.Linear(3, 2)\n"
@@ -104,6 +125,7 @@ class TestFiles:
     @pytest.mark.parametrize(
         ("model", "weights", "says"),
         [("none.onnx", None, "no such file"), ("m.pt2", "w.pt", "--weights"),
+         ("m.sq", None, "quantized already"), ("w.pt", None, "--weights loads"),
          ("m.py:build", "w.txt", r"w\.txt"), ("m.py:build", "none.pt", "no such file")],
     )  # fmt: skip
     def test_misuse_is_named(self, tmp_path: Path, model, weights, says) -> None:

@@ -295,6 +295,15 @@ def test_training_that_cannot_be_done_is_refused(options, kind):
         quantize(plain(), X, mode="qat", **{"targets": Y, **options})
 
 
+@pytest.mark.parametrize(
+    "options",
+    [{"targets": Y}, {"training": Training(1)}, {"max_error": "0.1"}, {"max_error": [1.0]}],
+)
+def test_options_that_would_be_ignored_are_refused(options):
+    with pytest.raises(ConfigError, match=next(iter(options))):
+        quantize(plain(), X, **options)
+
+
 def test_training_without_a_free_parameter_is_refused():
     with pytest.raises(ConfigError, match="no parameter"):
         quantize(plain().requires_grad_(False), X, mode="qat", targets=Y)
