@@ -14,6 +14,7 @@ import os
 import secrets
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import NoReturn
 
 import numpy as np
@@ -26,6 +27,7 @@ from secure_quant.onehost.ferret import MARK, Lpn
 from secure_quant.onehost.permutation import KEYS, PADS, Words
 from secure_quant.onehost.softspoken import SECURITY, Chooser, Field, Sender
 from secure_quant.onehost.sources import Ferret, Made, SoftSpoken, Source
+from secure_quant.onehost.stock import Stock
 
 __all__ = [
     "BOTH",
@@ -51,17 +53,18 @@ MOST_BLOCKS = 2**7
 PAIRING_BYTES = 2 * SECURITY * POINT_BYTES + POINT_BYTES + Sender.MESSAGE_BYTES
 """What each party sends to pair."""
 _CODE = b"secure-quant one host: matrix of Ferret "
+ONE = np.uint64(1)
 STEP_BYTES = 16
 """Two counts at the head of every extension, by which the ends tell that they are in step."""
 
 
 def stretch(keys: Words, first: int, bits: int) -> Words:
-    """Pads of ``bits`` bits from block ``first`` on: uint64[n, 2] -> uint64[n, ceil(bits / 64)],
-    zero above ``bits``."""
+    """Pads of at least ``bits`` bits, whole blocks from block ``first`` on: uint64[n, 2] ->
+    uint64[n, 2 · ceil(bits / 128)]."""
     blocks = np.arange(first, first + -(-bits // 128), dtype=np.uint64)
     inputs = np.repeat(keys[:, None, :], len(blocks), axis=1)
     inputs[..., 0] ^= blocks
-    return clipped(PADS.hash(inputs).reshape(len(keys), -1)[:, : -(-bits // 64)], bits)
+    return PADS.hash(inputs).reshape(len(keys), -1)
 
 
 def clipped(words: Words, bits: int) -> Words:
@@ -76,17 +79,26 @@ def clipped(words: Words, bits: int) -> Words:
 class Column:
     """One party's end of ⟨b⟩ for n elements.
 
-    own: uint64[n] of 0 and 1, this party's share. chosen: uint64[n, 2], K_own, where it chose; None
-    where it did not. keys: (K_0, K_1) where the other chose. delta_share: uint64[n, 2], its share
-    of b·Δ, Δ the XOR of both parties' own; of a column of BOTH.
+    own: uint64[n] of 0 and 1, this party's share. delta: uint64[2], its own. v: uint64[n, 2], of
+    the COTs in which it chose, None where it did not; w: where the other chose.
     """
 
     own: Words
-    chosen: Words | None = field(default=None, repr=False)
-    keys: tuple[Words, Words] | None = field(default=None, repr=False)
-    delta_share: Words | None = field(default=None, repr=False)
+    delta: Words = field(repr=False)
+    v: Words | None = field(default=None, repr=False)
+    w: Words | None = field(default=None, repr=False)
     _blocks: int = field(default=0, init=False)
     _trees: set[str] = field(default_factory=set, init=False)
+
+    @cached_property
+    def chosen(self) -> Words | None:
+        """K_own, uint64[n, 2], where this party chose."""
+        return None if self.v is None else KEYS.hash(self.v)
+
+    @cached_property
+    def keys(self) -> tuple[Words, Words] | None:
+        """(K_0, K_1), where the other chose."""
+        return None if self.w is None else (KEYS.hash(self.w), KEYS.hash(self.w ^ self.delta))
 
     def take(self, bits: int) -> Pads:
         """Fresh blocks for one product of ``bits`` bits, each way. Raises PairingSpent."""
@@ -97,17 +109,17 @@ class Column:
         return Pads(self, first, bits)
 
     def halves(self, purpose: str) -> Words:
-        """``delta_share``, for a tree; once for each purpose, whose permutations are its own.
-        Raises PairingSpent."""
-        if self.delta_share is None or purpose in self._trees:
+        """The share of b·Δ, Δ the XOR of both parties' own, uint64[n, 2], for a tree; once for each
+        purpose, whose permutations are its own. Raises PairingSpent."""
+        if self.v is None or self.w is None or purpose in self._trees:
             raise PairingSpent("a share of Δ", got="a second use, or a COT of one direction")
         self._trees.add(purpose)
-        return self.delta_share
+        return self.v ^ self.w ^ self.own[:, None] * self.delta
 
 
 @dataclass(frozen=True, eq=False)
 class Pads:
-    """The blocks of one product. uint64[n, ceil(bits / 64)] each."""
+    """The blocks of one product, as ``stretch`` gives them."""
 
     column: Column = field(repr=False)
     first: int
@@ -137,8 +149,8 @@ class Pairing:
         self._source = source
         self._process, self._broken = os.getpid(), False
         self._made, self._taken = [0, 0], [0, 0]  # by chooser
-        self._bits = np.empty(0, np.uint64)
-        self._stock = [np.empty((0, 2), np.uint64) for _ in range(2)]  # by chooser: v or w
+        self._bits = Stock()
+        self._stock = Stock(), Stock()  # by chooser: v or w
         self._random = Keystream(secrets.token_bytes(SEED_BYTES))
 
     def __reduce__(self) -> NoReturn:
@@ -169,13 +181,18 @@ class Pairing:
         codes = [hashlib.sha256(_CODE + bytes([i]) + said).digest() for i in (0, 1)]
         return Pairing(party, delta, Ferret(party, source, lpn, delta, codes))
 
-    def fill_bytes(self, first: int, second: int) -> tuple[int, int]:
-        """What party 0 and party 1 send in ``fill``."""
-        one, two = self._source.sent_bytes(self._missing((first, second)))
-        return STEP_BYTES + one, STEP_BYTES + two
+    def fill_bytes(self, wanted: Sequence[tuple[int, int]]) -> tuple[int, int]:
+        """What party 0 and party 1 send in one ``fill`` after the other, each time all that was
+        wanted being given away before the next."""
+        made, left = [], [len(stock) for stock in self._stock]
+        for counts in wanted:
+            made.append(self._missing(counts, left))
+            left = [a + b - c for a, b, c in zip(left, made[-1], counts, strict=True)]
+        one, two = self._source.sent_bytes(made)
+        return STEP_BYTES * len(made) + one, STEP_BYTES * len(made) + two
 
-    def _missing(self, wanted: tuple[int, int]) -> list[int]:
-        lacking = [max(n - len(s), 0) for n, s in zip(wanted, self._stock, strict=True)]
+    def _missing(self, wanted: Sequence[int], there: Sequence[int]) -> list[int]:
+        lacking = [max(n - m, 0) for n, m in zip(wanted, there, strict=True)]
         return self._source.rounded(lacking)
 
     def fill(self, first: int, second: int) -> Joint[None]:
@@ -186,16 +203,16 @@ class Pairing:
         A pairing whose exchange was not finished, or whose ends gave away different COTs, is out
         of step and refuses everything after."""
         self._check()
-        counts = self._missing((first, second))
+        counts = self._missing((first, second), [len(stock) for stock in self._stock])
         most = max(made + n for made, n in zip(self._made, counts, strict=True))
         if most > MOST_COTS:
             raise PairingSpent("COTs of a pairing", got=most, expected=MOST_COTS, hint="pair anew")
         self._broken = True
         own, other = self.party, 1 - self.party
         bits, v, w = yield from self._in_step(self._source.extend(counts))
-        self._bits = np.concatenate([self._bits, bits])
+        self._bits.add(bits)
         for chooser, blocks in ((own, v), (other, w)):
-            self._stock[chooser] = np.concatenate([self._stock[chooser], blocks])
+            self._stock[chooser].add(blocks)
             self._made[chooser] += counts[chooser]
         self._broken = False
 
@@ -218,45 +235,29 @@ class Pairing:
         wanted = [sum(c in (side, BOTH) for c in choosers) * elements for side in (0, 1)]
         if any(len(s) < n for s, n in zip(self._stock, wanted, strict=True)):
             raise PairingSpent("COTs in stock", got=[len(s) for s in self._stock], expected=wanted)
-        v, w = self._take(own, wanted[own]), self._take(other, wanted[other])
-        bits, self._bits = self._bits[: len(v)].copy(), _left(self._bits, len(v))
-        share = v ^ bits[:, None] * self.delta
-        chosen, zero, one = KEYS.hash(v), KEYS.hash(w), KEYS.hash(w ^ self.delta)
-        made, mine, theirs = [], 0, 0
+        made = []
         for chooser in choosers:
-            i, j = slice(mine, mine + elements), slice(theirs, theirs + elements)
-            mine += elements if chooser in (own, BOTH) else 0
-            theirs += elements if chooser in (other, BOTH) else 0
-            if chooser == BOTH:
-                both = share[i] ^ w[j]
-                made.append(Column(own=bits[i], chosen=chosen[i], keys=(zero[j], one[j]),
-                                   delta_share=both))  # fmt: skip
-            elif chooser == own:
-                made.append(Column(own=bits[i], chosen=chosen[i]))
-            else:
-                free = self.random(elements) & np.uint64(1)
-                made.append(Column(own=free, keys=(zero[j], one[j])))
+            v = self._take(own, elements) if chooser in (own, BOTH) else None
+            bits = self.random(elements) & ONE if v is None else self._bits.take(elements)
+            w = self._take(other, elements) if chooser in (other, BOTH) else None
+            made.append(Column(own=bits, delta=self.delta, v=v, w=w))
         return made
 
-    def settle(self) -> None:
-        """Between items: what is left of the stock keeps no memory of what was given away."""
-        self._stock = [_owned(stock) for stock in self._stock]
-        self._bits = _owned(self._bits)
-
     def random(self, count: int) -> Words:
-        """Fresh private words, uint64[count]."""
-        self._check()
+        """Fresh private words, uint64[count]: of this end alone, whatever the other does."""
+        self._check_process()
         return self._random.words(count)
 
     def _take(self, chooser: int, count: int) -> Words:
-        whole = self._stock[chooser]
-        self._stock[chooser] = _left(whole, count)
         self._taken[chooser] += count
-        return whole[:count]
+        return self._stock[chooser].take(count)
 
-    def _check(self) -> None:
+    def _check_process(self) -> None:
         if self._process != os.getpid():
             raise PairingSpent("a pairing in another process", hint="pair anew after a fork")
+
+    def _check(self) -> None:
+        self._check_process()
         if self._broken:
             raise PairingSpent("a pairing whose exchange was broken off", hint="pair anew")
 
@@ -270,15 +271,3 @@ def _rest(run: Joint[Made], message: bytes) -> Joint[Made]:
             made: Made = end.value
             return made
         message = yield exchange
-
-
-def _left(whole: Words, taken: int) -> Words:
-    """The rest; in memory of its own where at least half of what it lies in was taken, so that
-    many small takes of a large stock neither copy it each time nor keep all of it."""
-    rest = whole[taken:]
-    owner = whole if whole.base is None else whole.base
-    return rest.copy() if 2 * rest.nbytes <= owner.nbytes else rest
-
-
-def _owned(rest: Words) -> Words:
-    return rest if rest.base is None else rest.copy()

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator, Sequence
+from collections import deque
+from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, TypeVar
 
 from secure_quant.errors import MalformedMessage
 
-__all__ = ["Exchange", "Joint", "swap", "together"]
+__all__ = ["Begun", "Exchange", "Joint", "flow", "swap", "together"]
 
 Result = TypeVar("Result")
 
@@ -23,6 +25,8 @@ class Exchange:
 
 
 Joint = Generator[Exchange, bytes, Result]
+Begun = tuple[Joint[Any], Callable[[Any], None]]
+"""A run, and who is told its result."""
 
 
 def swap(sent: bytes, expected: int) -> Joint[bytes]:
@@ -39,23 +43,43 @@ def together(runs: Sequence[Joint[Any]]) -> Joint[list[Any]]:
     Runs may have different numbers of exchanges. Raises MalformedMessage.
     """
     made: list[Any] = [None] * len(runs)
-    waiting: list[tuple[int, Exchange]] = []
+    left = deque((run, partial(made.__setitem__, i)) for i, run in enumerate(runs))
 
-    def step(place: int, message: bytes | None) -> None:
-        run = runs[place]
-        try:
-            waiting.append((place, next(run) if message is None else run.send(message)))
-        except StopIteration as end:
-            made[place] = end.value
+    def ready() -> Iterator[Begun]:
+        while left:
+            yield left.popleft()
 
-    for place in range(len(runs)):
-        step(place, None)
-    while waiting:
-        now, waiting = waiting, []
-        whole = b"".join(each.sent for _, each in now)
-        peer = yield from swap(whole, sum(each.expected for _, each in now))
-        first = 0
-        for place, each in now:
-            step(place, peer[first : first + each.expected])
-            first += each.expected
+    yield from flow(ready)
     return made
+
+
+def flow(ready: Callable[[], Iterator[Begun]]) -> Joint[None]:
+    """Runs side by side, whose next messages travel as one, in the order in which they began.
+
+    ready: those that may begin now, and who is told the result of each. It is asked before every
+    exchange, and goes on when the run that it named has begun: what ends at once may let the next
+    begin. Raises MalformedMessage.
+    """
+    waiting: list[tuple[Begun, Exchange]] = []
+
+    def step(begun: Begun, message: bytes | None) -> None:
+        run, over = begun
+        try:
+            exchange = next(run) if message is None else run.send(message)
+        except StopIteration as end:
+            over(end.value)
+        else:
+            waiting.append((begun, exchange))
+
+    while True:
+        for begun in ready():
+            step(begun, None)
+        if not waiting:
+            return
+        now, waiting[:] = list(waiting), ()
+        whole = b"".join(exchange.sent for _, exchange in now)
+        peer = yield from swap(whole, sum(exchange.expected for _, exchange in now))
+        place = 0
+        for begun, exchange in now:
+            step(begun, peer[place : place + exchange.expected])
+            place += exchange.expected

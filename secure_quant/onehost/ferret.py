@@ -100,7 +100,7 @@ class _End:
         for first in range(0, len(leaves), _ROWS):
             part = leaves[first : first + _ROWS]
             kernels.mix(self._rows.words(ONES // 2 * len(part)), secret, part)
-        self._base = leaves[: self._lpn.reserve].copy()
+        self._base = leaves[: self._lpn.reserve]
         return leaves[self._lpn.reserve :]
 
     def _levels(self) -> Words:
@@ -118,14 +118,14 @@ class Sender(_End):
             raise ValueError("bit 1 of Δ is to be 1")
         self._delta = delta
 
-    def extend(self, batches: int) -> tuple[bytes, Words]:
-        """(message, w: uint64[batches · made, 2])."""
+    def extend(self, batches: int) -> tuple[bytes, list[Words]]:
+        """(message, w: uint64[made, 2] of each batch)."""
         sent, made = [], []
         for _ in range(batches):
             leaves, sums = self._grown(self._levels())
             sent.append(sums.astype("<u8").tobytes())
             made.append(self._mixed(leaves))
-        return b"".join(sent), _joined(made)
+        return b"".join(sent), made
 
     def _grown(self, levels: Words) -> tuple[Words, Words]:
         """(marked leaves, sums of the left nodes of every level, each under its w)."""
@@ -151,8 +151,8 @@ class Chooser(_End):
         base[:, 0] |= u << np.uint64(1)
         super().__init__(lpn, code, base)
 
-    def extend(self, batches: int, message: bytes) -> Words:
-        """v: uint64[batches · made, 2], of which ``choice_bits`` tells u. Raises
+    def extend(self, batches: int, message: bytes) -> list[Words]:
+        """v: uint64[made, 2] of each batch, of which ``choice_bits`` tells u. Raises
         MalformedMessage."""
         lpn = self._lpn
         if len(message) != batches * lpn.batch_bytes:
@@ -160,7 +160,7 @@ class Chooser(_End):
             raise MalformedMessage("bytes of an extension", got=len(message), expected=expected)
         whole = np.frombuffer(message, "<u8").astype(np.uint64)
         sums = whole.reshape(batches, lpn.trees, lpn.depth - 1, 2)
-        return _joined([self._mixed(self._grown(self._levels(), each)) for each in sums])
+        return [self._mixed(self._grown(self._levels(), each)) for each in sums]
 
     def _grown(self, levels: Words, sums: Words) -> Words:
         """Marked leaves: all that are known, and in the place of the other their sum."""
@@ -197,9 +197,3 @@ def _unmarked(blocks: Words) -> Words:
     made = blocks.copy()
     made[:, 0] &= ~MARK
     return made
-
-
-def _joined(parts: list[Words]) -> Words:
-    if len(parts) == 1:
-        return parts[0]
-    return np.concatenate(parts) if parts else np.empty((0, 2), np.uint64)

@@ -11,12 +11,12 @@ import numpy as np
 from numba import types
 
 from secure_quant.mpc.kernels import load
-from secure_quant.mpc.kernels.bits import ONE, ONES, OUT, ZERO, I, kernel, read
-from secure_quant.mpc.kernels.simd import popcount
+from secure_quant.mpc.kernels.bits import ONE, ONES, OUT, ZERO, I, flip, kernel, read
+from secure_quant.mpc.kernels.simd import LANES, exchange, popcount
 
 __all__ = [
-    "borrowed", "close", "cut", "fold", "grow", "grow_but_one", "join", "larger", "look_up", "mix",
-    "transpose",
+    "borrowed", "close", "cut", "fold", "grow", "grow_but_one", "hide", "hide_number", "join",
+    "larger", "look_up", "mix", "open_hidden", "open_number", "transpose",
 ]  # fmt: skip
 
 load()  # gates' loops too: a peer that waits is not to wait for a compiler
@@ -51,25 +51,75 @@ def fold(streams: Any, total: Any, weighted: Any) -> None:
 
 @kernel(types.void(IN2, OUT2))
 def transpose(columns: Any, rows: Any) -> None:
-    """columns: [128, words], bit i of column j becomes bit j of row i in rows: [64 · words, 2]."""
-    block = np.empty(64, np.uint64)
-    for w in range(columns.shape[1]):
-        for half in range(2):
+    """columns: [128, words], bit i of column j becomes bit j of row i in rows: [64 · words, 2].
+
+    Squares of 32 bits change places across the diagonal, then those of 16 in each, and so on."""
+    block = np.zeros((128, LANES), np.uint64)
+    for first in range(0, columns.shape[1], LANES):
+        lanes = min(LANES, columns.shape[1] - first)
+        for k in range(128):
+            for lane in range(lanes):
+                block[k, lane] = columns[k, first + lane]
+        step, keep = np.uint64(32), np.uint64(0xFFFFFFFF)
+        while step:
+            for k in range(np.uint64(128)):
+                if k & step == ZERO:
+                    exchange(block, k, k + step, step, keep)
+            step >>= ONE
+            keep ^= keep << step
+        for lane in range(lanes):
             for i in range(64):
-                block[i] = columns[64 * half + i, w]
-            step, keep = 32, np.uint64(0xFFFFFFFF)
-            while step:
-                by = np.uint64(step)
-                k = 0
-                while k < 64:
-                    moved = ((block[k] >> by) ^ block[k + step]) & keep
-                    block[k] ^= moved << by
-                    block[k + step] ^= moved
-                    k = (k + step + 1) & ~step
-                step >>= 1
-                keep ^= keep << np.uint64(step)
-            for i in range(64):
-                rows[64 * w + i, half] = block[i]
+                row = 64 * (first + lane) + i
+                rows[row, 0], rows[row, 1] = block[i, lane], block[64 + i, lane]
+
+
+@kernel(types.void(IN2, IN2, IN2, I, OUT, OUT2))
+def hide(zero: Any, one: Any, own: Any, bits: int, words: Any, kept: Any) -> None:
+    """zero ⊕ one ⊕ own, of each the lowest ``bits``, end to end into zeroed ``words``; and zero in
+    ``kept``: [n, ceil(bits / 64)]. The pads may have a word more."""
+    for i in range(kept.shape[0]):
+        place, left = i * bits, bits
+        for v in range(kept.shape[1]):
+            size = min(left, 64)
+            low = ONES >> np.uint64(64 - size)
+            pad = zero[i, v] & low
+            value = pad ^ ((one[i, v] ^ own[i, v]) & low)
+            kept[i, v] = pad
+            flip(words, place, size, value)
+            place += 64
+            left -= 64
+
+
+@kernel(types.void(IN, I, IN2, IN, IN2, OUT2))
+def open_hidden(words: Any, bits: int, pads: Any, choice: Any, own: Any, kept: Any) -> None:
+    """Of what ``hide`` sent, read with the ``pads`` of the own choice bits: kept ^= pad ⊕
+    choice · (sent ⊕ own), the lowest ``bits`` of each."""
+    for i in range(kept.shape[0]):
+        place, left, every = i * bits, bits, ZERO - choice[i]
+        for v in range(kept.shape[1]):
+            size = min(left, 64)
+            low = ONES >> np.uint64(64 - size)
+            sent = read(words, place, size)
+            kept[i, v] ^= (pads[i, v] ^ ((sent ^ own[i, v]) & every)) & low
+            place += 64
+            left -= 64
+
+
+@kernel(types.void(IN2, IN2, IN, I, OUT, OUT))
+def hide_number(zero: Any, one: Any, factor: Any, bits: int, words: Any, kept: Any) -> None:
+    """zero - one + factor mod 2^bits, end to end into zeroed ``words``, and -zero in ``kept``."""
+    low = ONES >> np.uint64(64 - bits)
+    for i in range(kept.shape[0]):
+        flip(words, i * bits, bits, (zero[i, 0] - one[i, 0] + factor[i]) & low)
+        kept[i] = (ZERO - zero[i, 0]) & low
+
+
+@kernel(types.void(IN, I, IN2, IN, OUT))
+def open_number(words: Any, bits: int, pads: Any, choice: Any, made: Any) -> None:
+    """Of what ``hide_number`` sent: pad + choice · sent mod 2^bits."""
+    low = ONES >> np.uint64(64 - bits)
+    for i in range(made.shape[0]):
+        made[i] = (pads[i, 0] + choice[i] * read(words, i * bits, bits)) & low
 
 
 @kernel(types.void(IN2, I, OUT))

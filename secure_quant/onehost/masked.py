@@ -52,6 +52,10 @@ class MaskedPlan:
     def step(self, name: str) -> int:
         return self.he.step_of[name]
 
+    def request_bytes(self, name: str, batch: int) -> int:
+        """What goes up for a layer."""
+        return self.he.steps[self.step(name)].call(batch).cost.bytes_up
+
     def distance(self, batch: int = 1) -> float:
         """By how much, in statistical distance, the errors in all answers to one item of ``batch``
         samples depend on the weights: a sum over all wanted coefficients."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cached_property
 from math import prod
@@ -57,9 +58,10 @@ Half = JointCases | JointRequantize | JointRamp | JointMaximum | JointProduct
 @dataclass(frozen=True)
 class OneHostCost:
     """Bytes from client to server (up) and back of one call. material: ahead of time, by products
-    and homomorphic encryption; the COTs' extension comes to it. cots: by chooser."""
+    and homomorphic encryption; the COTs' extension comes to it. taken: COTs of each group of gates,
+    by chooser."""
 
-    cots: tuple[int, int]
+    taken: tuple[tuple[int, int], ...]
     material_up: int
     material_down: int
     online_up: int
@@ -72,12 +74,22 @@ class OneHostCost:
     def offline_bytes_up(self) -> int:
         """Ahead of time from client to server, the extension of an empty stock included; with
         Ferret the item's part of a batch, and not what a pairing's first item sends to begin."""
-        return self.material_up + STEP_BYTES + mean_bytes(self.objective, KAPPA, self.cots)[0]
+        return self.material_up + self._extensions[0]
 
     @property
     def offline_bytes_down(self) -> int:
         """The same, back."""
-        return self.material_down + STEP_BYTES + mean_bytes(self.objective, KAPPA, self.cots)[1]
+        return self.material_down + self._extensions[1]
+
+    @property
+    def cots(self) -> tuple[int, int]:
+        """In which party 0 and party 1 choose."""
+        return _summed(self.taken)
+
+    @property
+    def _extensions(self) -> tuple[int, int]:
+        one, two = mean_bytes(self.objective, KAPPA, self.taken)
+        return STEP_BYTES * len(self.taken) + one, STEP_BYTES * len(self.taken) + two
 
     def seconds(self, round_trip: float, bits_a_second: float) -> float:
         """What the network takes of a call: half a round trip for each flight, and all bytes one
@@ -166,6 +178,12 @@ class OneHostPlan:
             taken += cots
         return made
 
+    def group_cots(self, batch: int) -> list[tuple[int, int]]:
+        """COTs of each group in which party 0 and party 1 choose."""
+        return [
+            _summed(self.halves[name].cots(batch) for name in names) for names in self.groups(batch)
+        ]
+
     @cached_property
     def answers(self) -> tuple[Gate, ...]:
         """What the Output reads, or each port of it."""
@@ -204,8 +222,7 @@ class OneHostPlan:
 
     def cots(self, batch: int) -> tuple[int, int]:
         """COTs of one call in which party 0 and party 1 choose."""
-        taken = [half.cots(batch) for half in self.halves.values()]
-        return sum(first for first, _ in taken), sum(second for _, second in taken)
+        return _summed(half.cots(batch) for half in self.halves.values())
 
     def cost(self, batch: int = 1) -> OneHostCost:
         """Exact bytes of one call with ``batch`` samples."""
@@ -222,7 +239,7 @@ class OneHostPlan:
         linear = self.masked.he.cost(batch)
         online = [self._online(gate, batch) for gate in self.gates]
         return OneHostCost(
-            self.cots(batch),
+            tuple(self.group_cots(batch)),
             sum(one for one, _ in joint) + linear.bytes_up,
             sum(two for _, two in joint) + linear.bytes_down,
             NUMBER_BYTES + sum(up for up, _ in online),
@@ -280,7 +297,7 @@ class OneHostPlan:
     def _part(self, cots: tuple[int, int]) -> tuple[int, int]:
         """Bytes of the extension that are a gate's, whose COTs stand among others'."""
         if self.lpn is not None:
-            return mean_bytes(self.objective, KAPPA, cots)
+            return mean_bytes(self.objective, KAPPA, [cots])
         bits = extension_bits(KAPPA)
         return cots[0] * bits // 8, cots[1] * bits // 8
 
@@ -331,6 +348,11 @@ class OneHostPlan:
         if made.to_json() != bytes(data):
             raise HashMismatch("plan", got="another plan", expected="the one that the graph gives")
         return made
+
+
+def _summed(pairs: Iterable[tuple[int, int]]) -> tuple[int, int]:
+    firsts, seconds = zip((0, 0), *pairs, strict=True)
+    return sum(firsts), sum(seconds)
 
 
 def _document(data: bytes) -> dict[str, Any]:

@@ -26,21 +26,36 @@ __all__ = [
 def packed(values: Words, bits: int) -> bytes:
     """uint64[n, ceil(bits / 64)] end to end, filled up to a byte."""
     count = len(values)
-    whole = np.zeros((count * bits + 63) // 64, np.uint64)
+    whole = _empty(count, bits)
     kernels.join(np.ascontiguousarray(values), bits, whole)
-    return whole.astype("<u8", copy=False).view(np.uint8)[: packed_bytes(count, bits)].tobytes()
+    return _sent(whole, count, bits)
 
 
 def unpacked(message: bytes, count: int, bits: int) -> Words:
     """The reverse. Raises MalformedMessage."""
+    whole = _heard(message, count, bits)
+    made = np.empty((count, -(-bits // 64)), np.uint64)
+    kernels.cut(whole, bits, made)
+    return made
+
+
+def _empty(count: int, bits: int) -> Words:
+    return np.zeros((count * bits + 63) // 64, np.uint64)
+
+
+def _sent(whole: Words, count: int, bits: int) -> bytes:
+    octets = whole.astype("<u8", copy=False).view(np.uint8)
+    return octets[: packed_bytes(count, bits)].tobytes()
+
+
+def _heard(message: bytes, count: int, bits: int) -> Words:
+    """As words, the last filled up with zeros. Raises MalformedMessage."""
     if len(message) != packed_bytes(count, bits):
         expected = packed_bytes(count, bits)
         raise MalformedMessage("bytes of a product", got=len(message), expected=expected)
     whole = np.zeros(max((count * bits + 63) // 64, 1), np.uint64)
     whole.view(np.uint8)[: len(message)] = np.frombuffer(message, np.uint8)
-    made = np.empty((count, -(-bits // 64)), np.uint64)
-    kernels.cut(whole.view("<u8").astype(np.uint64, copy=False), bits, made)
-    return made
+    return whole.view("<u8").astype(np.uint64, copy=False)
 
 
 def opened_bits(own: Words, bits: int) -> Joint[Words]:
@@ -64,32 +79,29 @@ def gated(column: Column, own: Words, bits: int) -> Joint[Words]:
 
     m = pad(K_0) ⊕ pad(K_1) ⊕ v_own goes to the peer, which reads pad(K_0) ⊕ b·v_own of it.
     """
-    pads = column.take(bits)
-    zero, one = pads.sender()
-    size = packed_bytes(len(own), bits)
-    peer = yield from swap(packed(zero ^ one ^ own, bits), size)
-    every: Words = np.uint64(0) - column.own[:, None]
-    theirs: Words = pads.chooser() ^ (unpacked(peer, len(own), bits) & every)
-    return zero ^ theirs ^ (own & every)
+    pads, count, own = column.take(bits), len(own), np.ascontiguousarray(own)
+    kept, whole = np.empty((count, -(-bits // 64)), np.uint64), _empty(count, bits)
+    kernels.hide(*pads.sender(), own, bits, whole, kept)
+    peer = yield from swap(_sent(whole, count, bits), packed_bytes(count, bits))
+    kernels.open_hidden(_heard(peer, count, bits), bits, pads.chooser(), column.own, own, kept)
+    return kept
 
 
-def scaled(
-    column: Column, choosing: bool, x: Words | None, bits: int
-) -> Joint[Words]:  # fmt: skip
+def scaled(column: Column, choosing: bool, x: Words | None, bits: int) -> Joint[Words]:
     """P2: this party's share mod 2^bits of b_c·x, for the bit b_c of the party that chooses and
     the other's x, uint64[n]; only the other sends: pad(K_0) - pad(K_1) + x."""
-    pads = column.take(bits)
-    count = len(column.own)
-    size = packed_bytes(count, bits)
+    pads, count = column.take(bits), len(column.own)
+    made = np.empty(count, np.uint64)
     if choosing:
-        peer = yield from swap(b"", size)
-        sent = unpacked(peer, count, bits)[:, 0]
-        return reduce(pads.chooser()[:, 0] + column.own * sent, bits)
+        peer = yield from swap(b"", packed_bytes(count, bits))
+        kernels.open_number(_heard(peer, count, bits), bits, pads.chooser(), column.own, made)
+        return made
     if x is None:
         raise ValueError("the party that does not choose has the factor")
-    zero, one = (pad[:, 0] for pad in pads.sender())
-    yield from swap(packed(reduce(zero - one + x, bits)[:, None], bits), 0)
-    return reduce(np.uint64(0) - zero, bits)
+    whole = _empty(count, bits)
+    kernels.hide_number(*pads.sender(), x, bits, whole, made)
+    yield from swap(_sent(whole, count, bits), 0)
+    return made
 
 
 def column_times(column: Column, own: Words, bits: int, party: int) -> Joint[Words]:

@@ -8,8 +8,9 @@ depth of the model. Online a gate starts when its inputs are there.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Iterator
 from dataclasses import dataclass, field
+from functools import partial
 from math import prod
 from threading import Lock
 from typing import Any
@@ -28,13 +29,13 @@ from secure_quant.mpc.protocol.gates.local import LocalGate
 from secure_quant.mpc.protocol.gates.product import ProductGate
 from secure_quant.mpc.protocol.ring import Ring, centred, reduce
 from secure_quant.mpc.protocol.uses import Uses
+from secure_quant.onehost.ahead import Ahead
 from secure_quant.onehost.cot import Pairing
 from secure_quant.onehost.edge import entered, sent_in, told_to_host
-from secure_quant.onehost.exchange import Exchange, Joint, swap, together
+from secure_quant.onehost.exchange import Begun, Exchange, Joint, flow, swap
 from secure_quant.onehost.linear import HostLinear, receive, serve_mask, words
 from secure_quant.onehost.maximum import JointMaximum
 from secure_quant.onehost.plan import NUMBER_BYTES, OneHostPlan
-from secure_quant.onehost.product import JointProduct
 from secure_quant.onehost.products import packed, unpacked
 from secure_quant.onehost.requantize import Made
 
@@ -95,53 +96,14 @@ class _Program(ABC):
         """Material for one call of ``batch`` samples. Raises MalformedMessage, PairingSpent."""
         if batch < 1:
             raise MalformedMessage("samples of a call", got=batch, expected=">= 1")
-        pairing = self.pairing
-        yield from pairing.fill(*self.plan.cots(batch))
         masks = {self.plan.entry.name: self._entry(self.plan.entry, batch)}
         for name, half in self.plan.halves.items():
             if not isinstance(half, JointMaximum) or half.gate.tournament:
-                masks[name] = half.fresh(pairing, batch)
-        made = yield from self._linear(masks, batch)
-        for names in self.plan.groups(batch):
-            runs = [self._half(name, masks) for name in names]
-            made |= dict(zip(names, (yield from together(runs)), strict=True))
-        pairing.settle()
+                masks[name] = half.fresh(self.pairing, batch)
+        ahead = Ahead(self.plan, self.pairing, self._layer, masks, batch)
+        yield from ahead.run()
         self._items += 1
-        return Item(self._items, batch, masks, made)
-
-    def _half(self, name: str, masks: dict[str, Ring]) -> Joint[Any]:
-        """The joint half of a gate, of the ``masks`` of its inputs and of itself."""
-        half, pairing = self.plan.halves[name], self.pairing
-        if isinstance(half, JointProduct):
-            left, right = (masks[inner] for inner in half.gate.inputs)
-            return half.make(pairing, left, right, masks[name])
-        inner = masks[half.gate.inputs[0]]
-        return half.make(pairing, inner, masks.get(name, inner))
-
-    def _linear(self, masks: dict[str, Ring], batch: int) -> Joint[dict[str, Any]]:
-        """All linear layers, and with them every mask; those whose inputs are known at once."""
-        made: dict[str, Any] = {}
-        side = Side(self.pairing.party, batch, np.empty((batch, 0), np.uint64), [])
-        while True:
-            runs: dict[str, Joint[tuple[Ring, Any]]] = {}
-            for gate in self.plan.gates:
-                known = [masks[name] for name in gate.inputs if name in masks]
-                if gate.name in masks or len(known) < len(gate.inputs):
-                    continue
-                if isinstance(gate, LinearGate):
-                    runs[gate.name] = self._layer(gate, known[0])
-                elif isinstance(gate, LocalGate):
-                    own: list[Ring | None] = list(known)
-                    masks[gate.name] = Wire(mask=gate.offline(side, own)[1]).own
-                elif not isinstance(gate, OutputGate | JoinGate):  # a maximum of one candidate
-                    half = self.plan.halves[gate.name]
-                    if isinstance(half, JointMaximum):
-                        masks[gate.name] = half.gate.gather(known[0]).reshape(batch, *gate.shape)
-            if not runs:
-                return made
-            results = yield from together(list(runs.values()))
-            for name, (mask, state) in zip(runs, results, strict=True):
-                masks[name], made[name] = mask, state
+        return Item(self._items, batch, masks, ahead.made)
 
     @abstractmethod
     def _layer(self, gate: LinearGate, r: Ring) -> Joint[tuple[Ring, Any]]:
@@ -167,39 +129,31 @@ class _Program(ABC):
         uses, values = Uses(self.plan.gates), dict[str, Wire]()
         ends = OutputGate, JoinGate
         waiting = [gate for gate in self.plan.gates if not isinstance(gate, ends)]
-        running: list[tuple[Gate | None, Joint[Any], Exchange]] = []
-        news = True  # something is there that may let a gate start
+        first = news = True  # news: something is there that may let a gate start
 
-        def step(gate: Gate | None, run: Joint[Any], message: bytes | None) -> None:
+        def over(name: str, wire: Wire) -> None:
             nonlocal news
-            try:
-                exchange = next(run) if message is None else run.send(message)
-            except StopIteration as end:
-                if gate is not None:
-                    values[gate.name], news = end.value, True
-            else:
-                running.append((gate, run, exchange))
+            values[name], news = wire, True
 
-        step(None, _same_item(item.number), None)
-        while True:
+        def ready() -> Iterator[Begun]:
+            nonlocal first, news
+            if first:
+                first = False
+                yield _same_item(item.number), lambda _: None
             for gate in list(waiting) if news else ():  # in node order: what is local runs through
                 if all(name in values for name in gate.inputs):
                     waiting.remove(gate)
                     inputs = [values[name] for name in gate.inputs]
                     uses.release(gate, values)
                     if isinstance(gate, InputGate):
-                        step(gate, self._entered(gate, item.masks[gate.name], q), None)
+                        run = self._entered(gate, item.masks[gate.name], q)
                     else:
-                        step(gate, self._run(gate, item, inputs), None)
-            if not running:
-                return [values[gate.name] for gate in self.plan.answers]
-            now, running, news = running, [], False
-            whole = b"".join(exchange.sent for _, _, exchange in now)
-            peer = yield from swap(whole, sum(exchange.expected for _, _, exchange in now))
-            place = 0
-            for gate_, run, exchange in now:
-                step(gate_, run, peer[place : place + exchange.expected])
-                place += exchange.expected
+                        run = self._run(gate, item, inputs)
+                    yield run, partial(over, gate.name)
+            news = False
+
+        yield from flow(ready)
+        return [values[gate.name] for gate in self.plan.answers]
 
     def _run(self, gate: Gate, item: Item, inputs: list[Wire]) -> Joint[Wire]:
         """A gate that is not the Input."""

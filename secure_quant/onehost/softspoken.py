@@ -126,8 +126,8 @@ class Chooser:
         self.message = (np.stack(sums) ^ keys).astype("<u8").tobytes()
         """For the sender: the sums of every level, each under its key."""
 
-    def extend(self, count: int) -> tuple[bytes, Words, Words]:
-        """(message, u: uint64[count] of 0 and 1, v: uint64[count, 2])."""
+    def extend(self, count: int) -> tuple[bytes, list[Words], list[Words]]:
+        """(message, u: uint64[n] of 0 and 1, v: uint64[n, 2]), in pieces of ``count`` in all."""
         sent, bits, blocks = [], [], []
         for size in _chunks(count):
             total, weighted = _summed(self._trees, size, self._field)
@@ -135,7 +135,7 @@ class Chooser:
             packed = total[0].astype("<u8").view(np.uint8)
             bits.append(np.unpackbits(packed, bitorder="little").astype(np.uint64))
             blocks.append(_rows(weighted))
-        return b"".join(sent), _joined(bits, (0,)), _joined(blocks, (0, 2))
+        return b"".join(sent), bits, blocks
 
 
 class Sender:
@@ -168,8 +168,8 @@ class Sender:
             first += depth
         return np.uint64(1) ^ np.concatenate(made)
 
-    def extend(self, count: int, message: bytes) -> Words:
-        """w: uint64[count, 2]. Raises MalformedMessage."""
+    def extend(self, count: int, message: bytes) -> list[Words]:
+        """w: uint64[n, 2], in pieces of ``count`` in all. Raises MalformedMessage."""
         if len(message) != extension_bytes(count, self._field):
             expected = extension_bytes(count, self._field)
             raise MalformedMessage("bytes of an extension", got=len(message), expected=expected)
@@ -184,7 +184,7 @@ class Sender:
             place += words
             weighted[own:] ^= chosen[own:] & change[tree_of[own:] - 1]
             blocks.append(_rows(weighted))
-        return _joined(blocks, (0, 2))
+        return blocks
 
 
 def _known(part: Words, keys: Words, sums: Words) -> tuple[Words, int]:
@@ -206,7 +206,3 @@ def bits_of(block: Words) -> Words:
     """uint64[2] -> uint64[128] of 0 and 1, lowest first."""
     places = np.arange(64, dtype=np.uint64)
     return np.concatenate([half >> places & np.uint64(1) for half in block])
-
-
-def _joined(parts: list[Words], empty: tuple[int, ...]) -> Words:
-    return np.concatenate(parts) if parts else np.empty(empty, np.uint64)

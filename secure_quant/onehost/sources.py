@@ -19,16 +19,14 @@ __all__ = ["Ferret", "Made", "Objective", "SoftSpoken", "Source", "lpn_of", "mea
 Objective = Literal["latency", "traffic"]
 """latency: SoftSpokenOT. traffic: Ferret, which rests on LPN besides."""
 
-Made = tuple[Words, Words, Words]
-"""(choice bits and blocks of the own COTs as chooser, blocks of those as sender)."""
+Made = tuple[list[Words], list[Words], list[Words]]
+"""(choice bits and blocks of the own COTs as chooser, blocks of those as sender): pieces of each,
+one after the other."""
 
 
 def lpn_of(objective: Objective) -> Lpn | None:
     """The set that Ferret is served with; None where it is not used."""
     return LPN if objective == "traffic" else None
-
-
-_NONE = np.empty((0, 2), np.uint64)
 
 
 class Source(Protocol):
@@ -38,8 +36,8 @@ class Source(Protocol):
         """What is made where at least so many are wanted."""
         ...
 
-    def sent_bytes(self, counts: Sequence[int]) -> tuple[int, int]:
-        """What party 0 and party 1 send for the next ``extend`` of such ``counts``."""
+    def sent_bytes(self, extends: Sequence[Sequence[int]]) -> tuple[int, int]:
+        """What party 0 and party 1 send for the next calls of ``extend``, each of such counts."""
         ...
 
     def extend(self, counts: Sequence[int]) -> Joint[Made]:
@@ -58,9 +56,9 @@ class SoftSpoken:
         """See Source."""
         return [_up(count, GRAIN) for count in counts]
 
-    def sent_bytes(self, counts: Sequence[int]) -> tuple[int, int]:
+    def sent_bytes(self, extends: Sequence[Sequence[int]]) -> tuple[int, int]:
         """See Source."""
-        first, second = (extension_bytes(count, self._field) for count in counts)
+        first, second = (extension_bytes(count, self._field) for count in _totals(extends))
         return first, second
 
     def extend(self, counts: Sequence[int]) -> Joint[Made]:
@@ -94,9 +92,10 @@ class Ferret:
         reserve = _up(self._lpn.reserve, GRAIN)
         return [reserve if counts[i] and ends[i] is None else 0 for i in (0, 1)]
 
-    def sent_bytes(self, counts: Sequence[int]) -> tuple[int, int]:
+    def sent_bytes(self, extends: Sequence[Sequence[int]]) -> tuple[int, int]:
         """See Source."""
-        first, second = self._under.sent_bytes(self._begins(counts))
+        counts = _totals(extends)
+        first, second = self._under.sent_bytes([self._begins(counts)])
         trees = [count // self._lpn.made * self._lpn.batch_bytes for count in counts]
         return first + trees[1], second + trees[0]
 
@@ -104,7 +103,7 @@ class Ferret:
         """See Source."""
         lpn, own, other = self._lpn, self._own, 1 - self._own
         if any(begins := self._begins(counts)):
-            u, v, w = yield from self._under.extend(begins)
+            u, v, w = map(_joined, (yield from self._under.extend(begins)))
             if begins[own]:
                 base = u[: lpn.reserve], v[: lpn.reserve]
                 self._chooser = FerretChooser(lpn, self._codes[own], *base)
@@ -112,21 +111,37 @@ class Ferret:
                 base_w = w[: lpn.reserve]
                 self._sender = FerretSender(lpn, self._codes[other], self._delta, base_w)
         mine, theirs = (counts[i] // lpn.made for i in (own, other))
-        message, made_w = self._sender.extend(theirs) if self._sender else (b"", _NONE)
+        message, made_w = self._sender.extend(theirs) if self._sender else (b"", [])
         peer = yield from swap(message, mine * lpn.batch_bytes)
-        made_v = self._chooser.extend(mine, peer) if self._chooser else _NONE
-        return choice_bits(made_v), made_v, made_w
+        made_v = self._chooser.extend(mine, peer) if self._chooser else []
+        return list(map(choice_bits, made_v)), made_v, made_w
 
 
-def mean_bytes(objective: Objective, field: Field, cots: Sequence[int]) -> tuple[int, int]:
-    """What party 0 and party 1 send for ``cots``, by chooser: of SoftSpokenOT from an empty stock;
-    of Ferret their part of a batch, whose rest is for the next items."""
+def mean_bytes(
+    objective: Objective, field: Field, extends: Sequence[Sequence[int]]
+) -> tuple[int, int]:
+    """What party 0 and party 1 send for COTs that are taken one time after the other, each by
+    chooser: of SoftSpokenOT from an empty stock; of Ferret their part of a batch, whose rest is for
+    the next items."""
+    counts = _totals(extends)
     lpn = lpn_of(objective)
     if lpn is None:
-        first, second = (extension_bytes(_up(count, GRAIN), field) for count in cots)
+        # What one rounding leaves the next ones need not make.
+        first, second = (extension_bytes(_up(count, GRAIN), field) for count in counts)
         return first, second
-    first, second = (-(-count * lpn.batch_bytes // lpn.made) for count in cots)
+    first, second = (-(-count * lpn.batch_bytes // lpn.made) for count in counts)
     return second, first  # who does not choose sends
+
+
+def _totals(extends: Sequence[Sequence[int]]) -> list[int]:
+    """By chooser."""
+    return [sum(counts[i] for counts in extends) for i in (0, 1)]
+
+
+def _joined(parts: list[Words]) -> Words:
+    if len(parts) == 1:
+        return parts[0]
+    return np.concatenate(parts) if parts else np.empty((0, 2), np.uint64)
 
 
 def _up(count: int, grain: int) -> int:

@@ -199,7 +199,7 @@ class _OneHost:
     def run(self, q: np.ndarray) -> Integers:
         cost = self.plan.cost(len(q))
         ends = (self.client, self.server)
-        filled = self.client.pairing.fill_bytes(*cost.cots)
+        filled = self.client.pairing.fill_bytes(cost.taken)
         items, sent = _exchanged([end.prepare(len(q)) for end in ends])
         assert [a - b for a, b in zip(sent, filled, strict=True)] == [
             cost.material_up, cost.material_down

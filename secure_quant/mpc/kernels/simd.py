@@ -16,7 +16,7 @@ from numba import types
 from numba.core import cgutils, codegen, config
 from numba.extending import intrinsic
 
-__all__ = ["LANES", "blocks", "fused", "parities", "popcount", "tiles"]
+__all__ = ["LANES", "blocks", "exchange", "fused", "parities", "popcount", "tiles"]
 
 LANES = 8
 """Planes that a row of a plane table holds."""
@@ -76,6 +76,30 @@ def popcount(typing: Any, x: Any) -> Any:
         return builder.ctpop(args[0])
 
     return U(U), generate
+
+
+@intrinsic  # type: ignore[untyped-decorator]
+def exchange(typing: Any, rows: Any, low: Any, high: Any, by: Any, keep: Any) -> Any:
+    """The bits ``keep`` << ``by`` of row ``low`` and the bits ``keep`` of row ``high`` change
+    places, in every lane. rows: uint64[..., LANES]."""
+
+    def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        data = _data(context, builder, signature.args[0], args[0])
+        lanes = ir.Constant(WORD, LANES)
+        first, second = (
+            builder.bitcast(
+                builder.gep(data, [builder.mul(row, lanes)]), ir.PointerType(_vector(LANES))
+            )
+            for row in args[1:3]
+        )
+        shift, mask = (_filled(builder, word, LANES) for word in args[3:])
+        one, two = (builder.load(each, align=8) for each in (first, second))
+        moved = builder.and_(builder.xor(builder.lshr(one, shift), two), mask)
+        builder.store(builder.xor(one, builder.shl(moved, shift)), first, align=8)
+        builder.store(builder.xor(two, moved), second, align=8)
+        return context.get_dummy_value()
+
+    return types.void(rows, U, U, U, U), generate
 
 
 @intrinsic  # type: ignore[untyped-decorator]

@@ -52,3 +52,12 @@ def columns(pairs: list[Pairing], choosers: list[int], elements: int) -> list[li
 
 def words(rng: np.random.Generator, *shape: int) -> Any:
     return rng.integers(0, 2**64, shape, dtype=np.uint64)
+
+
+def whole(made: Any) -> Any:
+    """What an end's ``extend`` gave, with its pieces put together."""
+    if isinstance(made, tuple):
+        return tuple(map(whole, made))
+    if isinstance(made, list):
+        return np.concatenate(made) if made else np.empty((0, 2), np.uint64)
+    return made

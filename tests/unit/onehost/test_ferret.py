@@ -13,7 +13,7 @@ from cryptography.hazmat.primitives.ciphers import Cipher, algorithms, modes
 from secure_quant.errors import MalformedMessage
 from secure_quant.onehost.ferret import LPN, MARK, Chooser, Lpn, Sender, choice_bits
 from secure_quant.onehost.permutation import Words
-from tests.unit.onehost.drive import SMALL
+from tests.unit.onehost.drive import SMALL, whole
 
 LOW = 2**64 - 1
 
@@ -37,8 +37,8 @@ def test_every_cot_of_several_extensions(lpn: Lpn, batches: tuple[int, ...]) -> 
     chooser, sender, delta = ends(lpn)
     seen = []
     for count in batches:
-        message, w = sender.extend(count)
-        v = chooser.extend(count, message)
+        message, w = whole(sender.extend(count))
+        v = whole(chooser.extend(count, message))
         assert len(message) == count * lpn.trees * (lpn.depth - 1) * 16
         assert len(v) == count * lpn.made
         u = choice_bits(v)
@@ -55,10 +55,10 @@ def test_what_is_put_aside_is_never_given_away() -> None:
     _, sender, _ = ends(SMALL)
     blocks = [sender._base]
     for _ in range(4):
-        blocks += [sender.extend(1)[1].copy(), sender._base]
+        blocks += [whole(sender.extend(1))[1].copy(), sender._base]
         assert len(sender._base) == SMALL.reserve
-    whole = np.concatenate(blocks)
-    assert len(np.unique(whole, axis=0)) == len(whole) == 5 * SMALL.reserve + 4 * SMALL.made
+    every = np.concatenate(blocks)
+    assert len(np.unique(every, axis=0)) == len(every) == 5 * SMALL.reserve + 4 * SMALL.made
 
 
 def _hashed(block: int) -> int:
@@ -121,11 +121,11 @@ def test_against_a_slow_implementation() -> None:
     chooser, sender = Chooser(lpn, code, u, v), Sender(lpn, code, delta, w)
     slow = Slow(lpn, code, integers(delta[None])[0], integers(w))
     for _ in range(3):
-        message, fast = sender.extend(1)
+        message, fast = whole(sender.extend(1))
         expected, blocks = slow.extend()
         assert message == expected
         assert integers(fast) == blocks
-        own = chooser.extend(1, message)
+        own = whole(chooser.extend(1, message))
         assert integers(own ^ choice_bits(own)[:, None] * delta) == blocks
 
 
@@ -163,8 +163,8 @@ def test_the_chooser_misses_a_leaf_of_each_tree() -> None:
 def test_a_wrong_message_breaks_the_relation() -> None:
     """The relation is not one that holds of itself."""
     chooser, sender, delta = ends(SMALL)
-    message, w = sender.extend(1)
-    v = chooser.extend(1, message[:-1] + bytes([message[-1] ^ 1]))
+    message, w = whole(sender.extend(1))
+    v = whole(chooser.extend(1, message[:-1] + bytes([message[-1] ^ 1])))
     assert (w != v ^ choice_bits(v)[:, None] * delta).any()
 
 
@@ -174,7 +174,7 @@ def test_two_matrices_never_share_rows() -> None:
     made = []
     for code in (bytes(32), bytes(32), bytes([1]) + bytes(31)):
         sender = Sender(SMALL, code, delta, w)
-        made.append(sender.extend(1)[1])
+        made.append(whole(sender.extend(1))[1])
     assert (made[0] == made[1]).all()
     assert (made[0] != made[2]).any(axis=1).mean() > 0.99
     again = Sender(SMALL, bytes(32), delta, w)
@@ -185,10 +185,10 @@ def test_two_matrices_never_share_rows() -> None:
 
 def test_lengths_are_checked() -> None:
     chooser, sender, delta = ends(SMALL)
-    message, _ = sender.extend(1)
+    message, _ = whole(sender.extend(1))
     for bad in (message[:-1], message + b"x", b""):
         with pytest.raises(MalformedMessage, match="extension"):
-            chooser.extend(1, bad)
+            whole(chooser.extend(1, bad))
     blocks: Any = np.zeros((SMALL.reserve, 2), np.uint64)
     with pytest.raises(ValueError, match="reserve"):
         Sender(SMALL, bytes(32), delta, blocks[1:])
@@ -199,8 +199,8 @@ def test_lengths_are_checked() -> None:
 def test_blocks_look_random() -> None:
     """Ones of every bit but the marked one, and equal bits of neighbours, within 6.5 deviations."""
     chooser, sender, _ = ends(SMALL)
-    message, w = sender.extend(16)
-    v = chooser.extend(16, message)
+    message, w = whole(sender.extend(16))
+    v = whole(chooser.extend(16, message))
     for blocks in (v, w):
         bits = np.unpackbits(blocks.view(np.uint8), axis=1, bitorder="little")
         bits = np.delete(bits, 1, axis=1)

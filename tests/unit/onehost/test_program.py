@@ -56,13 +56,13 @@ class Ends:
         return MaskKeys(self.plan.masked).share(name, r)
 
     def prepare(self, batch: int) -> Any:
-        """(client's item, server's item, bytes of the extension, of the rest)."""
-        wanted = self.plan.cots(batch)
-        filled = self.pairs[0].fill_bytes(*wanted)
+        """(client's item, server's item, bytes of all but the extensions, by end)."""
+        wanted = self.plan.group_cots(batch)
+        filled = self.pairs[0].fill_bytes(wanted)
+        assert filled == self.pairs[1].fill_bytes(wanted)
         one, two, sent = drive(self.client.prepare(batch), self.server.prepare(batch))
-        begins = 1 if sent[0] == filled else 2  # where Ferret begins
-        assert filled == tuple(sum(side) for side in zip(*sent[:begins], strict=True))
-        return one, two, [sum(side) for side in zip((0, 0), *sent[begins:], strict=True)]
+        whole = [sum(side) for side in zip(*sent, strict=True)]
+        return one, two, [a - b for a, b in zip(whole, filled, strict=True)]
 
     def infer(self, q: Any) -> Any:
         one, two, offline = self.prepare(len(q))
@@ -116,7 +116,7 @@ def test_traffic_takes_ferret(monkeypatch: pytest.MonkeyPatch) -> None:
 
     sent, items = [0, 0], 5
     for seed in range(items):
-        extension = ends.pairs[1].fill_bytes(*ends.plan.cots(1))
+        extension = ends.pairs[1].fill_bytes(ends.plan.group_cots(1))
         sent = [old + new for old, new in zip(sent, extension, strict=True)]
         q = inputs(graph, 1, seed)
         assert np.array_equal(ends.infer(q), reference.run_int(graph, q))
@@ -139,9 +139,9 @@ def test_what_a_pairing_holds_between_items(monkeypatch: pytest.MonkeyPatch) -> 
         ends.prepare(1)
         for p in ends.pairs:
             made = p._source._chooser, p._source._sender
-            blocks = [*p._stock, p._bits, *(end._base for end in made)]
-            whole = {id(each): each for each in (b if b.base is None else b.base for b in blocks)}
-            assert sum(each.nbytes for each in whole.values()) <= most == lpn.held_bytes
+            parts = [part for stock in (*p._stock, p._bits) for part in stock._parts]
+            arrays = {id(part.base): part.base for part in (*parts, *(end._base for end in made))}
+            assert sum(each.nbytes for each in arrays.values()) <= most == lpn.held_bytes
     assert LPN.held_bytes < 26e6  # what is documented
 
 

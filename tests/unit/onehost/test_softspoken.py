@@ -15,6 +15,7 @@ from secure_quant.errors import MalformedMessage
 from secure_quant.onehost import softspoken
 from secure_quant.onehost.base_ot import BaseReceiver, BaseSender
 from secure_quant.onehost.softspoken import Chooser, Sender, bits_of, extension_bytes
+from tests.unit.onehost.drive import whole
 
 FIELDS = (4, 6, 8)
 PARTS = {4: [4] * 32, 6: [6] * 21 + [2], 8: [8] * 16}
@@ -38,9 +39,9 @@ def test_every_cot_of_several_extensions(kappa: Any) -> None:
     chooser, sender = ends(kappa, delta)
     seen = []
     for count in (128, 8192 + 256, 0, 65536 + 128):
-        message, u, v = chooser.extend(count)
+        message, u, v = whole(chooser.extend(count))
         assert len(message) == extension_bytes(count, kappa) == (-(-128 // kappa) - 1) * count // 8
-        w = sender.extend(count, message)
+        w = whole(sender.extend(count, message))
         assert (w == v ^ u[:, None] * delta).all()
         assert set(u.tolist()) <= {0, 1}
         seen.append(v)
@@ -76,8 +77,8 @@ def test_against_a_slow_implementation(kappa: Any, monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr(softspoken, "secrets", drawn)
     delta, count = random_delta(), 256
     chooser, sender = ends(kappa, delta)
-    message, u, v = chooser.extend(count)
-    w = sender.extend(count, message)
+    message, u, v = whole(chooser.extend(count))
+    w = whole(sender.extend(count, message))
 
     ones, rows, seen, total = (
         [],
@@ -122,9 +123,9 @@ def test_a_wrong_delta_or_message_breaks_the_relation() -> None:
     """The relation is not one that holds of itself."""
     delta = random_delta()
     chooser, sender = ends(4, delta)
-    message, u, v = chooser.extend(128)
+    message, u, v = whole(chooser.extend(128))
     flipped = bytes([message[0] ^ 1]) + message[1:]
-    w = sender.extend(128, flipped)
+    w = whole(sender.extend(128, flipped))
     # Column 1 of the parts took a wrong correction in its first place.
     off = (w ^ v ^ u[:, None] * delta).any(axis=1)
     part = int(delta[0] >> np.uint64(4)) & 15
@@ -134,10 +135,10 @@ def test_a_wrong_delta_or_message_breaks_the_relation() -> None:
 def test_lengths_are_checked() -> None:
     delta = random_delta()
     chooser, sender = ends(4, delta)
-    message, _, _ = chooser.extend(128)
+    message, _, _ = whole(chooser.extend(128))
     for bad in (message[:-1], message + b"x", b""):
         with pytest.raises(MalformedMessage):
-            sender.extend(128, bad)
+            whole(sender.extend(128, bad))
     with pytest.raises(MalformedMessage):
         Sender(delta, np.zeros((128, 2), np.uint64), chooser.message[:-1], 4)
 
@@ -147,8 +148,8 @@ def test_bits_and_blocks_look_random(kappa: Any) -> None:
     """Counts of ones, and of equal bits between what each end holds, within 6.5 deviations."""
     delta, count = random_delta(), 2**15
     chooser, sender = ends(kappa, delta)
-    message, u, v = chooser.extend(count)
-    w = sender.extend(count, message)
+    message, u, v = whole(chooser.extend(count))
+    w = whole(sender.extend(count, message))
     spread = 6.5 * np.sqrt(count) / 2
     sent = np.unpackbits(np.frombuffer(message, np.uint8), bitorder="little").reshape(-1, count)
     for column in (u, *[np.array(c) for c in sent]):

@@ -1,0 +1,109 @@
+"""What one end makes ahead of time for a call, in the order in which both ends make it.
+
+Every mask but those of linear layers is drawn fresh, so nothing waits for the model's depth. Layers
+go a few at a time, so that the client encrypts the next masks while the server evaluates; COTs are
+extended for one group of gates after the other, each taken whole before the next is made.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Iterator
+from functools import partial
+from typing import Any, Literal
+
+import numpy as np
+
+from secure_quant.mpc.protocol.gates.base import Gate, Side, Wire
+from secure_quant.mpc.protocol.gates.edge import JoinGate, OutputGate
+from secure_quant.mpc.protocol.gates.linear import LinearGate
+from secure_quant.mpc.protocol.gates.local import LocalGate
+from secure_quant.mpc.protocol.ring import Ring
+from secure_quant.onehost.cot import Pairing
+from secure_quant.onehost.exchange import Begun, Joint, flow, together
+from secure_quant.onehost.maximum import JointMaximum
+from secure_quant.onehost.plan import OneHostPlan
+from secure_quant.onehost.product import JointProduct
+
+__all__ = ["ABREAST", "Ahead"]
+
+ABREAST = 2**19
+"""Bytes of ciphertexts that go up in one exchange, or one layer's."""
+Layer = Callable[[LinearGate, Ring], Joint[tuple[Ring, Any]]]
+"""(layer, own share of its input's mask) -> (own share of the mask, state)."""
+
+
+class Ahead:
+    """masks: own shares, uint64[batch, *shape], by gate; those that ``__init__`` is not given come
+    to it. made: by gate, what its online half takes."""
+
+    def __init__(
+        self, plan: OneHostPlan, pairing: Pairing, layer: Layer, masks: dict[str, Ring], batch: int
+    ) -> None:
+        self.masks, self.made = masks, dict[str, Any]()
+        self._plan, self._pairing, self._layer, self._batch = plan, pairing, layer, batch
+        ends = OutputGate, JoinGate
+        self._waiting = [g for g in plan.gates if not (g.name in masks or isinstance(g, ends))]
+        self._groups, self._cots = deque(plan.groups(batch)), deque(plan.group_cots(batch))
+        self._state: Literal["", "extending", "extended", "making"] = ""
+
+    def run(self) -> Joint[None]:
+        """All of it. Raises MalformedMessage, PairingSpent."""
+        return flow(self._ready)
+
+    def _ready(self) -> Iterator[Begun]:
+        yield from self._layers()
+        if self._groups and not self._state:
+            self._state = "extending"
+            yield self._pairing.fill(*self._cots.popleft()), self._extended
+        if self._state == "extended" and all(map(self._known, self._groups[0])):
+            self._state, names = "making", self._groups.popleft()
+            yield together([self._half(name) for name in names]), partial(self._finished, names)
+
+    def _extended(self, _: None) -> None:
+        self._state = "extended"
+
+    def _finished(self, names: list[str], results: list[Any]) -> None:
+        self._state = ""
+        self.made |= dict(zip(names, results, strict=True))
+
+    def _layers(self) -> Iterator[Begun]:
+        """The next ones whose inputs' masks are known; what is local on the way is done."""
+        taken = 0
+        for gate in list(self._waiting):
+            known = [self.masks[name] for name in gate.inputs if name in self.masks]
+            if len(known) < len(gate.inputs):
+                continue
+            if not isinstance(gate, LinearGate):
+                self._waiting.remove(gate)
+                self._local(gate, known)
+                continue
+            size = self._plan.masked.request_bytes(gate.name, self._batch)
+            if not taken or taken + size <= ABREAST:
+                self._waiting.remove(gate)
+                taken += size
+                yield self._layer(gate, known[0]), partial(self._masked, gate.name)
+
+    def _masked(self, name: str, result: tuple[Ring, Any]) -> None:
+        self.masks[name], self.made[name] = result
+
+    def _local(self, gate: Gate, known: list[Ring]) -> None:
+        if isinstance(gate, LocalGate):
+            side = Side(self._pairing.party, self._batch, np.empty((self._batch, 0), np.uint64), [])
+            own: list[Ring | None] = list(known)
+            self.masks[gate.name] = Wire(mask=gate.offline(side, own)[1]).own
+        elif isinstance(half := self._plan.halves[gate.name], JointMaximum):  # of one candidate
+            gathered = half.gate.gather(known[0])
+            self.masks[gate.name] = gathered.reshape(self._batch, *gate.shape)
+
+    def _known(self, name: str) -> bool:
+        return all(inner in self.masks for inner in self._plan.halves[name].gate.inputs)
+
+    def _half(self, name: str) -> Joint[Any]:
+        """The joint half of a gate, of the masks of its inputs and of itself."""
+        half, pairing = self._plan.halves[name], self._pairing
+        if isinstance(half, JointProduct):
+            left, right = (self.masks[inner] for inner in half.gate.inputs)
+            return half.make(pairing, left, right, self.masks[name])
+        inner = self.masks[half.gate.inputs[0]]
+        return half.make(pairing, inner, self.masks.get(name, inner))
