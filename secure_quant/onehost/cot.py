@@ -62,8 +62,9 @@ def stretch(keys: Words, first: int, bits: int) -> Words:
     """Pads of at least ``bits`` bits, whole blocks from block ``first`` on: uint64[n, 2] ->
     uint64[n, 2 · ceil(bits / 128)]."""
     blocks = np.arange(first, first + -(-bits // 128), dtype=np.uint64)
-    inputs = np.repeat(keys[:, None, :], len(blocks), axis=1)
-    inputs[..., 0] ^= blocks
+    inputs = np.empty((len(keys), len(blocks), 2), np.uint64)
+    np.bitwise_xor(keys[:, :1], blocks, out=inputs[..., 0])
+    inputs[..., 1] = keys[:, 1:]
     return PADS.hash(inputs).reshape(len(keys), -1)
 
 
