@@ -75,11 +75,9 @@ def _wide_flood(stream: Sampler, shape: tuple[int, int], bound: int, parameters:
     q, p = parameters.primes
     low = stream.residues(shape[0] * shape[1], p).reshape(shape)
     high = stream.flood(shape, bound)
-    # p·(high mod q) modulo q by base 256, since the product would leave 64 bits.
-    digits = (high % q).astype(np.uint64)
-    factor, modulus = np.uint64(p % q), np.uint64(q)
-    total = np.zeros(shape, np.uint64)
-    for shift in range(8 * (-(-q.bit_length() // 8) - 1), -1, -8):
-        digit = (digits >> np.uint64(shift)) & np.uint64(255)
-        total = ((total << np.uint64(8)) + digit * factor) % modulus
-    return np.stack([(total + low % modulus) % modulus, low], 1)
+    # p·high modulo 2^64, less as many q as a quotient of 53 bits says: 24 too many or too few at
+    # most, as q < 2^56.
+    factor, reduced = p % q, high % q
+    quotient = np.rint(reduced * (factor / q)).astype(np.int64)
+    near = reduced * np.int64(factor) - quotient * np.int64(q)
+    return np.stack([((near + low.view(np.int64)) % np.int64(q)).view(np.uint64), low], 1)

@@ -158,15 +158,15 @@ def cut_bits(values: Words, first: int, bits: int) -> Words:
 
 def joined_bits(parts: Sequence[tuple[Words, int]], count: int) -> Words:
     """(uint64[n] or uint64[n, words], bits) end to end in every element, n = count."""
-    total = sum(bits for _, bits in parts)
-    made = np.zeros((count, -(-total // 64) + 1), np.uint64)
+    words = -(-sum(bits for _, bits in parts) // 64)
+    made = [np.zeros(count, np.uint64) for _ in range(words)]
     place = 0
     for values, bits in parts:
         wide = values[:, None] if values.ndim == 1 else values
         for v in range(-(-bits // 64)):
             w, s = divmod(place + 64 * v, 64)
-            made[:, w] |= wide[:, v] << np.uint64(s)
-            if s:
-                made[:, w + 1] |= wide[:, v] >> np.uint64(64 - s)
+            made[w] |= wide[:, v] << np.uint64(s)
+            if s + min(bits - 64 * v, 64) > 64:
+                made[w + 1] |= wide[:, v] >> np.uint64(64 - s)
         place += bits
-    return np.ascontiguousarray(made[:, : -(-total // 64)])
+    return np.stack(made, axis=1) if words else np.empty((count, 0), np.uint64)
