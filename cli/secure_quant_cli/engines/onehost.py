@@ -103,12 +103,13 @@ def way(made: OneHostPlan, batch: int) -> Way:
 
 
 def memory(made: OneHostPlan, batch: int) -> dict[str, int]:
-    """Of both ends while an item is made beside a stock of two: by its correlated OTs, and what
-    Ferret holds."""
+    """Of both ends while an item is made beside a stock of two: by the correlated OTs of its
+    largest group of gates, and what Ferret holds."""
     from secure_quant_cli.sizes import parameter_count
 
     weights = sum(parameter_count(node) for node in made.graph.nodes)
-    items = _A_COT * sum(made.cots(batch)) + (made.lpn.held_bytes if made.lpn else 0)
+    most = max(sum(cots) for cots in made.group_cots(batch))
+    items = _A_COT * most + (made.lpn.held_bytes if made.lpn else 0)
     return {"onehost": _SERVER + 2 * weights + items, "client": _CLIENT + items}
 
 

@@ -22,6 +22,7 @@ from secure_quant.ir import Graph, ops
 from secure_quant.mpc.protocol.cost import packed_bytes
 from secure_quant.mpc.protocol.gates.product import ProductGate
 from secure_quant.mpc.protocol.ring import reduce
+from secure_quant.onehost import ahead as ahead_module
 from secure_quant.onehost import plan as plan_module
 from secure_quant.onehost import sources
 from secure_quant.onehost.cot import MOST_BLOCKS, STEP_BYTES, Pairing
@@ -260,6 +261,19 @@ def test_gates_in_groups_make_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
     counts = [count for count, _ in exchanges]
     assert counts[0] == 1 < counts[1] < counts[2] == len(names)
     assert exchanges[0][1] < exchanges[1][1] < exchanges[2][1]
+
+
+def test_layers_a_few_at_a_time_make_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    """One in each exchange, beside gates of several groups."""
+    monkeypatch.setattr(ahead_module, "ABREAST", 1)
+    ends = Ends(graphs.lenet(), pair())
+    monkeypatch.setattr(plan_module, "GROUP", sum(ends.plan.cots(2)) // 2)
+    up = [ends.plan.masked.request_bytes(name, 2) for name in ends.host.layers]
+    _, _, sent = drive(ends.client.prepare(2), ends.server.prepare(2))
+    assert len(up) == 5
+    assert all(size <= mine for size, (mine, _) in zip(up, sent, strict=False))
+    q = inputs(ends.graph, 2)
+    assert np.array_equal(ends.infer(q), reference.run_int(ends.graph, q))
 
 
 @pytest.mark.parametrize("name", ["mlp", "activation_out", "attention"])
