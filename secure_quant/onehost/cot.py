@@ -61,6 +61,8 @@ STEP_BYTES = 16
 def stretch(keys: Words, first: int, bits: int) -> Words:
     """Pads of at least ``bits`` bits, whole blocks from block ``first`` on: uint64[n, 2] ->
     uint64[n, 2 · ceil(bits / 128)]."""
+    if first == 0 and bits <= 128:
+        return PADS.hash(keys)
     blocks = np.arange(first, first + -(-bits // 128), dtype=np.uint64)
     inputs = np.empty((len(keys), len(blocks), 2), np.uint64)
     np.bitwise_xor(keys[:, :1], blocks, out=inputs[..., 0])

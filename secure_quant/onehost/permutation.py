@@ -8,9 +8,10 @@ x -> π(σ(x)) ⊕ σ(x) with σ(l, r) = (l ⊕ r, l) circular correlation robus
 from __future__ import annotations
 
 import hashlib
+from threading import local
 
 import numpy as np
-from cryptography.hazmat.primitives.ciphers import Cipher, algorithms, modes
+from cryptography.hazmat.primitives.ciphers import Cipher, CipherContext, algorithms, modes
 from numpy.typing import NDArray
 
 __all__ = [
@@ -26,13 +27,21 @@ class Permutation:
     def __init__(self, purpose: str) -> None:
         key = hashlib.sha256(b"secure-quant one host: " + purpose.encode()).digest()[:16]
         self._cipher = Cipher(algorithms.AES(key), modes.ECB())  # noqa: S305 - a permutation
+        # Two threads may not share an encryptor, and a new one takes longer than a small message.
+        self._of_thread = local()
+
+    def _encryptor(self) -> CipherContext:
+        try:
+            made: CipherContext = self._of_thread.encryptor
+        except AttributeError:
+            made = self._of_thread.encryptor = self._cipher.encryptor()
+        return made
 
     def __call__(self, blocks: Words) -> Words:
         """π(x), uint64[..., 2]."""
         plain = np.ascontiguousarray(blocks, "<u8").reshape(-1)
         made = np.empty(plain.size + 2, "<u8")  # the encryptor asks for room for a block more
-        # An encryptor of its own for every call: two threads may not share one.
-        self._cipher.encryptor().update_into(plain.view(np.uint8).data, made.view(np.uint8).data)
+        self._encryptor().update_into(plain.view(np.uint8).data, made.view(np.uint8).data)
         return made[: plain.size].astype(np.uint64, copy=False).reshape(blocks.shape)
 
     def hash(self, blocks: Words) -> Words:

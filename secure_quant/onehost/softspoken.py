@@ -17,7 +17,8 @@ model", CRYPTO 2022.
 from __future__ import annotations
 
 import secrets
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from itertools import repeat
 from typing import Literal
 
 import numpy as np
@@ -77,34 +78,46 @@ class _Streams:
             for seed in leaves.astype("<u8")
         ]  # fmt: skip
 
-    def sums(self, count: int, weighted: Words) -> Words:
-        """Of the next ``count`` bits of all: their XOR, uint64[count / 64]. weighted: for bit b of
-        a leaf's number the XOR of those that have it, uint64[depth, count / 64], is written."""
-        made = np.empty((len(self._streams), count // 64), "<u8")
-        zeros, octets = bytes(count // 8), made.view(np.uint8)
-        for row, stream in zip(octets, self._streams, strict=True):
+    def sums(self, room: _Room, weighted: Words) -> Words:
+        """Of the next bits of all, as many as there is room for: their XOR, uint64[words].
+        weighted: for bit b of a leaf's number the XOR of those that have it, uint64[depth, words],
+        is written."""
+        for row, stream in zip(room.rows, self._streams, strict=False):
             if stream is None:
-                row[:] = 0
+                row[:] = room.zeros
             else:
-                stream.update_into(zeros, row.data)
-        kernels.fold(
-            made.astype(np.uint64, copy=False), total := np.empty(count // 64, np.uint64), weighted
-        )
+                stream.update_into(room.zeros, row)
+        made = room.words[: len(self._streams)].astype(np.uint64, copy=False)
+        kernels.fold(made, total := np.empty(made.shape[1], np.uint64), weighted)
         return total
 
 
-def _chunks(count: int) -> list[int]:
+class _Room:
+    """Where the streams of one tree after the other are written, ``count`` bits of each."""
+
+    def __init__(self, leaves: int, count: int) -> None:
+        self.words = np.empty((leaves, count // 64), "<u8")
+        self.rows = [row.data for row in self.words.view(np.uint8)]
+        self.zeros = bytes(count // 8)
+
+
+def _rooms(count: int, field: Field) -> Iterator[_Room]:
+    """For ``count`` COTs, a chunk after the other."""
     if count % GRAIN:
         raise ValueError(f"COTs come in multiples of {GRAIN}")
     whole, rest = divmod(count, _CHUNK)
-    return [_CHUNK] * whole + ([rest] if rest else [])
+    if whole:
+        yield from repeat(_Room(2**field, _CHUNK), whole)
+    if rest:
+        yield _Room(2**field, rest)
 
 
-def _summed(trees: Sequence[_Streams], count: int, field: Field) -> tuple[Words, Words]:
+def _summed(trees: Sequence[_Streams], room: _Room, field: Field) -> tuple[Words, Words]:
     """(sums of the trees' leaves, weighted sums by bit of Δ): [trees, words], [128, words]."""
-    weighted, first, totals = np.empty((SECURITY, count // 64), np.uint64), 0, []
+    words = room.words.shape[1]
+    weighted, first, totals = np.empty((SECURITY, words), np.uint64), 0, []
     for tree, depth in zip(trees, parts(field), strict=True):
-        totals.append(tree.sums(count, weighted[first : first + depth]))
+        totals.append(tree.sums(room, weighted[first : first + depth]))
         first += depth
     return np.stack(totals), weighted
 
@@ -133,8 +146,8 @@ class Chooser:
     def extend(self, count: int) -> tuple[bytes, list[Words], list[Words]]:
         """(message, u: uint64[n] of 0 and 1, v: uint64[n, 2]), in pieces of ``count`` in all."""
         sent, bits, blocks = [], [], []
-        for size in _chunks(count):
-            total, weighted = _summed(self._trees, size, self._field)
+        for room in _rooms(count, self._field):
+            total, weighted = _summed(self._trees, room, self._field)
             sent.append((total[1:] ^ total[0]).astype("<u8").tobytes())
             packed = total[0].astype("<u8").view(np.uint8)
             bits.append(np.unpackbits(packed, bitorder="little").astype(np.uint64))
@@ -181,10 +194,11 @@ class Sender:
         chosen = (np.uint64(0) - self._bits)[:, None]
         tree_of = np.repeat(np.arange(len(self._trees)), parts(self._field))
         own = parts(self._field)[0]
-        for size in _chunks(count):
-            _, weighted = _summed(self._trees, size, self._field)
-            words = extension_bits(self._field) * size // 64
-            change = whole[place : place + words].reshape(-1, size // 64)
+        for room in _rooms(count, self._field):
+            _, weighted = _summed(self._trees, room, self._field)
+            wide = weighted.shape[1]
+            words = extension_bits(self._field) * wide
+            change = whole[place : place + words].reshape(-1, wide)
             place += words
             weighted[own:] ^= chosen[own:] & change[tree_of[own:] - 1]
             blocks.append(_rows(weighted))
