@@ -15,8 +15,8 @@ from secure_quant.mpc.kernels.bits import ONE, ONES, OUT, ZERO, I, flip, kernel,
 from secure_quant.mpc.kernels.simd import LANES, exchange, popcount
 
 __all__ = [
-    "borrowed", "close", "cut", "fold", "grow", "grow_but_one", "hide", "hide_number", "join",
-    "larger", "look_up", "mix", "open_hidden", "open_number", "transpose",
+    "borrowed", "close", "cut", "cut_rows", "fold", "grow", "grow_but_one", "hide", "hide_number",
+    "join", "larger", "look_up", "mix", "open_hidden", "open_number", "transpose",
 ]  # fmt: skip
 
 load()  # gates' loops too: a peer that waits is not to wait for a compiler
@@ -148,6 +148,15 @@ def cut(words: Any, bits: Any, values: Any) -> None:
             values[i, v] = read(words, place, size) & (ONES >> np.uint64(64 - size))
             place += 64
             left -= 64
+
+
+@kernel(types.void(IN2, I, OUT2))
+def cut_rows(words: Any, bits: int, values: Any) -> None:
+    """Numbers of ``bits`` bits from the beginning of every row: values: [n, numbers]."""
+    for i in range(values.shape[0]):
+        row = words[i]
+        for j in range(values.shape[1]):
+            values[i, j] = read(row, j * bits, bits)
 
 
 @kernel(types.void(IN, IN2, INT2, OUT))

@@ -20,10 +20,11 @@ from secure_quant.ir import ops
 from secure_quant.mpc.protocol.cost import packed_bytes
 from secure_quant.mpc.protocol.gates.product import ProductGate
 from secure_quant.mpc.protocol.ring import Ring, reduce
+from secure_quant.onehost import kernels
 from secure_quant.onehost.cot import MOST_BLOCKS, Column, Pairing
 from secure_quant.onehost.exchange import Joint, swap
 from secure_quant.onehost.permutation import Words
-from secure_quant.onehost.products import cut_bits, joined_bits, packed, unpacked
+from secure_quant.onehost.products import joined_bits, packed, unpacked
 
 __all__ = ["JointProduct", "MadeProduct"]
 
@@ -160,4 +161,6 @@ def _heard(column: Column, bit: Words, message: bytes, count: int, bits: int) ->
 
 def _cut(pad: Words, count: int, bits: int) -> Words:
     """uint64[n, words] -> uint64[n, count] of ``bits`` bits each."""
-    return np.concatenate([cut_bits(pad, j * bits, bits) for j in range(count)], axis=1)
+    made = np.empty((len(pad), count), np.uint64)
+    kernels.cut_rows(pad, bits, made)
+    return made
