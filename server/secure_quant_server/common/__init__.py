@@ -10,6 +10,7 @@ from secure_quant_server.common.access import (
 )
 from secure_quant_server.common.admission import Held
 from secure_quant_server.common.budgets import Budgets
+from secure_quant_server.common.bundles import Bundle, read_bundle
 from secure_quant_server.common.memory import keep_freed_memory
 from secure_quant_server.common.metrics import Metrics, Workers
 from secure_quant_server.common.requests import Cost, Requests
@@ -17,13 +18,13 @@ from secure_quant_server.common.server import (
     GrpcServer,
     ServerOptions,
     on_stop_signal,
-    read_bundle,
 )
 from secure_quant_server.common.shared_budgets import budgets_of
 
 __all__ = [
     "Access",
     "Budgets",
+    "Bundle",
     "Caller",
     "Cost",
     "GrpcServer",

@@ -12,9 +12,9 @@ import asyncio
 import json
 import socket
 import struct
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field, fields, is_dataclass
-from typing import Any, Literal, get_args, get_origin, get_type_hints
+from typing import Any, Literal, Protocol, get_args, get_origin, get_type_hints
 
 import grpc
 
@@ -52,11 +52,23 @@ class Pong:
     """Worker to front: yes."""
 
 
+class Later(Protocol):
+    """Bytes that are read when they are sent."""
+
+    def __len__(self) -> int: ...
+
+    def pieces(self) -> Iterator[bytes | memoryview]:
+        """All of them, a little at a time."""
+
+
+Part = bytes | memoryview | Later
+
+
 @dataclass(frozen=True, slots=True)
 class Parts:
     """A body to send: parts that need not be joined before. It is read as one."""
 
-    parts: tuple[bytes | memoryview, ...] = field(repr=False)
+    parts: tuple[Part, ...] = field(repr=False)
 
     def __len__(self) -> int:
         return sum(map(len, self.parts))
@@ -163,7 +175,7 @@ class Vocabulary:
 _to_json = json.JSONEncoder(separators=(",", ":"), default=asdict).encode
 
 
-def encode(message: Any) -> tuple[bytes, tuple[bytes | memoryview, ...]]:
+def encode(message: Any) -> tuple[bytes, tuple[Part, ...]]:
     """(head and header, body in parts)"""
     plain: dict[str, Any] = {"": type(message).__name__}
     body = Parts(())
@@ -179,10 +191,22 @@ def encode(message: Any) -> tuple[bytes, tuple[bytes | memoryview, ...]]:
     return _HEAD.pack(len(header), len(body)) + header, body.parts
 
 
-def _writes(message: Any) -> tuple[bytes | memoryview, ...]:
+def _writes(message: Any) -> Iterator[bytes | memoryview]:
     """What is written for it: a little all at once, for one wake-up of the other end."""
     head, body = encode(message)
-    return (b"".join((head, *body)),) if sum(map(len, body)) <= JOINED else (head, *body)
+    pieces = (piece for part in body for piece in _pieces(part))
+    if sum(map(len, body)) <= JOINED:
+        yield b"".join((head, *pieces))
+    else:
+        yield head
+        yield from pieces
+
+
+def _pieces(part: Part) -> Iterator[bytes | memoryview]:
+    if isinstance(part, bytes | memoryview):
+        yield part
+    else:
+        yield from part.pieces()
 
 
 def _lengths(head: bytes | memoryview, most: int) -> tuple[int, int]:
@@ -205,6 +229,7 @@ class MessagePipe:
     ) -> None:
         self._reader, self._writer = reader, writer
         self._vocabulary, self._most, self._views = vocabulary, most, views
+        self._meanwhile: list[Any] | None = None
 
     @classmethod
     async def over(
@@ -224,8 +249,31 @@ class MessagePipe:
         """Queue a message. Raises InternalError once the other end is gone."""
         if self._writer.is_closing():
             raise InternalError(GONE)
+        if self._meanwhile is not None:
+            self._meanwhile.append(message)
+            return
         for part in _writes(message):
             self._writer.write(part)
+
+    async def send_whole(self, message: Any) -> None:
+        """As ``send``, but no faster than the other end takes it: what is ``Later`` is never all in
+        memory. What is sent meanwhile follows. Not twice at a time. Raises InternalError, and what
+        reading raises, after which this end is closed."""
+        meanwhile: list[Any] = []
+        self._meanwhile = meanwhile
+        try:
+            for part in _writes(message):
+                self._writer.write(part)
+                await self._writer.drain()
+        except BaseException as error:
+            self.close()
+            if isinstance(error, ConnectionError):
+                raise InternalError(GONE) from error
+            raise
+        finally:
+            self._meanwhile = None
+        for each in meanwhile:
+            self.send(each)
 
     async def receive(self) -> Any:
         """The next message. Raises InternalError when the other end is gone, MalformedMessage."""

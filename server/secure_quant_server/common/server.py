@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import os
 import signal
 from collections.abc import Callable, Sequence
-from pathlib import Path
 
 import grpc.aio
 from grpc_health.v1 import health_pb2, health_pb2_grpc
@@ -32,7 +30,7 @@ from secure_quant_server.common.health import Health
 from secure_quant_server.common.metrics import Metrics
 from secure_quant_server.options import ServerOptions
 
-__all__ = ["GrpcServer", "ServerOptions", "on_stop_signal", "read_bundle"]
+__all__ = ["GrpcServer", "ServerOptions", "on_stop_signal"]
 
 WARN_DAYS = 30
 WARN_EVERY_S = 6 * 3600.0
@@ -139,13 +137,3 @@ def on_stop_signal() -> asyncio.Event:
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stop.set)
     return stop
-
-
-def read_bundle(bundle: str | os.PathLike[str] | bytes) -> bytes:
-    """The bytes of a bundle given as they are or as a path. Raises ConfigError."""
-    if isinstance(bundle, bytes):
-        return bundle
-    try:
-        return Path(bundle).read_bytes()
-    except OSError as error:
-        raise ConfigError("bundle", got=f"{bundle}: {error.strerror}") from error

@@ -112,6 +112,10 @@ class Worker:
         """Queue a message. Raises InternalError once the process is gone."""
         self._pipe.send(message)
 
+    async def send_whole(self, message: Any) -> None:
+        """See ``MessagePipe.send_whole``."""
+        await self._pipe.send_whole(message)
+
     async def receive(self) -> Any:
         """Its next message but Pong. Raises InternalError, MalformedMessage."""
         while True:

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from secure_quant.errors import MalformedMessage
 from secure_quant.mpc.runtime.options import LaneOptions
 from secure_quant.transport import Credentials, InsecurePlaintext, Security, SwappedTls, Tls
+from secure_quant_server.common.bundles import Bundle
 from secure_quant_server.common.messages import Parts
 from secure_quant_server.mpc.messages import Certificates, Place, Setup
 
@@ -17,16 +18,17 @@ PEM = ("ca", "cert", "key")
 
 @dataclass(frozen=True, kw_only=True)
 class LaneConfig:
-    """The private key and the bundles travel over the pipe, never as arguments or files."""
+    """The private key and the bundles travel over the pipe, never as arguments or files; what a
+    front holds as a ``Bundle`` is bytes at the worker."""
 
     place: Place
     options: LaneOptions
     security: Security
-    bundles: tuple[bytes | memoryview, ...]
+    bundles: tuple[bytes | memoryview | Bundle, ...]
 
     def to_setup(self) -> Setup:
         """As a message. Raises the errors of ``Tls.load``."""
-        parts: list[bytes | memoryview] = []
+        parts: list[bytes | memoryview | Bundle] = []
         name = None
         if isinstance(self.security, Tls):
             name = self.security.server_name
@@ -72,10 +74,14 @@ def _pem(found: Credentials) -> list[bytes]:
 
 def _parts(message: Setup | Certificates) -> list[memoryview]:
     """Views of the body: bundles may be large."""
-    if isinstance(message.body, Parts):
-        return [memoryview(part) for part in message.body.parts]
-    view, parts, start = memoryview(message.body), [], 0
+    view, parts, start = memoryview(_received(message)), [], 0
     for size in message.sizes:
         parts.append(view[start : start + size])
         start += size
     return parts
+
+
+def _received(message: Setup | Certificates) -> bytes | memoryview:
+    if isinstance(message.body, Parts):
+        raise MalformedMessage("setup", got="one that was not sent yet")
+    return message.body

@@ -119,7 +119,7 @@ class LaneHandle(Keeper):
 
     async def attend(self, worker: Worker) -> None:
         """See ``Keeper``."""
-        worker.send(self._config.to_setup())  # reads the certificates: may be refused
+        await worker.send_whole(self._config.to_setup())  # reads the certificates: may be refused
         while True:
             self.take(await worker.receive())
 

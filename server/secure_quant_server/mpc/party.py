@@ -49,6 +49,7 @@ from secure_quant.wire.gen.share_inference_pb2 import (
 from secure_quant.wire.gen.share_progress_pb2 import WatchRequest, WatchResponse
 from secure_quant_server.common import (
     Access,
+    Bundle,
     GrpcServer,
     Held,
     Requests,
@@ -56,7 +57,6 @@ from secure_quant_server.common import (
     budgets_of,
     current_caller,
     on_stop_signal,
-    read_bundle,
 )
 from secure_quant_server.common.workers import Template
 from secure_quant_server.mpc.batching import Batcher
@@ -105,7 +105,7 @@ async def serve_party(
     """
     chosen = PartyOptions(listen=listen, security=tls, link=link, dealer=dealer, **options)
     stop = on_stop_signal()
-    front = _Front([read_bundle(bundle) for bundle in bundles], chosen, template)
+    front = _Front([Bundle(bundle) for bundle in bundles], chosen, template)
     await front.start()
     try:
         await stop.wait()
@@ -115,9 +115,9 @@ async def serve_party(
 
 class _Front:
     def __init__(
-        self, bundles: Sequence[bytes], options: PartyOptions, template: Template | None
+        self, bundles: Sequence[Bundle], options: PartyOptions, template: Template | None
     ) -> None:
-        programs = [load_party(bundle, weights=False) for bundle in bundles]
+        programs = [load_party(bundle.whole(), weights=False) for bundle in bundles]
         parties = {program.party for program in programs}
         if len(parties) != 1:
             raise ConfigError("bundles", got=f"parties {sorted(parties)}", expected="of one party")

@@ -41,6 +41,7 @@ from secure_quant.transport import FrameStream, SwappedTls, Tls, aio_channel, li
 from secure_quant.wire.gen import party_link_pb2_grpc
 from secure_quant.wire.gen.party_link_pb2 import ExchangeResponse, LinkHello
 from secure_quant_server.common import Access, GrpcServer, ServerOptions, last_word, logs
+from secure_quant_server.common.bundles import Bundle
 from secure_quant_server.common.messages import (
     MessagePipe,
     Ping,
@@ -89,7 +90,7 @@ class _Worker:
         self._front_runs = asyncio.Event()
         self._front_runs.set()
         self._said, self._said_at = "", 0.0
-        loaded = [load_party(bundle) for bundle in config.bundles]
+        loaded = [load_party(each) for each in config.bundles if not isinstance(each, Bundle)]
         self._programs: Mapping[str, PartyProgram] = {each.model_hash: each for each in loaded}
         self._desk = FrontDesk(pipe)
         self._session: LaneSession | None = None
