@@ -5,10 +5,10 @@
 
 Real processes on this machine over loopback, mutual TLS, one sample a call. What can be made ahead
 is there before the clock starts, and each call comes after --rest seconds without one, as a
-caller's first does; medians. Memory is each role's peak, shared pages counted once (PSS); the
-client's is not measured: it shares this process. Answers are compared with the reference. Prints
-a JSON object each, and then a table for bench/RESULTS.md. --fresh measures the rates of this
-machine anew; other work on it makes both sides wrong.
+caller's first does; medians. Memory is each role's peak, pages that its processes share counted
+once and those of libraries whole; the client's is not measured: it shares this process. Answers are
+compared with the reference. Prints a JSON object each, and then a table for bench/RESULTS.md.
+--fresh measures the rates of this machine anew; other work on it makes both sides wrong.
 """
 
 from __future__ import annotations

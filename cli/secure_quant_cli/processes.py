@@ -41,16 +41,39 @@ def descendants(pid: int) -> list[int]:
 
 
 def peak_memory(pid: int) -> int | None:
-    """Peak resident bytes of a process and its descendants together; pages that several processes
-    share, as a template's with its workers, count once: each has its share of them (PSS)."""
-    total = 0
+    """Peak resident bytes of a process and its descendants together, as they would be on a host of
+    their own: a page that several of them share, a template's with its workers or a library's,
+    counts once, and counts whole whoever else maps the same library."""
+    total, files = 0, dict[str, int]()
     for each in (pid, *descendants(pid)):
         peak = _kilobytes(each, "status").get("VmHWM")
         if peak is None and each == pid:
             return None
         now = _kilobytes(each, "smaps_rollup")  # not everywhere
-        total += (peak or 0) - now.get("Rss", 0) + now.get("Pss", 0)
-    return 1024 * total
+        own = now.get("Pss_Anon", 0) + now.get("Pss_Shmem", 0)
+        total += (peak or 0) - now.get("Rss", 0) + own
+        if now:
+            for name, size in _file_pages(each).items():
+                files[name] = max(size, files.get(name, 0))
+    return 1024 * (total + sum(files.values()))
+
+
+def _file_pages(pid: int) -> dict[str, int]:
+    """Kilobytes resident of each part of a file that a process maps, pages of its own aside."""
+    found: dict[str, int] = {}
+    name = ""
+    try:
+        lines = Path(f"/proc/{pid}/smaps").read_text().splitlines()
+    except OSError:
+        return {}
+    for line in lines:
+        field = line.split(maxsplit=5)
+        if not field[0].endswith(":"):  # address, rights, offset, device, inode, file
+            name = f"{field[2]} {field[5]}" if len(field) > 5 and field[5][0] == "/" else ""
+        elif name and field[0] in ("Rss:", "Anonymous:"):
+            sign = 1 if field[0] == "Rss:" else -1
+            found[name] = found.get(name, 0) + sign * int(field[1])
+    return found
 
 
 def _kilobytes(pid: int, name: str) -> dict[str, int]:

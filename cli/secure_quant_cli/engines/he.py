@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 __all__ = ["COMMANDS", "model_of", "start"]
 
 
-_SERVER, _CLIENT, _TRANSFORMS = 105 * 10**6, 150 * 10**6, 2**30
+_SERVER, _CLIENT, _TRANSFORMS = 134 * 10**6, 82 * 10**6, 2**30
 _BLINDS, _CIPHERTEXTS = 8, 20
 """Bytes of a server's processes, of a client, of transforms kept, at most; how often a stock of
 blinds has the bytes of all answers, and a call's ciphertexts their own: bench/RESULTS.md."""

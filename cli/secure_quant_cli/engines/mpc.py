@@ -32,13 +32,15 @@ if TYPE_CHECKING:
 __all__ = ["COMMANDS", "check_party", "model_of", "offline_cpu", "start_dealer", "start_party"]
 
 
-_CLIENT = 90 * 10**6
-_PARTY, _PARTY_STREAMED = 310 * 10**6, 500 * 10**6
-_DEALER, _DEALER_STREAMED = 120 * 10**6, 190 * 10**6
-_A_WEIGHT, _A_DEALT_WEIGHT, _A_GATE = 9, 3, 1.5
+_CLIENT = 72 * 10**6
+_PARTY, _PARTY_STREAMED = 485 * 10**6, 560 * 10**6
+_DEALER, _DEALER_STREAMED = 226 * 10**6, 285 * 10**6
+_A_WEIGHT, _A_DEALT_WEIGHT, _A_ENTRY, _A_DEALT_ENTRY = 12, 4, 3, 1
+_A_GATE, _A_CORRECTION = 1.5, 1.2
 """Bytes of a client; of a party (front, a lane, and the template of lanes with CrypTen and PyTorch)
-and of a dealer before anything is held; of a weight at a party and at the dealer, and of a byte of
-two gates' material: bench/RESULTS.md."""
+and of a dealer before anything is held; of a weight and of an entry of a secret table, at a party
+and at the dealer; of a byte of two gates' material, and of one that waits at party 1: RESULTS."""
+
 _CALL_S, _EXCHANGE_S = 4.2e-3, 6e-5
 """Of a client's call after rest, through fronts and lanes, and of an exchange of the parties, on
 one machine: bench/RESULTS.md."""
@@ -192,31 +194,35 @@ def way(made: MpcPlan, batch: int) -> Way:
 
 
 def memory(made: MpcPlan, batch: int) -> dict[str, int]:
-    """Of a role with one lane and default options: its processes, weights, and what it holds of
-    material. A streamed model's roles hold two gates' of it, and party 1 what came ahead."""
+    """Of a role with one lane and default options: its processes with the libraries that they map,
+    weights, and what it holds of material. A streamed model's roles hold two gates' of it, and
+    party 1 what came ahead."""
+    from secure_quant.ir.ops import Embedding
     from secure_quant.mpc.runtime.options import LaneOptions
     from secure_quant_cli.sizes import parameter_count
 
     options = LaneOptions()
-    weights = sum(parameter_count(node) for node in made.graph.nodes)
+    entries = sum(parameter_count(node) for node in made.graph.nodes if isinstance(node, Embedding))
+    weights = sum(parameter_count(node) for node in made.graph.nodes) - entries
     item = 8 * made.dealt_words
     if made.streamed:
         sizes = [8 * (gate.free_words + gate.dealt_words) for gate in made.order]
         gates = max(a + b for a, b in pairwise([*sizes, 0]))
         party = _PARTY_STREAMED + _A_GATE * gates
         dealer = _DEALER_STREAMED + _A_GATE * gates
-        ahead = made.window_bytes + max(made.window_bytes, options.material_bytes)
+        ahead: float = made.window_bytes + max(made.window_bytes, options.material_bytes)
     else:
         fits = max(1, options.staged_bytes // max(made.expanded_bytes, 1))
         party = _PARTY + (min(options.staged, fits) + batch) * made.expanded_bytes
         items = held(made)
         dealer = _DEALER + item * items["dealer"]
-        ahead = item * max(batch, items["party1"])
-    party += _A_WEIGHT * weights
+        ahead = _A_CORRECTION * item * max(batch, items["party1"])
+    party += _A_WEIGHT * weights + _A_ENTRY * entries
+    dealer += _A_DEALT_WEIGHT * weights + _A_DEALT_ENTRY * entries
     return {
         "party0": int(party),
         "party1": int(party + ahead),
-        "dealer": int(_A_DEALT_WEIGHT * weights + dealer),
+        "dealer": int(dealer),
         "client": _CLIENT,
     }
 

@@ -23,8 +23,8 @@ if TYPE_CHECKING:
 __all__ = ["COMMANDS", "model_of", "start"]
 
 
-_SERVER, _CLIENT, _A_COT = 165 * 10**6, 170 * 10**6, 70
-"""Bytes of a host, of a client, and of a correlated OT: bench/RESULTS.md."""
+_SERVER, _CLIENT, _A_COT, _A_COT_LEFT = 249 * 10**6, 244 * 10**6, 75, 8
+"""Bytes of a host, of a client, of a correlated OT, and of what items made of one: RESULTS.md."""
 
 _CALL_S, _FLIGHT_S = 9e-4, 3.2e-4
 """Of an inference, and of a flight from one end's computing to the other's, on one machine:
@@ -104,12 +104,13 @@ def way(made: OneHostPlan, batch: int) -> Way:
 
 def memory(made: OneHostPlan, batch: int) -> dict[str, int]:
     """Of both ends while an item is made beside a stock of two: by the correlated OTs of its
-    largest group of gates, and what Ferret holds."""
+    largest group of gates, what items made of all, and what Ferret holds."""
     from secure_quant_cli.sizes import parameter_count
 
     weights = sum(parameter_count(node) for node in made.graph.nodes)
     most = max(sum(cots) for cots in made.group_cots(batch))
-    items = _A_COT * most + (made.lpn.held_bytes if made.lpn else 0)
+    items = _A_COT * most + _A_COT_LEFT * sum(made.cots(batch))
+    items += made.lpn.held_bytes if made.lpn else 0
     return {"onehost": _SERVER + 2 * weights + items, "client": _CLIENT + items}
 
 

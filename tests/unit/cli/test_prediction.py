@@ -93,14 +93,19 @@ def test_material_that_is_held_is_what_a_lane_and_a_dealer_hold() -> None:
     assert stock.depth("m") < 100
     grown = 99 * program.plan.expanded_bytes
     assert more["party0"] - one["party0"] == grown
-    assert more["party1"] - one["party1"] == grown + (100 - stock.depth("m")) * item
+    ahead = 1.2 * (100 - stock.depth("m")) * item
+    assert more["party1"] - one["party1"] == pytest.approx(grown + ahead, abs=2)
 
 
 def test_memory_of_what_was_measured() -> None:
-    """bench/RESULTS.md: a ResNet-18's parties hold 0.73 and 0.86 GB, of a BERT-base's encoder 1.44
-    and 1.54, the dealers 0.40 and 0.53. Here by hand, of a plan with such figures."""
+    """bench/RESULTS.md: a ResNet-18 and -50, and the layers of a BERT-base. Here by hand, of a plan
+    with such figures."""
     gates = [SimpleNamespace(free_words=0, dealt_words=6 * 10**6)] * 3
-    measured = (11_700_000, (0.73, 0.86), 0.40), (85_000_000, (1.44, 1.54), 0.53)
+    measured = (
+        (11_700_000, (0.83, 0.89), 0.48),
+        (25_500_000, (1.02, 1.14), 0.53),
+        (160_600_000, (2.67, 2.80), 1.02),
+    )
     for weights, parties, dealer in measured:
         node = ops.Linear(
             name="f", inputs=("x",), in_features=weights, out_features=1, bias=False, bound=1,
@@ -112,7 +117,7 @@ def test_memory_of_what_was_measured() -> None:
         )  # fmt: skip
         found = exact("mpc").memory(made, 1)
         for role, expected in zip(("party0", "party1", "dealer"), (*parties, dealer), strict=True):
-            assert found[role] / 1e9 == pytest.approx(expected, rel=0.2)
+            assert found[role] / 1e9 == pytest.approx(expected, rel=0.1)
 
 
 @pytest.mark.parametrize("engine", ["mpc", "he"])
