@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from onnx import TensorProto, helper
 
 from secure_quant.errors import OpNotSupported
-from secure_quant.interop.writer import OPSET, Writer, border_names, finished, shifts, window
+from secure_quant.interop.writer import OPSET, Writer, along, border_names, finished, shifts, window
 from secure_quant.ir import Graph, ops
 from secure_quant.ir.ports import id_bits
 from secure_quant.ir.values import INT8, INT32
@@ -189,10 +189,12 @@ def _mul(w: _Writer, node: Any) -> str:
 
 
 def _add(w: _Writer, node: Any) -> str:
-    factors = np.array(node.factors, np.int64).reshape(2, -1)
+    rank, half = len(w.graph.values[node.name].shape), len(node.factors) // 2
+    parts = (node.factors[:half], node.factors[half:])
+    factors = [along(np.array(part, np.int64), node.axis, rank) for part in parts]
     terms = [
         w.wide(name) if (own == 1).all()
-        else w.op("Mul", w.wide(name), w.constant(own) if len(own) > 1 else w.integer(int(own[0])))
+        else w.op("Mul", w.wide(name), w.constant(own) if own.size > 1 else w.integer(own.item()))
         for name, own in zip(node.inputs, factors, strict=True)
     ]  # fmt: skip
     return w.op("Add", *terms)

@@ -24,9 +24,10 @@ from onnx import TensorProto
 
 from secure_quant.errors import OpNotSupported
 from secure_quant.interop.functions import named_function
-from secure_quant.interop.writer import Writer, border_names, finished, shifts, window
+from secure_quant.interop.writer import Writer, along, border_names, finished, shifts, window
 from secure_quant.ir import Graph, ops
 from secure_quant.ir.ports import Port
+from secure_quant.ir.sums import LAYERS, channel_multipliers
 from secure_quant.ir.values import INT8, Interval
 
 __all__ = ["export_qdq", "real_feeds", "to_qdq"]
@@ -126,12 +127,11 @@ class _Writer(Writer):
         return self.op("Mul", real, self.constant(np.asarray(factor, np.float32)))
 
     def channels(self, name: str) -> tuple[tuple[int, ...], int]:
-        """What the first reader multiplies the channels of an accumulator by, in lowest terms, and
-        the axis."""
-        node = next(iter(self.graph.consumers[name]))
-        if not isinstance(node, ops.Requantize | ops.Rescale | ops.Output | ops.OutputPort):
-            return (1,), -1
-        return _lowest(node.multiplier)[0], node.axis
+        """What the floats of an accumulator have of its channels' multipliers, and the axis: of a
+        layer's what its first reader multiplies by, in lowest terms, of others nothing."""
+        node, reader = self.graph.by_name[name], next(iter(self.graph.consumers[name]))
+        found = channel_multipliers(node, reader) if isinstance(node, LAYERS) else None
+        return found or ((1,), -1)
 
     def sum_of(self, name: str, reader: Any) -> tuple[str, int]:
         """Floats of what a Requantize or an output reads, with its channels' multipliers, and the
@@ -144,9 +144,8 @@ class _Writer(Writer):
             ratio = np.array(own, np.float64)
         if (ratio == 1).all():
             return self.real(name), factor
-        shape = [1] * len(self.graph.values[name].shape)
-        shape[reader.axis] = ratio.size
-        return self.times(self.real(name), ratio.reshape(shape)), factor
+        ratio = along(ratio, reader.axis, len(self.graph.values[name].shape))
+        return self.times(self.real(name), ratio), factor
 
 
 def _lowest(multiplier: tuple[int, ...]) -> tuple[tuple[int, ...], int]:
@@ -261,11 +260,12 @@ def _share(w: _Writer, node: Any) -> float:
 
 
 def _add(w: _Writer, node: Any) -> None:
-    factors = np.array(node.factors, np.float64).reshape(2, -1)
+    rank, half = len(w.graph.values[node.name].shape), len(node.factors) // 2
     terms = []
-    for name, own in zip(node.inputs, factors, strict=True):
-        ratio = own * node.scale / w.graph.values[name].scale
-        terms.append((w.real(name), ratio))
+    for name, own in zip(node.inputs, (node.factors[:half], node.factors[half:]), strict=True):
+        had = along(*w.channels(name), rank)
+        ratio = along(own, node.axis, rank) / had * node.scale / w.graph.values[name].scale
+        terms.append((w.real(name), ratio if np.ptp(ratio) else ratio.reshape(-1)[0]))
     (a, first), (b, second) = terms
     minus = np.allclose(second, -1, rtol=_NEAR, atol=0)
     right = b if minus else w.times(b, second)

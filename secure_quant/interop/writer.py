@@ -15,7 +15,7 @@ from secure_quant.ir import Graph, ops
 from secure_quant.ir.bounds import only_rounds
 from secure_quant.ir.ports import Port
 
-__all__ = ["OPSET", "Writer", "border_names", "finished", "shifts", "window"]
+__all__ = ["OPSET", "Writer", "along", "border_names", "finished", "shifts", "window"]
 
 OPSET = 21
 
@@ -60,6 +60,13 @@ def window(node: Any) -> dict[str, Any]:
     """Attributes of a convolution or a pool."""
     (ph, pw), stride = node.padding, node.stride
     return {"kernel_shape": node.kernel, "strides": stride, "pads": (ph, pw, ph, pw)}
+
+
+def along(numbers: Any, axis: int, rank: int) -> NDArray[Any]:
+    """Shaped to broadcast along ``axis`` of the sample."""
+    shape = [1] * rank
+    shape[axis] = len(numbers)
+    return np.reshape(np.asarray(numbers), shape)
 
 
 def shifts(graph: Graph, node: ops.Node) -> bool:

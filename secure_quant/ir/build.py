@@ -152,13 +152,13 @@ class Builder:
             table = make_table(term.span, term.scale, term.apply, grid, MAX_TABLE)
             return self.viewed(self._looked_up(term, table, grid, name), term, name)
         parts = parts_of(term, grid, name)
-        self._settle(term.name, parts[0].term)
+        self.settle(term.name, parts[0].term)
         made = [self._looked_up(part.term, part.table, grid, name) for part in parts]
         if len(parts) > 1:
             made = [self._put_together(made, parts, name)]
         return self.viewed(replace(made[0], shape=term.shape), term, name)
 
-    def _settle(self, name: str, term: Term) -> None:
+    def settle(self, name: str, term: Term) -> None:
         """Tell the node of an accumulator what its unit is worth, for multipliers in lowest terms
         as everywhere."""
         scale = short(term.scale * math.gcd(*term.multiplier))
@@ -177,7 +177,7 @@ class Builder:
         """For an output. Raises OverflowRisk."""
         made = whole_channels(term)
         if term.real:
-            self._settle(term.name, made)
+            self.settle(term.name, made)
         return made
 
     def _put_together(self, made: list[Term], parts: tuple[Part, ...], name: str) -> Term:

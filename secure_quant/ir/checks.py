@@ -4,8 +4,10 @@ OverflowRisk and name the node."""
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
+
+import numpy as np
 
 from secure_quant.errors import InvalidGraph, OverflowRisk
 from secure_quant.ir import ops
@@ -19,6 +21,7 @@ __all__ = [
     "MAX_WINDOWS",
     "accumulator",
     "activation",
+    "broadcasts",
     "check_shape",
     "exact",
     "per_channel",
@@ -59,16 +62,28 @@ def activation(node: ops.Node, value: Value) -> None:
     require(node, not value.accumulator, "input", "an accumulator", what)
 
 
-def exact(node: ops.Node, by_name: Mapping[str, ops.Node], name: str, value: Value) -> None:
+def exact(
+    node: ops.Node, by_name: Mapping[str, ops.Node], sums: Collection[str], name: str, value: Value
+) -> None:
     """The input is an activation, a sum or product of values, or rescaled: no accumulator of a
-    layer, whose channels may have scales of their own."""
+    layer, whose channels may have scales of their own, and none of ``sums``, which read one."""
     if not value.accumulator:
         return
     source = by_name[name]
     # A move of one read an exact one; what is rescaled has one scale.
-    ok = isinstance(source, (*_EXACT, *_MOVES, ops.Rescale))
+    ok = isinstance(source, (*_EXACT, *_MOVES, ops.Rescale)) and name not in sums
     what = "an activation, or a sum or product: Requantize it first"
     require(node, ok, "input", f"an accumulator of {type(source).__name__}", what)
+
+
+def broadcasts(node: ops.Node, a: Value, b: Value) -> None:
+    """The second input has as many axes as the first, each of its length or 1."""
+    try:
+        shape = np.broadcast_shapes(a.shape, b.shape)
+    except ValueError:
+        shape = ()
+    ok = shape == a.shape and len(a.shape) == len(b.shape)
+    require(node, ok, "second shape", b.shape, f"one that broadcasts to {a.shape}")
 
 
 def accumulator(node: Any, shape: tuple[int, ...], proven: int | None) -> Value:

@@ -8,7 +8,7 @@ bytes are frozen: another encoding of the same graph is refused.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from typing import Any
 
@@ -19,6 +19,7 @@ from secure_quant.errors import MalformedModel, UnsupportedVersion
 from secure_quant.ir.container import unique_keys
 from secure_quant.ir.ops import (
     OPS,
+    Add,
     Embedding,
     Gather,
     IdPort,
@@ -28,13 +29,17 @@ from secure_quant.ir.ops import (
     TopK,
     is_kind,
 )
+from secure_quant.ir.sums import layer_sums
 from secure_quant.ir.verify import MAX_NODES, MAX_TABLE
 
 __all__ = ["VERSIONS", "PublicParts", "encode_nodes", "joined", "parse_nodes", "version_of"]
 
-VERSIONS = (1, 2, 3)
-"""2 is 1 with ports and Gather; 3 is 2 with secret tables and TopK."""
+VERSIONS = (1, 2, 3, 4)
+"""2 is 1 with ports and Gather; 3 is 2 with secret tables and TopK; 4 is 3 with an Add of layers'
+accumulators, or along another axis than the last."""
 _THIRD = (IdPort, Embedding, TopK)
+_UNWRITTEN: dict[tuple[type[Node], str], Any] = {(Add, "axis"): -1}
+"""Field -> the value that stands in no file: it came with a later version."""
 MAX_JSON = 4 * 2**20
 
 
@@ -48,8 +53,10 @@ class PublicParts:
     multipliers: bytes
 
 
-def version_of(nodes: Iterable[Node]) -> int:
+def version_of(nodes: Sequence[Node]) -> int:
     """The least version of the format that has all these ops."""
+    if any(isinstance(node, Add) and node.axis != -1 for node in nodes) or layer_sums(nodes):
+        return 4
     kinds = {type(node) for node in nodes}
     if kinds & set(_THIRD):
         return 3
@@ -65,6 +72,8 @@ def encode_nodes(nodes: Sequence[Node]) -> PublicParts:
         record: dict[str, Any] = {"op": type(node).__name__}
         for f in fields(node):
             value = getattr(node, f.name)
+            if _UNWRITTEN.get((type(node), f.name)) == value:
+                continue
             if f.name == "table":
                 tables.extend(value)
                 value = len(value)
@@ -150,6 +159,9 @@ def _node(record: Any, pools: Mapping[str, _Pool]) -> Node:
         got = ascii(name[:80]) if isinstance(name, str) else "no op"
         raise MalformedModel("op", got=got, expected=f"one of {', '.join(OPS)}")
     kinds = {f.name: str(f.type) for f in fields(OPS[name])}
+    for kind, field in _UNWRITTEN:
+        if kind is OPS[name] and field not in record:
+            del kinds[field]
     if set(record) != {"op", *kinds}:
         odd = sorted(ascii(key[:80]) for key in set(record) ^ {"op", *kinds})[:4]
         raise MalformedModel(f"fields of {name}", got=odd, expected=sorted(kinds))

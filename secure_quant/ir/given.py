@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 from numpy.typing import NDArray
 
 from secure_quant.ir import ops
 from secure_quant.ir.bounds import channel_magnitudes
+from secure_quant.ir.sums import layer_sums
 from secure_quant.ir.values import Value
 
 __all__ = ["Given"]
@@ -32,9 +34,16 @@ class Given:
             node = self.by_name[node.inputs[0]]
         if not isinstance(node, ops.Add) or len(node.factors) == 2:
             return ()
+        if node.axis not in (-1, len(self.values[node.name].shape) - 1):
+            return ()
         a, b = (self.values[n].centred for n in node.inputs)
         made = channel_magnitudes(node.factors, a, b)
         return tuple(min(own, node.bound) for own in made)
+
+    @cached_property
+    def layer_sums(self) -> frozenset[str]:
+        """See ``sums``."""
+        return layer_sums(self.by_name.values())
 
     def sum_of_squares(self, name: str) -> int | None:
         """The most that Σ x̂² over the last axis is, where ``sizes`` tell."""

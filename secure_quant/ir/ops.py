@@ -130,8 +130,8 @@ class Linear(Node):
 
     weight int8[out_features, in_features], bias int32[out_features] (absent if not ``bias``).
     ``|acc| <= bound``. The real value of channel o is ``acc · multiplier[o] · scale``, where
-    ``multiplier`` is the one that the consuming Requantize or Output applies, without the factor
-    that all its entries have in common.
+    ``multiplier`` is the one that the consuming Requantize or Output applies, or the factors of a
+    consuming Add without their signs, without the factor that all its entries have in common.
     """
 
     in_features: int
@@ -182,14 +182,16 @@ class Mul(Node):
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Add(Node):
     """``acc = f · â + g · b̂`` with public integer factors; b's shape broadcasts to a's.
-    ``|acc| <= bound``. â or b̂ may also be the accumulator of an Add, ReduceSum or SumPool.
+    ``|acc| <= bound``. â or b̂ may also be an accumulator of a sum, a product, a Rescale or a layer;
+    of one that reads a layer's, Requantize and such an Add alone read the sum.
 
-    factors: (f, g), or f for each channel c of a's last axis and then g for each:
-    ``acc[..., c] = f[c] · â[..., c] + g[c] · b̂[..., c]``."""
+    factors: (f, g), or f for each channel c along ``axis`` of a's sample (negative counts from the
+    end) and then g for each: ``acc[..., c] = f[c] · â[..., c] + g[c] · b̂[..., c]``."""
 
     factors: tuple[int, ...]
     bound: int
     scale: float
+    axis: int = -1
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

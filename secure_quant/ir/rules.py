@@ -26,6 +26,7 @@ from secure_quant.ir.checks import (
     MAX_TABLE,
     accumulator,
     activation,
+    broadcasts,
     check_shape,
     exact,
     per_channel,
@@ -35,6 +36,7 @@ from secure_quant.ir.checks import (
 from secure_quant.ir.given import Given
 from secure_quant.ir.ports import id_digits
 from secure_quant.ir.quotients import quotient_bound
+from secure_quant.ir.sums import LAYERS
 from secure_quant.ir.values import INT8, INT16, INT32, WIDE, Interval, Value
 
 __all__ = ["ARITY", "DTYPES", "RULES", "Given"]
@@ -151,24 +153,15 @@ def _matmul(given: Given, node: Any, xs: list[Value]) -> Value:
     return accumulator(node, (*a.shape[:-1], out), proven)
 
 
-def _broadcasts(node: ops.Node, a: Value, b: Value) -> None:
-    try:
-        shape = np.broadcast_shapes(a.shape, b.shape)
-    except ValueError:
-        shape = ()
-    ok = shape == a.shape and len(a.shape) == len(b.shape)
-    require(node, ok, "second shape", b.shape, f"one that broadcasts to {a.shape}")
-
-
 def _exact(given: Given, node: Any, xs: list[Value]) -> None:
     for name, x in zip(node.inputs, xs, strict=True):
-        exact(node, given.by_name, name, x)
+        exact(node, given.by_name, given.layer_sums, name, x)
 
 
 def _mul(given: Given, node: Any, xs: list[Value]) -> Value:
     a, b = xs
     _exact(given, node, xs)
-    _broadcasts(node, a, b)
+    broadcasts(node, a, b)
     proven = (a.centred * b.centred).magnitude
     quotient = quotient_bound(given.by_name, lambda n: given.values[n].centred, *node.inputs)
     return accumulator(node, a.shape, proven if quotient is None else min(proven, quotient))
@@ -176,9 +169,14 @@ def _mul(given: Given, node: Any, xs: list[Value]) -> Value:
 
 def _add(given: Given, node: Any, xs: list[Value]) -> Value:
     a, b = xs
-    _exact(given, node, xs)
-    _broadcasts(node, a, b)
-    channels = a.shape[-1]
+    for name, x in zip(node.inputs, xs, strict=True):
+        source = given.by_name[name]
+        if not isinstance(source, LAYERS) and name not in given.layer_sums:
+            exact(node, given.by_name, (), name, x)
+    broadcasts(node, a, b)
+    rank = len(a.shape)
+    require(node, -rank <= node.axis < rank, "axis", node.axis, f"an axis of {a.shape}")
+    channels = a.shape[node.axis]
     require(node, len(node.factors) in (2, 2 * channels), "factors", len(node.factors),
             f"2, or {2 * channels}: two for each channel")  # fmt: skip
     return accumulator(node, a.shape, sum_bound(node.factors, a.centred, b.centred))
@@ -345,6 +343,9 @@ def _concat(given: Given, node: Any, xs: list[Value]) -> Value:
 
 
 def _output(given: Given, node: Any, xs: list[Value]) -> Value:
+    for name in node.inputs:
+        require(node, name not in given.layer_sums, "input", f"{name}, a sum with a layer's "
+                "accumulator", "a value, or a sum of values: Requantize it first")  # fmt: skip
     if isinstance(given.by_name[node.inputs[0]], ops.OutputPort):
         plain = (node.multiplier, node.axis, node.scale) == ((1,), -1, 1.0)
         require(node, plain, "multiplier and scale", node.scale, "1, over ports")

@@ -18,7 +18,7 @@ from torchao.quantization.pt2e.quantizer import (
 )
 
 from secure_quant.ir.values import INT32
-from secure_quant.quantizer.notes import COUNT, TABLE_RANGE
+from secure_quant.quantizer.notes import COUNT, TABLE_RANGE, UNROUNDED
 from secure_quant.quantizer.observers import RangeObserver, WeightObserver
 from secure_quant.quantizer.opset import (
     ADDITIVE,
@@ -36,6 +36,7 @@ from secure_quant.quantizer.opset import (
 from secure_quant.quantizer.passes.edit import BITS, CUT, EXACT, LARGEST, POSITIVE, STEPS
 from secure_quant.quantizer.ports import INPUT_PORT, LOOKUP_PORT, OUTPUT_PORTS, PORTS, ends_here
 from secure_quant.quantizer.refuse import unsupported
+from secure_quant.quantizer.summands import keep_sums_unrounded
 
 __all__ = ["IntegerQuantizer"]
 
@@ -59,6 +60,8 @@ class IntegerQuantizer(Quantizer):  # type: ignore[misc]
     weight: Callable[..., Any] = field(default=WeightObserver)
     output_weight: Callable[..., Any] = field(default=WeightObserver)
     bits: int = 8
+    sums: bool = True
+    """Whether a sum may take a layer's accumulator as it stands."""
 
     def transform_for_annotation(self, model: GraphModule) -> GraphModule:
         """A function of a value and of what was made of it, ``h + relu(h)``, reads the accumulator
@@ -81,6 +84,8 @@ class IntegerQuantizer(Quantizer):  # type: ignore[misc]
     def annotate(self, model: GraphModule) -> GraphModule:
         nodes = list(model.graph.nodes)
         roots = find_roots(nodes)
+        if self.sums:
+            keep_sums_unrounded(nodes, roots)
         for node in nodes:
             if node not in roots:
                 continue
@@ -226,7 +231,9 @@ def _is_observed(node: Node, roots: dict[Node, Node]) -> bool:
         return not any(user.target in PORTS for user in node.users)
     if node.target in PORTS:
         return True
-    if node.meta.get(EXACT) or node.target not in PRODUCTS | SUMS | ADDITIVE | ELEMENTWISE:
+    if node.meta.get(EXACT) or node.meta.get(UNROUNDED):
+        return False
+    if node.target not in PRODUCTS | SUMS | ADDITIVE | ELEMENTWISE:
         return False
     accumulator = roots[node] is node and node.target not in _RESHAPED
     return any(

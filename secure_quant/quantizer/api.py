@@ -108,7 +108,7 @@ def quantize(
     fine, dynamic = mode in ("weight-only", "dynamic"), mode == "dynamic"
     bits = FINE_BITS if fine else 8
     grid = grid or (OUTPUT_GRID if dynamic else 0)  # the client multiplies: fine scales are free
-    settings = Settings(make_scheme(scheme), calibrator, grid, bits)
+    settings = Settings(make_scheme(scheme), calibrator, grid, bits, sums=not dynamic)
     bounds = Bounds.of(
         max_error, coarse=isinstance(settings.scheme, Log | KMeans), clipped=calibrator != "minmax"
     )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 __all__ = [
     "BITS", "CENTRING", "CHANNELS", "COUNT", "CUT", "EXACT", "FREE", "HIDES", "LARGEST",
-    "NORMALIZED", "POSITIVE", "SHOWN", "SQUARES", "STEPS", "TABLE_RANGE",
+    "NORMALIZED", "POSITIVE", "SHOWN", "SQUARES", "STEPS", "TABLE_RANGE", "UNROUNDED",
 ]  # fmt: skip
 
 BITS = "secure_quant_bits"
@@ -39,6 +39,8 @@ their sum, so that no difference is rounded."""
 TABLE_RANGE = "secure_quant_table_range"
 """Least and largest value, and 0, that there may be whatever calibration saw: in the table that an
 input chooses rows of, or by a sum that is rounded later."""
+UNROUNDED = "secure_quant_unrounded"
+"""True for a layer whose accumulator the one sum that reads it takes as it stands."""
 POSITIVE = "secure_quant_positive"
 """Above 0 where a value is never near 0 and its relative error counts: the factor by which it may
 be smaller or larger than any that was seen."""

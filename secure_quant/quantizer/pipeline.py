@@ -52,6 +52,7 @@ class Settings:
     calibrator: Calibrator = "minmax"
     grid: int = 0
     activation_bits: int = 8
+    sums: bool = True
 
 
 def silent(stage: str, done: int, of: int) -> None:
@@ -64,8 +65,8 @@ def make_quantizer(settings: Settings) -> IntegerQuantizer:
         activation=RangeObserver.with_args(calibrator=settings.calibrator),
         weight=WeightObserver.with_args(grid=settings.grid),
         output_weight=WeightObserver.with_args(grid=settings.grid or OUTPUT_GRID),
-        bits=settings.activation_bits,
-    )
+        bits=settings.activation_bits, sums=settings.sums,
+    )  # fmt: skip
 
 
 def converted_model(

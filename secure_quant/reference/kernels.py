@@ -166,7 +166,8 @@ def _mul(graph: Graph, node: Any, inputs: list[Int]) -> Int:
 
 def _add(graph: Graph, node: Any, inputs: list[Int]) -> Int:
     a, b = _centred(graph, node, inputs)
-    f, g = np.array(node.factors, np.int64).reshape(2, -1)
+    half = len(node.factors) // 2
+    f, g = (along(own, node.axis, a.ndim) for own in (node.factors[:half], node.factors[half:]))
     made: Int = f * a + g * b
     return made
 

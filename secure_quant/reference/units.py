@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import math
-
 import numpy as np
 from numpy.typing import NDArray
 
 from secure_quant.ir import Graph, ops
+from secure_quant.ir.sums import channel_multipliers
 from secure_quant.reference.kernels import along
 
 __all__ = ["units"]
@@ -29,10 +28,9 @@ def units(graph: Graph) -> dict[str, NDArray[np.float64] | None]:
         joined = node is graph.output and graph.output_ports[0].node != node.name
         if runtime or joined or _biased(reader) or (relative and not isinstance(node, ops.Rescale)):
             made[node.name] = None
-        elif isinstance(reader, ops.Requantize | ops.Rescale | ops.Output | ops.OutputPort):
+        elif (found := channel_multipliers(node, reader)) is not None:
             # A Requantize may ask for finer units by a factor that all its channels have.
-            lowest = tuple(m // math.gcd(*reader.multiplier) for m in reader.multiplier)
-            multiplier = along(lowest, reader.axis, len(value.shape) + 1)
+            multiplier = along(*found, len(value.shape) + 1)
             made[node.name] = multiplier.astype(np.float64) * value.scale
     return made
 

@@ -93,10 +93,10 @@ class Net:
         bound = (self.centred[a] * self.centred[b]).magnitude
         return self._accumulator(ops.Mul, self._common("mul", a, b), self.shapes[a], bound)
 
-    def add(self, a: str, b: str, factors: tuple[int, ...] = (1, 1)) -> str:
+    def add(self, a: str, b: str, factors: tuple[int, ...] = (1, 1), axis: int = -1) -> str:
         bound = sum_bound(factors, self.centred[a], self.centred[b])
         common = self._common("add", a, b)
-        return self._accumulator(ops.Add, common, self.shapes[a], bound, factors=factors)
+        return self._accumulator(ops.Add, common, self.shapes[a], bound, factors=factors, axis=axis)
 
     def sum_pool(self, kernel, stride, padding=(0, 0)) -> str:
         bound = self.centred[self.head].magnitude * kernel[0] * kernel[1]

@@ -88,12 +88,14 @@ def run(graph: Graph, q: np.ndarray) -> dict[str, np.ndarray]:
 
 
 def _add(node: ops.Add, a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    axis = node.axis % (a.ndim - 1) + 1
+    a, b = np.moveaxis(a, axis, -1), np.moveaxis(b, axis, -1)
     made = np.empty_like(a)
     apart = len(node.factors) // 2 if len(node.factors) > 2 else 0
     for c in range(a.shape[-1]):
         f, g = (node.factors[c], node.factors[apart + c]) if apart else node.factors
         made[..., c] = f * a[..., c] + g * b[..., c if b.shape[-1] > 1 else 0]
-    return made
+    return np.moveaxis(made, -1, axis)
 
 
 def _parameters(graph: Graph, node: ops.Linear | ops.Conv2d) -> tuple[np.ndarray, np.ndarray]:

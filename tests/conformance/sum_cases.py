@@ -150,6 +150,49 @@ def maximum_of_few_levels() -> Graph:
     return net.done(salt=SALT)
 
 
+def residual_block() -> Graph:
+    """Sums of layers' accumulators as they stand: with an activation, by factors of each channel
+    of a picture, and with another layer's; of three, and of one that a table reads as well."""
+    net = Net(102, (3, 6, 5), zero_point=-9)
+    net.conv(4, (3, 3), padding=(1, 1))
+    x = net.requantize(zero_point=-128)
+    net.conv(4, (3, 3), padding=(1, 1))
+    net.requantize(zero_point=2)
+    second = net.conv(4, (3, 3), padding=(1, 1), bias=False)
+    net.add(second, x, (1, 4, 2, 3, 700, -300, 40, 901), axis=0)
+    block = net.requantize(zero_point=-128, per_channel=False)
+    main = net.conv(2, (3, 3), stride=(2, 2), padding=(1, 1))
+    side = net.at(block).conv(2, (1, 1), stride=(2, 2))
+    net.add(main, side, (5, 1, -3, 7), axis=-3)
+    net.requantize(zero_point=1)
+    narrow = net.head
+    twice = net.add(main, net.at(block).conv(2, (1, 1), stride=(2, 2)), (1, -1))
+    third = net.at(main).requantize(zero_point=4)
+    net.add(twice, third, (1, 2, 900, 77), axis=0)
+    wide = net.requantize(any_table(5, 900, 2000))
+    net.add(narrow, wide, (3, 2))
+    net.requantize()
+    net.flatten()
+    net.linear(3)
+    return net.done(salt=SALT)
+
+
+def residual_rows() -> Graph:
+    """The same of linear layers: with a product and a sum of values, and broadcast."""
+    net = Net(103, (3, 6), zero_point=4)
+    x = net.head
+    branch = net.linear(6)
+    net.add(branch, x, (1, 2, 3, 1, 2, 3, 500, -40, 0, 77, 200, 1))
+    y = net.requantize(zero_point=-3)
+    branch, product = net.linear(6), net.mul(x, y)
+    stream = net.add(branch, product, (2, -9))
+    total = net.at(y).reduce_sum()
+    net.add(stream, total, (1, 1, 1, 1, 1, 1, 6, 5, 4, 3, 2, 1))
+    net.requantize(any_table(6, 900, 2000), zero_point=7)
+    net.linear(4)
+    return net.done(salt=SALT, per_channel=True)
+
+
 SUMS = (
     sums_of_accumulators,
     sums_by_channel,
@@ -159,4 +202,6 @@ SUMS = (
     product_of_products,
     products_at_the_output,
     maximum_of_few_levels,
+    residual_block,
+    residual_rows,
 )

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from secure_quant.errors import OpNotSupported
 from secure_quant.ir import Graph, ops
+from secure_quant.reference.kernels import along
 from secure_quant.reference.units import units
 
 __all__ = ["Layer", "layers"]
@@ -98,10 +99,13 @@ def _layer(
         share = unit(node.name) / unit(node.inputs[0]) * math.prod(node.kernel)
         if np.abs(share - 1).max() <= NEAR:
             return Layer("avgpool", node, inputs)
-    elif isinstance(node, ops.Add) and len(node.factors) == 2 and _alike(graph, node):
+    elif isinstance(node, ops.Add) and _alike(graph, node):
+        half, axes = len(node.factors) // 2, len(graph.values[node.name].shape) + 1
         shares = [
-            factor * unit(node.name) / unit(name)
-            for factor, name in zip(node.factors, node.inputs, strict=True)
+            along(factors, node.axis, axes) * unit(node.name) / unit(name)
+            for factors, name in zip(
+                (node.factors[:half], node.factors[half:]), node.inputs, strict=True
+            )
         ]
         if max(np.abs(share - 1).max() for share in shares) <= NEAR:
             return Layer("add", node, inputs)

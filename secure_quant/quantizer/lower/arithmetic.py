@@ -18,6 +18,7 @@ from secure_quant.ir.bounds import channel_magnitudes, sum_bound
 from secure_quant.ir.build import short
 from secure_quant.ir.terms import Term, Weight
 from secure_quant.ir.values import INT32
+from secure_quant.quantizer.lower.layer_sums import Operand, is_layer, sum_with_layer
 from secure_quant.quantizer.lower.layers import argument
 from secure_quant.quantizer.lower.moves import exact_operand, reshape_to
 from secure_quant.quantizer.lower.pointwise import fused
@@ -77,6 +78,9 @@ def add(walk: Walk, node: Node) -> Term:
 
 def _sum_of_two(walk: Walk, node: Node) -> Term:
     given = node.args[:2] if node.target is not aten.rsub.Tensor else node.args[1::-1]
+    layers = [is_layer(walk, n) for n in given]
+    if any(layers):
+        return _with_layer(walk, node, given, layers)
     a, b = (summand(walk, n, node) for n in given)
     sign = 1 if node.target is aten.add.Tensor else -1
     alpha = sign * argument(node, 2, "alpha", 1)
@@ -98,6 +102,19 @@ def _sum_of_two(walk: Walk, node: Node) -> Term:
     if alpha < 0:
         both[0 if swapped else 1] *= -1
     return _sum(walk, node, (a, b), both, unit)
+
+
+def _with_layer(walk: Walk, node: Node, given: Any, layers: list[bool]) -> Term:
+    """a ± b, where one at least is the accumulator of a layer."""
+    a, b = (
+        walk.term(n, node) if layer else summand(walk, n, node)
+        for n, layer in zip(given, layers, strict=True)
+    )
+    a, b, swapped = _broadcast(walk, node, a, b)
+    first, second = layers[::-1] if swapped else layers
+    minus = node.target is not aten.add.Tensor
+    pair = Operand(a, first, minus and swapped), Operand(b, second, minus and not swapped)
+    return sum_with_layer(walk, node, pair, fine=_becomes_fine(node))
 
 
 def _step_below(node: Node) -> float | None:

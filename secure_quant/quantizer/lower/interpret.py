@@ -26,7 +26,7 @@ from secure_quant.ir.terms import Term, Weight
 from secure_quant.quantizer.kept.weights import kept_weight
 from secure_quant.quantizer.lower.dynamic import feeds_only_layers
 from secure_quant.quantizer.lower.unclipped import is_scaled, only_rounds, rounded
-from secure_quant.quantizer.notes import CENTRING
+from secure_quant.quantizer.notes import CENTRING, UNROUNDED
 from secure_quant.quantizer.opset import CONCAT, MONOTONE, OPS, SHAPING
 from secure_quant.quantizer.ports import INPUT_PORT, LOOKUP_PORT, OUTPUT_PORTS, PORTS
 from secure_quant.quantizer.refuse import module_path, unsupported
@@ -65,7 +65,10 @@ class Lowering:
         layers add up: EfficientNet-Lite0 sees 96 of 100 photos as in float, and 91 without. A LeNet
         gains nothing."""
         nodes = list(self.module.graph.nodes)
-        roundings = sum(node.target is _QUANTIZED.quantize_per_tensor.default for node in nodes)
+        roundings = sum(
+            node.target is _QUANTIZED.quantize_per_tensor.default or bool(node.meta.get(UNROUNDED))
+            for node in nodes
+        )  # what a sum takes unrounded is a layer as well
         return roundings > MANY_ROUNDINGS or any(node.target in _INVERSES for node in nodes)
 
     def run(self) -> Graph:

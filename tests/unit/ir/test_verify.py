@@ -101,11 +101,26 @@ RULES = {
     "a sum or product: Requantize": [
         [src(), linear(), ops.Reshape(name="m", inputs=("fc",), shape=(2,)), end("m")],
         [src(), linear(), ops.Transpose(name="m", inputs=("fc",), permutation=(0,)), end("m")],
-        [src(), linear(), binary(ops.Add, inputs=("fc", "fc")), end("b")],
+        *(
+            [src(), linear(), binary(ops.Add, inputs=("fc", "fc")), reader, end("m")]
+            for reader in (
+                ops.Reshape(name="m", inputs=("b",), shape=(2,)),
+                ops.Transpose(name="m", inputs=("b",), permutation=(0,)),
+                binary(ops.Mul, name="m", inputs=("b", "b")),
+                binary(ops.MatMul, name="m", inputs=("b", "b")),
+                ops.ReduceSum(name="m", inputs=("b",), bound=9, scale=1.0),
+            )
+        ),
         [src(), linear(), binary(ops.Mul, inputs=("fc", "fc")), end("b")],
         [src((4, 4)), linear(), binary(ops.MatMul, inputs=("fc", "fc")), end("b")],
         [src(), linear(), ops.ReduceSum(name="m", inputs=("fc",), bound=9, scale=1.0), end("m")],
     ],
+    "a sum with a layer's accumulator": [
+        [src(), linear(), binary(ops.Add, inputs=("fc", "fc")), end("b")],
+        [src(), linear(), binary(ops.Add, inputs=("fc", "fc")),
+         binary(ops.Add, name="m", inputs=("b", "fc"), bound=2**22), end("m")],
+    ],
+    "'b': axis": [[src(), binary(ops.Add, axis=axis), end("b")] for axis in (1, -2)],
     "input shape": [[src(), pool(), end("p")], [src((2, 5)), conv(), end("c")]],
     "kernel": [[PICTURE, conv(kernel=(0, 3)), end("c")], [PICTURE, pool(kernel=(2, -1)), end("p")]],
     "stride": [[PICTURE, conv(stride=(0, 1)), end("c")], [PICTURE, pool(stride=(1, -1)), end("p")]],
@@ -123,7 +138,7 @@ RULES = {
     "factors": [
         [src(), binary(ops.Add, factors=factors), end("b")]
         for factors in ((), (1,), (1, 2, 3), (1,) * 6, (1,) * 7)
-    ],
+    ] + [[src((2, 3)), binary(ops.Add, factors=(1,) * 6, axis=0), end("b")]],
     "out_channels": [[PICTURE, conv(out_channels=0), end("c")]],
     "groups": [[PICTURE, conv(groups=g), end("c")] for g in (0, -1, 3, 4)]
     + [[PICTURE, conv(groups=2, out_channels=3), end("c")]],

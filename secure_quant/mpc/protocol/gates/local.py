@@ -50,7 +50,9 @@ def _moved(node: ops.Node, xs: list[Ring]) -> Ring:
     x, batch = xs[0], len(xs[0])
     match node:
         case ops.Add():
-            f, g = to_ring(np.array(node.factors, np.int64).reshape(2, -1), 64)
+            shape = [1] * (x.ndim - 1)
+            shape[node.axis] = len(node.factors) // 2
+            f, g = to_ring(np.array(node.factors, np.int64).reshape(2, *shape), 64)
             made: Ring = f * x + g * xs[1]
             return made
         case ops.SumPool():
