@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +14,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from patience import ample
 
-from conformance import sum_cases
 from secure_quant.errors import (
     HashMismatch,
     InvalidGraph,
@@ -297,24 +295,6 @@ def test_graphs_from_the_wire(name):
     parts = codec.PublicParts(GRAPHS[name], wide, tensors["multipliers"].tobytes())
     with pytest.raises(ModelError):
         public.from_parts(parts, commitment=bytes.fromhex(metadata["commitment"]))
-
-
-def test_an_axis_stands_where_it_is_not_the_last():
-    """Add's came with version 4: other files are as they were, and there is one spelling."""
-    for build, version in ((sum_cases.residual_block, 4), (sum_cases.sums_by_channel, 1)):
-        graph = build()
-        parts = public.to_parts(graph)
-        text = json.loads(parts.graph)
-        assert text["version"] == version
-        axes = [record.get("axis") for record in text["nodes"] if record["op"] == "Add"]
-        assert {axis for axis in axes if axis is not None} == ({0, -3} if version == 4 else set())
-        again = public.from_parts(parts, commitment=graph.commitment)
-        assert again.hash == graph.hash
-        bare = next(r for r in text["nodes"] if r["op"] == "Add" and "axis" not in r)
-        bare["axis"] = -1
-        told = json.dumps(text, sort_keys=True, separators=(",", ":")).encode()
-        with pytest.raises(MalformedModel, match="canonical"):
-            public.from_parts(replace(parts, graph=told), commitment=graph.commitment)
 
 
 def test_another_version_is_called_so():
