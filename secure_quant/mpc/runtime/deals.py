@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Sequence
+from collections.abc import Awaitable, Coroutine, Sequence
 from functools import partial
 from typing import Any
 
@@ -21,6 +21,7 @@ from secure_quant.wire.gen.dealer_pb2 import (
     DealChunk,
     DealCredit,
     DealItem,
+    DealLeave,
     DealOpen,
     DealRequest,
     DealResponse,
@@ -71,6 +72,7 @@ class DealerStream:
             feed = self._stock.feeds.get(model)
             if feed is not None:
                 feed.on_credit = partial(self._grant, model, 0)
+                feed.on_leave = partial(self._leave, model)
             await self._credit(model, self._stock.depth(model), feed.window if feed else 0)
 
     async def pump(self) -> None:
@@ -140,7 +142,7 @@ class DealerStream:
             raise MalformedMessage("item", got=head.correction_bytes, expected=expected)
         feed = self._stock.feeds.get(head.model_hash)
         if feed is not None:
-            feed.begin(head.index)
+            feed.begin(head.index, leavable=head.leavable)
             self._finish(head, b"")
         elif self._open_item is not None:
             raise MalformedMessage("item", got="a new one", expected="the rest of the last")
@@ -169,12 +171,18 @@ class DealerStream:
             del self._tuples[chunk.index]
             wait.set_result(parts.whole)
 
-    def _grant(self, model: str, items: int, size: int = 0) -> None:
-        task = asyncio.create_task(self._credit(model, items, size))
-        self._tasks.add(task)
-        task.add_done_callback(self._granted)
+    def _leave(self, model: str, index: int) -> None:
+        self._spawn(self._send(DealRequest(leave=DealLeave(model_hash=model, index=index))))
 
-    def _granted(self, task: asyncio.Task[None]) -> None:
+    def _grant(self, model: str, items: int, size: int = 0) -> None:
+        self._spawn(self._credit(model, items, size))
+
+    def _spawn(self, sending: Coroutine[Any, Any, None]) -> None:
+        task = asyncio.create_task(sending)
+        self._tasks.add(task)
+        task.add_done_callback(self._sent)
+
+    def _sent(self, task: asyncio.Task[None]) -> None:
         self._tasks.discard(task)
         if not task.cancelled() and task.exception() is not None:
             self._call.cancel()  # the pump sees it and ends the session

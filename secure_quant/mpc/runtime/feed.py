@@ -36,6 +36,9 @@ class Feed:
         self._sizes, self.size, self._least = tuple(sizes), sum(sizes), least
         self.window = max(least, most)
         self.on_credit: Callable[[int], None] | None = None
+        self.on_leave: Callable[[int], None] | None = None
+        """Told the index of an item of whose rest the dealer may make nothing more."""
+        self._leavable, self._left = False, 0  # items before this one were left
         self._owed = 0  # bytes taken for which the dealer has no new credit yet
         self._parts: deque[Octets] = deque()  # as they will be used: nothing is copied twice
         self._missing = 0  # bytes of the last one
@@ -47,11 +50,16 @@ class Feed:
         self._news = asyncio.Event()
         self._closed = False
 
-    def begin(self, index: int) -> None:
-        """The head of the next item came. Raises MalformedMessage."""
+    def begin(self, index: int, *, leavable: bool = False) -> None:
+        """The head of the next item came. leavable: the dealer makes no more of an item that is
+        left. Raises MalformedMessage."""
+        if self._came < index * self.size and index == self._heads <= self._left:
+            self._skip(index)
         if self._came != index * self.size:
             raise MalformedMessage("item", got="a new one", expected="the rest of the last")
-        self._heads = index + 1
+        self._heads, self._leavable = index + 1, leavable
+        if index < self._left:  # while its head was on its way
+            self._leave(index)
 
     @property
     def flows(self) -> bool:
@@ -96,9 +104,28 @@ class Feed:
         return self._pop(count).data.toreadonly()
 
     def leave(self, index: int) -> None:
-        """Nobody wants the rest of an item, if there is one: it is thrown away as it comes."""
+        """Nobody wants the rest of an item, if there is one: it is thrown away as it comes, until
+        the dealer makes no more of it."""
         self._unwanted = max(self._unwanted, (index + 1) * self.size)
         self._throw_away()
+        if self._came < self._unwanted:
+            self._left = max(self._left, index + 1)
+            if index + 1 == self._heads:
+                self._leave(index)
+
+    def _leave(self, index: int) -> None:
+        if self._leavable and self.on_leave is not None:
+            self.on_leave(index)
+
+    def _skip(self, index: int) -> None:
+        """What the dealer did not make of the items before ``index`` counts as thrown away."""
+        self._parts.clear()
+        self._missing = 0
+        self._taken = self._begun = index * len(self._sizes)
+        self._read = self._came = index * self.size
+        self._owed += self._held
+        self._held = 0
+        self.settle()
 
     def settle(self) -> None:
         """Grant the dealer all the credit that it is owed."""

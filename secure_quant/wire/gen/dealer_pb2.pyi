@@ -25,24 +25,28 @@ class DealRequest(_message.Message):
     OPEN_FIELD_NUMBER: _builtins.int
     CREDIT_FIELD_NUMBER: _builtins.int
     TUPLE_FIELD_NUMBER: _builtins.int
+    LEAVE_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def open(self) -> Global___DealOpen: ...
     @_builtins.property
     def credit(self) -> Global___DealCredit: ...
     @_builtins.property
     def tuple(self) -> Global___DealTuple: ...
+    @_builtins.property
+    def leave(self) -> Global___DealLeave: ...
     def __init__(
         self,
         *,
         open: Global___DealOpen | None = ...,
         credit: Global___DealCredit | None = ...,
         tuple: Global___DealTuple | None = ...,
+        leave: Global___DealLeave | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["credit", b"credit", "message", b"message", "open", b"open", "tuple", b"tuple"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["credit", b"credit", "leave", b"leave", "message", b"message", "open", b"open", "tuple", b"tuple"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["credit", b"credit", "message", b"message", "open", b"open", "tuple", b"tuple"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["credit", b"credit", "leave", b"leave", "message", b"message", "open", b"open", "tuple", b"tuple"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_message: _TypeAlias = _typing.Literal["open", "credit", "tuple"]  # noqa: Y015
+    _WhichOneofReturnType_message: _TypeAlias = _typing.Literal["open", "credit", "tuple", "leave"]  # noqa: Y015
     _WhichOneofArgType_message: _TypeAlias = _typing.Literal["message", b"message"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_message) -> _WhichOneofReturnType_message | None: ...
 
@@ -106,6 +110,33 @@ class DealCredit(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___DealCredit: _TypeAlias = DealCredit  # noqa: Y015
+
+@_typing.final
+class DealLeave(_message.Message):
+    """Party 1, of a streamed model whose items' heads say so: no more corrections of an item are wanted.
+    The dealer goes on with the next item, from the byte that it is at; what party 1 has credit for, and
+    what is already on its way, stays as it is.
+    """
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    MODEL_HASH_FIELD_NUMBER: _builtins.int
+    INDEX_FIELD_NUMBER: _builtins.int
+    model_hash: _builtins.str
+    index: _builtins.int
+    def __init__(
+        self,
+        *,
+        model_hash: _builtins.str = ...,
+        index: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["index", b"index", "model_hash", b"model_hash"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___DealLeave: _TypeAlias = DealLeave  # noqa: Y015
 
 @_typing.final
 class DealTuple(_message.Message):
@@ -261,12 +292,15 @@ class DealItem(_message.Message):
     INDEX_FIELD_NUMBER: _builtins.int
     SEED_FIELD_NUMBER: _builtins.int
     CORRECTION_BYTES_FIELD_NUMBER: _builtins.int
+    LEAVABLE_FIELD_NUMBER: _builtins.int
     model_hash: _builtins.str
     index: _builtins.int
     seed: _builtins.bytes
     """32 bytes: the key of this party's AES-256-CTR stream. All that party 0 ever gets."""
     correction_bytes: _builtins.int
     """Bytes of corrections that follow in chunks, before the model's next item; 0 for party 0."""
+    leavable: _builtins.bool
+    """The rest of it can be left, by DealLeave."""
     def __init__(
         self,
         *,
@@ -274,10 +308,11 @@ class DealItem(_message.Message):
         index: _builtins.int = ...,
         seed: _builtins.bytes = ...,
         correction_bytes: _builtins.int = ...,
+        leavable: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["correction_bytes", b"correction_bytes", "index", b"index", "model_hash", b"model_hash", "seed", b"seed"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["correction_bytes", b"correction_bytes", "index", b"index", "leavable", b"leavable", "model_hash", b"model_hash", "seed", b"seed"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

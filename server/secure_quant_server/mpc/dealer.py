@@ -149,6 +149,8 @@ class _LaneSession:
         self._works = works
         self._credit = (dict.fromkeys(works, 0), dict.fromkeys(works, 0))
         self._window = dict.fromkeys(works, 0)
+        self._at = dict.fromkeys(works, 0)  # index of the item that is dealt
+        self._left = dict.fromkeys(works, 0)  # of what is before this one party 1 wants no more
         self._granted = {name: asyncio.Event() for name in works}
         self._spans = {name: Spans() for name in works}
         # Short: what is in flight is destroyed when the session ends.
@@ -181,6 +183,17 @@ class _LaneSession:
             self._spans[model].begin(trace, model, items)
         self._granted[model].set()
 
+    def leave(self, party: int, model: str, index: int) -> None:
+        """Party 1 wants no more of an item of a streamed model; party 0 has its seed alone.
+        Raises ModelNotFound, MalformedMessage."""
+        works = self._works.get(model)
+        if works is None:
+            raise ModelNotFound("model", got=model[:64], expected="one that is dealt here")
+        if not party or not works.streamed or index > self._at[model] + MAX_CREDIT:
+            raise MalformedMessage("item to leave", got=index, expected="one that party 1 may have")
+        self._left[model] = max(self._left[model], index + 1)
+        self._granted[model].set()
+
     async def deal(self, model: str) -> None:
         """Hand out items of a model as both parties' credit allows, until cancelled."""
         works, index = self._works[model], 0
@@ -192,8 +205,9 @@ class _LaneSession:
             item = works.begin() if works.streamed else await works.take()
             await self._put_head(0, DealItem(model_hash=model, index=index, seed=item.seed0))
             head = DealItem(
-                model_hash=model, index=index, seed=item.seed1, correction_bytes=works.size
-            )
+                model_hash=model, index=index, seed=item.seed1, correction_bytes=works.size,
+                leavable=works.streamed,
+            )  # fmt: skip
             await self._put_head(1, head)
             if isinstance(item, DealtGates):
                 await self._put_gates(model, index, item)
@@ -202,10 +216,11 @@ class _LaneSession:
                     await self._put_chunk(model, index, start, item.corrections)
             self._spans[model].dealt()
             index += 1
+            self._at[model] = index
 
     async def _put_gates(self, model: str, index: int, item: DealtGates) -> None:
         """Make one gate's corrections while those of the gate before are sent, as the bytes that
-        party 1 has room for allow."""
+        party 1 has room for allow; until it wants no more of them."""
         works, place = self._works[model], 0
         coming = asyncio.ensure_future(works.next_gate(item))
         try:
@@ -213,8 +228,10 @@ class _LaneSession:
                 coming = asyncio.ensure_future(works.next_gate(item))
                 for start in range(0, len(part), CHUNK):
                     size = min(CHUNK, len(part) - start)
-                    while self._window[model] < size:
+                    while self._window[model] < size and index >= self._left[model]:
                         await self._more_credit(model)
+                    if index < self._left[model]:
+                        return
                     self._window[model] -= size
                     await self._put_chunk(model, index, start, part, place)
                 place += len(part)
@@ -309,6 +326,8 @@ class _Dealer(dealer_pb2_grpc.DealerServiceServicer):
                 credit = request.credit
                 trace = credit.trace
                 session.grant(party, credit.model_hash, credit.items, credit.bytes, trace)
+            elif kind == "leave":
+                session.leave(party, request.leave.model_hash, request.leave.index)
             elif kind == "tuple" and party == 0:
                 spec = TupleSpec.from_proto(request.tuple)
                 await session.confirmed.put((request.tuple.index, spec))

@@ -189,9 +189,10 @@ def test_whoever_goes_and_whenever_the_others_are_served(seed: int) -> None:
 
 
 class Streaming:
-    """Both sessions of a lane on a real streamed graph, and its dealer."""
+    """Both sessions of a lane on a real streamed graph, and its dealer, which may stop an item."""
 
-    def __init__(self, graph: Any) -> None:
+    def __init__(self, graph: Any, leavable: bool = False) -> None:
+        self.leavable, self.left, self.sent = leavable, 0, 0
         bundles = split(graph, streamed=True)
         self.graph, self.dealer, self.pair = graph, load_dealer(bundles["dealer"]), Pair()
         self.desk, self.sessions, self.stocks = Desk(), [], []
@@ -216,18 +217,26 @@ class Streaming:
             credit[0] += size
             granted.set()
 
-        self.feed.on_credit = grant
+        def leave(index: int) -> None:
+            assert self.leavable
+            self.left = index + 1
+            granted.set()
+
+        self.feed.on_credit, self.feed.on_leave = grant, leave
         while True:
             item = self.dealer.deal_gates()
-            self.feed.begin(self.dealt)
+            self.feed.begin(self.dealt, leavable=self.leavable)
             for party, seed in enumerate((item.seed0, item.seed1)):
                 self.stocks[party].put(model, self.dealt, Item(party, seed))
             place = 0
             for part in item.corrections:
-                while credit[0] < len(part):
+                while credit[0] < len(part) and self.dealt >= self.left:
                     granted.clear()
                     await granted.wait()
+                if self.dealt < self.left:
+                    break
                 credit[0] -= len(part)
+                self.sent += len(part)
                 self.feed.add(self.dealt, place, bytes(part))
                 place += len(part)
                 await asyncio.sleep(0)
@@ -243,10 +252,13 @@ class Streaming:
 
 @pytest.mark.parametrize("party", [0, 1])
 @pytest.mark.parametrize("after", [1, 3, 9, 20])
-def test_a_streamed_model_goes_on_with_fresh_material(party: int, after: int) -> None:
+@pytest.mark.parametrize("leavable", [False, True])
+def test_a_streamed_model_goes_on_with_fresh_material(
+    party: int, after: int, leavable: bool
+) -> None:
     async def work() -> None:
         graph = graphs.mlp()
-        lane = Streaming(graph)
+        lane = Streaming(graph, leavable)
         q = np.random.default_rng(1).integers(-128, 128, (4, *graph.input.shape)).astype(np.int8)
         runs = [asyncio.ensure_future(each.run()) for each in lane.sessions]
         await asyncio.gather(*(each.ready.wait() for each in lane.sessions))
@@ -308,6 +320,49 @@ def test_the_rest_of_an_item_is_thrown_away_as_it_comes() -> None:
         assert bytes(await feed.take(1, 4, 4, 1.0)) == b"eeee"
 
     run(work())
+
+
+def test_what_the_dealer_leaves_out_is_not_waited_for() -> None:
+    async def work() -> None:
+        feed, granted, left = Feed([4, 4, 4], 12), list[int](), list[int]()
+        feed.on_credit, feed.on_leave = granted.append, left.append
+        feed.begin(0, leavable=True)
+        feed.add(0, 0, b"aaaabb")
+        with pytest.raises(MalformedMessage):  # nobody left it
+            feed.begin(1, leavable=True)
+        feed.leave(0)
+        assert left == [0]
+        later = asyncio.ensure_future(feed.take(1, 0, 4, 1.0))
+        feed.add(0, 6, b"b")  # on its way meanwhile
+        with pytest.raises(MalformedMessage):
+            feed.begin(2, leavable=True)
+        feed.begin(1, leavable=True)
+        assert sum(granted) == 7  # what came, and no more
+        feed.add(1, 0, b"ddddeeeeffff")
+        assert [bytes(await later), bytes(await feed.take(1, 4, 4, 1.0))] == [b"dddd", b"eeee"]
+        assert bytes(await feed.take(1, 8, 4, 1.0)) == b"ffff"
+        feed.leave(1)  # all of it came
+        feed.leave(2)  # its head is on its way
+        assert left == [0]
+        feed.begin(2, leavable=True)
+        assert left == [0, 2]
+        feed.begin(3, leavable=True)
+        feed.add(3, 0, b"gggg")
+        assert bytes(await feed.take(3, 0, 4, 1.0)) == b"gggg"
+
+    run(work())
+
+
+def test_a_dealer_that_knows_no_leaving_is_not_asked() -> None:
+    left = list[int]()
+    feed = Feed([4, 4], 8)
+    feed.on_leave = left.append
+    feed.begin(0)
+    feed.leave(0)
+    feed.add(0, 0, b"aaaabbbb")
+    feed.begin(1)
+    feed.leave(1)
+    assert left == []
 
 
 def test_who_comes_next_need_not_wait_for_the_last_one_to_end() -> None:
