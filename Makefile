@@ -48,6 +48,7 @@ proto: $(PROTOC)/.ready
 
 proto-check: $(READY) $(PROTOC)/.ready
 	$(BIN)/buf lint protos
+	$(BIN)/buf breaking protos --against protos/released.binpb
 	$(PROTOC)/bin/python tools/gen_protos.py --check
 
 # The browser's client (needs Node 20 and npm); its protobuf code and the page's bundle are committed.
