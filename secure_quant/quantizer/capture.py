@@ -21,6 +21,7 @@ from secure_quant.quantizer.accept import accepted, check_forward, check_output,
 from secure_quant.quantizer.devices import OnCpu, on_cpu
 from secure_quant.quantizer.explicit import make_explicit
 from secure_quant.quantizer.functional import free_batch, functional_module
+from secure_quant.quantizer.opset import find_roots
 from secure_quant.quantizer.passes.batch_first import keep_batch_first
 from secure_quant.quantizer.passes.batch_norm import lower_batch_norm
 from secure_quant.quantizer.passes.composite import lower_composites
@@ -32,7 +33,7 @@ from secure_quant.quantizer.passes.products import lower_products
 from secure_quant.quantizer.passes.real_ports import real_ports
 from secure_quant.quantizer.passes.recurrent import lower_recurrent
 from secure_quant.quantizer.ports import OUTPUT_PORTS, check_used, ends_here
-from secure_quant.quantizer.refuse import unsupported
+from secure_quant.quantizer.refuse import has_no_meaning, unsupported
 
 __all__ = ["capture"]
 
@@ -180,8 +181,12 @@ def _check_sizes(graph: GraphModule, module: nn.Module, example: Tensor) -> None
 
 
 def _check_causes(graph: GraphModule) -> None:
-    """Raise UnsupportedModule for a step that makes a forward differ by itself, or by the batch."""
+    """Raise UnsupportedModule for a step that makes a forward differ by itself, or by the batch, or
+    that would be refused anyhow."""
+    roots = find_roots(list(graph.graph.nodes))
     for node in graph.graph.nodes:
+        if node in roots and has_no_meaning(node):
+            raise unsupported(node)
         if node.target is aten.batch_norm.default and node.args[5]:
             raise unsupported(
                 node, "normalization by the statistics of the batch",

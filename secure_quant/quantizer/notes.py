@@ -4,7 +4,7 @@ from __future__ import annotations
 
 __all__ = [
     "BITS", "CENTRING", "CHANNELS", "COUNT", "CUT", "EXACT", "FREE", "HIDES", "LARGEST",
-    "NORMALIZED", "POSITIVE", "SHOWN", "SQUARES", "STEPS", "TABLE_RANGE", "UNROUNDED",
+    "NORMALIZED", "POSITIVE", "SHOWN", "SQUARES", "STEPS", "TABLE_RANGE", "TRUTH", "UNROUNDED",
 ]  # fmt: skip
 
 BITS = "secure_quant_bits"
@@ -36,6 +36,8 @@ STEPS = "secure_quant_steps"
 SQUARES = "secure_quant_squares"
 """True for the product of a row of differences from its mean with itself: made of the values and of
 their sum, so that no difference is rounded."""
+TRUTH = "secure_quant_truth"
+"""True for a comparison with a half of what is 0 or 1 to the last bit."""
 TABLE_RANGE = "secure_quant_table_range"
 """Least and largest value, and 0, that there may be whatever calibration saw: in the table that an
 input chooses rows of, or by a sum that is rounded later."""

@@ -14,6 +14,7 @@ __all__ = [
     "INNER",
     "failures_named",
     "first_line",
+    "has_no_meaning",
     "module_path",
     "own_path",
     "place_of",
@@ -29,6 +30,7 @@ _CASTS = "leave integers out: what is chosen or counted belongs to the client"
 _PRODUCT = "take the logarithm before, and exp of the sum, or multiply a few values one by one"
 _SOLVE = "invert constants before; else return what is to be solved, and solve it at the client"
 _COMPLEX = "take real parts: multiply by constant matrices of cosines and sines"
+_RESAMPLED = "resize by constant amounts, or sample at the client"
 _SHAPES = "keep every shape fixed: multiply by a mask, and drop what is masked at the client"
 
 _HINTS = {
@@ -38,8 +40,7 @@ _HINTS = {
     "one-hot rows as the input",
     **dict.fromkeys(("max", "min", "sum", "mean", "std", "var"), _WHOLE_BATCH),
     **dict.fromkeys(("prod", "cumprod"), _PRODUCT),
-    **dict.fromkeys(("grid_sampler", "grid_sampler_2d", "grid_sampler_3d"),
-                    "resize by constant amounts, or sample at the client"),
+    **dict.fromkeys(("grid_sampler", "grid_sampler_2d", "grid_sampler_3d"), _RESAMPLED),
     "_add_batch_dim": "call the layer on the whole batch, without vmap",
     "einsum": "no letter twice in one operand; the batch first in data and result",
     **dict.fromkeys(("sort", "topk", "argmax", "argmin", "argsort", "kthvalue", "median", "mode",
@@ -118,6 +119,12 @@ def unsupported(node: Node, why: str | None = None, hint: str | None = None) -> 
         got=why or _REASONS.get(hint or "", "an op without an integer lowering"),
         hint=hint or "docs/quantization.md lists the ops that can be used",
     )
+
+
+def has_no_meaning(node: Node) -> bool:
+    """Whether an op is one that no pass writes out, whatever its inputs."""
+    name = _own_name(node).split(".")[0] if node.op == "call_function" else ""
+    return _HINTS.get(name) in (*_REASONS, _RESAMPLED)
 
 
 @contextmanager

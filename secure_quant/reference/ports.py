@@ -140,6 +140,11 @@ def _checked(port: Port, x: ArrayLike, is_named: bool) -> NDArray[Any]:
         array = np.asarray(x)
     except ValueError as error:
         raise ShapeMismatch(what, got="rows of unequal length", expected="an array") from error
+    except (TypeError, RuntimeError) as error:  # of a GPU, with a gradient, of a type numpy lacks
+        raise DtypeMismatch(
+            what, got=f"{type(x).__name__} that is no array of numpy's",
+            expected="an array of real numbers", hint="of torch: x.detach().cpu().float()",
+        ) from error  # fmt: skip
     kinds, expected = _KINDS[port.dtype]
     if array.dtype.kind not in kinds:
         raise DtypeMismatch(what, got=array.dtype, expected=expected)
@@ -148,7 +153,8 @@ def _checked(port: Port, x: ArrayLike, is_named: bool) -> NDArray[Any]:
     shape = port.asked
     if array.ndim != len(shape) + 1 or array.shape[1:] != shape or len(array) == 0:
         want = f"[{', '.join(['batch >= 1', *map(str, shape)])}]"
-        raise ShapeMismatch(what, got=list(array.shape), expected=want)
+        hint = "one sample is x[None]" if array.shape == shape else None
+        raise ShapeMismatch(what, got=list(array.shape), expected=want, hint=hint)
     if not np.isfinite(array).all():
         raise ValueOutOfRange(what, got="NaN or infinity", expected="finite numbers")
     if port.dtype != "float32":

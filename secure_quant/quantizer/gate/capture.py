@@ -37,6 +37,10 @@ NOISE = 32
 """Times the float32 error of the user's module; its own samples show about a third of the most."""
 NOISIEST = 1e-3
 """Of the largest output: the most that is allowed for noise."""
+_HIDDEN = (
+    "if an input is a mask that may hide every key of a sample, keep one of them: mask[:, 0] shown "
+    "in all calibration samples; else write that step with other functions, without writing into "
+)
 _ALONE = "keep the batch axis first and alone in every step"
 _SIZES = (16, 65, 257)
 MOST_SAMPLES = 512
@@ -241,11 +245,12 @@ class _Comparison:
     def _mismatch(
         self, truth: _Truth, got: str, expected: str = "what the module gives"
     ) -> CaptureMismatch:
+        whole = self.owner.masked and not truth.probe.typical
+        hint = _HIDDEN if whole else "write that step with other functions, without writing into "
+        hint += "tensors in place; docs/quantization.md lists the ops that can be used"
         return CaptureMismatch(
             f"captured graph of {self.owner.name}, on {truth.probe.name}", got=got,
-            expected=expected,
-            hint="write that step with other functions, without writing into tensors in place; "
-                 "docs/quantization.md lists the ops that can be used",
+            expected=expected, hint=hint,
         )  # fmt: skip
 
     def _truth(self, probe: Probe) -> _Truth:

@@ -30,6 +30,8 @@ class Owner:
     def __init__(self, model: nn.Module) -> None:
         self.name = type(model).__name__
         self.outputs = model.outputs if isinstance(model, Ported) else ()
+        inputs = model.inputs if isinstance(model, Ported) else ()
+        self.masked = any(spec.dtype == "bool" for spec in inputs)
         self._model = model
         self._copies = {dtype: self._copy(dtype) for dtype in (torch.float64, torch.float32)}
         self.dtype = torch.float64

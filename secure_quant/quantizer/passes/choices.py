@@ -13,9 +13,10 @@ from typing import Any
 import torch
 from torch.fx import GraphModule, Node
 
-from secure_quant.quantizer.opset import find_roots
+from secure_quant.quantizer.opset import SHAPING, find_roots
 from secure_quant.quantizer.passes.edit import Editor
 from secure_quant.quantizer.passes.indexing import Mover, argument
+from secure_quant.quantizer.passes.real_ports import BETWEEN
 from secure_quant.quantizer.refuse import unsupported
 
 __all__ = ["lower_choices", "negated_maximum"]
@@ -30,6 +31,7 @@ def lower_choices(module: GraphModule) -> None:
     Raises UnsupportedModule for choices between values without bound."""
     walk = _Choices(module)
     for node in list(module.graph.nodes):
+        walk.follow(node)
         rule = _RULES.get(node.target)
         if rule is not None and node in walk.roots:
             edit = Mover(module, node)
@@ -41,12 +43,23 @@ def lower_choices(module: GraphModule) -> None:
 
 
 class _Choices:
-    """One walk. ``truths`` are the nodes that are 0 or 1; ``roots`` as find_roots has them."""
+    """One walk. ``truths`` are the nodes that are 0 or 1, ``counts`` sums of such; ``roots`` as
+    find_roots has them."""
 
     def __init__(self, module: GraphModule) -> None:
         self.module = module
         self.roots = find_roots(list(module.graph.nodes))
         self.truths: set[Node] = set()
+        self.counts: set[Node] = set()
+
+    def follow(self, node: Node) -> None:
+        """What only moves truths or counts is such, and a sum of them a count."""
+        source = node.args[0] if node.args else None
+        for known in (self.truths, self.counts):
+            if source in known and node.target in _MOVES:
+                known.add(node)
+        if source in self.truths | self.counts and node.target is aten.sum.dim_IntList:
+            self.counts.add(node)
 
     def root_of(self, node: Node) -> Node:
         """The node whose function ``node``, just made, is; itself if of several."""
@@ -97,11 +110,25 @@ def _compared(step: _Step, *, inverse: bool) -> Callable[[_Choices, Mover, Node]
 
     def rule(walk: _Choices, edit: Mover, node: Node) -> Node:
         a, b = argument(node, 0, "self"), argument(node, 1, "other")
+        if a in walk.counts and isinstance(b, int):
+            return walk.truth(_counted(edit, node, a, b))
         apart = edit.call(aten.sub.Tensor, a, b) if b != 0 else a
         made = step(edit, edit.call(aten.sign.default, apart))
         return walk.truth(_complement(edit, made) if inverse else made)
 
     return rule
+
+
+def _counted(edit: Mover, node: Node, count: Any, number: int) -> Node:
+    """A count compared with a whole number: with the middle between two, which rounding of the
+    count does not reach."""
+    size, threshold = BETWEEN[str(node.target).removeprefix("aten.").split(".")[0]]
+    apart = edit.call(aten.sub.Tensor, count, number)
+    if node.target in (aten.eq.Scalar, aten.ne.Scalar):
+        apart = edit.call(aten.abs.default, apart)
+    step = _positive if size is aten.gt.Scalar else _negative
+    beyond = edit.call(aten.sub.Tensor, apart, threshold)
+    return step(edit, edit.call(aten.sign.default, beyond))
 
 
 def _not(walk: _Choices, edit: Mover, node: Node) -> Node:
@@ -124,10 +151,10 @@ def _either_or(walk: _Choices, edit: Mover, node: Node) -> Node:
 
 
 def _cast(walk: _Choices, edit: Mover, node: Node) -> Node | None:
-    """A truth as a float is itself."""
+    """A truth as a number is itself, and a count as a float."""
     x: Any = node.args[0]
     dtype = node.meta["val"].dtype
-    if x not in walk.truths or not (dtype.is_floating_point or dtype is torch.bool):
+    if x not in walk.truths and (x not in walk.counts or dtype is torch.bool):
         return None
     node.replace_all_uses_with(x)
     return None
@@ -242,6 +269,10 @@ def _clamp(walk: _Choices, edit: Mover, node: Node) -> Node | None:
             x = _side_by_side(edit, x, bound, shape, largest=largest)
     return x  # type: ignore[no-any-return]
 
+
+_MOVES = SHAPING | {
+    aten.expand.default, aten.contiguous.default, aten.clone.default, aten.view.default,
+}  # fmt: skip
 
 _COMPARISONS: Mapping[str, tuple[_Step, bool]] = {
     "gt": (_positive, False),

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 from torch.fx import GraphModule, Node
 
-from secure_quant.quantizer.notes import COUNT
+from secure_quant.quantizer.notes import COUNT, TRUTH
 from secure_quant.quantizer.passes.edit import Editor, constant_of
 from secure_quant.quantizer.passes.fold import constants_for
 from secure_quant.quantizer.ports import INPUT_PORT
@@ -35,6 +35,7 @@ _CASTS = {
     aten.detach.default, aten.lift_fresh_copy.default,
 }  # fmt: skip
 _MOVES = {aten.slice.Tensor, aten.view.default, aten.reshape.default}
+_QUESTIONS = {aten.ne.Scalar, aten.eq.Scalar}
 _AXES = {aten.unsqueeze.default}
 
 
@@ -53,9 +54,10 @@ def lower_positions(module: GraphModule, batch: int) -> None:
 
     Raises UnsupportedModule for more than LONGEST places.
     """
-    if not any(n.target is aten.cumsum.default for n in module.graph.nodes):
-        return
     counts = _Counts(module)
+    if not any(n.target is aten.cumsum.default for n in module.graph.nodes):
+        counts.answer()
+        return
     for node in list(module.graph.nodes):
         if node.target is aten.gather.default:
             _drop_gather(module, node, batch)
@@ -65,6 +67,7 @@ def lower_positions(module: GraphModule, batch: int) -> None:
         elif _is_real(node) and node.target in {aten.mul.Tensor, aten.to.dtype}:
             counts.make_real(node)
     module.graph.eliminate_dead_code()
+    counts.answer()
     module.recompile()
 
 
@@ -120,6 +123,18 @@ class _Counts:
             count = None if _is_real(source) else self._of(source)
             if count is not None:
                 node.replace_input_with(source, count.node)
+
+    def answer(self) -> None:
+        """What is asked of ids that choose rows, by the row."""
+        for node in list(self._module.graph.nodes):
+            if node.target in _QUESTIONS and node.args[0].target is INPUT_PORT:
+                truth = self._truth(node)
+                if truth is not None:
+                    made = Editor(self._module, node).call(aten.gt.Scalar, truth, 0.5)
+                    made.meta[TRUTH] = True
+                    node.replace_all_uses_with(made)
+        self._module.graph.eliminate_dead_code()
+        self._module.recompile()
 
     def _of(self, node: Node) -> _Count | None:
         if node not in self._known:
@@ -189,7 +204,7 @@ class _Counts:
             args: Any = x.args
             edit = Editor(self._module, x)
             return edit.call(INPUT_PORT, args[0], args[1], "bool", *args[3:5], True)
-        if x.target in (aten.ne.Scalar, aten.eq.Scalar):
+        if x.target in _QUESTIONS:
             return self._column(x)
         return None
 

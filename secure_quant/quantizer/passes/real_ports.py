@@ -6,13 +6,16 @@ which moves may stand. Whole numbers are exact in float32, so all of it can be r
 
 from __future__ import annotations
 
+from typing import Any
+
+import torch
 from torch.fx import GraphModule, Node
 
 from secure_quant.quantizer.opset import ADDITIVE, CONCAT, SHAPING, aten
 from secure_quant.quantizer.passes.edit import Editor
 from secure_quant.quantizer.ports import COLUMN, INPUT_PORT
 
-__all__ = ["real_ports"]
+__all__ = ["BETWEEN", "real_ports"]
 
 _MOVES = SHAPING | {
     aten.expand.default, aten.contiguous.default, aten.clone.default, aten.alias.default,
@@ -21,15 +24,46 @@ _MOVES = SHAPING | {
 
 
 _PROMOTING = ADDITIVE | CONCAT | {
+    aten.div.Tensor,
     aten.to.dtype, aten.to.device, aten.to.other, aten.to.dtype_layout, aten._to_copy.default,
 }  # fmt: skip
 
 
+BETWEEN: dict[str, tuple[Any, float]] = {
+    "lt": (aten.lt.Scalar, -0.5), "le": (aten.lt.Scalar, 0.5),
+    "gt": (aten.gt.Scalar, 0.5), "ge": (aten.gt.Scalar, -0.5),
+    "eq": (aten.lt.Scalar, 0.5), "ne": (aten.gt.Scalar, 0.5),
+}  # fmt: skip
+"""What a comparison of whole numbers asks of their difference: between two of them, so that
+rounding does not decide what equals; of equality, of its size."""
+_COMPARED = {
+    getattr(getattr(aten, name), kind): asked
+    for name, asked in BETWEEN.items()
+    for kind in ("Tensor", "Scalar")
+}
+_ALIKE = {
+    aten.add.Tensor, aten.sub.Tensor, aten.mul.Tensor, aten.neg.default, aten.abs.default,
+    aten.sum.dim_IntList, aten.clamp.default, aten.clamp_min.default, aten.clamp_max.default,
+    aten.maximum.default, aten.minimum.default, aten.amax.default, aten.amin.default,
+}  # fmt: skip
+"""Of whole numbers the same as of reals."""
+_SIZES = {
+    aten.eq.Tensor, aten.eq.Scalar, aten.ne.Tensor, aten.ne.Scalar, aten.to.dtype,
+}  # fmt: skip
+_LOGIC = {
+    aten.logical_not.default, aten.bitwise_not.default, aten.__and__.Tensor,
+    aten.bitwise_and.Tensor, aten.logical_and.default, aten.__or__.Tensor,
+    aten.bitwise_or.Tensor, aten.logical_or.default,
+}  # fmt: skip
+
+
 def real_ports(module: GraphModule) -> None:
-    """Give casts, sums and products with a real result the real value of what they read of an
-    integer port. A boolean mask of attention is no number and stays."""
+    """Give casts, sums and products with a real result, and comparisons of size, the real value of
+    what they read of an integer port. A boolean mask of attention is no number and stays."""
     known: dict[Node, Node | None] = {}
     for node in list(module.graph.nodes):
+        if _counts(node):
+            _compare(module, node, known)
         if not _is_real(node) or node.target not in _PROMOTING:
             continue
         for source in list(node.all_input_nodes):
@@ -40,6 +74,43 @@ def real_ports(module: GraphModule) -> None:
     module.recompile()
 
 
+def _counts(node: Node) -> bool:
+    """Whether a comparison, or a cast to bool, is read as a number everywhere, behind moves and
+    logic; what is read as a mask stays, for those passes."""
+    if node.target not in _COMPARED and not _is_truth(node):
+        return False
+    pending = list(node.users)
+    while pending:
+        user = pending.pop()
+        if user.target in _MOVES | _LOGIC:
+            pending += user.users
+        elif not _is_real(user) or user.target not in _PROMOTING:
+            return False
+    return bool(node.users)
+
+
+def _is_truth(node: Node) -> bool:
+    made = node.meta.get("val")
+    return node.target is aten.to.dtype and getattr(made, "dtype", None) is torch.bool
+
+
+def _compare(module: GraphModule, node: Node, known: dict[Node, Node | None]) -> None:
+    """A comparison of integers, one of a port at least, as one of their real difference."""
+    sides: Any = (node.args[0], 0) if _is_truth(node) else node.args
+    if any(isinstance(n, float) or (isinstance(n, Node) and _is_real(n)) for n in sides):
+        return
+    found = [_real(module, n, known) if isinstance(n, Node) else None for n in sides]
+    if found == [None, None]:
+        return
+    a, b = (n if made is None else made for n, made in zip(sides, found, strict=True))
+    compared, threshold = _COMPARED.get(node.target, (aten.gt.Scalar, 0.5))
+    edit = Editor(module, node)
+    apart = edit.call(aten.sub.Tensor, a, b)
+    if node.target in _SIZES:
+        apart = edit.call(aten.abs.default, apart)
+    edit.replace(edit.call(compared, apart, threshold))
+
+
 def _is_real(node: Node) -> bool:
     value = node.meta.get("val")
     dtype = getattr(value, "dtype", None)
@@ -47,7 +118,7 @@ def _is_real(node: Node) -> bool:
 
 
 def _real(module: GraphModule, node: Node, known: dict[Node, Node | None]) -> Node | None:
-    """The value of ``node``, moves of an integer port, in reals; None for anything else."""
+    """The value of ``node``, moves and sums of integer ports, in reals; None for anything else."""
     if node in known:
         return known[node]
     made: Node | None = None
@@ -58,5 +129,10 @@ def _real(module: GraphModule, node: Node, known: dict[Node, Node | None]) -> No
         source = _real(module, node.args[0], known)
         if source is not None:
             made = Editor(module, node).call(node.target, source, *node.args[1:])
+    elif node.target in _ALIKE and not node.kwargs:
+        found = {n: _real(module, n, known) for n in node.all_input_nodes if not _is_real(n)}
+        if any(found.values()):
+            args = torch.fx.map_arg(node.args, lambda n: found.get(n) or n)
+            made = Editor(module, node).call(node.target, *args)
     known[node] = made
     return made

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch.fx import GraphModule, Node
 
+from secure_quant.quantizer.notes import TRUTH
 from secure_quant.quantizer.passes.edit import Editor, constant_of
 from secure_quant.quantizer.ports import INPUT_PORT
 from secure_quant.quantizer.refuse import unsupported
@@ -76,6 +77,8 @@ class Truths:
         value = constant_of(self._module, node)
         if value is not None:
             return self._edit.constant(value.float())
+        if TRUTH in node.meta:
+            return args[0]  # type: ignore[no-any-return]
         if node.target is INPUT_PORT:
             return self._edit.call(INPUT_PORT, args[0], args[1], "bool", *args[3:5], True)
         if node.target in MOVES:
@@ -115,7 +118,9 @@ def is_of_masks(nodes: list[Node]) -> set[Node]:
     found: set[Node] = set()
     data: set[Node] = set()
     for node in nodes:
-        if node.target is INPUT_PORT:
+        if TRUTH in node.meta:
+            found.add(node)
+        elif node.target is INPUT_PORT:
             (data if node.args[2] == "float32" else found).add(node)
         elif node.op == "placeholder" or node.target is aten.sym_size.int:
             continue

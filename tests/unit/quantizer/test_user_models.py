@@ -125,6 +125,7 @@ def hidden_whole(m, x):
         (lambda m, x: m.a(x).sum(), "depends on the others"),
         (lambda m, x: m.a(x).long().float(), "integers"),
         (lambda m, x: m.a(x).sort(1)[0], "at the client"),
+        (lambda m, x: m.a(x)[torch.arange(len(x)), m.a(x).argmax(1)], "argmax in"),
         (lambda m, x: m.a(x).prod(1), "exp of the sum"),
         (lambda m, x: torch.fft.rfft(m.a(x)).abs(), "complex"),
         (lambda m, x: torch.einsum("nc,nd->cd", m.a(x), x), "depends on the others"),

@@ -120,3 +120,24 @@ def test_several_outputs_ask_for_names():
     )
     with pytest.raises(ShapeMismatch, match=r'pass \{"row": array\}'):
         reference.run(graph, np.zeros((1, 3)))
+
+
+class Tensor:
+    """As torch's with a gradient, on a GPU or of a type that numpy lacks."""
+
+    def __init__(self, error):
+        self.error = error
+
+    def __array__(self, *_, **__):
+        raise self.error
+
+
+@pytest.mark.parametrize("error", [RuntimeError("requires grad"), TypeError("BFloat16")])
+def test_what_numpy_cannot_read_is_refused_with_a_way_out(error):
+    with pytest.raises(DtypeMismatch, match=r"age.*Tensor.*x\.detach\(\)\.cpu"):
+        reference.quantize_input(GRAPH, GIVEN | {"age": Tensor(error)})
+
+
+def test_one_sample_without_its_axis_is_told_how():
+    with pytest.raises(ShapeMismatch, match=r"x\[None\]"):
+        reference.quantize_input(GRAPH, GIVEN | {"flags": np.array([True, False])})
