@@ -1,6 +1,6 @@
 """Native values <-> protobuf, and named errors <-> gRPC status; nothing else speaks protobuf."""
 
-from secure_quant.wire.connect import connect_error
+from secure_quant.wire.connect import connect_end, connect_error
 from secure_quant.wire.models import (
     ReceivedModel,
     graph_from_proto,
@@ -16,6 +16,7 @@ __all__ = [
     "TAKEN",
     "ReceivedModel",
     "check_sharing",
+    "connect_end",
     "connect_error",
     "from_abort",
     "from_status",

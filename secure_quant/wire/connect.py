@@ -1,6 +1,7 @@
 """Named errors as the Connect protocol tells them to browsers.
 
-Source: connectrpc.com/docs/protocol, "Unary (Request-Response) RPCs" and "Error Codes".
+Source: connectrpc.com/docs/protocol, "Unary (Request-Response) RPCs", "Streaming RPCs" and
+"Error Codes".
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ import grpc
 from secure_quant.wire.rpc_status import METADATA_KEY, packed_details
 from secure_quant.wire.status import Status
 
-__all__ = ["HTTP_CODES", "connect_error"]
+__all__ = ["HTTP_CODES", "connect_end", "connect_error"]
 
 Code = grpc.StatusCode
 
@@ -39,6 +40,15 @@ HTTP_CODES = {
 
 def connect_error(status: Status) -> tuple[int, bytes]:
     """(HTTP status, JSON body) of a gRPC status with its details."""
+    return HTTP_CODES[status[0]], json.dumps(_body(status)).encode()
+
+
+def connect_end(status: Status) -> bytes:
+    """JSON of the last message of a stream that ended so."""
+    return json.dumps({"error": _body(status)}).encode()
+
+
+def _body(status: Status) -> dict[str, object]:
     code, text, metadata = status
     details = [
         {"type": name, "value": base64.b64encode(value).decode().rstrip("=")}
@@ -47,5 +57,4 @@ def connect_error(status: Status) -> tuple[int, bytes]:
         for name, value in packed_details(data)
     ]
     name = "canceled" if code is Code.CANCELLED else code.name.lower()
-    body = {"code": name, "message": text, "details": details}
-    return HTTP_CODES[code], json.dumps(body).encode()
+    return {"code": name, "message": text, "details": details}

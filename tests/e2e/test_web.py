@@ -79,6 +79,7 @@ def test_integers_and_floats_are_those_of_plaintext(
         assert answer["integers"] == [str(each) for each in y.reshape(-1).tolist()]
         floats = reference.run(graph, x).reshape(-1)
         np.testing.assert_array_equal(np.array(answer["floats"][0], np.float32), floats)
+        assert answer["told"][-1]["fraction"] == 1
     stats = told["answers"][0]["stats"]
     assert stats["rounds"] > 0
     assert stats["bytesUp"] == np.prod(graph.input.shape) + 32

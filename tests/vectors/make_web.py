@@ -5,8 +5,9 @@ committed bytes, with the Python client's own code and the plaintext reference;
 ``client/web/test/vectors.test.ts`` that the TypeScript client, whose AES, SHA-256, protobuf and
 arithmetic are others, reads and makes the same ones.
 
-Of each case: the parties' answers to GetModel; inputs by name as float64; their int8; request id
-and seed; both requests; both answers; the integers that they open to; outputs by name as float32.
+Of each case: how much work it is; the parties' answers to GetModel; inputs by name as float64;
+their int8; request id and seed; both requests; both answers; the integers that they open to;
+outputs by name as float32.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ from conformance import cases, sum_cases
 from conformance.builder import Net
 from secure_quant import Graph, reference
 from secure_quant.errors import BudgetExceeded, MalformedMessage, SecureQuantError
+from secure_quant.ir.effort import effort
 from secure_quant.keystream import Keystream
 from secure_quant.wire import SHARING, connect_error, info_to_proto, to_status
 from secure_quant.wire.gen import share_inference_pb2 as pb
@@ -78,10 +80,12 @@ def _case(graph: Graph, number: int) -> dict[str, Any]:
         pb.InferResponse(share=part.astype("<u8").tobytes(), stats=_stats(number, party))
         for party, part in enumerate((first, second))
     ]
+    work = effort(graph)
     outputs = reference.named(graph, reference.dequantize(graph, y))
     return {
         "hash": graph.hash,
         "batch": batch,
+        "effort": {"products": work.products, "lookups": work.lookups, "depth": work.depth},
         "models": [_model(graph, party) for party in (0, 1)],
         "inputs": {name: _floats(array, "<f8") for name, array in named.items()},
         "quantized": q.tobytes().hex(),

@@ -3,9 +3,11 @@
 import { Cells, isAway, type Cell } from "./cells.js";
 import { SecureQuantError } from "./errors.js";
 import type { InferResponse } from "./gen/secure_quant/v1/share_inference_pb.js";
-import { checkedMs, DEADLINE_MS, limitsOf, type CallOptions, type Limits } from "./limits.js";
+import { patienceMs } from "./effort.js";
+import { allow, checkedMs, DEADLINE_MS, limitsOf, type CallOptions, type Limits } from "./limits.js";
 import { requirePlausible, type Model } from "./model.js";
 import { Pair } from "./pair.js";
+import { Telling, type OnProgress } from "./progress.js";
 import { dequantize, quantize, type Inputs, type NamedArray } from "./quantize.js";
 import { join } from "./sharing.js";
 
@@ -17,12 +19,19 @@ export interface Options {
   token?: string;
   /** The model to ask for, and the only one accepted: 64 hex digits. Without it the parties choose. */
   expectedHash?: string;
-  /** Of everything that one call does; 30 s unless set, for large models too. */
+  /** Of everything that one call does. Unless set 30 s, and for a large model as long as its work and the
+   * rounds of the parties' plan may take. */
   timeoutMs?: number;
   /** The W3C traceparent of what asks, for parties that trace; called once for each request. */
   traceparent?: () => string | undefined;
   /** In place of the global `fetch`. */
   fetch?: typeof globalThis.fetch;
+}
+
+/** Of one inference. `progress`: told a few times a second how far it is, and at its end; what it throws
+ * gives the inference up. */
+export interface InferOptions extends CallOptions {
+  progress?: OnProgress | undefined;
 }
 
 /** What an inference cost, summed over its parts. */
@@ -97,34 +106,40 @@ export class MpcClient {
    * DEADLINE_EXCEEDED, IMPLAUSIBLE_ANSWER, CONFIG_ERROR (a `timeoutMs` that is none), what the parties
    * say, and the reason of a signal that was aborted. An inference that began is not repeated.
    */
-  async infer(x: Inputs, options: CallOptions = {}): Promise<Answer> {
+  async infer(x: Inputs, options: InferOptions = {}): Promise<Answer> {
     const limits = limitsOf(options, this.#timeoutMs);
     const first = await this.#cells.found(new Set(), limits, this.#fetchMs);
     const { graph } = first.model;
-    const { integers, stats } = await this.#infer(quantize(graph, x), limits, first);
+    const { integers, stats } = await this.#infer(quantize(graph, x), limits, options.progress, first);
     return { outputs: dequantize(graph, integers, stats.samples), integers, stats };
   }
 
   /** int8[batch, inputSize] -> int64[batch, outputSize]. */
   async inferInt8(
     q: Int8Array,
-    options: CallOptions = {},
+    options: InferOptions = {},
   ): Promise<{ integers: BigInt64Array; stats: Stats }> {
-    return this.#infer(q, limitsOf(options, this.#timeoutMs));
+    return this.#infer(q, limitsOf(options, this.#timeoutMs), options.progress);
   }
 
   async #infer(
     q: Int8Array,
-    limits: Limits,
+    given: Limits,
+    told?: OnProgress,
     first?: { cell: Cell; model: Model },
   ): Promise<{ integers: BigInt64Array; stats: Stats }> {
     const started = performance.now();
     const tried = new Set<Cell>();
+    let limits = given;
     for (let next = first; ; next = undefined) {
       const { cell, model } = next ?? (await this.#cells.found(tried, limits, this.#fetchMs));
+      const { effort, inputSize, names } = model.graph;
+      const samples = q.length / inputSize;
+      limits = allow(limits, patienceMs(effort, model.rounds, samples));
       cell.running++;
       try {
-        const made = await inCell(cell, model, q, limits);
+        const telling = told && new Telling(told, names, samples);
+        const made = await inCell(cell, model, q, limits, telling);
         this.#cells.heard(cell);
         made.stats.latencyMs = performance.now() - started;
         return made;
@@ -159,6 +174,7 @@ async function inCell(
   model: Model,
   q: Int8Array,
   limits: Limits,
+  telling?: Telling,
 ): Promise<{ integers: BigInt64Array; stats: Stats }> {
   const { graph, batch } = model;
   const samples = q.length / graph.inputSize;
@@ -174,7 +190,8 @@ async function inCell(
   const work = async (): Promise<void> => {
     for (let first = starts.shift(); first !== undefined; first = starts.shift()) {
       const values = q.subarray(first * graph.inputSize, (first + batch) * graph.inputSize);
-      const { answers, bytesUp } = await cell.pair.run(values, model, { signal, end: limits.end });
+      const hear = telling?.part(values.length / graph.inputSize);
+      const { answers, bytesUp } = await cell.pair.run(values, model, { signal, end: limits.end }, hear);
       count(stats, answers, bytesUp);
       const size = (values.length / graph.inputSize) * graph.outputSize;
       integers.set(join(answers[0].share, answers[1].share, size), first * graph.outputSize);
@@ -186,6 +203,7 @@ async function inCell(
     stop.abort(); // what still runs when one part failed
   }
   requirePlausible(graph, integers);
+  telling?.end();
   return { integers, stats };
 }
 

@@ -8,6 +8,7 @@
 
 import { SecureQuantError } from "./errors.js";
 import type { PublicModel } from "./gen/secure_quant/v1/model_pb.js";
+import { effortOf, type Effort } from "./effort.js";
 import { shapesOf, type Shape, type Value } from "./shapes.js";
 
 const MAX_JSON = 4 * 2 ** 20;
@@ -45,6 +46,9 @@ export interface Graph {
   outputs: Port[];
   inputSize: number;
   outputSize: number;
+  /** Of its nodes. */
+  names: ReadonlySet<string>;
+  effort: Effort;
 }
 
 /** The graph of a message whose hash was recomputed. Rejects with HASH_MISMATCH, MALFORMED_MODEL,
@@ -63,7 +67,8 @@ export async function graphOf(message: PublicModel): Promise<Graph> {
   const outputSize = outputs.reduce((sum, port) => sum + size(port.value.shape), 0);
   if (last.op !== "Output") throw malformed("last node", last.op, "Output");
   const inputSize = size((values.get((nodes[0] as Node).name) as Value).shape);
-  return { hash, inputs, outputs, inputSize, outputSize };
+  const names = new Set(nodes.map((node) => node.name));
+  return { hash, inputs, outputs, inputSize, outputSize, names, effort: effortOf(nodes, values) };
 }
 
 /** SHA-256 over the parts as they came and the commitment, 64 hex digits. */

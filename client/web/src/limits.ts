@@ -5,14 +5,15 @@ import { SecureQuantError } from "./errors.js";
 const LONGEST_MS = 2 ** 31 - 1; // of a timer
 export const DEADLINE_MS = 30_000;
 
-/** `end`: by `performance.now()`. */
+/** `end`: by `performance.now()`. `open`: nobody said so, and a large model may take longer. */
 export interface Limits {
   signal?: AbortSignal | undefined;
   end: number;
+  open?: boolean;
 }
 
 /** Of one call. `timeoutMs`: of everything that it does. `signal`: aborted, the call rejects with the
- * signal's reason. */
+ * signal's reason, and the parties drop it. */
 export interface CallOptions {
   signal?: AbortSignal | undefined;
   timeoutMs?: number | undefined;
@@ -20,9 +21,16 @@ export interface CallOptions {
 
 /** Throws CONFIG_ERROR for a time that is none, and the signal's reason. */
 export function limitsOf(options: CallOptions, timeoutMs: number | undefined): Limits {
-  const allowed = checkedMs(options.timeoutMs ?? timeoutMs ?? DEADLINE_MS);
+  const said = options.timeoutMs ?? timeoutMs;
+  const allowed = checkedMs(said ?? DEADLINE_MS);
   options.signal?.throwIfAborted();
-  return { signal: options.signal, end: performance.now() + allowed };
+  return { signal: options.signal, end: performance.now() + allowed, open: said === undefined };
+}
+
+/** The same for work that may take so long: it is given that, unless somebody said how long. */
+export function allow(limits: Limits, milliseconds: number): Limits {
+  const more = Math.min(milliseconds, LONGEST_MS) - DEADLINE_MS;
+  return limits.open && more > 0 ? { ...limits, end: limits.end + more, open: false } : limits;
 }
 
 export function checkedMs(milliseconds: number): number {

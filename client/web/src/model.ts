@@ -13,10 +13,11 @@ const AROUND = 1024;
 export const MESSAGE_BYTES = 64 * 2 ** 20;
 const UNPINNED_BYTES = 256 * 2 ** 20;
 
-/** `batch`: most samples of one call. */
+/** `batch`: most samples of one call. `rounds`: of a call, as the parties' plan says, where it does. */
 export interface Model {
   graph: Graph;
   batch: number;
+  rounds?: number | undefined;
 }
 
 /** Rejects with HASH_MISMATCH if a party's model is not what it says, not what was expected, or not
@@ -26,6 +27,7 @@ export async function received(
   expectedHash: string | undefined,
 ): Promise<Model> {
   const graphs: Graph[] = [];
+  const said: number[] = [];
   let batch = PART;
   for (const [party, answer] of answers.entries()) {
     if (answer.party !== party) {
@@ -52,6 +54,7 @@ export async function received(
     }
     graphs.push(graph);
     batch = Math.min(batch, answer.batch || PART);
+    said.push(...roundsOf(answer.info.plan));
   }
   const [graph, other] = graphs as [Graph, Graph];
   if (graph.hash !== other.hash) {
@@ -64,7 +67,18 @@ export async function received(
     throw new SecureQuantError("MESSAGE_TOO_LARGE", "model", about);
   }
   const room = Math.floor((MESSAGE_BYTES - AROUND) / Math.max(up, down));
-  return { graph, batch: Math.max(1, Math.min(batch, room)) };
+  const rounds = said.length ? Math.max(...said) : undefined;
+  return { graph, batch: Math.max(1, Math.min(batch, room)), rounds };
+}
+
+/** As a plan states them, which nothing but a deadline depends on; none where it states none. */
+function roundsOf(plan: Uint8Array): number[] {
+  try {
+    const { rounds } = JSON.parse(new TextDecoder().decode(plan)) as { rounds?: unknown };
+    return Number.isSafeInteger(rounds) && (rounds as number) >= 0 ? [rounds as number] : [];
+  } catch {
+    return [];
+  }
 }
 
 /** Refuses outputs that the model cannot give; to be called after the last request. Throws

@@ -1,6 +1,6 @@
 /** One cell: party 0 and party 1, by the addresses of their `--http-listen`. */
 
-import { createClient, type Client, type Interceptor } from "@connectrpc/connect";
+import { createClient, type Client, type Interceptor, type Transport } from "@connectrpc/connect";
 import { createConnectTransport } from "@connectrpc/connect-web";
 import { create } from "@bufbuild/protobuf";
 import { named, SecureQuantError } from "./errors.js";
@@ -9,7 +9,9 @@ import {
   ShareInferenceService,
   type InferResponse,
 } from "./gen/secure_quant/v1/share_inference_pb.js";
+import { ShareProgressService } from "./gen/secure_quant/v1/share_progress_pb.js";
 import { remaining, within, type Limits } from "./limits.js";
+import type { Hear } from "./progress.js";
 import { received, SHARING, type Model } from "./model.js";
 import { fresh, shareSeeded } from "./sharing.js";
 
@@ -33,6 +35,7 @@ export class Pair {
   /** Of party 0 and party 1. */
   readonly origins: readonly string[];
   readonly #callers: Client<typeof ShareInferenceService>[];
+  readonly #watcher: Client<typeof ShareProgressService>;
   readonly #expectedHash: string | undefined;
   #model: Promise<Model> | undefined;
 
@@ -55,15 +58,16 @@ export class Pair {
       return next(request);
     };
     const ask = options.fetch ?? globalThis.fetch.bind(globalThis);
-    this.#callers = this.origins.map((baseUrl) => {
-      const transport = createConnectTransport({
+    const transports = this.origins.map((baseUrl) =>
+      createConnectTransport({
         baseUrl,
         interceptors: [told],
         useBinaryFormat: true,
         fetch: (input, init) => ask(input, { ...init, ...CLOSED }),
-      });
-      return createClient(ShareInferenceService, transport);
-    });
+      }),
+    );
+    this.#callers = transports.map((each) => createClient(ShareInferenceService, each));
+    this.#watcher = createClient(ShareProgressService, transports[0] as Transport);
   }
 
   /** The public model, fetched once for all who ask and checked. Rejects as `received`, and as calls
@@ -87,8 +91,8 @@ export class Pair {
     await Promise.all(asked);
   }
 
-  /** Some samples, shared under one fresh id and one fresh seed. */
-  async run(values: Int8Array, model: Model, limits: Limits): Promise<Part> {
+  /** Some samples, shared under one fresh id and one fresh seed. `hear`: told what party 0 says of them. */
+  async run(values: Int8Array, model: Model, limits: Limits, hear?: Hear): Promise<Part> {
     const { graph } = model;
     const { share, seed } = await shareSeeded(values);
     const batch = values.length / graph.inputSize;
@@ -99,8 +103,31 @@ export class Pair {
         .catch((error: unknown) => Promise.reject(this.#named(error, party)));
     // Party 1's goes first: it is small, and there by the time party 0 offers the inference.
     const second = ask(1, { case: "seed", value: seed });
-    const answers = await Promise.all([ask(0, { case: "share", value: share }), second]);
+    const asked = Promise.all([ask(0, { case: "share", value: share }), second]);
+    const watched = hear && this.#watch(about.requestId, hear, asked, limits.signal);
+    const [answers] = await Promise.all([asked, watched]);
     return { answers, bytesUp: share.length + seed.length };
+  }
+
+  /** Until `asked` is over. A party that refuses to tell, or cannot, serves as well. Rejects with what
+   * `hear` throws. */
+  async #watch(
+    requestId: Uint8Array,
+    hear: Hear,
+    asked: Promise<unknown>,
+    signal: AbortSignal | undefined,
+  ): Promise<void> {
+    const over = new AbortController();
+    const end = () => over.abort();
+    asked.then(end, end);
+    const both = signal ? AbortSignal.any([signal, over.signal]) : over.signal;
+    const gone = new Promise<undefined>((done) => both.addEventListener("abort", () => done(undefined)));
+    const words = this.#watcher.watch({ requestId }, { signal: both })[Symbol.asyncIterator]();
+    for (;;) {
+      const word = await Promise.race([words.next().catch(() => undefined), gone]);
+      if (word === undefined || word.done || both.aborted) return;
+      hear(word.value);
+    }
   }
 
   async #fetched(fetchMs: number): Promise<Model> {

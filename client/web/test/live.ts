@@ -1,7 +1,7 @@
 /** Inferences at parties that run, for the tests in Python: a line of JSON in, a line out. */
 
 import { readFileSync } from "node:fs";
-import { MpcClient, SecureQuantError, type Options, type Targets } from "../src/index.js";
+import { MpcClient, SecureQuantError, type Options, type Progress, type Targets } from "../src/index.js";
 
 interface Wanted {
   targets: Targets | Targets[];
@@ -14,9 +14,10 @@ try {
   const client = new MpcClient(targets, options);
   const answers = [];
   for (const x of inputs) {
-    const { integers, outputs, stats } = await client.infer(x);
+    const told: Progress[] = [];
+    const { integers, outputs, stats } = await client.infer(x, { progress: (each) => told.push(each) });
     const floats = Object.values(outputs).map(({ data }) => Array.from(data));
-    answers.push({ integers: Array.from(integers, String), floats, stats });
+    answers.push({ integers: Array.from(integers, String), floats, stats, told });
   }
   console.log(JSON.stringify({ answers }));
 } catch (error) {

@@ -45,6 +45,7 @@ for (const [name, each] of Object.entries(vectors.cases)) {
     const { graph, batch } = await client.model();
     assert.equal(graph.hash, each.hash);
     assert.equal(batch, 32);
+    assert.deepEqual(graph.effort, each.effort);
     const x = inputsOf(each);
     assert.equal(hex(new Uint8Array(quantize(graph, x).buffer)), each.quantized);
     const answer = await drawing(each, () => client.infer(x));

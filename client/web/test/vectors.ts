@@ -5,6 +5,7 @@ import { readFileSync } from "node:fs";
 export interface Case {
   hash: string;
   batch: number;
+  effort: { products: number; lookups: number; depth: number };
   models: [string, string];
   inputs: Record<string, string>;
   quantized: string;

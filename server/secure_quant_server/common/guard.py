@@ -8,7 +8,7 @@ import inspect
 import logging
 import secrets
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
 from contextlib import AbstractAsyncContextManager, ExitStack
 from typing import TYPE_CHECKING, Any
 
@@ -123,6 +123,21 @@ class Guard(grpc.aio.ServerInterceptor):
             body = await self._admission.body(client, read)
             self._admission.received(len(body))
             return await behaviour(_parser(method, parse)(body), context)
+
+    async def answers(
+        self,
+        method: str,
+        parse: Callable[[bytes], Any],
+        behaviour: Callable[[Any, Any], AsyncIterator[Any]],
+        read: Callable[[], Awaitable[bytes]],
+        context: Any,
+    ) -> AsyncGenerator[Any, None]:
+        """The same of a call that has several answers."""
+        async with self.admitted(method, context) as client:
+            body = await self._admission.body(client, read)
+            self._admission.received(len(body))
+            async for answer in behaviour(_parser(method, parse)(body), context):
+                yield answer
 
     def admitted(self, method: str, context: Context) -> _Served:
         """Around a call: its caller's name while it is served."""

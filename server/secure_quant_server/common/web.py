@@ -1,5 +1,5 @@
-"""A role's services over HTTPS, for browsers: unary calls of the Connect protocol, messages in
-binary. Every call passes the same guard as one over gRPC.
+"""A role's services over HTTPS, for browsers: calls of the Connect protocol with one request and
+one answer or several, messages in binary. Every call passes the same guard as one over gRPC.
 
 Source: connectrpc.com/docs/protocol; CORS by fetch.spec.whatwg.org.
 """
@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import struct
 import time
-from collections.abc import Awaitable, Callable, Mapping
-from contextlib import suppress
+from collections.abc import Callable, Mapping
+from contextlib import aclosing, suppress
 from dataclasses import dataclass
 from typing import Any, NoReturn
 
@@ -36,7 +37,7 @@ from secure_quant.transport import (
     ServerPair,
     fresh_context,
 )
-from secure_quant.wire import connect_error, to_status
+from secure_quant.wire import connect_end, connect_error, to_status
 from secure_quant.wire.status import Status
 from secure_quant.within import within
 from secure_quant_server.common import logs
@@ -44,7 +45,11 @@ from secure_quant_server.common.guard import Guard
 
 __all__ = ["Methods", "WebFront", "methods_of"]
 
-BINARY = "application/proto"
+BINARY, STREAM = "application/proto", "application/connect+proto"
+ENVELOPE = struct.Struct(">BI")
+"""Before each message of a stream: flags, and its length."""
+LAST = 2
+"""Flag of the JSON that ends a stream."""
 HEADERS = "authorization, connect-protocol-version, connect-timeout-ms, content-type, traceparent"
 PREFLIGHT_S = 7200
 SILENT_S = 10.0
@@ -68,7 +73,8 @@ _LOG.addFilter(_Foreseen())
 @dataclass(frozen=True)
 class _Method:
     parse: Callable[[bytes], Any]
-    behaviour: Callable[[Any, Any], Awaitable[Any]]
+    behaviour: Callable[[Any, Any], Any]
+    streams: bool
 
 
 Methods = Mapping[str, _Method]
@@ -76,14 +82,15 @@ Methods = Mapping[str, _Method]
 
 
 def methods_of(service: Any, servicer: object) -> Methods:
-    """The unary methods of a generated service descriptor, as ``servicer`` answers them."""
+    """Those of a generated service descriptor with one request, as ``servicer`` answers them."""
     return {
         f"/{service.full_name}/{each.name}": _Method(
             message_factory.GetMessageClass(each.input_type).FromString,
             getattr(servicer, each.name),
+            each.server_streaming,
         )
         for each in service.methods
-        if not (each.client_streaming or each.server_streaming)
+        if not each.client_streaming
     }
 
 
@@ -221,12 +228,16 @@ class WebFront:
             first.cancel()
         origin = request.headers.get("Origin")
         answer = await self._routed(request, origin)
-        answer.headers["X-Content-Type-Options"] = "nosniff"
-        answer.headers["Cache-Control"] = "no-store"
-        if origin is not None and self._allows(origin):
-            answer.headers["Access-Control-Allow-Origin"] = origin
-        answer.headers["Vary"] = "Origin"
+        if not answer.prepared:
+            answer.headers.update(self._headers(origin))
         return answer
+
+    def _headers(self, origin: str | None) -> dict[str, str]:
+        """Of every answer."""
+        made = {"X-Content-Type-Options": "nosniff", "Cache-Control": "no-store", "Vary": "Origin"}
+        if origin is not None and self._allows(origin):
+            made["Access-Control-Allow-Origin"] = origin
+        return made
 
     def _allows(self, origin: str) -> bool:
         return "*" in self._origins or origin in self._origins
@@ -247,9 +258,45 @@ class WebFront:
             return web.Response(status=204, headers=headers)
         if request.method != "POST":
             return web.Response(status=405, headers={"Allow": "POST, OPTIONS"})
-        if request.headers.get("Content-Type") != BINARY:
-            return web.Response(status=415, headers={"Accept-Post": BINARY})
-        return await self._call(request, method)
+        kind = STREAM if method.streams else BINARY
+        if request.headers.get("Content-Type") != kind:
+            return web.Response(status=415, headers={"Accept-Post": kind})
+        return await (self._stream if method.streams else self._call)(request, method)
+
+    async def _stream(self, request: Any, method: _Method) -> Any:
+        """Answers as they come; what went wrong is in the last envelope."""
+        made = web.StreamResponse(headers=self._headers(request.headers.get("Origin")))
+        made.content_type = STREAM
+        await made.prepare(request)
+        end = b"{}"
+        try:
+            seconds = _checked_head(request, "Connect-Content-Encoding")
+            context = _Context(request, seconds)
+            answers = self._guard.answers(
+                request.path, method.parse, method.behaviour,
+                lambda: self._enveloped(request), context,
+            )  # fmt: skip
+            in_time = within(seconds, lambda: DeadlineExceeded("no end in time"))
+            async with in_time, aclosing(answers):
+                async for answer in answers:
+                    await made.write(_envelope(0, answer.SerializeToString()))
+        except _Ended as ended:
+            end = connect_end(ended.status)
+        except (DeadlineExceeded, MalformedMessage, OpNotSupported) as error:  # not the guard's
+            end = connect_end(to_status(error))
+        await made.write(_envelope(LAST, end))
+        await made.write_eof()
+        return made
+
+    async def _enveloped(self, request: Any) -> bytes:
+        """The one message of a stream of requests. Raises as ``_body``, OpNotSupported."""
+        body = await self._body(request)
+        flags, size = ENVELOPE.unpack_from(body) if len(body) >= ENVELOPE.size else (0, -1)
+        if size != len(body) - ENVELOPE.size:
+            raise MalformedMessage("request", got="another length", expected="one message")
+        if flags:
+            raise OpNotSupported("flags of a message", got=flags, expected=0)
+        return body[ENVELOPE.size :]
 
     async def _call(self, request: Any, method: _Method) -> Any:
         try:
@@ -290,12 +337,16 @@ class _Refused(asyncio.Protocol):
             transport.abort()  # type: ignore[attr-defined]  # of a Transport
 
 
-def _checked_head(request: Any) -> float | None:
+def _envelope(flags: int, message: bytes) -> bytes:
+    return ENVELOPE.pack(flags, len(message)) + message
+
+
+def _checked_head(request: Any, encoded: str = "Content-Encoding") -> float | None:
     """Seconds that the caller waits, if it said so. Raises MalformedMessage, OpNotSupported."""
     version = request.headers.get("Connect-Protocol-Version", "1")
     if version != "1":
         raise MalformedMessage("connect-protocol-version", got=version[:20], expected="1")
-    encoding = request.headers.get("Content-Encoding", "identity")
+    encoding = request.headers.get(encoded, "identity")
     if encoding != "identity":
         raise OpNotSupported("content-encoding", got=encoding[:20], expected="identity")
     timeout = request.headers.get("Connect-Timeout-Ms")

@@ -37,6 +37,7 @@ from secure_quant.wire import SHARING, check_sharing, info_to_proto
 from secure_quant.wire.gen import (
     share_inference_pb2,
     share_inference_pb2_grpc,
+    share_progress_pb2,
     share_progress_pb2_grpc,
 )
 from secure_quant.wire.gen.share_inference_pb2 import (
@@ -160,11 +161,14 @@ class _Front:
         share_inference_pb2_grpc.add_ShareInferenceServiceServicer_to_server(
             servicer, self._grpc.server
         )
-        if self.party == 0:
+        watching = None if self.party else _ShareProgress(self.watches)
+        if watching is not None:
             share_progress_pb2_grpc.add_ShareProgressServiceServicer_to_server(
-                _ShareProgress(self.watches), self._grpc.server
+                watching, self._grpc.server
             )
-        self._web = None if options.http_listen is None else _web(servicer, options, self._grpc)
+        self._web = (
+            None if options.http_listen is None else _web(servicer, watching, options, self._grpc)
+        )
 
     async def start(self) -> None:
         await self._grpc.start()
@@ -196,15 +200,22 @@ class _Front:
         self._grpc.set_serving(ready)
 
 
-def _web(servicer: object, options: PartyOptions, grpc: GrpcServer) -> WebFront:
+def _web(
+    servicer: object, watching: object | None, options: PartyOptions, grpc: GrpcServer
+) -> WebFront:
     from secure_quant_server.common.web import WebFront, methods_of  # an extra of its own
 
     pair = None
     if options.http_cert is not None and options.http_key is not None:
         pair = ServerPair(options.http_cert, options.http_key)
-    service = share_inference_pb2.DESCRIPTOR.services_by_name["ShareInferenceService"]
+    methods = methods_of(
+        share_inference_pb2.DESCRIPTOR.services_by_name["ShareInferenceService"], servicer
+    )
+    if watching is not None:
+        progress = share_progress_pb2.DESCRIPTOR.services_by_name["ShareProgressService"]
+        methods = {**methods, **methods_of(progress, watching)}
     return WebFront(
-        grpc.guard, methods_of(service, servicer),
+        grpc.guard, methods,
         listen=options.http_listen or "", security=options.security, pair=pair,
         plaintext=options.http_plaintext, origins=options.http_origins,
         has_tokens=options.tokens is not None, request_bytes=grpc.request_bytes,
