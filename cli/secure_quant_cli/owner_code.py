@@ -28,12 +28,13 @@ def add_weights(parser: argparse.ArgumentParser) -> None:
 
 
 def owner_model(reference: str, weights: Path | None, data: Arrays | None = None) -> Any:
-    """A torch.nn.Module from ``FILE.py:FACTORY`` or from a model file, with these parameters.
+    """A torch.nn.Module from ``FILE.py:FACTORY`` or from a model file, with these parameters; of
+    a file with named inputs what it holds.
 
     data: inputs, on which a file is checked. Raises ConfigError, ModelError.
     """
     from secure_quant.quantizer.calibration import split_batches
-    from secure_quant.quantizer.files import SUFFIXES, opened
+    from secure_quant.quantizer.files import SUFFIXES, opened, read
 
     path = Path(reference)
     if path.suffix.lower() in SUFFIXES:
@@ -41,8 +42,9 @@ def owner_model(reference: str, weights: Path | None, data: Arrays | None = None
             raise ConfigError("--weights", got=path.name, expected="FILE.py:FACTORY to load into")
         if not path.is_file():
             raise ConfigError(f"no such file {reference!r}")
-        inputs = list(data.values()) if isinstance(data, dict) else [data]
-        return opened(path, [split_batches(x, 64)[0] for x in inputs])
+        if isinstance(data, dict):  # whoever calibrates knows which input is which
+            return read(path)
+        return opened(path, [split_batches(data, 64)[0]])
     model = build_model(reference)
     if weights is not None:
         _load(model, weights)

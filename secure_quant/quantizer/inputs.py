@@ -20,7 +20,7 @@ from secure_quant.ir.ops import is_kind
 from secure_quant.quantizer.accept import accepted, unwrapped
 from secure_quant.quantizer.calibration import check_calibration, drawn, split_batches
 from secure_quant.quantizer.devices import OnCpu
-from secure_quant.quantizer.files import opened
+from secure_quant.quantizer.files import input_names, opened, read
 from secure_quant.quantizer.images import MOST_SAMPLES, spread
 from secure_quant.quantizer.ports import InputSpec, OutputSpec, Ported, specs_of
 from secure_quant.quantizer.refuse import first_line
@@ -43,13 +43,16 @@ def as_one(
 
     Raises CalibrationError, UnsupportedModule.
     """
+    model = read(model)
     forward = _Forward.of(model)
     samples, calibration = _named(forward, _of_dataset(calibration))
     if samples is None and tables is not None and _is_array(calibration) and forward.names:
         samples = [forward.by_place([calibration])], True  # row numbers stay integers
     if samples is not None:
-        model = opened(model, _examples(samples[0]))
-        made, batches = _ported(model, _Forward.of(model), samples, batch_size)
+        model = opened(model, _examples(forward, samples[0]))
+        forward = _Forward.of(model)
+        samples = samples[0], samples[1] or forward.placed
+        made, batches = _ported(model, forward, samples, batch_size)
         made.tables = tables
         return made, batches
     batches = split_batches(calibration, batch_size)
@@ -58,7 +61,7 @@ def as_one(
     outputs = _several(model, batches[0][:2])
     if outputs is None:
         return model, batches
-    name = forward.names[0] if forward.names else "input"
+    name = forward.names[0] if forward.names and not forward.placed else "input"
     spec = InputSpec(name, "float32", tuple(batches[0].shape[1:]), 0)
     made = Ported.of(unwrapped(model), [spec], outputs, positional=True)
     return made, [batch.flatten(1) for batch in batches]
@@ -105,16 +108,20 @@ def _of_input(given: Mapping[str, Any], spec: InputSpec) -> NDArray[Any]:
 @dataclass(frozen=True)
 class _Forward:
     """names: of a forward's parameters, in order; the first ``needed`` have no default. open: it
-    takes any name."""
+    takes any name. placed: of a file, whose inputs go by their order alone."""
 
     kind: str
     names: tuple[str, ...]
     needed: int
     open: bool
+    placed: bool = False
 
     @staticmethod
     def of(model: Any) -> _Forward:
         kind = type(model).__name__
+        own = input_names(model)
+        if own is not None:
+            return _Forward(kind, own, len(own), False, True)
         if not isinstance(model, nn.Module) or isinstance(model, torch.jit.ScriptModule):
             return _Forward(kind, (), 0, False)  # to be opened, or refused later
         try:
@@ -164,9 +171,11 @@ def _named(
     return None, calibration if again else whole
 
 
-def _examples(batches: list[Mapping[str, Any]]) -> list[Tensor]:
-    """A batch of each input, for a model that is read from a file."""
+def _examples(forward: _Forward, batches: list[Mapping[str, Any]]) -> list[Tensor]:
+    """A batch of each input, for a model that is read from a file, in its order."""
     first = batches[0] if batches and isinstance(batches[0], Mapping) else {}
+    if forward.placed:
+        return list(_typed(forward, first).values())
     return [_tensor(name, value) for name, value in first.items() if value is not None]
 
 

@@ -15,13 +15,16 @@ from secure_quant.quantizer._torchao import quiet
 from secure_quant.quantizer.files.converted import exported, is_converted, module_of_converted
 from secure_quant.quantizer.files.estimators import is_estimator, module_of_estimator
 from secure_quant.quantizer.files.programs import (
+    NAMES,
     module_of_program,
     module_of_script,
+    names_of_program,
+    names_of_script,
     read_program,
     read_script,
 )
 
-__all__ = ["SUFFIXES", "opened"]
+__all__ = ["SUFFIXES", "input_names", "opened", "read"]
 
 SUFFIXES = {
     ".onnx": "an ONNX model",
@@ -30,6 +33,28 @@ SUFFIXES = {
     ".torchscript": "TorchScript",
 }
 """Of the files that can be taken."""
+
+
+def read(model: Any) -> Any:
+    """What the file holds whose path ``model`` is; anything else as it is. Raises as ``opened``."""
+    with quiet():
+        return _read(Path(model)) if isinstance(model, str | Path) else model
+
+
+def input_names(model: Any) -> tuple[str, ...] | None:
+    """Of what was read from a file, by which its inputs go in this order; None for anything else,
+    and for a program that takes some by name."""
+    named: tuple[str, ...] | None = getattr(model, NAMES, None)
+    if named is not None:
+        return named
+    if isinstance(model, ExportedProgram):
+        return names_of_program(model)
+    if isinstance(model, torch.jit.ScriptModule):
+        return names_of_script(model)
+    if type(model).__module__.partition(".")[0] == "onnx" and hasattr(model, "graph"):
+        constants = {each.name for each in model.graph.initializer}
+        return tuple(each.name for each in model.graph.input if each.name not in constants)
+    return None
 
 
 def opened(model: Any, examples: Sequence[Tensor]) -> Any:
@@ -44,8 +69,7 @@ def opened(model: Any, examples: Sequence[Tensor]) -> Any:
 
 
 def _opened(model: Any, examples: Sequence[Tensor]) -> Any:
-    if isinstance(model, str | Path):
-        model = _read(Path(model))
+    model = read(model)
     if isinstance(model, torch.fx.GraphModule) and is_converted(model.graph):
         model = exported(model, [x[:2] for x in examples])
     if isinstance(model, ExportedProgram):
@@ -106,5 +130,6 @@ def _checked_onnx(proto: Any, examples: Sequence[Tensor]) -> nn.Module:
     from secure_quant.quantizer.files.onnx_model import OnnxModule, checked
 
     module = OnnxModule(checked(proto))
+    setattr(module, NAMES, tuple(module.inputs))
     check_same(module, examples)
     return module

@@ -220,8 +220,6 @@ def _recurrent(node: NodeView, *given: Value) -> tuple[Tensor, ...]:
     plain = node.get("activations") in (None, [a.encode() for a in _DEFAULTS[kind] * (1 + two)])
     if not plain or (kind == "GRU" and not node.get("linear_before_reset", 0)):
         raise node.refused("activations or a reset that torch does not have")
-    if any(isinstance(s, Tensor) or (isinstance(s, Host) and s.any()) for s in states):
-        raise node.refused("a first state", "zeros")
     source, first, second = tensor_of(x), tensor_of(w), tensor_of(r)
     swapped = bool(node.get("layout", 0))
     source = source if swapped else source.transpose(0, 1)
@@ -236,12 +234,27 @@ def _recurrent(node: NodeView, *given: Value) -> tuple[Tensor, ...]:
         if b is not None:
             both = tensor_of(b)[way].reshape(2, -1)
             parts[f"bias_ih_l0{end}"], parts[f"bias_hh_l0{end}"] = both[0][order], both[1][order]
-    made, last = torch.func.functional_call(layer, parts, (source,))
     batch, length = source.shape[:2]
+    begun = _first_states(states[:2] if kind == "LSTM" else states[:1], batch, swapped)
+    if kind == "LSTM" and begun:
+        h, c = begun
+        begun = [(torch.zeros_like(c) if h is None else h, torch.zeros_like(h) if c is None else c)]
+    made, last = torch.func.functional_call(layer, parts, (source, *begun))
     ways = made.reshape(batch, length, 1 + two, hidden)
     outputs = ways if swapped else ways.permute(1, 2, 0, 3)
     ends = last if isinstance(last, tuple) else (last,)
     return (outputs, *[each.transpose(0, 1) if swapped else each for each in ends])
+
+
+def _first_states(states: Sequence[Any], batch: int, swapped: bool) -> list[Any]:
+    """As torch takes them, [directions, batch, hidden]; None where one is zero, nothing where all
+    are."""
+    zero = [s is None or (isinstance(s, Host) and not s.any()) for s in states]
+    if all(zero):
+        return []
+    made = [None if none else tensor_of(s) for s, none in zip(states, zero, strict=True)]
+    ways = [None if s is None else s.transpose(0, 1) if swapped else s for s in made]
+    return [None if s is None else s.expand(-1, batch, -1).contiguous() for s in ways]
 
 
 LAYERS: dict[str, Callable[..., Any]] = {

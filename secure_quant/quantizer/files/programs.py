@@ -37,6 +37,9 @@ _CONVS = {
 """By the rank of the weight, and whether it is transposed."""
 _SIZED = (aten.view.default, aten.reshape.default, aten._unsafe_view.default)
 
+NAMES = "sq_names"
+"""Attribute of a module from a file: its inputs' names."""
+
 
 def read_program(path: str | os.PathLike[str]) -> ExportedProgram:
     """A ``.pt2`` file of torch.export.save. Raises MalformedModel."""
@@ -58,6 +61,22 @@ def _without_its_log() -> Iterator[None]:
         yield
     finally:
         logger.disabled = before
+
+
+def names_of_program(program: ExportedProgram) -> tuple[str, ...] | None:
+    """Of the inputs, in order; None where some go by name."""
+    given = program.call_spec.in_spec
+    by_name = given is not None and given.num_children > 1 and given.child(1).num_leaves
+    names = tuple(n for n in program.graph_signature.user_inputs if isinstance(n, str))
+    return None if by_name else names
+
+
+def names_of_script(script: torch.jit.ScriptModule) -> tuple[str, ...] | None:
+    """Of the arguments of its forward, in order; None where it has none."""
+    try:
+        return tuple(each.name for each in script.forward.schema.arguments[1:])  # type: ignore[attr-defined]
+    except (AttributeError, RuntimeError):
+        return None
 
 
 def module_of_program(program: ExportedProgram) -> nn.Module:
@@ -91,6 +110,9 @@ def module_of_program(program: ExportedProgram) -> nn.Module:
             for node in graph.nodes:
                 # Fake tensors in it cannot be copied, and whoever captures this makes others.
                 node.meta = {}
+    names = names_of_program(program)
+    if names is not None:
+        setattr(module, NAMES, names)
     return module
 
 
@@ -155,4 +177,8 @@ def module_of_script(script: torch.jit.ScriptModule, example: Sequence[Tensor]) 
             "TorchScript", got=first_line(error),
             hint="pass the Python module that it was made from, or an ONNX file",
         ) from error  # fmt: skip
-    return module_of_program(program)
+    module = module_of_program(program)
+    names = names_of_script(script)
+    if names is not None:
+        setattr(module, NAMES, names)
+    return module
