@@ -15,8 +15,6 @@ __all__ = ["keep_sums_unrounded"]
 
 aten = torch.ops.aten
 _TOTALS = {aten.add.Tensor, aten.sub.Tensor}
-_SUMMANDS = WEIGHTED - {aten.conv1d.default}
-"""Not those whose accumulators have another shape than the model's values."""
 
 
 def keep_sums_unrounded(nodes: Sequence[Node], roots: Mapping[Node, Node]) -> None:
@@ -35,14 +33,15 @@ def keep_sums_unrounded(nodes: Sequence[Node], roots: Mapping[Node, Node]) -> No
             continue
         if any(n.meta.get(CHANNELS) for n in given):
             continue
-        layers = [n for n in given if _is_whole(n, node)]
+        layers = [n for n in given if _is_whole(n, node, given)]
         if layers:
             max(layers, key=depths.__getitem__).meta[UNROUNDED] = True
 
 
-def _is_whole(node: Node, total: Node) -> bool:
-    """True for a layer that the sum alone reads, and of its shape."""
-    if node.target not in _SUMMANDS or len(node.users) != 1:
+def _is_whole(node: Node, total: Node, given: Sequence[Node]) -> bool:
+    """True for a layer that the sum alone reads, of its shape; beside a Conv1d, whose accumulator
+    has another in the graph, the other value as well."""
+    if node.target not in WEIGHTED or len(node.users) != 1:
         return False
-    same: bool = node.meta["val"].shape == total.meta["val"].shape
-    return same
+    alike = given if node.target is aten.conv1d.default else [node]
+    return all(n.meta["val"].shape == total.meta["val"].shape for n in alike)

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from fuzz.blocks import BLOCKS
 from fuzz.steps import KINDS
 
 __all__ = ["Net", "RandomNet"]
@@ -113,7 +114,7 @@ class RandomNet:
 
     def step(self) -> None:
         """One more line that runs and makes finite values; or none."""
-        kind = self.pick(KINDS)
+        kind = self.pick(KINDS + BLOCKS if self.seed % 4 == 3 else KINDS)
         before = dict(self.made)
         lines = kind(self)
         if lines is None or not self._accept(lines):

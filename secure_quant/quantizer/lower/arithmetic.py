@@ -110,11 +110,20 @@ def _with_layer(walk: Walk, node: Node, given: Any, layers: list[bool]) -> Term:
         walk.term(n, node) if layer else summand(walk, n, node)
         for n, layer in zip(given, layers, strict=True)
     )
-    a, b, swapped = _broadcast(walk, node, a, b)
+    own, shape = a.own_shape or b.own_shape, a.shape
+    if own is not None:  # a Conv1d's [C, 1, L]
+        a, b = (
+            replace(t, shape=own, own_shape=None) if layer else reshape_to(walk, node, t, own)
+            for t, layer in zip((a, b), layers, strict=True)
+        )
+        swapped = False
+    else:
+        a, b, swapped = _broadcast(walk, node, a, b)
     first, second = layers[::-1] if swapped else layers
     minus = node.target is not aten.add.Tensor
     pair = Operand(a, first, minus and swapped), Operand(b, second, minus and not swapped)
-    return sum_with_layer(walk, node, pair, fine=_becomes_fine(node))
+    made = sum_with_layer(walk, node, pair, fine=_becomes_fine(node))
+    return made if own is None else replace(made, shape=shape, own_shape=own)
 
 
 def _step_below(node: Node) -> float | None:

@@ -129,6 +129,27 @@ def test_training_sees_the_sum_that_the_integers_make():
     assert len(sums(graph)) == 1
 
 
+def test_a_block_along_time_rounds_once():
+    class Sound(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            torch.manual_seed(9)
+            self.stem, self.branch = nn.Conv1d(2, 5, 3), nn.Conv1d(5, 5, 3, padding=1)
+            self.side, self.last = nn.Conv1d(5, 5, 1), nn.Conv1d(5, 3, 3)
+            self.eval()
+
+        def forward(self, x):
+            x = self.stem(x).relu()
+            x = (x - self.branch(x)).relu()
+            return self.last(self.side(x) + self.branch(self.branch(x).relu()))
+
+    torch.manual_seed(7)
+    model, x = Sound(), torch.randn(200, 2, 20)
+    graph = quantize(model, x)
+    assert [graph.values[n.name].shape for n in sums(graph)] == [(5, 1, 18)] * 2
+    assert off(graph, model, torch.randn(64, 2, 20)) < 0.03
+
+
 def test_linear_layers_enter_a_stream():
     """As before a LayerNorm that is not the only one that reads the sum."""
 
