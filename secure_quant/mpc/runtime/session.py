@@ -117,6 +117,11 @@ class LaneSession:
         link.on_begin = self._accepted if party == 0 else self._offered
         link.on_decline = self._declined
 
+    @property
+    def rounds(self) -> int:
+        """Of the link, since the session began."""
+        return self._link.rounds
+
     async def run(self) -> None:
         """Serve until something breaks; always ends by raising it."""
         pumps = [self._link.pump(), self._dealer.pump(), self._work()]

@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+import asyncio
 import ctypes
+import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from pathlib import Path
 
-__all__ = ["give_back_freed_memory", "keep_freed_memory", "one_heap"]
+__all__ = ["give_back_after_bursts", "give_back_freed_memory", "keep_freed_memory", "one_heap"]
 
 TRIM_THRESHOLD, TOP_PAD, MMAP_THRESHOLD, ARENA_MAX = -1, -2, -3, -8
 """Parameters of glibc's mallopt(3)."""
+
+QUIET_S = 30.0
+BURST = 2**26
 
 
 def keep_freed_memory(trim_bytes: int = 2**28) -> bool:
@@ -50,3 +56,26 @@ def give_back_freed_memory() -> bool:
         return False
     trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
     return trim is not None and trim(0) == 1
+
+
+async def give_back_after_bursts(work: Callable[[], int]) -> None:
+    """Until cancelled: when ``work``, a count of what was done, has stood still for ``QUIET_S``
+    after it moved, and this process has grown by ``BURST`` bytes since it was called, hand back
+    what is free. What every call needs is there from the first; a large batch's would stay."""
+    most, before = resident() + BURST, work()
+    while True:
+        seen = work()
+        await asyncio.sleep(QUIET_S)
+        if work() == seen != before:
+            before = seen
+            if resident() > most:
+                await asyncio.to_thread(give_back_freed_memory)
+
+
+def resident() -> int:
+    """Bytes of this process; 0 where the system does not say."""
+    try:
+        pages = int(Path("/proc/self/statm").read_text().split()[1])
+    except OSError:
+        return 0
+    return pages * os.sysconf("SC_PAGE_SIZE")

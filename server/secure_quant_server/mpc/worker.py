@@ -42,6 +42,7 @@ from secure_quant.wire.gen import party_link_pb2_grpc
 from secure_quant.wire.gen.party_link_pb2 import ExchangeResponse, LinkHello
 from secure_quant_server.common import Access, GrpcServer, ServerOptions, last_word, logs
 from secure_quant_server.common.bundles import Bundle
+from secure_quant_server.common.memory import give_back_after_bursts
 from secure_quant_server.common.messages import (
     MessagePipe,
     Ping,
@@ -319,12 +320,14 @@ class _Worker:
                 call.cancel()
 
     async def _announce(self, session: LaneSession) -> None:
+        """Tell the front; then as long as the session lives."""
         await session.ready.wait()
         logs.event("lane ready", lane=self._place.lane)
         # What start-up made stays for good; the collector need not look at it again.
         gc.collect()
         gc.freeze()
         self._say_ready(ready=True)
+        await give_back_after_bursts(lambda: session.rounds)
 
     def _say_ready(self, *, ready: bool) -> None:
         self._tell(Ready(ready))
