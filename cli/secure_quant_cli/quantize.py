@@ -73,6 +73,10 @@ def run(arguments: argparse.Namespace) -> int:
     if (own or arguments.mode == "qat") and arguments.scheme != "uniform":
         got = f"--scheme {arguments.scheme}"
         raise ConfigError(f"--mode {arguments.mode}", got=got, expected="uniform")
+    ignored = [name for name in ("embedding", "images") if getattr(arguments, name) is not None]
+    if own is not None and ignored:
+        raise ConfigError(f"--mode {arguments.mode}", got=f"--{ignored[0]}",
+                          expected="a model of one array")  # fmt: skip
     if own is not None:
         return own_models(own).quantize(arguments)
     found = _calibration(arguments)

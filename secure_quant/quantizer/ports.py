@@ -76,6 +76,15 @@ def _(
     return weight.new_empty((packed.shape[0], *shape, weight.shape[1]))
 
 
+def _stands(ctx: Any, grad: Tensor) -> tuple[None, ...]:
+    """Nothing for any of the arguments: the grid of a table covers all its rows, so training leaves
+    them as they are."""
+    return (None,) * 6
+
+
+_lookup_port.register_autograd(_stands)
+
+
 @torch.library.custom_op("secure_quant::output_ports", mutates_args=())
 def _output_ports(parts: list[Tensor], names: str) -> Tensor:
     """[batch, ...] each -> [batch, M]. names: with a blank between."""

@@ -12,7 +12,7 @@ from conformance.executors import Mpc
 from secure_quant import reference
 from secure_quant.errors import ShapeMismatch, UnsupportedModule, ValueOutOfRange
 from secure_quant.interop.onnx_export import feeds, to_onnx
-from secure_quant.quantizer import quantize
+from secure_quant.quantizer import Training, quantize
 
 GENERATOR = torch.Generator().manual_seed(0)
 SIZES = (3, 5, 7)
@@ -174,3 +174,21 @@ def test_bags(options):
 def test_what_is_refused(forward, layer, word):
     with pytest.raises(UnsupportedModule, match=word):
         quantize(Of(forward, a=lambda: layer(20, 8)), {"cats": CATS}, embedding="client")
+
+
+def test_training_leaves_tables_as_they_are():
+    """Everything else learns."""
+    model = Of(wide_and_deep, **LAYERS)
+    targets = torch.zeros(64, dtype=torch.long)
+    graph = quantize(
+        model, BOTH, embedding="client", mode="qat", targets=targets,
+        training=Training(8, learning_rate=0.05), max_error=float("inf"),
+    )  # fmt: skip
+    for port in graph.input_ports[:3]:
+        table = (graph.lookups[port.node] - float(port.value.zero_point)) * port.value.scale
+        own = model.e[int(port.name.rpartition(".")[2])].weight.detach().numpy()
+        assert np.abs(table - own).max() <= port.value.scale / 2 * 1.001
+    with torch.no_grad():
+        before = functional.cross_entropy(model(**BOTH), targets)
+    after = torch.from_numpy(reference.run(graph, BOTH)["output"])
+    assert functional.cross_entropy(after, targets) < before / 2
