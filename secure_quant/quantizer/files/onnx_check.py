@@ -22,6 +22,8 @@ __all__ = ["check_same"]
 _SAMPLES = 4
 _TOLERANCE = 1e-4
 """Relative to the largest output: float32 sums in another order differ by less."""
+_OF_HALVES = 1e-2
+"""The same of a model that computes with float16, which onnxruntime rounds to at each node."""
 
 
 def check_same(module: OnnxModule, xs: Sequence[Tensor]) -> None:
@@ -44,8 +46,10 @@ def check_same(module: OnnxModule, xs: Sequence[Tensor]) -> None:
         if module.batch.rounded:
             _check_rounded(module, part, dict(zip(inner, theirs, strict=True)))
             continue
+        half = any(value.dtype == np.float16 for value in theirs)
         for name, value in zip(floats, theirs, strict=True):
-            _compare(f"ONNX value {name!r}", ours[name], value, "onnxruntime's")
+            bound = _OF_HALVES if half else _TOLERANCE
+            _compare(f"ONNX value {name!r}", ours[name], value, "onnxruntime's", bound)
     for name in module.outputs:
         if name in halves[0]:
             wanted = torch.cat([half[name] for half in halves]).numpy()
@@ -123,10 +127,13 @@ def _named() -> Iterator[None]:
 
 
 _NUMPY = {"tensor(float16)": "float16", "tensor(double)": "float64", "tensor(int64)": "int64",
-          "tensor(int32)": "int32"}  # fmt: skip
+          "tensor(int32)": "int32", "tensor(bool)": "bool", "tensor(uint8)": "uint8",
+          "tensor(int8)": "int8"}  # fmt: skip
 
 
-def _compare(what: str, mine: Any, wanted: NDArray[Any], whose: str) -> None:
+def _compare(
+    what: str, mine: Any, wanted: NDArray[Any], whose: str, bound: float = _TOLERANCE
+) -> None:
     part = mine.detach().double().numpy() if isinstance(mine, Tensor) else mine
     if part.shape != wanted.shape:
         raise CaptureMismatch(what, got=f"shape {part.shape}", expected=f"{wanted.shape}")
@@ -135,9 +142,9 @@ def _compare(what: str, mine: Any, wanted: NDArray[Any], whose: str) -> None:
         return
     scale = max(float(np.abs(wanted[finite]).max()), 1e-6)
     off = float(np.abs(part[finite] - wanted[finite]).max()) / scale
-    if not off <= _TOLERANCE:
+    if not off <= bound:
         raise CaptureMismatch(
             what, got=f"{off:.2g} off {whose}, relative to the largest value",
-            expected=f"<= {_TOLERANCE:g}",
+            expected=f"<= {bound:g}",
             hint="please report the operator; meanwhile pass the torch module itself",
         )  # fmt: skip

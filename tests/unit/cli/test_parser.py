@@ -90,6 +90,10 @@ def test_version(capsys: pytest.CaptureFixture[str]) -> None:
         ("quantize m.py:f --calibration {x} --out nowhere/x.sq", "--out: got nowhere/x.sq"),
         ("quantize m.py:f --calibration {x} --out folder", "--out: got folder"),
         ("quantize m.py:f --calibration {x} --out x.sq --mode leveled --scheme log", "--scheme"),
+        (
+            "quantize m.py:f --calibration {x} --out x.sq --mode leveled --embedding client",
+            "--embedding",
+        ),
         ("quantize m.py:f --calibration {x} --out x.sq --mode qat --scheme log", "--scheme log"),
         ("quantize m.py:f --calibration {x} --out x.sq --mode qat", "no integer array y"),
         ("split m.sq --engine mpc --out x --tier T1", "--tier: got --engine mpc"),

@@ -6,6 +6,7 @@ import numpy as np
 import onnx
 import pytest
 import torch
+from onnx import TensorProto, helper, numpy_helper
 from torch import nn
 from unit.quantizer.nets import relative_error
 
@@ -84,3 +85,35 @@ def test_states_that_begin_at_zero_for_any_batch(kind):
     model, x = Recurrent(kind), torch.randn(64, 5, 4, generator=GENERATOR)
     graph = quantize(onnx_of(model, (x[:1],), ["x"]), x)
     assert relative_error(reference.run(graph, x.numpy()), model(x).detach().numpy()) < 0.04
+
+
+def written(kind, inputs, nodes, constants):
+    """An ONNX model of inputs (name, type, shape) and one output "y"."""
+    graph = helper.make_graph(
+        nodes, "g",
+        [helper.make_tensor_value_info(name, of, ["n", *shape]) for name, of, shape in inputs],
+        [helper.make_tensor_value_info("y", kind, None)],
+        [numpy_helper.from_array(value, name) for name, value in constants.items()],
+    )  # fmt: skip
+    opset = [helper.make_opsetid("", 17)]
+    return helper.make_model(graph, opset_imports=opset, ir_version=9)
+
+
+def test_a_model_in_half_precision():
+    weight = np.random.default_rng(0).normal(size=(4, 3)).astype(np.float16)
+    half = TensorProto.FLOAT16
+    node = helper.make_node("MatMul", ["x", "w"], ["y"])
+    graph = quantize(written(half, [("x", half, [4])], [node], {"w": weight}), ROW)
+    want = ROW.numpy() @ weight.astype(np.float32)
+    assert relative_error(reference.run(graph, ROW.numpy()), want) < 0.02
+
+
+def test_an_input_that_is_true_or_false():
+    real = TensorProto.FLOAT
+    node = helper.make_node("Where", ["kept", "x", "zero"], ["y"])
+    inputs = [("kept", TensorProto.BOOL, [4]), ("x", real, [4])]
+    kept = torch.rand(64, 4, generator=GENERATOR) > 0.5
+    model = written(real, inputs, [node], {"zero": np.float32(0)})
+    graph = quantize(model, {"x": ROW, "kept": kept})
+    made = reference.run(graph, {"x": ROW, "kept": kept})["output"]
+    assert relative_error(made, (ROW * kept).numpy()) < 0.02
