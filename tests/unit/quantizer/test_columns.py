@@ -90,7 +90,10 @@ def checked(model, given, embedding):
     return graph
 
 
-@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize(
+    "name",
+    [n if n == "a table each" else pytest.param(n, marks=pytest.mark.heavy) for n in CASES],
+)
 @pytest.mark.parametrize("embedding", ["client", pytest.param("private", marks=pytest.mark.heavy)])
 def test_each_column_has_a_port(name, embedding):
     make, given = CASES[name]
@@ -132,7 +135,10 @@ def batch_second(m, cats):
     return m.l(m.a(cats.t()).mean(0))
 
 
-@pytest.mark.parametrize("forward", [biased, shifted, batch_second])
+@pytest.mark.parametrize(
+    "forward",
+    [biased, *(pytest.param(f, marks=pytest.mark.heavy) for f in (shifted, batch_second))],
+)
 def test_whole_inputs_are_looked_up_once(forward):
     """By tables side by side, and moved afterwards."""
     model = Of(forward, a=lambda: nn.Embedding(20, 8), b=lambda: nn.Embedding(20, 1),

@@ -79,6 +79,7 @@ def test_places_below_a_length():
     checked(Of(forward, l=lambda: nn.Linear(8, 3)), {"x": X, "lengths": LENGTHS})
 
 
+@pytest.mark.heavy
 @pytest.mark.parametrize(
     "asked",
     [lambda x: (x > 0).unsqueeze(-1).float()[..., 0], lambda x: (x > 0).long(),
@@ -115,7 +116,7 @@ def layer():
     return nn.TransformerEncoder(made, 1, enable_nested_tensor=False)
 
 
-@pytest.mark.parametrize("embedding", ["client", "private"])
+@pytest.mark.parametrize("embedding", ["client", pytest.param("private", marks=pytest.mark.heavy)])
 @pytest.mark.parametrize("forward", [mean_of_tokens, attended,
                                      pytest.param(encoded, marks=pytest.mark.heavy)])  # fmt: skip
 def test_padding_that_is_known_by_the_ids(forward, embedding):

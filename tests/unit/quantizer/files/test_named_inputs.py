@@ -46,7 +46,9 @@ FILES = {
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
-@pytest.mark.parametrize("kind", FILES)
+@pytest.mark.parametrize(
+    "kind", ["onnx", *(pytest.param(k, marks=pytest.mark.heavy) for k in ("exported", "traced"))]
+)
 def test_inputs_by_name_and_in_order(kind):
     model = FILES[kind]()
     want = Words()(IDS, ROW).detach().numpy()
@@ -79,6 +81,7 @@ class Recurrent(nn.Module):
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::UserWarning")
+@pytest.mark.heavy
 @pytest.mark.parametrize("kind", [nn.LSTM, nn.GRU])
 def test_states_that_begin_at_zero_for_any_batch(kind):
     """As torch writes them: an expansion to the number of samples."""
