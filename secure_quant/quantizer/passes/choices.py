@@ -131,6 +131,15 @@ def _counted(edit: Mover, node: Node, count: Any, number: int) -> Node:
     return step(edit, edit.call(aten.sign.default, beyond))
 
 
+def _never(walk: _Choices, edit: Mover, node: Node) -> Node:
+    """Whether a value is NaN or infinite: integers are neither, and such inputs are refused."""
+    return walk.truth(edit.call(aten.mul.Tensor, node.args[0], 0.0))
+
+
+def _always(walk: _Choices, edit: Mover, node: Node) -> Node:
+    return walk.truth(_complement(edit, edit.call(aten.mul.Tensor, node.args[0], 0.0)))
+
+
 def _not(walk: _Choices, edit: Mover, node: Node) -> Node:
     return walk.truth(_complement(edit, walk.number_of(edit, node, node.args[0])))
 
@@ -300,6 +309,8 @@ _RULES: dict[Any, Callable[[_Choices, Mover, Node], Node | None]] = {
             getattr(aten, f"__{name}__").Tensor,
         )
     },
+    **dict.fromkeys((aten.isnan.default, aten.isinf.default), _never),
+    aten.isfinite.default: _always,
     **dict.fromkeys((aten.to.dtype, aten._to_copy.default, aten.to.dtype_layout), _cast),
     **dict.fromkeys((aten.where.self, aten.where.ScalarSelf, aten.where.ScalarOther), _where),
     **dict.fromkeys((aten.masked_fill.Scalar, aten.masked_fill.Tensor), _masked_fill),

@@ -95,6 +95,18 @@ def test_truths_are_moved_cast_and_counted(asked):
         assert relative_error(reference.run(graph, x.numpy()), model(x).numpy()) < 0.04
 
 
+def test_guards_against_what_is_no_number():
+    def guarded(m, x):
+        x = torch.where(torch.isnan(x), torch.zeros_like(x), x)
+        x = x.masked_fill(torch.isinf(x), 0.0)
+        return m.a(x) * torch.isfinite(x).float()
+
+    x, model = X[:, 0], Net(guarded, a=nn.Linear(8, 8))
+    graph = quantize(model, x)
+    with torch.no_grad():
+        assert relative_error(reference.run(graph, x.numpy()), model(x).numpy()) < 0.04
+
+
 def mean_of_tokens(m, ids):
     kept = (ids != 0).unsqueeze(-1).float()
     return m.l((m.e(ids) * kept).sum(1) / kept.sum(1))
