@@ -93,6 +93,13 @@ class Graph:
         values: Mapping[str, Value] = self._values  # type: ignore[attr-defined]
         return values
 
+    def __copy__(self) -> Graph:
+        return self
+
+    def __deepcopy__(self, memo: Mapping[int, object]) -> Graph:
+        """Itself: nothing in it changes."""
+        return self
+
     @cached_property
     def input_ports(self) -> tuple[Port, ...]:
         """The arrays that the Input is packed of, in order; the Input itself if it has no ports."""

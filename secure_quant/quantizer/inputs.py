@@ -165,6 +165,8 @@ def _named(
         whole: Iterator[Any] = itertools.chain([] if first is None else [first], batches)
         if isinstance(first, Mapping):
             return (list(whole), False), calibration
+        if isinstance(first, tuple | list) and first and isinstance(first[0], Mapping):
+            return ([b[0] for b in whole], False), calibration  # targets follow
         if by_place(first, 2**10):  # targets may follow
             return ([forward.by_place(b[: forward.needed]) for b in whole], True), calibration
     again = isinstance(calibration, DataLoader | Sequence)

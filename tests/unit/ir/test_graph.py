@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 
 import numpy as np
@@ -119,3 +120,10 @@ def test_readers_are_in_order_and_counted_twice_where_read_twice():
     for node in graph.nodes:
         assert graph.by_name[node.name] is node
         assert all(node in graph.consumers[name] for name in node.inputs)
+
+
+def test_a_copy_is_the_graph_itself():
+    """Nothing in it changes, so that whoever copies what holds one needs no second."""
+    graph = _net().done()
+    assert copy.copy(graph) is graph
+    assert copy.deepcopy({"model": graph})["model"] is graph

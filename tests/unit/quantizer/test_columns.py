@@ -198,3 +198,13 @@ def test_training_leaves_tables_as_they_are():
         before = functional.cross_entropy(model(**BOTH), targets)
     after = torch.from_numpy(reference.run(graph, BOTH)["output"])
     assert functional.cross_entropy(after, targets) < before / 2
+
+
+def test_batches_of_dicts_and_targets():
+    batches = [({k: x[i : i + 16] for k, x in BOTH.items()}, torch.zeros(16))
+               for i in range(0, 64, 16)]  # fmt: skip
+    first, second = (
+        quantize(Of(wide_and_deep, **LAYERS), data, embedding="client") for data in (batches, BOTH)
+    )
+    want = reference.run(second, BOTH)["output"]
+    assert np.array_equal(reference.run(first, BOTH)["output"], want)
