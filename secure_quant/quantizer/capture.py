@@ -30,7 +30,7 @@ from secure_quant.quantizer.passes.input_masks import lower_batch_index, lower_i
 from secure_quant.quantizer.passes.lookups import lower_lookups
 from secure_quant.quantizer.passes.positions import lower_positions
 from secure_quant.quantizer.passes.products import lower_products
-from secure_quant.quantizer.passes.real_ports import real_ports
+from secure_quant.quantizer.passes.real_ports import compare_flags, real_ports
 from secure_quant.quantizer.passes.recurrent import lower_recurrent
 from secure_quant.quantizer.ports import OUTPUT_PORTS, check_used, ends_here
 from secure_quant.quantizer.refuse import has_no_meaning, unsupported
@@ -110,6 +110,7 @@ def capture(model: nn.Module, example: Tensor) -> GraphModule:
     if freed:
         _check_sizes(graph_module, module, example)
     lower_input_masks(graph_module)
+    compare_flags(graph_module)
     _check_depends(graph_module)
     lower_products(graph_module)
     lower_batch_norm(graph_module)

@@ -15,7 +15,7 @@ from secure_quant.quantizer.opset import ADDITIVE, CONCAT, SHAPING, aten
 from secure_quant.quantizer.passes.edit import Editor
 from secure_quant.quantizer.ports import COLUMN, INPUT_PORT
 
-__all__ = ["BETWEEN", "real_ports"]
+__all__ = ["BETWEEN", "compare_flags", "real_ports"]
 
 _MOVES = SHAPING | {
     aten.expand.default, aten.contiguous.default, aten.clone.default, aten.alias.default,
@@ -62,7 +62,7 @@ def real_ports(module: GraphModule) -> None:
     what they read of an integer port. A boolean mask of attention is no number and stays."""
     known: dict[Node, Node | None] = {}
     for node in list(module.graph.nodes):
-        if _counts(node):
+        if _counts(node) and not _asks_a_mask(node):
             _compare(module, node, known)
         if not _is_real(node) or node.target not in _PROMOTING:
             continue
@@ -72,6 +72,23 @@ def real_ports(module: GraphModule) -> None:
                 node.replace_input_with(source, real)
     module.graph.eliminate_dead_code()
     module.recompile()
+
+
+def compare_flags(module: GraphModule) -> None:
+    """The comparisons that a mask may be asked, of what has turned out to be none."""
+    ports = [n for n in module.graph.nodes if n.target is INPUT_PORT]
+    real = {n.args[1]: n for n in ports if n.args[5]}  # of each name one
+    known: dict[Node, Node | None] = {n: real[n.args[1]] for n in ports if n.args[1] in real}
+    for node in list(module.graph.nodes):
+        if _counts(node) and _asks_a_mask(node):
+            _compare(module, node, known)
+    module.graph.eliminate_dead_code()
+    module.recompile()
+
+
+def _asks_a_mask(node: Node) -> bool:
+    """Whether a key counts: of 0 and 1, and of bools."""
+    return _is_truth(node) or (node.args[1] in (0, 1))
 
 
 def _counts(node: Node) -> bool:

@@ -107,6 +107,22 @@ def test_guards_against_what_is_no_number():
         assert relative_error(reference.run(graph, x.numpy()), model(x).numpy()) < 0.04
 
 
+@pytest.mark.parametrize(
+    "added",
+    [lambda mask: (mask == 0).float() * -1e9,
+     pytest.param(lambda mask: (~mask.bool()).float() * -1e9, marks=pytest.mark.heavy),
+     pytest.param(lambda mask: (mask < 1).float() * -1e9, marks=pytest.mark.heavy)],
+)  # fmt: skip
+def test_a_mask_that_is_added_stays_a_mask(added):
+    def forward(m, x, mask):
+        scores = x @ x.transpose(1, 2) / 4 + added(mask)[:, None]
+        return m.l((scores.softmax(-1) @ x).mean(1))
+
+    mask = (torch.rand(64, 6, generator=GENERATOR) > 0.4).long()
+    mask[:, 0] = 1
+    checked(Of(forward, l=lambda: nn.Linear(8, 3)), {"x": X, "mask": mask})
+
+
 def mean_of_tokens(m, ids):
     kept = (ids != 0).unsqueeze(-1).float()
     return m.l((m.e(ids) * kept).sum(1) / kept.sum(1))
