@@ -146,6 +146,9 @@ def quantize(
             recorded = lower_recorded(made.converted, made.example, fine=fine, dynamic=dynamic)
             _check(recorded, made, gate, bounds, dynamic)
     _tell_shapes(model, recorded.graph)
+    if embedding is not None and not any(port.rows for port in recorded.graph.input_ports):
+        hint = "no input of the model chooses rows of a table (an integer input is given by name)"
+        warnings.warn(f"embedding={embedding!r} changes nothing: {hint}", UserWarning, stacklevel=2)
     return recorded.graph
 
 

@@ -51,6 +51,11 @@ def floats(model, **given):
         return model(**given).numpy()
 
 
+def test_an_option_that_changes_nothing_is_told():
+    with pytest.warns(UserWarning, match="'client' changes nothing: no input"):
+        quantize(torch.nn.Linear(4, 2).eval(), torch.randn(300, 4), embedding="client")
+
+
 def test_a_table_becomes_public_and_rows_are_looked_up_by_who_asks():
     graph = quantize(Words(), {"ids": IDS, "row": ROW}, embedding="client")
     port = next(p for p in graph.input_ports if p.name == "ids")
