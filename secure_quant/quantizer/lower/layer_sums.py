@@ -20,6 +20,7 @@ from secure_quant.ir import ops
 from secure_quant.ir.bounds import sum_bound
 from secure_quant.ir.build import short
 from secure_quant.ir.terms import Term
+from secure_quant.quantizer.lower.layers import argument as argument_of
 from secure_quant.quantizer.lower.walk import Walk
 from secure_quant.quantizer.notes import UNROUNDED
 from secure_quant.quantizer.refuse import unsupported
@@ -61,7 +62,9 @@ def is_layer(walk: Walk, argument: Any) -> bool:
         return isinstance(argument, Node) and bool(argument.meta.get(UNROUNDED))
     term, readers = walk.value(argument), list(argument.users)
     alone = argument.target in _LAYERS and isinstance(term, Term) and term.own_shape is None
-    return alone and len(readers) == 1 and _step_behind(readers[0]) is not None
+    if not alone or len(readers) != 1 or argument_of(readers[0], 2, "alpha", 1) != 1:
+        return False
+    return _step_behind(readers[0]) is not None
 
 
 def sum_with_layer(walk: Walk, node: Node, pair: tuple[Operand, Operand], *, fine: bool) -> Term:
