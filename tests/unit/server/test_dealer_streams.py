@@ -94,6 +94,7 @@ def test_what_is_left_is_not_made_and_the_next_item_is_whole() -> None:
     ("index", "party", "model", "error"),
     [(0, 0, MODEL, MalformedMessage), (5000, 1, MODEL, MalformedMessage),
      (0, 1, "x", ModelNotFound)],
+    ids=["party 0", "beyond", "no model"],
 )  # fmt: skip
 def test_who_may_leave_what(index: int, party: int, model: str, error: type[Exception]) -> None:
     async def work() -> None:
