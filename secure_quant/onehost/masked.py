@@ -87,7 +87,7 @@ def plan(graph: Graph, bits: Mapping[str, int], calls: int = 1) -> MaskedPlan:
         if not wider:
             raise OpNotSupported(
                 f"linear layers on masks for {calls} samples of one client", got=made.calls,
-                hint="fewer samples a client, or smaller layers",
+                hint="secret sharing (engine mpc), or smaller layers",
             )  # fmt: skip
         taken[max(wider, key=lambda n: steps[n].distance(1))] += 1
 
