@@ -143,11 +143,12 @@ def test_a_refused_request_is_let_go_at_once(error: Exception) -> None:
             method = channel.unary_unary("/secure_quant.v1.SecureInferenceService/EvaluateLinear")
             gc.collect()
             gc.disable()
+            others = requests()  # what other tests of this process left
             try:
                 for body in 10 * bodies:
                     await error_of(method(body, timeout=ample(5)))
                 await asyncio.sleep(0.1)
-                assert requests() <= 1
+                assert requests() <= others + 1
             finally:
                 gc.enable()
 
