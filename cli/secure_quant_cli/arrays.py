@@ -107,14 +107,12 @@ def _read(path: Path) -> dict[str, NDArray[Any]]:
             return {"x": loaded}
         with loaded:
             found = {name: loaded[name] for name in loaded.files}
+        if not all(isinstance(array, np.ndarray) for array in found.values()):
+            raise ValueError("another kind of zip")
     except (ValueError, EOFError, zipfile.BadZipFile) as error:
         raise InputError(
             f"{path}: not a readable .npz or .npy file of numbers", hint=_WAYS.get(path.suffix)
         ) from error
-    if not all(isinstance(array, np.ndarray) for array in found.values()):  # another kind of zip
-        raise InputError(
-            f"{path}: not a readable .npz or .npy file of numbers", hint=_WAYS.get(path.suffix)
-        )
     return found
 
 

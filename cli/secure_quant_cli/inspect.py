@@ -6,7 +6,7 @@ parameters, error bound, and the bytes of one round trip.
 from __future__ import annotations
 
 import argparse
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -212,8 +212,10 @@ def _show(found: dict[str, Any]) -> None:
             for key, value in plan.items()
         )
         print(folded(f"  {engine:8} {shown}", hang=11))
-    _show_memory(found["memory"])
-    _show_held(found["held"])
+    _show_roles("predicted peak memory, with one lane or worker and default options",
+                found["memory"], human_bytes)  # fmt: skip
+    _show_roles("samples whose material lies ready, with one lane or pairing and default options",
+                found["held"], str)  # fmt: skip
     if "seconds" in found:
         _show_seconds(found["seconds"])
 
@@ -227,23 +229,13 @@ def _show_seconds(found: dict[str, dict[str, float]]) -> None:
     print(table(("engine", *NETWORKS), rows))
 
 
-def _show_memory(found: dict[str, dict[str, int]]) -> None:
-    from secure_quant_cli.console import folded, human_bytes
-
-    if not found:
-        return
-    print("\npredicted peak memory, with one lane or worker and default options")
-    for engine, roles in found.items():
-        shown = ", ".join(f"{role} {human_bytes(each)}" for role, each in roles.items())
-        print(folded(f"  {engine:8} {shown}", hang=11))
-
-
-def _show_held(found: dict[str, dict[str, int]]) -> None:
+def _show_roles(title: str, found: dict[str, dict[str, int]], shown: Callable[[int], str]) -> None:
+    """A number of each role, by engine."""
     from secure_quant_cli.console import folded
 
     if not found:
         return
-    print("\nsamples whose material lies ready, with one lane or pairing and default options")
+    print(f"\n{title}")
     for engine, roles in found.items():
-        shown = ", ".join(f"{role} {each}" for role, each in roles.items())
-        print(folded(f"  {engine:8} {shown}", hang=11))
+        told = ", ".join(f"{role} {shown(each)}" for role, each in roles.items())
+        print(folded(f"  {engine:8} {told}", hang=11))

@@ -189,9 +189,8 @@ def _mul(w: _Writer, node: Any) -> str:
 
 
 def _add(w: _Writer, node: Any) -> str:
-    rank, half = len(w.graph.values[node.name].shape), len(node.factors) // 2
-    parts = (node.factors[:half], node.factors[half:])
-    factors = [along(np.array(part, np.int64), node.axis, rank) for part in parts]
+    rank = len(w.graph.values[node.name].shape)
+    factors = [along(np.array(part, np.int64), node.axis, rank) for part in node.parts]
     terms = [
         w.wide(name) if (own == 1).all()
         else w.op("Mul", w.wide(name), w.constant(own) if own.size > 1 else w.integer(own.item()))

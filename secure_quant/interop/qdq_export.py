@@ -260,9 +260,9 @@ def _share(w: _Writer, node: Any) -> float:
 
 
 def _add(w: _Writer, node: Any) -> None:
-    rank, half = len(w.graph.values[node.name].shape), len(node.factors) // 2
+    rank = len(w.graph.values[node.name].shape)
     terms = []
-    for name, own in zip(node.inputs, (node.factors[:half], node.factors[half:]), strict=True):
+    for name, own in zip(node.inputs, node.parts, strict=True):
         had = along(*w.channels(name), rank)
         ratio = along(own, node.axis, rank) / had * node.scale / w.graph.values[name].scale
         terms.append((w.real(name), ratio if np.ptp(ratio) else ratio.reshape(-1)[0]))

@@ -193,6 +193,12 @@ class Add(Node):
     scale: float
     axis: int = -1
 
+    @property
+    def parts(self) -> tuple[tuple[int, ...], tuple[int, ...]]:
+        """The factors of a and those of b."""
+        half = len(self.factors) // 2
+        return self.factors[:half], self.factors[half:]
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SumPool(Node):

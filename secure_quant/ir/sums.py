@@ -31,10 +31,7 @@ def channel_multipliers(source: ops.Node, reader: Any) -> tuple[tuple[int, ...],
     if isinstance(reader, ops.Requantize | ops.Rescale | ops.Output | ops.OutputPort):
         own = reader.multiplier
     elif isinstance(reader, ops.Add) and isinstance(source, LAYERS):
-        half = len(reader.factors) // 2
-        first = reader.inputs[0] == source.name
-        factors = reader.factors[:half] if first else reader.factors[half:]
-        own = tuple(map(abs, factors))
+        own = tuple(map(abs, reader.parts[reader.inputs[0] != source.name]))
     else:
         return None
     common = math.gcd(*own) or 1

@@ -44,7 +44,7 @@ class Ahead:
         self._plan, self._pairing, self._layer, self._batch = plan, pairing, layer, batch
         ends = OutputGate, JoinGate
         self._waiting = [g for g in plan.gates if not (g.name in masks or isinstance(g, ends))]
-        self._groups, self._cots = deque(plan.groups(batch)), deque(plan.group_cots(batch))
+        self._groups, self._cots = deque(plan.groups(batch)), deque(plan.cost(batch).taken)
         self._state: Literal["", "extending", "extended", "making"] = ""
 
     def run(self) -> Joint[None]:
@@ -78,7 +78,7 @@ class Ahead:
                 self._waiting.remove(gate)
                 self._local(gate, known)
                 continue
-            size = self._plan.masked.request_bytes(gate.name, self._batch)
+            size = self._plan.masked.call(gate.name, self._batch).cost.bytes_up
             if not taken or taken + size <= ABREAST:
                 self._waiting.remove(gate)
                 taken += size

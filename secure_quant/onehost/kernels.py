@@ -129,11 +129,7 @@ def join(values: Any, bits: Any, words: Any) -> None:
     for i in range(values.shape[0]):
         place, left = i * bits, bits
         for v in range(values.shape[1]):
-            w, s = place >> 6, np.uint64(place & 63)
-            words[w] |= values[i, v] << s
-            size = min(left, 64)
-            if (place & 63) + size > 64:
-                words[w + 1] |= values[i, v] >> (np.uint64(64) - s)
+            flip(words, place, min(left, 64), values[i, v])
             place += 64
             left -= 64
 

@@ -45,7 +45,7 @@ def serve_mask(
     Raises MalformedMessage.
     """
     step = plan.step(name)
-    call, bits = plan.he.steps[step].call(batch), plan.bits[name]
+    call, bits = plan.call(name, batch), plan.bits[name]
     request = yield from swap(b"", call.cost.bytes_up)
     shape = (call.ciphertexts_down, *call.packing.wanted_shape)
     u = reduce(random, bits).reshape(shape)
@@ -57,7 +57,7 @@ def serve_mask(
 
 def words(plan: MaskedPlan, name: str, batch: int) -> int:
     """Random words that ``serve_mask`` takes."""
-    call = plan.he.steps[plan.step(name)].call(batch)
+    call = plan.call(name, batch)
     return int(call.ciphertexts_down * np.prod(call.packing.wanted_shape))
 
 

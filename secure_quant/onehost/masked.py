@@ -23,6 +23,7 @@ from secure_quant.he.noise import ERROR_VARIANCE, margin, weight_noise
 from secure_quant.he.parameters import TIERS, Parameters, Tier
 from secure_quant.he.plan import HePlan, Layout, Step
 from secure_quant.he.search import layer_of, search
+from secure_quant.he.wire import Call
 from secure_quant.ir import Graph
 from secure_quant.ir.ops import Conv2d, Linear
 
@@ -52,9 +53,9 @@ class MaskedPlan:
     def step(self, name: str) -> int:
         return self.he.step_of[name]
 
-    def request_bytes(self, name: str, batch: int) -> int:
-        """What goes up for a layer."""
-        return self.he.steps[self.step(name)].call(batch).cost.bytes_up
+    def call(self, name: str, batch: int) -> Call:
+        """What evaluating a layer on ``batch`` masks is."""
+        return self.he.steps[self.step(name)].call(batch)
 
     def distance(self, batch: int = 1) -> float:
         """By how much, in statistical distance, the errors in all answers to one item of ``batch``

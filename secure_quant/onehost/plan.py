@@ -178,12 +178,6 @@ class OneHostPlan:
             taken += cots
         return made
 
-    def group_cots(self, batch: int) -> list[tuple[int, int]]:
-        """COTs of each group in which party 0 and party 1 choose."""
-        return [
-            _summed(self.halves[name].cots(batch) for name in names) for names in self.groups(batch)
-        ]
-
     @cached_property
     def answers(self) -> tuple[Gate, ...]:
         """What the Output reads, or each port of it."""
@@ -239,7 +233,10 @@ class OneHostPlan:
         linear = self.masked.he.cost(batch)
         online = [self._online(gate, batch) for gate in self.gates]
         return OneHostCost(
-            tuple(self.group_cots(batch)),
+            tuple(
+                _summed(self.halves[name].cots(batch) for name in names)
+                for names in self.groups(batch)
+            ),
             sum(one for one, _ in joint) + linear.bytes_up,
             sum(two for _, two in joint) + linear.bytes_down,
             NUMBER_BYTES + sum(up for up, _ in online),
@@ -284,7 +281,7 @@ class OneHostPlan:
         for gate in self.gates:
             ahead = (0, 0)
             if isinstance(gate, LinearGate):
-                linear = self.masked.he.steps[self.masked.step(gate.name)].call(1).cost
+                linear = self.masked.call(gate.name, 1).cost
                 ahead = linear.bytes_up, linear.bytes_down
             elif gate.name in self.halves:
                 half = self.halves[gate.name]

@@ -166,8 +166,7 @@ def _mul(graph: Graph, node: Any, inputs: list[Int]) -> Int:
 
 def _add(graph: Graph, node: Any, inputs: list[Int]) -> Int:
     a, b = _centred(graph, node, inputs)
-    half = len(node.factors) // 2
-    f, g = (along(own, node.axis, a.ndim) for own in (node.factors[:half], node.factors[half:]))
+    f, g = (along(own, node.axis, a.ndim) for own in node.parts)
     made: Int = f * a + g * b
     return made
 

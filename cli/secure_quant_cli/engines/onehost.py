@@ -108,8 +108,8 @@ def memory(made: OneHostPlan, batch: int) -> dict[str, int]:
     from secure_quant_cli.sizes import parameter_count
 
     weights = sum(parameter_count(node) for node in made.graph.nodes)
-    most = max(sum(cots) for cots in made.group_cots(batch))
-    items = _A_COT * most + _A_COT_LEFT * sum(made.cots(batch))
+    cost = made.cost(batch)
+    items = _A_COT * max(map(sum, cost.taken)) + _A_COT_LEFT * sum(cost.cots)
     items += made.lpn.held_bytes if made.lpn else 0
     return {"onehost": _SERVER + 2 * weights + items, "client": _CLIENT + items}
 

@@ -100,12 +100,10 @@ def _layer(
         if np.abs(share - 1).max() <= NEAR:
             return Layer("avgpool", node, inputs)
     elif isinstance(node, ops.Add) and _alike(graph, node):
-        half, axes = len(node.factors) // 2, len(graph.values[node.name].shape) + 1
+        axes = len(graph.values[node.name].shape) + 1
         shares = [
             along(factors, node.axis, axes) * unit(node.name) / unit(name)
-            for factors, name in zip(
-                (node.factors[:half], node.factors[half:]), node.inputs, strict=True
-            )
+            for factors, name in zip(node.parts, node.inputs, strict=True)
         ]
         if max(np.abs(share - 1).max() for share in shares) <= NEAR:
             return Layer("add", node, inputs)

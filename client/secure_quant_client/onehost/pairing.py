@@ -244,7 +244,7 @@ class Paired:
     def _make(self, program: ClientProgram, batch: int) -> Made | None:
         """None where the host refused. Raises MalformedMessage, PairingSpent, DeadlineExceeded."""
         start, number, plan = time.perf_counter(), program.next_item, self._plan
-        _, extension = program.pairing.fill_bytes(plan.group_cots(batch))
+        _, extension = program.pairing.fill_bytes(plan.cost(batch).taken)
         total = extension + plan.cost(batch).material_down
         inbox = self._link.listen("ahead", total)
         self._link.send(PairRequest(make=PairMake(item=number, batch=batch)))

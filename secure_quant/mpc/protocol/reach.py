@@ -17,9 +17,7 @@ def reach(graph: Graph, name: str) -> Interval:
     node = graph.by_name[name]
     if isinstance(node, ops.Add):
         a, b = (reach(graph, each) for each in node.inputs)
-        half = len(node.factors) // 2
-        pairs = zip(node.factors[:half], node.factors[half:], strict=True)
-        sums = [a.times(f) + b.times(g) for f, g in pairs]
+        sums = [a.times(f) + b.times(g) for f, g in zip(*node.parts, strict=True)]
         found = Interval(min(each.lo for each in sums), max(each.hi for each in sums))
     elif isinstance(node, ops.ReduceSum):
         found = reach(graph, node.inputs[0]).times(graph.values[node.inputs[0]].shape[-1])

@@ -120,9 +120,7 @@ class Guard(grpc.aio.ServerInterceptor):
         read: brings the body once it may be received. context: has ``auth_context``,
         ``invocation_metadata``, and ``abort``, which is told how the call failed and raises."""
         async with self.admitted(method, context) as client:
-            body = await self._admission.body(client, read)
-            self._admission.received(len(body))
-            return await behaviour(_parser(method, parse)(body), context)
+            return await behaviour(await self._request(client, method, parse, read), context)
 
     async def answers(
         self,
@@ -134,10 +132,21 @@ class Guard(grpc.aio.ServerInterceptor):
     ) -> AsyncGenerator[Any, None]:
         """The same of a call that has several answers."""
         async with self.admitted(method, context) as client:
-            body = await self._admission.body(client, read)
-            self._admission.received(len(body))
-            async for answer in behaviour(_parser(method, parse)(body), context):
+            request = await self._request(client, method, parse, read)
+            async for answer in behaviour(request, context):
                 yield answer
+
+    async def _request(
+        self,
+        client: str,
+        method: str,
+        parse: Callable[[bytes], Any],
+        read: Callable[[], Awaitable[bytes]],
+    ) -> Any:
+        """What an admitted call asks, read once it may be."""
+        body = await self._admission.body(client, read)
+        self._admission.received(len(body))
+        return _parser(method, parse)(body)
 
     def admitted(self, method: str, context: Context) -> _Served:
         """Around a call: its caller's name while it is served."""

@@ -309,7 +309,7 @@ class Session:
             refused = PairRefused(item=asked.item, details=error_to_bytes(error))
             self._send(PairResponse(refused=refused))
             return
-        extension, _ = program.pairing.fill_bytes(plan.group_cots(batch))
+        extension, _ = program.pairing.fill_bytes(plan.cost(batch).taken)
         self._listen(Inbox(extension + plan.cost(batch).material_up))
         self._send(PairResponse(making=PairMaking(item=asked.item)))
         self._stock.put(self._run(program.prepare(batch), self._ahead))

@@ -58,7 +58,7 @@ class Ends:
 
     def prepare(self, batch: int) -> Any:
         """(client's item, server's item, bytes of all but the extensions, by end)."""
-        wanted = self.plan.group_cots(batch)
+        wanted = self.plan.cost(batch).taken
         filled = self.pairs[0].fill_bytes(wanted)
         assert filled == self.pairs[1].fill_bytes(wanted)
         one, two, sent = drive(self.client.prepare(batch), self.server.prepare(batch))
@@ -117,7 +117,7 @@ def test_traffic_takes_ferret(monkeypatch: pytest.MonkeyPatch) -> None:
 
     sent, items = [0, 0], 5
     for seed in range(items):
-        extension = ends.pairs[1].fill_bytes(ends.plan.group_cots(1))
+        extension = ends.pairs[1].fill_bytes(ends.plan.cost(1).taken)
         sent = [old + new for old, new in zip(sent, extension, strict=True)]
         q = inputs(graph, 1, seed)
         assert np.array_equal(ends.infer(q), reference.run_int(graph, q))
@@ -252,6 +252,7 @@ def test_gates_in_groups_make_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
     names = list(ends.plan.halves)
     for most in (plan_module.GROUP, sum(ends.plan.cots(2)) // 2, 1):
         monkeypatch.setattr(plan_module, "GROUP", most)
+        ends = Ends(graphs.lenet(), ends.pairs)  # a plan keeps what it counted
         groups = ends.plan.groups(2)
         assert [name for group in groups for name in group] == names
         _, _, sent = drive(ends.client.prepare(2), ends.server.prepare(2))
@@ -268,7 +269,7 @@ def test_layers_a_few_at_a_time_make_the_same(monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.setattr(ahead_module, "ABREAST", 1)
     ends = Ends(graphs.lenet(), pair())
     monkeypatch.setattr(plan_module, "GROUP", sum(ends.plan.cots(2)) // 2)
-    up = [ends.plan.masked.request_bytes(name, 2) for name in ends.host.layers]
+    up = [ends.plan.masked.call(name, 2).cost.bytes_up for name in ends.host.layers]
     _, _, sent = drive(ends.client.prepare(2), ends.server.prepare(2))
     assert len(up) == 5
     assert all(size <= mine for size, (mine, _) in zip(up, sent, strict=False))

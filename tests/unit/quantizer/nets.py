@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from secure_quant import reference
-from secure_quant.interop.onnx_export import to_onnx
+from secure_quant.interop.onnx_export import feeds, to_onnx
 from secure_quant.quantizer import quantize
 
 
@@ -23,6 +23,20 @@ class Net(nn.Module):
 
     def forward(self, x):
         return self.call(self, x)
+
+
+class Of(nn.Module):
+    """Layers by name, and a forward of (module, **inputs)."""
+
+    def __init__(self, forward, **layers):
+        super().__init__()
+        torch.manual_seed(3)
+        for name, layer in layers.items():
+            self.add_module(name, layer())
+        self.call = forward
+
+    def forward(self, **given):
+        return self.call(self, **given)
 
 
 def trained(norm):
@@ -57,3 +71,13 @@ def follows(model, x, bound=0.04, **options):
     session = onnxruntime.InferenceSession(to_onnx(graph).SerializeToString())
     assert np.array_equal(session.run(None, {"x": q})[0], reference.run_int(graph, q))
     return graph
+
+
+def same_in_onnx(graph, given, count):
+    """(the first ``count`` samples' integers, the reference's answers to them), once onnxruntime's
+    are the same."""
+    q = reference.quantize_input(graph, {name: x[:count] for name, x in given.items()})
+    made = reference.run_int(graph, q)
+    session = onnxruntime.InferenceSession(to_onnx(graph).SerializeToString())
+    assert np.array_equal(session.run(None, feeds(graph, q))[0].reshape(made.shape), made)
+    return q, made

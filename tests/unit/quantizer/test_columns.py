@@ -1,17 +1,16 @@
 """Integer inputs of which each column chooses rows of its own table, as categories do."""
 
 import numpy as np
-import onnxruntime
 import pytest
 import torch
 from torch import nn
 from torch.nn import functional
+from unit.quantizer import nets
 from unit.quantizer.nets import relative_error
 
 from conformance.executors import Mpc
 from secure_quant import reference
 from secure_quant.errors import ShapeMismatch, UnsupportedModule, ValueOutOfRange
-from secure_quant.interop.onnx_export import feeds, to_onnx
 from secure_quant.quantizer import Training, quantize
 
 GENERATOR = torch.Generator().manual_seed(0)
@@ -22,16 +21,7 @@ ROW = torch.randn(64, 4, generator=GENERATOR)
 BOTH = {"cats": CATS, "row": ROW}
 
 
-class Of(nn.Module):
-    """Layers by name, and a forward of (module, **inputs)."""
-
-    def __init__(self, forward, **layers):
-        super().__init__()
-        torch.manual_seed(3)
-        for name, layer in layers.items():
-            self.add_module(name, layer())
-        self.call = forward
-
+class Of(nets.Of):
     def forward(self, cats, row=None):
         return self.call(self, cats, row) if row is not None else self.call(self, cats)
 
@@ -82,10 +72,7 @@ def checked(model, given, embedding):
     with torch.no_grad():
         want = model(**given).numpy()
     assert relative_error(reference.run(graph, given)["output"], want) < 0.04
-    q = reference.quantize_input(graph, {name: x[:2] for name, x in given.items()})
-    made = reference.run_int(graph, q)
-    session = onnxruntime.InferenceSession(to_onnx(graph).SerializeToString())
-    assert np.array_equal(session.run(None, feeds(graph, q))[0].reshape(made.shape), made)
+    q, made = nets.same_in_onnx(graph, given, 2)
     assert np.array_equal(Mpc("balanced").prepare(graph).run(q)[graph.output.name], made)
     return graph
 

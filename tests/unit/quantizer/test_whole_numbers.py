@@ -1,15 +1,13 @@
 """Comparisons of whole numbers: lengths with places, ages with limits, ids with padding, counts."""
 
 import numpy as np
-import onnxruntime
 import pytest
 import torch
 from torch import nn
 from torch.nn import functional
-from unit.quantizer.nets import Net, relative_error
+from unit.quantizer.nets import Net, Of, relative_error, same_in_onnx
 
 from secure_quant import reference
-from secure_quant.interop.onnx_export import feeds, to_onnx
 from secure_quant.quantizer import quantize
 
 GENERATOR = torch.Generator().manual_seed(0)
@@ -21,20 +19,6 @@ IDS = torch.randint(0, 20, (64, 6), generator=GENERATOR)
 IDS[:, 0] = 5
 
 
-class Of(nn.Module):
-    """Layers by name, and a forward of (module, **inputs)."""
-
-    def __init__(self, forward, **layers):
-        super().__init__()
-        torch.manual_seed(3)
-        for name, layer in layers.items():
-            self.add_module(name, layer())
-        self.call = forward
-
-    def forward(self, **given):
-        return self.call(self, **given)
-
-
 def checked(model, given, bound=0.04, **options):
     """The graph, once its answers are the module's, and its integers onnxruntime's."""
     graph = quantize(model, given, **options)
@@ -42,10 +26,7 @@ def checked(model, given, bound=0.04, **options):
         want = model(**given).numpy()
     got = reference.run(graph, given)["output"]
     assert relative_error(got, want) < bound
-    q = reference.quantize_input(graph, {name: x[:8] for name, x in given.items()})
-    made = reference.run_int(graph, q)
-    session = onnxruntime.InferenceSession(to_onnx(graph).SerializeToString())
-    assert np.array_equal(session.run(None, feeds(graph, q))[0].reshape(made.shape), made)
+    same_in_onnx(graph, given, 8)
     return got, want
 
 
