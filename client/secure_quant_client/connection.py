@@ -120,6 +120,10 @@ class Client(Driver, ABC, Generic[Model]):
         self._closed = False
         self._process = os.getpid()
 
+    def __repr__(self) -> str:
+        state = " closed" if self._closed else ""
+        return f"<{type(self).__name__} of {', '.join(self._targets)}{state}>"
+
     def _deadline(self, timeout: float | None = None) -> Deadline:
         """Of a call that begins. Raises ConfigError, also in a forked process."""
         require_own("client", self._process)

@@ -18,7 +18,7 @@ __all__ = ["Blind", "blind_size"]
 U64 = NDArray[np.uint64]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Blind:
     """The input-independent half of some responses; used once.
 

@@ -35,7 +35,7 @@ STOCK_MEMORY = 256 * 2**20
 _BLOCK = 64
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class _Prepared:
     """A layer for one layout. bias: uint64[groups, cout], scaled."""
 

@@ -32,7 +32,7 @@ _DIRECT = 2**53
 _HALF = 30
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Factors:
     """values: residues uint64[n, parts, primes, degree]. ratios: values over their primes."""
 

@@ -50,7 +50,7 @@ class Weights(Protocol):
 Pair = tuple[U64, U64]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Row:
     """Weights of one answer: which inputs have any that is not zero, int64[n], and their
     transforms uint64[n, primes, degree]."""
@@ -107,7 +107,7 @@ class Transformed:
         return made
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Taps:
     """groups: of each chunk, int8[taps, n_out, n_in]. For rings of one prime."""
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
@@ -23,7 +23,7 @@ class Given:
     graph, and the values so far."""
 
     by_name: Mapping[str, ops.Node]
-    parameters: Mapping[str, NDArray[Any]]
+    parameters: Mapping[str, NDArray[Any]] = field(repr=False)
     values: Mapping[str, Value]
 
     def sizes(self, name: str) -> tuple[int, ...]:

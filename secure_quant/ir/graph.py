@@ -26,7 +26,7 @@ __all__ = ["Graph"]
 Array = NDArray[Any]
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class Graph:
     """A verified integer model.
 
@@ -92,6 +92,17 @@ class Graph:
         """What each node makes: shape, range, zero point, kind."""
         values: Mapping[str, Value] = self._values  # type: ignore[attr-defined]
         return values
+
+    def __repr__(self) -> str:
+        """Inputs -> outputs, size and hash. Neither weights nor salt: whatever an object's text is
+        ends up in somebody's log."""
+        ends = [
+            ", ".join(f"{port.name}: {port.dtype}{list(port.asked)}" for port in ports)
+            for ports in (self.input_ports, self.output_ports)
+        ]
+        inside = "public" if self.is_public else f"{_count(self.parameters)} parameters"
+        return (f"<Graph {ends[0]} -> {ends[1]}; {len(self.nodes)} nodes, {inside}, "
+                f"hash {self.hash[:12]}>")  # fmt: skip
 
     def __copy__(self) -> Graph:
         return self
@@ -171,6 +182,10 @@ def _frozen(array: Array) -> Array:
     copy = np.array(array, order="C", dtype=np.asarray(array).dtype.newbyteorder("<"))
     copy.flags.writeable = False
     return copy
+
+
+def _count(parameters: Mapping[str, Array]) -> int:
+    return sum(array.size for array in parameters.values())
 
 
 def _commit(salt: bytes, parameters: Mapping[str, Array]) -> bytes:

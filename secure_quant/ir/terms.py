@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -28,7 +28,7 @@ class Dynamic:
 
     factor: str
     typical: float
-    bias: NDArray[np.float64] | None = None
+    bias: NDArray[np.float64] | None = field(default=None, repr=False)
 
 
 @dataclass(frozen=True)
@@ -96,7 +96,7 @@ class Weight:
     """int8[out, ...] with real value ``values[c] · multiplier[c] · base``; ``values[c] · real[c]``
     where scales are given that are no small multiples of one number."""
 
-    values: NDArray[np.int8]
+    values: NDArray[np.int8] = field(repr=False)
     multiplier: tuple[int, ...]
     base: float
     real: tuple[float, ...] = ()

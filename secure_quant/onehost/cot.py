@@ -86,7 +86,7 @@ class Column:
     the COTs in which it chose, None where it did not; w: where the other chose.
     """
 
-    own: Words
+    own: Words = field(repr=False)
     delta: Words = field(repr=False)
     v: Words | None = field(default=None, repr=False)
     w: Words | None = field(default=None, repr=False)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Generator, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, TypeVar
 
@@ -20,7 +20,7 @@ class Exchange:
     """sent: bytes for the peer. expected: how many bytes the peer's message has, which differs from
     what is sent where the two have different parts."""
 
-    sent: bytes
+    sent: bytes = field(repr=False)
     expected: int
 
 

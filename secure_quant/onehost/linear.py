@@ -8,7 +8,7 @@ z, both known ahead; z MUST be 0 only where the Output reads this very layer.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Protocol
 
 import numpy as np
@@ -66,8 +66,8 @@ class HostLinear:
     """The server's half of a layer. weight: W mod 2^k. bias: uint64[out] mod 2^k."""
 
     gate: LinearGate
-    weight: Narrow
-    bias: Ring
+    weight: Narrow = field(repr=False)
+    bias: Ring = field(repr=False)
 
     @classmethod
     def of(cls, gate: LinearGate, weight: NDArray[np.int8], bias: Int) -> HostLinear:

@@ -15,7 +15,7 @@ party: its weight 2^(w-1) takes no product.
 from __future__ import annotations
 
 from collections.abc import Generator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property, lru_cache
 
 import numpy as np
@@ -71,7 +71,7 @@ def borrow_of(low: int) -> Borrow:
     return min(found, key=price)
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class Comparison:
     """One party's material for the comparisons of one level, n of them. own: its shares of r_0,
     r_1, [n], [n·(r_0 - r_1)] and r_y, uint64[5, n]. tables: by digit [c < ρ], and but for the
@@ -91,7 +91,7 @@ class MadeMaximum:
 
     party: int
     levels: tuple[Comparison, ...]
-    mask: Ring
+    mask: Ring = field(repr=False)
 
 
 @dataclass(frozen=True)

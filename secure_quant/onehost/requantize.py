@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 
 import numpy as np
@@ -41,8 +41,8 @@ class Made:
     """A gate's material. side, mask: as under a dealer. offset: δ, uint64[batch, elements]."""
 
     side: Side
-    offset: Ring
-    mask: Ring
+    offset: Ring = field(repr=False)
+    mask: Ring = field(repr=False)
 
 
 class JointScaled(ABC):

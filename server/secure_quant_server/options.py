@@ -167,7 +167,7 @@ class HeOptions(ServerOptions):
     evaluate_s     longest evaluation of one layer, or of one sample by a leveled model.
     """
 
-    bundles: Sequence[str | os.PathLike[str] | bytes]
+    bundles: Sequence[str | os.PathLike[str] | bytes] = field(repr=False)
     workers: int | None = None
     worker_memory: int | None = None
     evaluate_s: float = 30.0
@@ -188,7 +188,7 @@ class OneHostOptions(ServerOptions):
                          plan is good for so many and no more. None counts in memory.
     """
 
-    bundles: Sequence[str | os.PathLike[str] | bytes]
+    bundles: Sequence[str | os.PathLike[str] | bytes] = field(repr=False)
     workers: int | None = None
     stock: int = 8
     pairings: int = 64

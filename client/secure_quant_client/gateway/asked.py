@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -33,7 +33,7 @@ class Asked:
     model: str
     version: str
     id: str
-    inputs: Mapping[str, NDArray[Any]]
+    inputs: Mapping[str, NDArray[Any]] = field(repr=False)
     outputs: tuple[str, ...] = ()
     seconds: float | None = None
 
@@ -45,7 +45,7 @@ class Made:
     model: str
     version: str
     id: str
-    outputs: Mapping[str, NDArray[np.float32]]
+    outputs: Mapping[str, NDArray[np.float32]] = field(repr=False)
 
 
 def collected(names: Sequence[str], what: str) -> tuple[str, ...]:

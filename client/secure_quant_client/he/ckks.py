@@ -33,7 +33,7 @@ U64 = NDArray[np.uint64]
 Int = NDArray[np.int64]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class _Pad:
     """Encryptions of zero that wait for a message; used once.
 

@@ -23,7 +23,7 @@ _FEW = 64
 """Wanted coefficients of a polynomial up to which they are summed up one by one."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class SecretKey:
     """request, response: the secret as a SEAL factor in the ring of requests and of responses.
     turned: float64[2·degree - 1], s(X) and -s(X) behind each other, backwards."""

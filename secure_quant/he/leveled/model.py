@@ -37,7 +37,7 @@ MAX_LAYERS = 8
 Float = NDArray[np.float64]
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class LeveledLayer:
     """y = (scale · weight) x + bias.
 

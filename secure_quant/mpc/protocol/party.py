@@ -9,7 +9,7 @@ from __future__ import annotations
 from bisect import insort
 from collections import deque
 from collections.abc import Awaitable, Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 import numpy as np
@@ -34,8 +34,8 @@ class Ready:
     """The offline half of one gate of one call: material expanded, masks and offsets computed."""
 
     side: Side
-    state: Any
-    mask: Ring | None
+    state: Any = field(repr=False)
+    mask: Ring | None = field(repr=False)
 
 
 @dataclass(eq=False)

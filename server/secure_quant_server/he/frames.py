@@ -7,7 +7,7 @@ answered by ``Begun`` once it is read and before it is looked at, and by ``Done`
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from secure_quant_server.common.messages import Vocabulary
 
@@ -19,7 +19,7 @@ class Load:
     """One of ``models`` bundles."""
 
     models: int
-    body: bytes | memoryview
+    body: bytes | memoryview = field(repr=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,7 +29,7 @@ class Evaluate:
     model: int
     step: int
     batch: int
-    body: bytes | memoryview
+    body: bytes | memoryview = field(repr=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,14 +41,14 @@ class Begun:
 class Done:
     """What was asked for."""
 
-    body: bytes
+    body: bytes = field(repr=False)
 
 
 @dataclass(frozen=True, slots=True)
 class Failed:
     """A named error."""
 
-    body: bytes
+    body: bytes = field(repr=False)
 
 
 REQUESTS, ANSWERS = Vocabulary(Load, Evaluate), Vocabulary(Begun, Done, Failed)

@@ -11,7 +11,7 @@ import time
 from collections import Counter, OrderedDict
 from collections.abc import Callable
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from types import TracebackType
 
 from secure_quant.errors import MalformedMessage, Overloaded
@@ -35,7 +35,7 @@ class HeldSession:
 
     caller: str
     model_hash: str
-    keys: bytes
+    keys: bytes = field(repr=False)
     used: float
 
 

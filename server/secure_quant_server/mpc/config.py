@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from secure_quant.errors import MalformedMessage
 from secure_quant.mpc.runtime.options import LaneOptions
@@ -24,7 +24,7 @@ class LaneConfig:
     place: Place
     options: LaneOptions
     security: Security
-    bundles: tuple[bytes | memoryview | Bundle, ...]
+    bundles: tuple[bytes | memoryview | Bundle, ...] = field(repr=False)
 
     def to_setup(self) -> Setup:
         """As a message. Raises the errors of ``Tls.load``."""

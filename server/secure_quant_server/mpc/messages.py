@@ -7,7 +7,7 @@ asks for it, of one call; to party 1's front the question for shares that are no
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from secure_quant.mpc.runtime.jobs import Answer, Ids, Job
 from secure_quant.mpc.runtime.options import LaneOptions
@@ -49,7 +49,7 @@ class Setup:
     tls: bool
     server_name: str
     sizes: tuple[int, ...]
-    body: bytes | memoryview | Parts
+    body: bytes | memoryview | Parts = field(repr=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,7 +57,7 @@ class Certificates:
     """The front: what the next connections use. body: authorities, certificates, key."""
 
     sizes: tuple[int, ...]
-    body: bytes
+    body: bytes = field(repr=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,7 +79,7 @@ class Share:
     """Party 1's front: the shares that were wanted."""
 
     ids: Ids
-    body: bytes
+    body: bytes = field(repr=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,7 +111,7 @@ class Failed:
     google.rpc.Status."""
 
     ids: Ids
-    body: bytes
+    body: bytes = field(repr=False)
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Generator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -25,7 +25,7 @@ __all__ = ["Dealing", "Gate", "Online", "Side", "Wire", "opening"]
 Online = Generator[bytes, bytes, "Wire"]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Wire:
     """A party's view of a wire, uint64[batch, *shape] each.
 
@@ -60,12 +60,12 @@ class Side:
 
     party: int
     batch: int
-    free: Ring
-    dealt: Sequence[Ring]
-    parameters: Any = None
+    free: Ring = field(repr=False)
+    dealt: Sequence[Ring] = field(repr=False)
+    parameters: Any = field(default=None, repr=False)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Dealing:
     """One sample at the dealer. free0, free1: both parties' free words. dealt: party 0's stream,
     which the gate turns into party 1's corrections in place."""

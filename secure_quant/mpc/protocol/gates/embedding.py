@@ -33,7 +33,7 @@ BITS, LEAST, SIGN = 8, -128, np.uint64(0x8080808080808080)
 """Two's complement with the top bit of each byte flipped counts from LEAST."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class TableShares:
     """masked: D_T. own: A_i. uint64[rows, words of a row]."""
 

@@ -25,7 +25,7 @@ from secure_quant.mpc.protocol.ring import Ring, reduce, to_ring
 __all__ = ["LinearGate", "PartyWeights", "weight_shape"]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class PartyWeights:
     """masked: D_W. factor: A_i. bias: [b]_i, uint64[out]."""
 
