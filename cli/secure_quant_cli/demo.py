@@ -1,5 +1,5 @@
-"""See it work: a LeNet on handwritten digits, answered under secret sharing and under homomorphic
-encryption by separate processes over mutual TLS, every integer compared with plaintext.
+"""See it work: a LeNet on handwritten digits, answered by every engine in turn, with each role a
+process of its own over mutual TLS, and every integer compared with plaintext.
 
 The first run trains the network (seconds) and keeps it in --work. The last line says whether all
 integers agree, and so does the exit status.
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
 __all__ = ["HELP", "configure", "run"]
 
-HELP = "train, quantize, serve, infer both ways, compare"
+HELP = "train, quantize, serve, infer by every engine, compare"
 
 WARM_UP = 2
 
@@ -125,9 +125,8 @@ def show_page(port: int, work: Path) -> int:
     from secure_quant_cli.service import serving
     from secure_quant_server.common import make_token
 
-    importlib.import_module(
-        "aiohttp"
-    )  # what is missing or taken is said before anything is trained
+    # What is missing or taken is said before anything is trained.
+    importlib.import_module("aiohttp")
     free_ports_at("--page-port", f"127.0.0.1:{port}", 1)
     data, small = zoo.digits("image"), zoo.digits("flat")
     model, _ = trained_lenet(data, work / "lenet.safetensors")

@@ -36,7 +36,8 @@ def build_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="secure-quant",
         formatter_class=Help,
-        description="Exact int8 inference on encrypted inputs: secret sharing and CKKS over gRPC.",
+        description="Exact int8 inference on inputs that no server sees: by secret sharing, "
+        "homomorphic encryption, or with one host and no third machine.",
         epilog="Exit codes: 0 done, 1 mismatch or service failure, 2 bad usage or input.",
     )
     parser.add_argument("--version", action="version", version=f"secure-quant {version()}")

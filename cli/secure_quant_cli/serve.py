@@ -4,6 +4,7 @@ party           one of the two parties of secret sharing; which one, its bundle 
 party0, party1  the same, with its own table in a --config file
 dealer          correlated randomness for both parties
 he              linear layers on ciphertexts
+onehost         the one server, which holds the weights and sees no input
 
 Every setting is a flag, an environment variable SECURE_QUANT_NAME, or a key of the TOML file.
 """

@@ -1,7 +1,9 @@
 """Cut a model file into one bundle per role, each with the least that the role needs.
 
-mpc: party0.sqb party1.sqb dealer.sqb client.sqb    he, he-leveled: server.sqb client.sqb
-Bundles of parties and of the HE server hold secret material: send each to its own host only.
+mpc                      party0.sqb party1.sqb dealer.sqb client.sqb
+he, he-leveled, onehost  server.sqb client.sqb
+
+All but client.sqb are secret: send each to its own host only.
 """
 
 from __future__ import annotations
@@ -89,7 +91,7 @@ def run(arguments: argparse.Namespace) -> int:
     engine = find(arguments.engine)
     others = frozenset[str]().union(*(each.bundles for each in engines())) - engine.bundles
     if any((arguments.out / f"{other}.sqb").exists() for other in others):
-        raise ConfigError(f"{arguments.out} holds bundles of the other engine; choose another")
+        raise ConfigError(f"{arguments.out} holds bundles of another engine; choose another folder")
     with progress(f"splitting for {engine.name}"):
         read = load if engine.file_format is None else own_models(engine).load
         model = read(arguments.model)

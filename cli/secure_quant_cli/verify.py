@@ -3,6 +3,7 @@
 reference  plaintext, the truth
 mpc        both parties and the dealer; the output integers are compared
 he         client and server; every layer's integers are compared
+onehost    client and host; the output integers are compared
 onnx       onnxruntime on the exported model; every layer's integers are compared
 
 The inputs are the array "x" of X.npz or its only array; of a model with several named inputs, an

@@ -32,7 +32,7 @@ def build():
 
 @pytest.fixture(scope="module")
 def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with a model, its bundles for both engines, certificates and inputs."""
+    """A folder with a model, its bundles for two engines, certificates and inputs."""
     home = tmp_path_factory.mktemp("owner")
     (home / "owner.py").write_text(OWNER)
     x = np.random.default_rng(0).normal(size=(64, 8)).astype(np.float32)

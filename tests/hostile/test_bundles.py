@@ -1,4 +1,4 @@
-"""Role bundles bent on purpose: named errors alone, from every loader of both engines."""
+"""Role bundles bent on purpose: named errors alone, from every engine's loader."""
 
 from __future__ import annotations
 

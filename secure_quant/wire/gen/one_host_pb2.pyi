@@ -154,7 +154,7 @@ class PairOpen(_message.Message):
     model_hash: _builtins.str
     """Of a model that is served, in full."""
     protocol: _builtins.int
-    """2."""
+    """Of docs/spec/one-host.md, 10; the server refuses any but its own."""
     def __init__(
         self,
         *,
