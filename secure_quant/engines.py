@@ -103,6 +103,7 @@ class Engine:
     protects      a server never sees the input. An engine that does not bears it in its name.
     objectives    what its planner can spare; the first if not told.
     tiers         how well answers can hide the weights; the first if not told.
+    budgeted      a plan is good for a number of samples of one client, ``calls`` of split and plan.
     file_format   of model files that it alone takes; None: integer graphs.
     mode          of ``quantize``, that makes such a file.
     split         (model, objective or tier if it has several) -> role or "client" -> bundle.
@@ -126,6 +127,7 @@ class Engine:
     protects: bool = True
     objectives: tuple[str, ...] = ()
     tiers: tuple[str, ...] = ()
+    budgeted: bool = False
     file_format: str | None = None
     mode: str | None = None
     split: Dotted
@@ -140,13 +142,14 @@ class Engine:
         return frozenset({"client", *(role.bundle for role in self.roles)})
 
     def bundles_of(
-        self, model: Any, objective: str | None = None, tier: str | None = None
-    ) -> dict[str, bytes]:
+        self, model: Any, objective: str | None = None, tier: str | None = None,
+        samples_per_client: int | None = None,
+    ) -> dict[str, bytes]:  # fmt: skip
         """Role -> bundle, of a model as this engine takes it.
 
         Raises OpNotSupported where it has no exact gate for an op, ConfigError.
         """
-        options: dict[str, str] = {}
+        options: dict[str, Any] = {}
         if objective is not None:
             if objective not in self.objectives:
                 expected = " or ".join(self.objectives) or "none"
@@ -157,6 +160,11 @@ class Engine:
                 expected = " or ".join(self.tiers) or "none"
                 raise ConfigError(f"--tier for {self.name}", got=tier, expected=expected)
             options["tier"] = tier
+        if samples_per_client is not None:
+            if not self.budgeted:
+                name = f"--samples-per-client for {self.name}"
+                raise ConfigError(name, got=samples_per_client, expected="none")
+            options["calls"] = samples_per_client
         made: dict[str, bytes] = resolved(self.split)(model, **options)
         return made
 
@@ -307,6 +315,7 @@ _ONE_HOST = Engine(
     ),
     called=("onehost",),
     objectives=("latency", "traffic"),
+    budgeted=True,
     split="secure_quant.onehost.bundle:split",
     plan="secure_quant.onehost.plan:plan",
     client="secure_quant_client.onehost.client:OneHostClient",

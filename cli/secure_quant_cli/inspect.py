@@ -30,6 +30,10 @@ def configure(parser: argparse.ArgumentParser) -> None:
         help="as in split, of the engines that have it; the first of each if left out",
     )  # fmt: skip
     parser.add_argument(
+        "--samples-per-client", type=int, metavar="N",
+        help="as in split, of the engines whose plans are good for a number of samples",
+    )  # fmt: skip
+    parser.add_argument(
         "--seconds", action="store_true",
         help="predict what an inference takes, on this machine's cores, which are measured once",
     )  # fmt: skip
@@ -44,14 +48,16 @@ def run(arguments: argparse.Namespace) -> int:
     from secure_quant_cli.console import print_json
     from secure_quant_cli.engines import own_models, owner
 
-    counts(arguments, "batch")
+    counts(arguments, "batch", "samples_per_client")
     own = owner(arguments.model)
     if own is not None:
-        if arguments.objective is not None:
-            raise ConfigError("--objective", got=f"a model of {own.name}, whose plan has none")
+        for option in ("objective", "samples_per_client"):
+            if getattr(arguments, option) is not None:
+                got = f"a model of {own.name}, whose plan has none"
+                raise ConfigError(f"--{option.replace('_', '-')}", got=got)
         return own_models(own).inspect(arguments)
     graph = load(arguments.model)
-    plans = _plans(graph, arguments.objective)
+    plans = _plans(graph, arguments.objective, arguments.samples_per_client)
     found = describe(graph, arguments.model.stat().st_size, arguments.batch, plans)
     found["objective"] = arguments.objective
     if arguments.seconds:
@@ -84,6 +90,7 @@ def describe(
         },
         "memory": _memory(plans, batch),
         "held": _held(plans),
+        "samples_per_client": _budgets(plans),
     }
 
 
@@ -119,14 +126,17 @@ def _layer(node: ops.Node, value: Value) -> dict[str, Any]:
     }
 
 
-def _plans(graph: Graph, objective: str | None = None) -> dict[str, Any]:
+def _plans(
+    graph: Graph, objective: str | None = None, samples_per_client: int | None = None
+) -> dict[str, Any]:
     """Each exact engine's plan, or why there is none, as ``refused``."""
     from secure_quant.engines import find, resolved
     from secure_quant.errors import OpNotSupported
     from secure_quant_cli.engines import exact_names
 
     made: dict[str, Any] = {}
-    told = {} if objective is None else {"objective": objective}
+    told: dict[str, Any] = {} if objective is None else {"objective": objective}
+    number = {} if samples_per_client is None else {"calls": samples_per_client}
     for name in exact_names():
         known = find(name).objectives
         if objective is not None and objective not in known:
@@ -134,7 +144,8 @@ def _plans(graph: Graph, objective: str | None = None) -> dict[str, Any]:
             made[name] = {"refused": f"no objective {objective}, but {others}"}
             continue
         try:
-            made[name] = resolved(find(name).plan)(graph.public(), **told)
+            asked = told | (number if find(name).budgeted else {})
+            made[name] = resolved(find(name).plan)(graph.public(), **asked)
         except OpNotSupported as error:
             made[name] = {"refused": str(error)}
         except ModuleNotFoundError as error:
@@ -188,6 +199,18 @@ def _held(plans: Mapping[str, Any]) -> dict[str, dict[str, int]]:
     return made
 
 
+def _budgets(plans: Mapping[str, Any]) -> dict[str, dict[str, int]]:
+    """Samples of one client that a plan was made for, and that it is good for, by engine."""
+    from secure_quant_cli.engines import exact
+
+    made = {}
+    for engine, plan in plans.items():
+        budget = None if isinstance(plan, dict) else exact(engine).budget
+        if budget is not None:
+            made[engine] = budget(plan)
+    return made
+
+
 def _show(found: dict[str, Any]) -> None:
     from secure_quant_cli.console import folded, human_bytes, table
 
@@ -216,6 +239,7 @@ def _show(found: dict[str, Any]) -> None:
                 found["memory"], human_bytes)  # fmt: skip
     _show_roles("samples whose material lies ready, with one lane or pairing and default options",
                 found["held"], str)  # fmt: skip
+    _show_roles("samples of one client, over all pairings", found["samples_per_client"], str)
     if "seconds" in found:
         _show_seconds(found["seconds"])
 

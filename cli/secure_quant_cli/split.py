@@ -39,6 +39,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
         if each.objectives
     )
     hiding = ", ".join(each.name for each in engines() if each.tiers)
+    budgeted = ", ".join(each.name for each in engines() if each.budgeted)
     parser.add_argument("model", type=Path, metavar="model.sq")
     parser.add_argument("--engine", choices=[each.name for each in engines()], required=True)
     parser.add_argument("--out", type=Path, required=True, metavar="DIR")
@@ -55,6 +56,12 @@ def configure(parser: argparse.ArgumentParser) -> None:
         help=f"{hiding} only: how well responses hide the weights (see SECURITY.md); the first if "
              "left out",
     )  # fmt: skip
+    parser.add_argument(
+        "--samples-per-client", type=int, metavar="N",
+        help=f"{budgeted} only: how many samples of one client the plan is good for, over all "
+             "pairings and restarts; more make messages wider. If left out the first of 2^20, "
+             "2^16, 2^12 and 2^10 that rings of two primes hold, else that rings of three do",
+    )  # fmt: skip
     parser.add_argument("--json", action="store_true")
 
 
@@ -66,16 +73,18 @@ def choices(field: Literal["objectives", "tiers"]) -> tuple[str, ...]:
 
 
 def check_choices(arguments: argparse.Namespace, *options: str) -> None:
-    """That the engine has an objective and tiers where they are given. Raises ConfigError."""
+    """That the engine has an objective, tiers and a number of samples where they are given. Raises
+    ConfigError."""
     from secure_quant.engines import engines, find
     from secure_quant.errors import ConfigError
 
     for option in options:
-        field = f"{option}s"
+        field = "budgeted" if option == "samples_per_client" else f"{option}s"
         if getattr(arguments, option) is not None and not getattr(find(arguments.engine), field):
             known = " or ".join(each.name for each in engines() if getattr(each, field))
             got = f"--engine {arguments.engine}"
-            raise ConfigError(f"--{option}", got=got, expected=f"--engine {known}")
+            name = f"--{option.replace('_', '-')}"
+            raise ConfigError(name, got=got, expected=f"--engine {known}")
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -84,10 +93,12 @@ def run(arguments: argparse.Namespace) -> int:
     from secure_quant.errors import ConfigError
     from secure_quant.ir import load
     from secure_quant.ir.policy import with_output
+    from secure_quant_cli.checks import counts
     from secure_quant_cli.console import human_bytes, print_json, progress
     from secure_quant_cli.engines import own_models
 
-    check_choices(arguments, "objective", "tier")
+    check_choices(arguments, "objective", "tier", "samples_per_client")
+    counts(arguments, "samples_per_client")
     engine = find(arguments.engine)
     others = frozenset[str]().union(*(each.bundles for each in engines())) - engine.bundles
     if any((arguments.out / f"{other}.sqb").exists() for other in others):
@@ -101,7 +112,9 @@ def run(arguments: argparse.Namespace) -> int:
                     "--output", got=arguments.output, expected=f"scores for {engine.name}"
                 )
             model = with_output(model, arguments.output)
-        bundles = engine.bundles_of(model, arguments.objective, arguments.tier)
+        bundles = engine.bundles_of(
+            model, arguments.objective, arguments.tier, arguments.samples_per_client
+        )
     made = write_bundles(bundles, arguments.out)
     if arguments.json:
         sizes = {p.stem: {"path": str(p), "bytes": p.stat().st_size} for p in made}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from math import prod
 
@@ -9,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from secure_quant.he.parameters import Parameters
+from secure_quant.he.products import multiplied
 from secure_quant.he.ring import Ring
 from secure_quant.he.sampling import Sampler, fresh
 from secure_quant.he.wire import Call
@@ -16,6 +18,7 @@ from secure_quant.he.wire import Call
 __all__ = ["Blind", "blind_size"]
 
 U64 = NDArray[np.uint64]
+Int = NDArray[np.int64]
 
 
 @dataclass(frozen=True, repr=False)
@@ -23,7 +26,7 @@ class Blind:
     """The input-independent half of some responses; used once.
 
     u: transformed, uint64[responses, primes, degree]. c1: errors of the same shape. c0: errors and
-    flood, per wanted coefficient [responses, ...] with one prime, and of that shape with two.
+    flood, per wanted coefficient [responses, ...] with one prime, and of that shape with several.
     """
 
     u: U64
@@ -70,14 +73,23 @@ def blind_size(call: Call) -> int:
 
 
 def _wide_flood(stream: Sampler, shape: tuple[int, int], bound: int, parameters: Parameters) -> U64:
-    """Residues [count, 2, degree] of A + p·B with A uniform below the dropped prime p and B in
-    [-bound, bound): uniform over an interval of 2·p·bound integers."""
-    q, p = parameters.primes
-    low = stream.residues(shape[0] * shape[1], p).reshape(shape)
-    high = stream.flood(shape, bound)
-    # p·high modulo 2^64, less as many q as a quotient of 53 bits says: 24 too many or too few at
-    # most, as q < 2^56.
-    factor, reduced = p % q, high % q
-    quotient = np.rint(reduced * (factor / q)).astype(np.int64)
-    near = reduced * np.int64(factor) - quotient * np.int64(q)
-    return np.stack([((near + low.view(np.int64)) % np.int64(q)).view(np.uint64), low], 1)
+    """Residues [count, primes, degree] of A + P·B with A uniform below the product P of the dropped
+    primes and B in [-bound, bound): uniform over an interval of 2·P·bound integers. A's digits are
+    uniform below one dropped prime after the other: a_1 + p_1·a_2."""
+    q, *dropped = parameters.primes
+    count = shape[0] * shape[1]
+    digits = [stream.residues(count, p).reshape(shape).view(np.int64) for p in dropped]
+    digits.append(stream.flood(shape, bound))
+    kept = [_number(digits, dropped, q)]
+    for i, prime in enumerate(dropped):  # what comes after digit i weighs 0 there
+        kept.append(_number(digits[: i + 1], dropped, prime))
+    return np.stack(kept, 1)
+
+
+def _number(digits: Sequence[Int], radices: Sequence[int], prime: int) -> U64:
+    """Σ digit·(product of the radices before it) modulo ``prime``: digits below 2**60, but the
+    last. One digit is below the prime; for several it is below 2**56."""
+    total = digits[0]
+    for i, digit in enumerate(digits[1:], 1):
+        total = multiplied(digit, prod(radices[:i]), prime, total)
+    return total.view(np.uint64)

@@ -100,7 +100,7 @@ def weight_noise(layer: Layer, drop: int) -> float:
 
 def key_variance(layer: Layer, ring: Parameters, drop: int) -> float:
     """Proxy variance of (e + ρ)·u, ρ the rounding of the public key."""
-    # With two primes the key is rounded to a multiple of the second.
+    # With several primes the key is rounded to a multiple of all but the first.
     rounding = ring.dropped**2 / 12 if ring.dropped > 1 else _rounding_variance(drop)
     return (ERROR_VARIANCE + rounding) * layer.weight(ring.degree)
 
@@ -117,7 +117,7 @@ def _spread(layer: Layer, ring: Parameters, drop_key: int, drop_c1: int) -> floa
     """What the key's and c1's dropped bits make of ``answer_noise``."""
     weight, rescaled = layer.weight(ring.degree), ring.dropped > 1
     blind = key_variance(layer, ring, drop_key) + ERROR_VARIANCE * weight
-    down = _rounding_variance(drop_c1) + (1 / 12 if rescaled else 0.0)
+    down = _rounding_variance(drop_c1) + (ring.rounding**2 / 12 if rescaled else 0.0)
     spread = layer.tail * math.sqrt(blind / ring.dropped**2 + down * weight)
     means = ((drop_key > 0) + (drop_c1 > 0)) * weight / 2
     return spread + means
@@ -125,7 +125,7 @@ def _spread(layer: Layer, ring: Parameters, drop_key: int, drop_c1: int) -> floa
 
 def _own(ring: Parameters, drop_c0: int) -> float:
     """The rest of it."""
-    rescaling = 0.5 if ring.dropped > 1 else 0.0
+    rescaling = ring.rounding / 2 if ring.dropped > 1 else 0.0
     return _largest_rounding(drop_c0) + rescaling + ERROR_BOUND / ring.dropped
 
 

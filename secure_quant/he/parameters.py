@@ -6,6 +6,7 @@ The primes are those of SEAL's ``CoeffModulus::Create`` for the degree; a test c
 from __future__ import annotations
 
 from dataclasses import dataclass
+from math import prod
 from typing import Literal
 
 from secure_quant.errors import ConfigError, InsecureRefused
@@ -25,10 +26,11 @@ which SEAL checks."""
 class Parameters:
     """Z_q[X] / (X^degree + 1) with q the product of ``primes``.
 
-    primes   one, or two of which the server rescales the second away before it answers.
-    special  the last prime of SEAL's chain where there are two; SEAL keeps it for key switching,
-             which this protocol never does, so no published value is reduced by it and it does not
-             count for security.
+    primes   one, or two or three of which the server rescales all but the first away before it
+             answers.
+    special  the last prime of SEAL's chain where there are several; SEAL keeps it for key
+             switching, which this protocol never does, so no published value is reduced by it and
+             it does not count for security.
 
     Raises InsecureRefused below 128-bit security, ConfigError for a shape that is not served.
     """
@@ -38,10 +40,10 @@ class Parameters:
     special: int | None = None
 
     def __post_init__(self) -> None:
-        if self.degree not in MAX_MODULUS_BITS or not 1 <= len(self.primes) <= 2:
+        if self.degree not in MAX_MODULUS_BITS or not 1 <= len(self.primes) <= 3:
             raise ConfigError(
                 "ring", got=f"degree {self.degree}, {len(self.primes)} primes",
-                expected=f"a degree of {sorted(MAX_MODULUS_BITS)} and one or two primes",
+                expected=f"a degree of {sorted(MAX_MODULUS_BITS)} and one to three primes",
             )  # fmt: skip
         bits = sum(prime.bit_length() for prime in self.primes)
         if bits > MAX_MODULUS_BITS[self.degree]:
@@ -62,8 +64,14 @@ class Parameters:
 
     @property
     def dropped(self) -> int:
-        """The prime that rescaling divides by, or 1."""
-        return self.primes[1] if len(self.primes) == 2 else 1
+        """What rescaling divides by: the product of all primes but the first, or 1."""
+        return prod(self.primes[1:])
+
+    @property
+    def rounding(self) -> float:
+        """Bound on what rescaling rounds off, in halves of a unit: the last prime goes first, and
+        what is rounded there is divided by the one before it."""
+        return sum(1 / prod(self.primes[1:last]) for last in range(1, len(self.primes)))
 
 
 _WIDEST = Parameters(8192, (36028797018652673, 1125899906826241), 163841)

@@ -20,7 +20,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["TERMS", "Factors", "Products"]
+__all__ = ["TERMS", "Factors", "Products", "multiplied"]
 
 U64 = NDArray[np.uint64]
 Int = NDArray[np.int64]
@@ -30,6 +30,16 @@ TERMS = 16
 """Products in one sum before it is reduced: (5·16 + 16² + 1)·2**53 < 2**63."""
 _DIRECT = 2**53
 _HALF = 30
+
+
+def multiplied(values: Int, factor: int, prime: int, more: Int | None = None) -> Int:
+    """values·factor + more modulo ``prime``, in [0, prime). values, more: int64, more within 2**60.
+    prime: below 2**56, for which the nearest quotient in float64 is 24 off at most."""
+    factor, reduced = factor % prime, values % np.int64(prime)
+    quotient = np.rint(reduced * (factor / prime)).astype(np.int64)
+    small = reduced * np.int64(factor) - quotient * np.int64(prime)  # modulo 2**64
+    made: Int = (small if more is None else small + more) % np.int64(prime)
+    return made
 
 
 @dataclass(frozen=True, repr=False)

@@ -27,7 +27,7 @@ class Request:
         self._reader = call.read_request(data)
         self._uniform = Uniform(self._reader.seed, field.primes, field.degree)
         key = np.zeros((1, len(field.primes), field.degree), np.uint64)
-        # With two primes the key is a multiple of the second: its residues there are the zeros.
+        # With several primes the key is a multiple of all but the first: zeros are its residues.
         key[0, 0] = self._reader.key()
         self.key = self._pairs(key)
 

@@ -111,8 +111,10 @@ class Ring:
         return self._view(ciphertext).copy()
 
     def rescale(self, ciphertext: Any) -> None:
-        """Divide by the last prime, drop it and go back to coefficients, in place."""
-        self.evaluator.rescale_to_next_inplace(ciphertext)
+        """Divide by all primes but the first, the last one first, drop them and go back to
+        coefficients, in place."""
+        for _ in self.primes[1:]:
+            self.evaluator.rescale_to_next_inplace(ciphertext)
         self.evaluator.transform_from_ntt_inplace(ciphertext)
 
     def secret_key(self) -> tuple[Any, U64]:

@@ -154,7 +154,8 @@ def _finished(call: Call, field: Ring, products: U64, blind: Blind) -> Pair:
 
 
 def _rescaled(call: Call, field: Ring, products: U64, blind: Blind) -> Pair:
-    """The same with two primes: errors and flood go in before the second is divided away."""
+    """The same with several primes: errors and flood go in before all but the first are divided
+    away."""
     errors = np.stack([blind.c0, blind.c1], 1)
     field.forward(errors.reshape(-1, *errors.shape[2:]))
     made = np.empty((len(products), 2, field.degree), np.uint64)

@@ -10,12 +10,15 @@ from secure_quant.onehost.sources import Objective
 __all__ = ["load_client", "load_server", "split"]
 
 
-def split(graph: Graph, objective: Objective = "latency") -> dict[str, bytes]:
-    """ "server": the whole model and the plan. "client": the public graph and the plan.
+def split(
+    graph: Graph, objective: Objective = "latency", calls: int | None = None
+) -> dict[str, bytes]:
+    """ "server": the whole model and the plan. "client": the public graph and the plan. calls:
+    samples of one client that it is good for, by default as ``plan`` says.
 
     Raises MissingParameters on a public graph, OpNotSupported.
     """
-    return write_pair("onehost", graph, lambda: plan(graph, None, objective).to_json())
+    return write_pair("onehost", graph, lambda: plan(graph, calls, objective).to_json())
 
 
 def load_server(data: bytes) -> tuple[Graph, OneHostPlan]:

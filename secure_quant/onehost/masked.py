@@ -3,7 +3,7 @@
 The client encrypts its share r of the input's mask, mod 2^k, the server answers with an encryption
 of W·r - u mod 2^k, u uniform. The layers are those of ``secure_quant.he`` with 2^(k-1) as the bound
 on accumulators, under T1-strict: an r travels as the integer nearest to Q·r/2^k, Q the product of
-both primes, so that whatever wraps mod 2^k wraps mod Q. Rounding at Q and not at one of the primes
+all primes, so that whatever wraps mod 2^k wraps mod Q. Rounding at Q and not at one of the primes
 is what keeps the rounding errors that the weights multiply below 1/2, under the flood.
 ``docs/spec/one-host.md``, 7.
 """
@@ -27,7 +27,17 @@ from secure_quant.he.wire import Call
 from secure_quant.ir import Graph
 from secure_quant.ir.ops import Conv2d, Linear
 
-__all__ = ["BUDGET", "RINGS", "TIER", "MaskedPlan", "plan", "residues", "rounded"]
+__all__ = [
+    "BUDGET",
+    "RINGS",
+    "TIER",
+    "WIDEST",
+    "MaskedPlan",
+    "narrow",
+    "plan",
+    "residues",
+    "rounded",
+]
 
 U64 = NDArray[np.uint64]
 
@@ -37,6 +47,8 @@ RINGS = (
     Parameters(8192, (36028797018652673, 1152921504606830593), 163841),
 )
 """The tier's, and one of 115 bits, whose flood is wide enough for many calls."""
+WIDEST = Parameters(8192, (140737488273409, 70368743669761, 35184371613697), 163841)
+"""138 bits, for models that are too large for the others."""
 BUDGET = 2.0**-40
 """Statistical distance that all answers to one client may add up to."""
 _ROUNDING = math.sqrt(1 + 1 / (12 * ERROR_VARIANCE))
@@ -71,13 +83,28 @@ class MaskedPlan:
 def plan(graph: Graph, bits: Mapping[str, int], calls: int = 1) -> MaskedPlan:
     """Layouts for every Linear and Conv2d of ``graph``, whose values are masked mod 2^bits[name],
     with errors below half a step but with probability below 2^-40 a call, and good for ``calls``
-    samples of one client. Layers whose answers tell most take the wider rings.
+    samples of one client, in the rings of two primes or, where these do not hold it, with WIDEST.
+    Layers whose answers tell most take the wider rings.
 
     Raises OpNotSupported where no ring holds a layer, or no rings all of them for so many samples.
     """
+    try:
+        return narrow(graph, bits, calls)
+    except OpNotSupported:
+        return _plan(graph, bits, calls, (*RINGS, WIDEST))
+
+
+def narrow(graph: Graph, bits: Mapping[str, int], calls: int = 1) -> MaskedPlan:
+    """``plan`` in the rings of two primes alone. Raises as it does."""
+    return _plan(graph, bits, calls, RINGS)
+
+
+def _plan(
+    graph: Graph, bits: Mapping[str, int], calls: int, rings: tuple[Parameters, ...]
+) -> MaskedPlan:
     public = graph.public()
     nodes = [node for node in public.nodes if isinstance(node, Linear | Conv2d)]
-    choices = [_steps(public, node, bits[node.name]) for node in nodes]
+    choices = [_steps(public, node, bits[node.name], rings) for node in nodes]
     taken = [0] * len(nodes)
     while True:
         steps = tuple(found[i] for found, i in zip(choices, taken, strict=True))
@@ -87,21 +114,25 @@ def plan(graph: Graph, bits: Mapping[str, int], calls: int = 1) -> MaskedPlan:
         wider = [n for n, found in enumerate(choices) if taken[n] + 1 < len(found)]
         if not wider:
             raise OpNotSupported(
-                f"linear layers on masks for {calls} samples of one client", got=made.calls,
-                hint="secret sharing (engine mpc), or smaller layers",
+                f"linear layers on masks for {calls} samples of one client",
+                got=f"good for {made.calls}",
+                hint="fewer samples of a client (--samples-per-client), secret sharing (engine"
+                " mpc), or smaller layers",
             )  # fmt: skip
         taken[max(wider, key=lambda n: steps[n].distance(1))] += 1
 
 
-def _steps(public: Graph, node: Linear | Conv2d, bits: int) -> list[Step]:
+def _steps(
+    public: Graph, node: Linear | Conv2d, bits: int, rings: tuple[Parameters, ...]
+) -> list[Step]:
     """One for each ring that holds the layer. Raises OpNotSupported for none."""
     geometry = replace(Geometry.of(public, node), bound=2 ** (bits - 1))
     found: list[Step] = []
-    for ring in RINGS:
+    for ring in rings:
         try:
             _, tile, scaling = search(node.name, geometry, 1, TIER, "latency", (ring,))
         except OpNotSupported as error:
-            if ring == RINGS[-1] and not found:
+            if ring == rings[-1] and not found:
                 raise OpNotSupported(
                     f"{node.name!r} on masks of {bits} bits", got="no ring that holds it",
                     hint="a tighter bound",
@@ -121,14 +152,14 @@ def _sound(step: Step) -> bool:
     layer, ring, scaling = layer_of(step.geometry, layout.tile), layout.ring, layout.scaling
     room, hiding = margin(layer, ring, TIER, scaling)
     room -= (_ROUNDING - 1) * weight_noise(layer, 0) / ring.dropped
-    return room > 0 and hiding >= _ROUNDING and scaling.drop_up == 0 and len(ring.primes) == 2
+    return room > 0 and hiding >= _ROUNDING and scaling.drop_up == 0 and len(ring.primes) > 1
 
 
 def residues(r: U64, bits: int, ring: Parameters) -> U64:
     """uint64[...] below 2^bits -> uint64[..., primes]: the integer nearest to Q·r/2^bits, modulo
     each prime, exactly and without wide integers.
 
-    2^bits·m = Q·r - [Q·r], [·] the centred residue mod 2^bits, and Q·r is 0 modulo either prime; so
+    2^bits·m = Q·r - [Q·r], [·] the centred residue mod 2^bits, and Q·r is 0 modulo each prime; so
     m = -[Q·r]·2^-bits there.
     """
     whole = math.prod(ring.primes)

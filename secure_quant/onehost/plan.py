@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
 from math import prod
@@ -47,7 +48,8 @@ GROUP = 2**21
 LIGHT_BYTES, LIGHT_PRODUCTS = 2**18, 2**22
 """Both ways, and of numbers with weights: an inference with no more may run between messages."""
 CALLS = (2**20, 2**16, 2**12, 2**10)
-"""Samples of one client that a plan is made for unless told: the first that its layers allow."""
+"""Samples of one client that a plan is made for unless told: the first that its layers allow in
+rings of two primes, or in those of three."""
 
 NUMBER_BYTES = 8
 """By which both ends name the item they use."""
@@ -364,7 +366,7 @@ def _document(data: bytes) -> dict[str, Any]:
 
 def plan(graph: Graph, calls: int | None = None, objective: Objective = "latency") -> OneHostPlan:
     """calls: samples that one client may be served; by default the first of CALLS that the layers
-    allow. Raises OpNotSupported."""
+    allow in rings of two primes, or in those of three. Raises OpNotSupported."""
     refuse_secret_tables(graph.nodes, "with one host")
     for node in graph.nodes:
         if isinstance(node, ops.TopK):
@@ -376,14 +378,19 @@ def plan(graph: Graph, calls: int | None = None, objective: Objective = "latency
     public = graph.public()
     gates = ordered(public)
     bits = {gate.name: gate.bits for gate in gates if isinstance(gate, LinearGate)}
-    tried = CALLS if calls is None else (calls,)
-    for each in tried:
-        try:
-            layers = masked.plan(public, bits, each)
-            break
-        except OpNotSupported:
-            if each == tried[-1]:
-                raise
-    made = OneHostPlan(public, gates, layers, each, objective)
+    if calls is None:
+        calls, layers = _layers(public, bits)
+    else:
+        layers = masked.plan(public, bits, calls)
+    made = OneHostPlan(public, gates, layers, calls, objective)
     made.cots(1)  # refuses here what no joint half can do
     return made
+
+
+def _layers(public: Graph, bits: Mapping[str, int]) -> tuple[int, MaskedPlan]:
+    """For the first of CALLS that there are layouts for. Raises OpNotSupported."""
+    *tries, last = [(planned, n) for planned in (masked.narrow, masked.plan) for n in CALLS]
+    for planned, calls in tries:
+        with suppress(OpNotSupported):
+            return calls, planned(public, bits, calls)
+    return last[1], last[0](public, bits, last[1])

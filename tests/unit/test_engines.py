@@ -64,6 +64,8 @@ def test_names_and_words_are_those_of_the_code(row: Engine) -> None:
         if words:
             assert words[0] == parameters[field].default
             assert set(words) == set(get_args(hints[field]))
+    assert row.budgeted == ("calls" in parameters)
+    assert row.budgeted == ("calls" in inspect.signature(resolved(row.plan)).parameters)
     assert set(row.called) <= {role.name for role in row.roles}
     assert row.together or len(row.roles) == 1
     assert (row.file_format is None) == (row.mode is None)
@@ -100,6 +102,9 @@ def test_words_that_an_engine_does_not_know_are_refused(row: Engine) -> None:
     for option in ("objective", "tier"):
         with pytest.raises(ConfigError, match=f"--{option} for {row.name}: got none such"):
             row.bundles_of(model_for(row), **{option: "none such"})
+    if not row.budgeted:
+        with pytest.raises(ConfigError, match=f"--samples-per-client for {row.name}: got 5"):
+            row.bundles_of(model_for(row), samples_per_client=5)
     with pytest.raises(ConfigError, match=f"--target for {row.name}: got 0"):
         row.connect([])
 

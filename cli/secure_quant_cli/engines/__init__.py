@@ -59,6 +59,8 @@ class Exact:
     memory       (plan, batch) -> role or "client" -> peak resident bytes, about.
     held         (plan) -> role or "client" -> samples whose material it holds ready, with default
                  options; None where an engine has no such material.
+    budget       (plan) -> samples of one client that it is "planned" and that it is "good" for;
+                 None where there is no such number.
     summary      figures of a plan's ``cost(batch)`` that ``inspect`` shows.
     columns      of a table of layers: the title, and the figures of a layer that add up.
     traffic      figures of a layer that are bytes -> what a plot calls them.
@@ -82,6 +84,7 @@ class Exact:
     bytes_sent: Callable[[InferenceStats], dict[str, dict[str, int]]]
     trace: Callable[[Any, Any], Mapping[str, Any]] | None = None
     held: Callable[[Any], dict[str, int]] | None = None
+    budget: Callable[[Any], dict[str, int]] | None = None
     in_flight: int = 1
     key_bytes: int | None = None
     offline_cpu: Callable[[Mapping[str, bytes], int], dict[str, float]] | None = field(default=None)

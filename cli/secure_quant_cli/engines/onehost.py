@@ -121,6 +121,11 @@ def held(made: OneHostPlan) -> dict[str, int]:
     return {"onehost": STOCK, "client": STOCK}
 
 
+def budget(made: OneHostPlan) -> dict[str, int]:
+    """Samples of one client, over all pairings and restarts: told to it, and what rings hold."""
+    return {"planned": made.calls, "good": made.masked.calls}
+
+
 def bytes_sent(stats: InferenceStats) -> dict[str, dict[str, int]]:
     """By client and server."""
     return {
@@ -167,4 +172,5 @@ COMMANDS = Exact(
     times={},
     bytes_sent=bytes_sent,
     held=held,
+    budget=budget,
 )

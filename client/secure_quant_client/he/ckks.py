@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from secure_quant.errors import DtypeMismatch, ShapeMismatch, ValueOutOfRange
 from secure_quant.he.parameters import Parameters
 from secure_quant.he.plan import HePlan
+from secure_quant.he.products import multiplied
 from secure_quant.he.ring import ring
 from secure_quant.he.sampling import Uniform, fresh
 from secure_quant.he.wire import Call
@@ -142,15 +143,21 @@ class CkksKeys:
 
 
 def _public_key(call: Call, p0: U64) -> U64:
-    """p0 [primes, degree] as the request takes it: with two primes rounded to a multiple of the
-    second, modulo the first."""
-    kept: U64 = p0[0]
-    if len(call.ring.primes) == 2:
-        q, p = call.ring.primes
-        low = p0[1].astype(np.int64)
-        low = np.where(low > p // 2, low - p, low)
-        kept = ((kept.astype(np.int64) - low) % q).astype(np.uint64)
-    return kept
+    """p0 [primes, degree] as the request takes it: with several primes rounded to a multiple of
+    all but the first, modulo that."""
+    kept, *left = (each.astype(np.int64) for each in p0)
+    q, *dropped = call.ring.primes
+    # The centred residue modulo the product has centred digits, one for each prime: p0 less a
+    # digit is a multiple of its prime, which is divided away for the next.
+    weight = 1
+    for i, p in enumerate(dropped):
+        digit = np.where(left[i] > p // 2, left[i] - p, left[i])
+        kept = multiplied(digit, -weight, q, kept)
+        for j, other in enumerate(dropped[i + 1 :], i + 1):
+            left[j] = multiplied(left[j] - digit, pow(p, -1, other), other)
+        weight *= p
+    made: U64 = kept.view(np.uint64)
+    return made
 
 
 @lru_cache(maxsize=64)

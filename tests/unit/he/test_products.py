@@ -6,9 +6,10 @@ import numpy as np
 import pytest
 
 from secure_quant.he.parameters import TIERS
-from secure_quant.he.products import TERMS, Products
+from secure_quant.he.products import TERMS, Products, multiplied
+from secure_quant.onehost.masked import WIDEST
 
-CHAINS = sorted({ring.primes for rings in TIERS.values() for ring in rings})
+CHAINS = sorted({ring.primes for rings in (*TIERS.values(), (WIDEST,)) for ring in rings})
 DEGREE = 32
 
 
@@ -64,3 +65,17 @@ def test_no_terms_but_the_key() -> None:
     got = products.dot([(empty, nothing), (products.factors(key), u)])
     expected = key[0].astype(object) * u.astype(object) % np.array(primes, object)[:, None]
     assert np.array_equal(got, expected)
+
+
+@pytest.mark.parametrize("prime", [*{p for chain in CHAINS for p in chain if p < 2**56}, 2**56 - 5])
+def test_multiples_modulo_a_prime(prime: int) -> None:
+    rng = np.random.default_rng(prime % 1000)
+    values = rng.integers(-(2**62), 2**62, 300)
+    values[:4] = -(2**62), 2**62 - 1, prime - 1, 0
+    more = rng.integers(-(2**60), 2**60, 300)
+    for factor in (0, 1, prime - 1, -(2**90) - 1, int(rng.integers(prime))):
+        exact = [(int(v) * factor + int(m)) % prime for v, m in zip(values, more, strict=True)]
+        assert multiplied(values, factor, prime, more).tolist() == exact
+        assert multiplied(values, factor, prime).tolist() == [
+            int(v) * factor % prime for v in values
+        ]

@@ -12,9 +12,11 @@ from secure_quant.he.parameters import TIERS, Parameters
 from secure_quant.he.plan import plan
 from secure_quant.he.ring import _PLAINTEXT, _buffer, ring
 from secure_quant.he.sampling import Sampler, Uniform, fresh
+from secure_quant.onehost import masked
 from secure_quant_client.he.ckks import CkksKeys
 
-RINGS = sorted({p for tier in TIERS.values() for p in tier}, key=repr)
+SERVED = {p for tier in TIERS.values() for p in tier} | {*masked.RINGS, masked.WIDEST}
+RINGS = sorted(SERVED, key=repr)
 
 
 @pytest.mark.parametrize("parameters", RINGS, ids=repr)

@@ -20,7 +20,16 @@ from secure_quant.mpc.protocol.gates.linear import LinearGate
 from secure_quant.mpc.protocol.ring import centred, reduce, to_ring
 from secure_quant.onehost import masked
 from secure_quant.onehost.linear import HostLinear, receive, serve_mask, words
-from secure_quant.onehost.masked import BUDGET, RINGS, TIER, MaskedPlan, residues, rounded
+from secure_quant.onehost.masked import (
+    BUDGET,
+    RINGS,
+    TIER,
+    WIDEST,
+    MaskedPlan,
+    residues,
+    rounded,
+)
+from secure_quant_client.he.ckks import _public_key
 from secure_quant_client.onehost import masks
 from secure_quant_client.onehost.masks import MaskKeys
 from tests.unit.mpc.protocol.graphs import Builder, lenet
@@ -30,7 +39,14 @@ from tests.unit.onehost.drive import words as drawn
 U64 = np.uint64
 
 
-@pytest.mark.parametrize("ring", RINGS, ids=lambda ring: str(prod(ring.primes).bit_length()))
+ALL = (*RINGS, WIDEST)
+
+
+def of_bits(ring: Any) -> str:
+    return str(prod(ring.primes).bit_length())
+
+
+@pytest.mark.parametrize("ring", ALL, ids=of_bits)
 @pytest.mark.parametrize("bits", [1, 8, 21, 24, 31])
 def test_masks_are_rounded_at_the_whole_modulus(ring: Any, bits: int) -> None:
     """Against fractions: the nearest integer to Q·r/2^k, by its residues."""
@@ -43,7 +59,7 @@ def test_masks_are_rounded_at_the_whole_modulus(ring: Any, bits: int) -> None:
         assert abs(Fraction(whole * value, 2**bits) - m) <= Fraction(1, 2)
 
 
-@pytest.mark.parametrize("prime", [ring.prime for ring in RINGS])
+@pytest.mark.parametrize("prime", [ring.prime for ring in ALL])
 @pytest.mark.parametrize("bits", [1, 8, 21, 31])
 def test_answers_are_rounded_to_the_ring(prime: int, bits: int) -> None:
     rng = np.random.default_rng(bits)
@@ -81,14 +97,16 @@ def offline(plan: MaskedPlan, evaluator: Any, name: str, r: Any, seed: int = 0) 
     return drive(MaskKeys(plan).share(name, r), serve_mask(plan, evaluator, name, len(r), fresh))
 
 
-@pytest.mark.parametrize("batch", [1, 3])
-@pytest.mark.parametrize("last", [False, True])
-def test_layers_are_exact(batch: int, last: bool) -> None:
+@pytest.mark.parametrize(
+    ("batch", "last", "calls"), [(1, False, 10), (1, True, 10), (3, False, 10), (3, True, 2**44)]
+)
+def test_layers_are_exact(batch: int, last: bool, calls: int) -> None:
     """Both halves, against integers: D_y less both shares is W·x̂ + b."""
     graph, rng = layers(), np.random.default_rng(batch)
     nodes = linear_nodes(graph)
     bits = {node.name: 20 + i for i, node in enumerate(nodes)}
-    plan = masked.plan(graph, bits, calls=10)
+    plan = masked.plan(graph, bits, calls)
+    assert (WIDEST in {step.layout(1).ring for step in plan.he.steps}) == (calls > 10)
     evaluator = Evaluator(graph, plan.he, skip_zeros=False)
     for node in nodes:
         k, source = bits[node.name], graph.values[node.inputs[0]]
@@ -121,7 +139,7 @@ def plain(node: Any, x: Any, weight: Any, bias: Any) -> Any:
     return made.numpy().astype(np.int64)
 
 
-@pytest.mark.parametrize("calls", [1, 1000, 10**6])
+@pytest.mark.parametrize("calls", [1, 1000, 10**6, 2**40])
 def test_lenet_and_its_budget(calls: int) -> None:
     """Five layers exact in every ring that the budget leads to, and errors below half a step."""
     graph = lenet()
@@ -178,8 +196,12 @@ def test_distance_is_that_of_the_definition() -> None:
 def test_what_no_ring_holds_is_refused() -> None:
     graph = lenet()
     bits = {node.name: 22 for node in linear_nodes(graph)}
+    with pytest.raises(
+        OpNotSupported, match=r"one client: got good for \d+ .*--samples-per-client"
+    ):
+        masked.plan(graph, bits, calls=2**60)
     with pytest.raises(OpNotSupported, match="samples of one client"):
-        masked.plan(graph, bits, calls=2**30)
+        masked.narrow(graph, bits, calls=2**30)
     with pytest.raises(OpNotSupported):
         masked.plan(graph, bits | {"f1": 50})
 
@@ -213,16 +235,77 @@ def test_zero_weights_are_not_skipped() -> None:
         assert {len(row.inputs) for group in prepared.weights.rows for row in group} == {count}
 
 
+def test_three_primes_only_where_two_do_not_do() -> None:
+    """What two primes hold keeps its plan, to the byte; and the default asks two primes first."""
+    graph = lenet()
+    bits = {node.name: 22 for node in linear_nodes(graph)}
+    for calls in (1, 1000, 10**6):
+        plans = [planned(graph, bits, calls).he for planned in (masked.plan, masked.narrow)]
+        assert plans[0].to_json() == plans[1].to_json()
+    wide = masked.plan(graph, bits, calls=2**40)
+    assert {step.layout(1).ring for step in wide.he.steps} == {WIDEST}
+    assert all(step.distance(1) < 2**-80 for step in wide.he.steps)
+
+
+def test_the_key_is_the_nearest_multiple_of_what_is_dropped() -> None:
+    """Of two primes and of three, against integers; its error is what the noise bound counts."""
+    graph, rng = lenet(), np.random.default_rng(3)
+    bits = {node.name: 22 for node in linear_nodes(graph)}
+    for calls in (10**6, 2**40):
+        call = masked.plan(graph, bits, calls).call("f1", 1)
+        ring, whole = call.ring, prod(call.ring.primes)
+        drawn_whole = [int.from_bytes(rng.bytes(32), "little") % whole for _ in range(300)]
+        drawn_whole[:4] = [0, whole - 1, ring.dropped // 2, ring.dropped // 2 + 1]
+        p0 = np.array([[v % prime for v in drawn_whole] for prime in ring.primes], U64)
+        for value, kept in zip(drawn_whole, _public_key(call, p0).tolist(), strict=True):
+            nearest = (2 * value + ring.dropped) // (2 * ring.dropped) * ring.dropped
+            assert abs(value - nearest) <= ring.dropped // 2
+            assert kept == nearest % ring.prime
+
+
+@pytest.mark.parametrize("ring", [RINGS[-1], WIDEST], ids=of_bits)
+def test_errors_deviate_as_the_derivation_says(ring: Any) -> None:
+    """With a flood of one step: the key's rounding and that of rescaling, times u and s; both of
+    size 1 however many primes are divided away."""
+    graph, plan = one_row(ring, flood=1)
+    evaluator, rng = Evaluator(graph, plan.he, skip_zeros=False), np.random.default_rng(2)
+    found = [seen_errors(plan, evaluator, rng, batch=64)[0].reshape(-1) for _ in range(6)]
+    small = ring.degree * 2 / 3
+    expected = np.sqrt(2 * small / 12 + 1 / 3 + 1 / 12)
+    assert 0.9 < np.concatenate(found).std() / expected < 1.1
+
+
 # ---- the attack on a message that is rounded at one prime
 
 
+def one_row(ring: Any, flood: int) -> tuple[Graph, MaskedPlan]:
+    """A row of four weights, in ``ring``, with nothing dropped and another flood."""
+    b = Builder((16, 4), seed=5)
+    graph = b.graph(b.linear("f", "x", 4, 1))
+    geometry = replace(masked.plan(graph, {"f": 20}).he.steps[0].geometry)
+    ring, tile, scaling = search("f", geometry, 256, TIER, "latency", (ring,))
+    small = replace(scaling, flood=flood, drop_c1=0, drop_c0=0)
+    step = Step("f", geometry, (Layout(1, ring, tile, small),))
+    return graph, MaskedPlan(HePlan(graph.public(), "latency", TIER, (step,)), {"f": 20})
+
+
+def seen_errors(plan: MaskedPlan, evaluator: Any, rng: Any, batch: int) -> tuple[Any, Any]:
+    """(errors of the answer to a fresh mask under a fresh key, the mask)."""
+    r = reduce(drawn(rng, batch, 16, 4), 20)
+    keys = MaskKeys(plan)
+    run = serve_mask(plan, evaluator, "f", batch, drawn(rng, words(plan, "f", batch)))
+    next(run)
+    response = run.send(keys.request("f", r)).sent
+    s, call = keys.answer("f", batch, response), plan.call("f", batch)
+    return errors_of(keys._raw(call, response), call, s, 20), r
+
+
 def rounded_at_one_prime(r: Any, bits: int, ring: Any) -> Any:
-    """p·round(q·r/2^k): what a client must not send."""
-    q, p = ring.primes
-    near = rounded_product(r, bits, q)
-    return np.stack([[int(v) * p % q for v in near.reshape(-1)], [0] * r.size], -1).astype(
-        U64
-    ).reshape(*r.shape, 2)  # fmt: skip
+    """P·round(q·r/2^k), P what is divided away: what a client must not send."""
+    near = rounded_product(r, bits, ring.prime)
+    made = [int(v) * ring.dropped % ring.prime for v in near.reshape(-1)]
+    rest = [0] * (len(ring.primes) - 1)
+    return np.array([[v, *rest] for v in made], U64).reshape(*r.shape, len(ring.primes))
 
 
 def rounded_product(r: Any, bits: int, q: int) -> Any:
@@ -237,42 +320,33 @@ def errors_known(r: Any, bits: int, q: int) -> Any:
     return scaled / 2**bits
 
 
-def attack(monkeypatch: pytest.MonkeyPatch, wrong: bool) -> tuple[Any, Any]:
+def attack(monkeypatch: pytest.MonkeyPatch, ring: Any, wrong: bool) -> tuple[Any, Any]:
     """(weights by least squares from what a client sees, the weights). 32,768 equations, a flood of
     one step only, so that what the flood would hide shows."""
     if wrong:
         monkeypatch.setattr(masks, "residues", rounded_at_one_prime)
-    seed = 5
-    b = Builder((16, 4), seed=seed)
-    graph = b.graph(b.linear("f", "x", 4, 1))
-    base = masked.plan(graph, {"f": 20}).he
-    geometry = base.steps[0].geometry
-    ring, tile, scaling = search("f", geometry, 256, TIER, "latency", RINGS[:1])
-    small = replace(scaling, flood=1, drop_c1=0, drop_c0=0)
-    step = Step("f", geometry, (Layout(1, ring, tile, small),))
-    plan = MaskedPlan(HePlan(graph.public(), "latency", TIER, (step,)), {"f": 20})
+    graph, plan = one_row(ring, flood=1)
     evaluator, rng = Evaluator(graph, plan.he, skip_zeros=False), np.random.default_rng(1)
     seen, known = [], []
     for _ in range(8):
-        r = reduce(drawn(rng, 256, 16, 4), 20)
-        keys = MaskKeys(plan)
-        run = serve_mask(plan, evaluator, "f", 256, drawn(rng, words(plan, "f", 256)))
-        next(run)
-        response = run.send(keys.request("f", r)).sent
-        s, call = keys.answer("f", 256, response), step.call(256)
-        seen.append(errors_of(keys._raw(call, response), call, s, 20).reshape(-1))
+        errors, r = seen_errors(plan, evaluator, rng, batch=256)
+        seen.append(errors.reshape(-1))
         known.append(errors_known(r, 20, ring.prime).reshape(-1, 4))
     found = np.linalg.lstsq(np.concatenate(known), np.concatenate(seen), rcond=None)[0]
     return found, graph.parameters["f.weight"].reshape(-1).astype(np.float64)
 
 
-def test_the_attack_finds_the_weights_of_a_wrong_rounding(monkeypatch: pytest.MonkeyPatch) -> None:
-    found, weights = attack(monkeypatch, wrong=True)
+@pytest.mark.parametrize("ring", [RINGS[0], WIDEST], ids=of_bits)
+def test_the_attack_finds_the_weights_of_a_wrong_rounding(
+    monkeypatch: pytest.MonkeyPatch, ring: Any
+) -> None:
+    found, weights = attack(monkeypatch, ring, wrong=True)
     assert np.abs(found - weights).max() < 5
     assert np.abs(weights).max() > 50
 
 
-def test_the_attack_fails_on_ours(monkeypatch: pytest.MonkeyPatch) -> None:
-    found, weights = attack(monkeypatch, wrong=False)
+@pytest.mark.parametrize("ring", [RINGS[0], WIDEST], ids=of_bits)
+def test_the_attack_fails_on_ours(monkeypatch: pytest.MonkeyPatch, ring: Any) -> None:
+    found, weights = attack(monkeypatch, ring, wrong=False)
     assert np.abs(found).max() < 5  # of noise alone
     assert np.abs(found - weights).max() > 45
