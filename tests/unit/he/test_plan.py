@@ -121,7 +121,9 @@ def test_unknown_ring_is_refused() -> None:
     with pytest.raises(ConfigError):
         Parameters(2000, (97,))
     with pytest.raises(ConfigError):
-        Parameters(2048, (97, 193, 257))
+        Parameters(2048, (97, 193, 257, 353))
+    with pytest.raises(InsecureRefused, match="got 216 bits, expected <= 214"):
+        Parameters(8192, (2**72 - 1,) * 3)
 
 
 def set_at(path: str, value: Any) -> Callable[[dict[str, Any]], None]:
