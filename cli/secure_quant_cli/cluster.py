@@ -13,6 +13,7 @@ import socket
 import subprocess
 import sys
 import time
+from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field
@@ -31,17 +32,28 @@ START_SECONDS = 120.0
 STOP_SECONDS = 10.0
 PROGRAM = ("-m", "secure_quant_cli")
 """What serves a role; a test of an engine of its own has another."""
+KEPT = 16
+_kept: deque[ExitStack] = deque()
 
 
 def free_ports(count: int, run: int = 1) -> list[int]:
-    """``count`` loopback TCP ports, each the first of ``run`` consecutive ones, that nothing
-    listened on a moment ago."""
+    """``count`` loopback TCP ports, each the first of ``run`` consecutive ones, on which nothing
+    listens.
+
+    On Linux they stay bound, by sockets that do not listen, until KEPT later calls: the system
+    gives them to nobody who asks for any port, and lets listen there who is told of them and sets
+    SO_REUSEADDR, as servers do.
+    """
     found: list[int] = []
     with ExitStack() as stack:
         while len(found) < count:
             first = _bind(stack, 0)
             if first and all(_bind(stack, first + i) for i in range(1, run)):
                 found.append(first)
+        if sys.platform == "linux":
+            _kept.append(stack.pop_all())
+            if len(_kept) > KEPT:
+                _kept.popleft().close()
     return found
 
 
@@ -50,6 +62,8 @@ def _bind(stack: ExitStack, port: int) -> int | None:
     probe = stack.enter_context(socket.socket())
     try:
         probe.bind(("127.0.0.1", port))
+        # Only now: before, it would bind beside one that another process keeps like this.
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     except (OSError, OverflowError):
         return None
     return int(probe.getsockname()[1])

@@ -4,6 +4,7 @@ import json
 import os
 import re
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -16,7 +17,7 @@ from patience import ample
 
 import secure_quant as sq
 from secure_quant.errors import PeerUnavailable
-from secure_quant_cli.cluster import Cluster, free_ports
+from secure_quant_cli.cluster import KEPT, Cluster, free_ports
 from secure_quant_cli.main import main
 from secure_quant_cli.processes import peak_memory
 
@@ -251,6 +252,20 @@ def test_free_ports_come_in_runs() -> None:
     ports = free_ports(3, run=4)
     taken = {port + i for port in ports for i in range(4)}
     assert len(taken) == 12
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="SO_REUSEADDR as Linux has it")
+def test_a_free_port_stays_free_for_who_was_told_it() -> None:
+    (port,) = free_ports(1)
+    with pytest.raises(ConnectionRefusedError):
+        socket.create_connection(("127.0.0.1", port))
+    with socket.socket() as other, pytest.raises(OSError, match="in use"):
+        other.bind(("127.0.0.1", port))
+    with socket.create_server(("127.0.0.1", port)):  # which sets SO_REUSEADDR
+        socket.create_connection(("127.0.0.1", port)).close()
+    found = {free_ports(1)[0] for _ in range(KEPT)}
+    assert len(found) == KEPT
+    assert port not in found
 
 
 def test_own_memory_is_known() -> None:

@@ -2,7 +2,6 @@
 
 import os
 import signal
-import socket
 import time
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -18,13 +17,8 @@ from conformance.builder import Net
 from secure_quant import reference
 from secure_quant.errors import DeadlineExceeded, PeerUnavailable
 from secure_quant.transport import sync_channel
+from secure_quant_cli.cluster import free_ports
 from secure_quant_client import HeClient
-
-
-def unused_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
 
 
 def wait_until(condition: Callable[[], bool], limit: float = 20.0) -> None:
@@ -48,7 +42,7 @@ def held_inference(server: HeServerProcess, client: HeClient, metrics: str) -> F
 
 
 def test_a_worker_killed_before_it_began_costs_nothing(tmp_path: Path) -> None:
-    graph, metrics = lenet(), f"127.0.0.1:{unused_port()}"
+    graph, metrics = lenet(), f"127.0.0.1:{free_ports(1)[0]}"
     q = inputs(graph, 1)
     with (
         HeServerProcess(tmp_path, graph, metrics=metrics) as server,
@@ -123,7 +117,7 @@ def test_a_call_in_flight_is_answered_after_sigterm_to_everybody(tmp_path: Path)
     """As a supervisor sends it: to the whole group, workers included."""
     net = Net(5, (6,))
     net.linear(3)  # one layer: one call
-    graph, metrics = net.done(), f"127.0.0.1:{unused_port()}"
+    graph, metrics = net.done(), f"127.0.0.1:{free_ports(1)[0]}"
     q = inputs(graph, 1)
     with (
         HeServerProcess(tmp_path, graph, metrics=metrics, grace_s=0.1) as server,
@@ -148,7 +142,7 @@ def test_a_worker_that_hangs_is_replaced(tmp_path: Path) -> None:
     graph = lenet()
     q = inputs(graph, 1)
     with (
-        HeServerProcess(tmp_path, graph, evaluate_s=0.5) as server,
+        HeServerProcess(tmp_path, graph, evaluate_s=ample(0.5)) as server,
         HeClient(server.target, tls=server.tls()) as client,
     ):
         client.infer_int8(q)
@@ -176,7 +170,7 @@ def test_a_caller_that_gives_up_leaves_the_worker_in_order(tmp_path: Path) -> No
 
 
 def test_a_stopped_server_ends_cleanly_and_a_new_one_is_found(tmp_path: Path) -> None:
-    graph, port = lenet(), unused_port()
+    graph, (port,) = lenet(), free_ports(1)
     q = inputs(graph, 1)
     with HeServerProcess(tmp_path, graph, port=port) as server:
         client = HeClient(server.target, tls=server.tls())

@@ -3,8 +3,8 @@
 import os
 import signal
 import time
-from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -17,14 +17,18 @@ from e2e.mpc_cluster import (
     tls,
     wait_until_served,
 )
+from grpc_health.v1 import health_pb2, health_pb2_grpc
 from patience import ample
 
 from secure_quant import Graph, reference
+from secure_quant.transport import sync_channel
 from secure_quant_cli.cluster import Cluster
 from secure_quant_cli.health import is_serving
 from secure_quant_client import MpcClient
 
 SEED = 21
+SERVING = health_pb2.HealthCheckResponse.SERVING
+NOT_SERVING = health_pb2.HealthCheckResponse.NOT_SERVING
 
 
 def told(folder: Path) -> dict[str, Any]:
@@ -33,6 +37,16 @@ def told(folder: Path) -> dict[str, Any]:
 
 def serving(cluster: Cluster, party: int) -> bool:
     return is_serving(cluster.targets["mpc"][party], f"party{party}", tls(cluster))
+
+
+@contextmanager
+def health(cluster: Cluster, party: int) -> Iterator[Any]:
+    """Each change of a party's health."""
+    role, target = f"party{party}", cluster.targets["mpc"][party]
+    with sync_channel(target, tls(cluster), server_role=role) as channel:
+        yield health_pb2_grpc.HealthStub(channel).Watch(
+            health_pb2.HealthCheckRequest(), timeout=ample(60)
+        )
 
 
 def wait_until(condition: Callable[[], bool], limit: float = 30.0) -> None:
@@ -79,14 +93,11 @@ def test_a_stuck_lane_is_noticed_at_both_parties_and_replaced(
     wait_until_served(cluster)
     time.sleep(1.0)  # a beat has been heard
     (stuck,) = lane_workers(cluster, role)
-    with ThreadPoolExecutor(2) as pool:  # neither is unready for long
-        noticed = [
-            pool.submit(wait_until, lambda party=party: not serving(cluster, party))
-            for party in (0, 1)
-        ]
+    with ExitStack() as stack:  # neither is unready for long: who asks now and then may miss it
+        told = [stack.enter_context(health(cluster, party)) for party in (0, 1)]
+        assert [next(each).status for each in told] == [SERVING] * 2
         os.kill(stuck, signal.SIGSTOP)
-        for each in noticed:
-            each.result()
+        assert [next(each).status for each in told] == [NOT_SERVING] * 2
     wait_until_served(cluster)
     assert stuck not in lane_workers(cluster, role)
     assert is_right(cluster, graph)

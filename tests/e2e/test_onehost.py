@@ -37,6 +37,7 @@ from secure_quant.errors import (
 from secure_quant.onehost.bundle import load_client, split
 from secure_quant.onehost.cot import KAPPA, STEP_BYTES
 from secure_quant.onehost.softspoken import extension_bytes
+from secure_quant_cli.cluster import free_ports
 from secure_quant_client import AsyncOneHostClient, OneHostClient
 from secure_quant_client.onehost.link import Link
 
@@ -210,8 +211,8 @@ def test_the_server_dies_between_and_during_inferences(
     graph: Graph, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     spy = Spy(monkeypatch)
-    with OneHostProcess(tmp_path, graph) as first:
-        port = int(first.target.rpartition(":")[2])
+    (port,) = free_ports(1)
+    with OneHostProcess(tmp_path, graph, port=port) as first:
         client = OneHostClient(first.target, tls=first.tls())
         client.prepare(timeout=ample(30))
         assert exact(client, graph)

@@ -200,8 +200,6 @@ def test_what_a_worker_raises_is_logged_by_its_type(capfd) -> None:
 
 
 def test_a_template_that_dies_or_hangs_is_replaced_and_its_workers_live_on(monkeypatch) -> None:
-    monkeypatch.setattr(workers_module, "FORK_S", ample(0.5))
-
     async def work() -> None:
         async with template() as made:
             first = await made.start(0)
@@ -211,8 +209,10 @@ def test_a_template_that_dies_or_hangs_is_replaced_and_its_workers_live_on(monke
             second = await made.start(1)
             assert await ask(first, "generators") != await ask(second, "generators")
             os.kill(made._process.pid, signal.SIGSTOP)
-            with pytest.raises(InternalError, match="hangs"):
-                await made.start(2)
+            with monkeypatch.context() as soon:
+                soon.setattr(workers_module, "FORK_S", 0.5)
+                with pytest.raises(InternalError, match="hangs"):
+                    await made.start(2)
             third = await made.start(2)
             for worker in (first, second, third):
                 await ask(worker, "process")
@@ -276,7 +276,7 @@ def test_a_killed_or_stopped_worker_is_replaced(number: signal.Signals) -> None:
             assert place.losses == 1
             if number is signal.SIGSTOP:
                 assert seen > BEAT_S  # not at the first missed beat
-                assert seen < ample(STUCK_S)
+                assert seen < ample(2 * STUCK_S)
 
     run(work())
 

@@ -2,6 +2,7 @@
 
 import argparse
 import socket
+from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
@@ -50,13 +51,11 @@ def test_all_ports_of_a_run_must_exist() -> None:
 @pytest.mark.parametrize("family", [socket.AF_INET, socket.AF_INET6])
 def test_a_port_in_use_is_named(family: socket.AddressFamily) -> None:
     local = "127.0.0.1" if family == socket.AF_INET else "::1"
-    with socket.socket(family) as busy:
-        try:
-            busy.bind((local, 0))
-        except OSError:
-            pytest.skip("this machine has no IPv6")
-        busy.listen()
-        port = busy.getsockname()[1]
+    with ExitStack() as stack:
+        port, before = bound(stack, family, local)
+        while before is None:  # somebody's
+            port, before = bound(stack, family, local)
+        before.close()
         shown = local if family == socket.AF_INET else f"[{local}]"
         with pytest.raises(ConfigError, match=f"--link-listen: got {local}:{port}: Address"):
             free_ports_at("--link-listen", f"{shown}:{port}", 1)
@@ -64,6 +63,24 @@ def test_a_port_in_use_is_named(family: socket.AddressFamily) -> None:
             free_ports_at("--link-listen", f"{shown}:{port - 1}", 2)
     free_ports_at("--link-listen", f"{shown}:{port}", 1)
     free_ports_at("--link-listen", f"{shown}:0", 4)
+
+
+def bound(
+    stack: ExitStack, family: socket.AddressFamily, local: str
+) -> tuple[int, socket.socket | None]:
+    """A port that is listened on, and a socket at the one before it if that was free."""
+    busy, before = (stack.enter_context(socket.socket(family)) for _ in range(2))
+    try:
+        busy.bind((local, 0))
+    except OSError:
+        pytest.skip("this machine has no IPv6")
+    busy.listen()
+    port = int(busy.getsockname()[1])
+    try:
+        before.bind((local, port - 1))
+    except OSError:
+        return port, None
+    return port, before
 
 
 def test_hosts() -> None:

@@ -5,13 +5,15 @@ import threading
 import time
 from collections.abc import Iterator
 from itertools import count
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
-from patience import ample, scale
+from patience import ample
 
 from secure_quant import Graph, reference
 from secure_quant.errors import PeerUnavailable
+from secure_quant_cli import load
 from secure_quant_cli.console import Progress
 from secure_quant_cli.engines.mpc import offline_cpu
 from secure_quant_cli.load import WARM_UP, Rest, Sustained, online, sustained
@@ -92,28 +94,46 @@ def test_online_rests_before_each_call_and_counts_what_differs(graph: Graph) -> 
     assert figures["inferences_per_second"] == 2e3 / figures["latency_ms_median"]
 
 
-def test_sustained_keeps_every_client_busy_and_checks_every_answer(graph: Graph) -> None:
-    threads: set[int] = set()
-    spoiled = count()
+def test_sustained_keeps_every_client_busy_and_checks_every_answer(
+    graph: Graph, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    together, threads = threading.Barrier(3), set[int]()
+    spoiled, ended = count(), list[float]()
 
     def infer(q: np.ndarray) -> np.ndarray:
-        threads.add(threading.get_ident())
+        if (own := threading.get_ident()) not in threads:
+            threads.add(own)
+            together.wait(ample(30))  # all are asked at once
         time.sleep(0.01)
         made = reference.run_int(graph, q)
         made.flat[0] += next(spoiled) < 5
+        ended.append(time.perf_counter())
         return made
 
-    clock = count()
-    made = sustained(
-        graph, [infer] * 3, batch=2, seconds=0.4 * scale(),
-        cpu=lambda: {"dealer": float(next(clock))},
-    )  # fmt: skip
+    class HalfOver(threading.Event):
+        """Half of the time is over when each of three clients may have been asked four times."""
+
+        def wait(self, timeout: float | None = None) -> bool:
+            assert timeout == 30.0
+            enough = len(ended) + 12
+            while len(ended) < enough and not self.is_set():
+                time.sleep(0.001)
+            return self.is_set()
+
+    monkeypatch.setattr(load, "threading", SimpleNamespace(Event=HalfOver))
+    looks: list[float] = []
+
+    def cpu() -> dict[str, float]:
+        looks.append(time.perf_counter())
+        return {"dealer": float(len(looks))}
+
+    made = sustained(graph, [infer] * 3, batch=2, seconds=60.0, cpu=cpu)
     assert len(threads) == 3
     assert made.mismatches == 5
     assert made.cpu == {"dealer": 1.0}
-    assert 0.19 * scale() < made.seconds < ample(1)
-    # Three clients for half of the time, at least 10 ms a call.
-    assert 3 <= len(made.latencies_ms) <= 3 * (made.seconds / 0.01 + 1)
+    # Of the second half alone; who ended just before it was over counts if it was seen in time.
+    assert sum(looks[0] < end <= looks[1] for end in ended) >= 12
+    assert 12 - 3 <= len(made.latencies_ms) <= len(ended) - 12 + 3
     assert min(made.latencies_ms) >= 10
 
 
@@ -150,7 +170,7 @@ def test_bench_table_and_json_have_the_same_figures(capsys: pytest.CaptureFixtur
     figures = json.loads(capsys.readouterr().out)
     assert figures["sustained_per_second"] is None
     assert figures["latency_ms_median"] > 0
-    assert main([*command, "--seconds", "0.2", "--clients", "2"]) == 0
+    assert main([*command, "--seconds", "1", "--clients", "2"]) == 0
     shown = capsys.readouterr().out
     assert "\n  clients                             2\n" in shown
     assert "cpu per inference, client" in shown

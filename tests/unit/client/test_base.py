@@ -56,7 +56,7 @@ def test_a_token_that_is_no_header_is_refused_without_quoting_it() -> None:
 
 
 def test_a_deadline_ends() -> None:
-    assert 9 < Deadline(10).remaining() <= 10
+    assert 900 < Deadline(1000).remaining() <= 1000
     spent = Deadline(1e-9)
     time.sleep(0.001)
     with pytest.raises(DeadlineExceeded):
@@ -69,7 +69,7 @@ def made(kind: type, port: int = 1) -> object:
     """A client of whichever kind, of servers that all listen on one port."""
     target = f"127.0.0.1:{port}"
     mpc = kind in (MpcClient, AsyncMpcClient)
-    limits = Limits(deadline_s=5)
+    limits = Limits(deadline_s=ample(20))
     return kind([target] * 2 if mpc else target, tls=InsecurePlaintext(), limits=limits)
 
 

@@ -1,14 +1,10 @@
-import socket
 from collections.abc import Callable
 
 import pytest
 
+from secure_quant_cli.cluster import free_ports
+
 
 @pytest.fixture
 def unused_port() -> Callable[[], int]:
-    def find() -> int:
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            return probe.getsockname()[1]
-
-    return find
+    return lambda: free_ports(1)[0]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 
@@ -111,6 +112,13 @@ async def calling(
         yield SecureInferenceServiceStub(channel), channel
     finally:
         await channel.close()
+
+
+async def eventually(holds: Callable[[], bool]) -> None:
+    end = time.monotonic() + ample(10)
+    while not holds():
+        assert time.monotonic() < end
+        await asyncio.sleep(0.01)
 
 
 def run(test: Callable[[], Awaitable[None]]) -> None:

@@ -2,9 +2,8 @@
 
 import asyncio
 import socket
-import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 
 import grpc
@@ -13,7 +12,7 @@ import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 from patience import ample
-from unit.server.support import calling, graph, run, serving, tls
+from unit.server.support import calling, eventually, graph, run, serving, tls
 from unit.server.test_guard import error_of, request
 
 from secure_quant.errors import (
@@ -35,13 +34,6 @@ from secure_quant_server.common.admission import OPEN_PER_CLIENT, Admission, Hel
 
 ASK = health_pb2.HealthCheckRequest()
 LINEAR = "/secure_quant.v1.SecureInferenceService/EvaluateLinear"
-
-
-async def eventually(holds: Callable[[], bool]) -> None:
-    end = time.monotonic() + ample(10)
-    while not holds():
-        assert time.monotonic() < end
-        await asyncio.sleep(0.01)
 
 
 async def names(calls: list[grpc.aio.UnaryUnaryCall]) -> Counter[str]:

@@ -14,6 +14,7 @@ import pytest
 
 aiohttp = pytest.importorskip("aiohttp")
 
+from patience import ample  # noqa: E402
 from unit.server import support  # noqa: E402 - after the extra
 
 from secure_quant.errors import ConfigError  # noqa: E402
@@ -225,7 +226,7 @@ def test_calls_over_both_transports_share_one_bound():
 
 
 def test_connections_are_bounded_and_silent_ones_cut(monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr("secure_quant_server.common.web.SILENT_S", 0.1)
+    monkeypatch.setattr("secure_quant_server.common.web.SILENT_S", ample(0.5))
 
     async def test():
         async with (

@@ -165,7 +165,7 @@ def test_who_has_gone_takes_no_part() -> None:
             while len(server.samples) < 2:
                 await asyncio.sleep(0.01)
             with pytest.raises(grpc.aio.AioRpcError) as found:
-                await stub.ModelInfer(asking(given(40)), timeout=0.3)
+                await stub.ModelInfer(asking(given(40)), timeout=ample(0.5))
             assert found.value.code() is Code.DEADLINE_EXCEEDED
             last = asyncio.ensure_future(stub.ModelInfer(asking(given(2))))
             while started.models["model"].joiner.requests < 4:

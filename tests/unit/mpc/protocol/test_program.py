@@ -176,8 +176,8 @@ def test_corrections_may_start_at_any_address() -> None:
 def test_what_is_seen_is_uniform(objective: str) -> None:
     """One input 200 times: what each party sends and what both open, round by round.
 
-    A smoke test: six standard deviations of chi-square are never reached by chance, and a mask
-    left out, used twice or too narrow gives hundreds.
+    A smoke test: six standard deviations are never reached by chance, and a mask left out, used
+    twice or too narrow gives many more.
     """
     pair = Pair(graphs.mlp(), objective)
     _, shares, rounds = pair.infer(np.zeros((200, 64), np.int8))
