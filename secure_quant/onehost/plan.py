@@ -15,7 +15,7 @@ from secure_quant.ir import Graph, ops
 from secure_quant.ir.ports import refuse_secret_tables
 from secure_quant.mpc.protocol.cost import packed_bytes
 from secure_quant.mpc.protocol.gates.base import Gate
-from secure_quant.mpc.protocol.gates.edge import InputGate
+from secure_quant.mpc.protocol.gates.edge import InputGate, JoinGate, OutputGate
 from secure_quant.mpc.protocol.gates.linear import LinearGate, weight_shape
 from secure_quant.mpc.protocol.gates.local import LocalGate
 from secure_quant.mpc.protocol.gates.maximum import MaximumGate
@@ -36,6 +36,7 @@ from secure_quant.onehost.ramp import JointRamp
 from secure_quant.onehost.requantize import JointRequantize
 from secure_quant.onehost.softspoken import extension_bits
 from secure_quant.onehost.sources import Objective, lpn_of, mean_bytes
+from secure_quant.onehost.walk import Order
 
 __all__ = ["CALLS", "KAPPA", "MAX_BATCH", "NUMBER_BYTES", "Half", "OneHostCost", "OneHostPlan",
            "plan"]  # fmt: skip
@@ -149,6 +150,12 @@ class OneHostPlan:
     @cached_property
     def by_name(self) -> dict[str, Gate]:
         return {gate.name: gate for gate in self.gates}
+
+    @cached_property
+    def order(self) -> Order:
+        """Of the gates that a call runs: all but the Output and what joins its ports."""
+        ends = OutputGate, JoinGate
+        return Order.of([gate for gate in self.gates if not isinstance(gate, ends)])
 
     @cached_property
     def halves(self) -> dict[str, Half]:

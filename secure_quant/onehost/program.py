@@ -23,7 +23,7 @@ from secure_quant.he.evaluate import Evaluator
 from secure_quant.ir import Graph
 from secure_quant.mpc.protocol.cost import packed_bytes
 from secure_quant.mpc.protocol.gates.base import Gate, Side, Wire
-from secure_quant.mpc.protocol.gates.edge import InputGate, JoinGate, OutputGate
+from secure_quant.mpc.protocol.gates.edge import InputGate
 from secure_quant.mpc.protocol.gates.linear import LinearGate
 from secure_quant.mpc.protocol.gates.local import LocalGate
 from secure_quant.mpc.protocol.gates.product import ProductGate
@@ -38,6 +38,7 @@ from secure_quant.onehost.maximum import JointMaximum
 from secure_quant.onehost.plan import NUMBER_BYTES, OneHostPlan
 from secure_quant.onehost.products import packed, unpacked
 from secure_quant.onehost.requantize import Made
+from secure_quant.onehost.walk import Walk
 
 __all__ = ["ClientProgram", "Host", "HostProgram", "Item"]
 
@@ -127,30 +128,25 @@ class _Program(ABC):
             raise MaterialReused("an item of one-time material", got="a second use")
         item.used = True
         uses, values = Uses(self.plan.gates), dict[str, Wire]()
-        ends = OutputGate, JoinGate
-        waiting = [gate for gate in self.plan.gates if not isinstance(gate, ends)]
-        first = news = True  # news: something is there that may let a gate start
+        walk, first = Walk(self.plan.order), True
 
         def over(name: str, wire: Wire) -> None:
-            nonlocal news
-            values[name], news = wire, True
+            values[name] = wire
+            walk.made(name)
 
         def ready() -> Iterator[Begun]:
-            nonlocal first, news
+            nonlocal first
             if first:
                 first = False
                 yield _same_item(item.number), lambda _: None
-            for gate in list(waiting) if news else ():  # in node order: what is local runs through
-                if all(name in values for name in gate.inputs):
-                    waiting.remove(gate)
-                    inputs = [values[name] for name in gate.inputs]
-                    uses.release(gate, values)
-                    if isinstance(gate, InputGate):
-                        run = self._entered(gate, item.masks[gate.name], q)
-                    else:
-                        run = self._run(gate, item, inputs)
-                    yield run, partial(over, gate.name)
-            news = False
+            for gate in walk:  # what is local runs through
+                inputs = [values[name] for name in gate.inputs]
+                uses.release(gate, values)
+                if isinstance(gate, InputGate):
+                    run = self._entered(gate, item.masks[gate.name], q)
+                else:
+                    run = self._run(gate, item, inputs)
+                yield run, partial(over, gate.name)
 
         yield from flow(ready)
         return [values[gate.name] for gate in self.plan.answers]

@@ -7,7 +7,7 @@ from __future__ import annotations
 import os
 import time
 from collections import deque
-from collections.abc import Generator
+from collections.abc import Callable, Generator
 from dataclasses import dataclass
 from threading import Condition, Thread
 from typing import Any
@@ -156,8 +156,8 @@ class Paired:
             return True
 
     def _begin(self, q: NDArray[np.int8]) -> tuple[Made, Course[Int]]:
-        """Take an item of as many samples, which is there, and tell the host. The thread that
-        reads the stream runs the inference."""
+        """Take an item of as many samples, which is there, and who hears of the inference: the
+        thread that reads the stream runs it, once it has begun."""
         batch = len(q)
         with self._changed:
             made = self._find(batch)
@@ -166,13 +166,23 @@ class Paired:
             self._ready.remove(made)
             self._busy = True
             total = self._plan.cost(batch).online_down
-            course = Course(self._program.run(made.item, q), self._online, total)
+            course = Course(self._program.run(made.item, q), self._online(made.item.number), total)
             self._link.hear("online", course)
-            self._link.send(PairRequest(infer=PairInfer(item=made.item.number)))
             return made, course
 
-    def _online(self, piece: bytes) -> None:
-        self._link.send(PairRequest(online=piece))
+    def _online(self, number: int) -> Callable[[bytes], None]:
+        """Sends pieces of an inference: with the first the host is told that it begins."""
+        begun = False
+
+        def send(piece: bytes) -> None:
+            nonlocal begun
+            first, begun = not begun, True
+            if first:
+                self._link.send(PairRequest(infer=PairInfer(item=number, online=piece)))
+            else:
+                self._link.send(PairRequest(online=piece))
+
+        return send
 
     def end(self, error: SecureQuantError) -> None:
         """Forget it; whoever waits is told."""

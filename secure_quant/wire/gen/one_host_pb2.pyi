@@ -83,7 +83,7 @@ class PairRequest(_message.Message):
 
     @_builtins.property
     def infer(self) -> Global___PairInfer:
-        """An inference begins; its bytes follow without an answer."""
+        """An inference begins; the rest of its bytes follows without an answer."""
 
     @_builtins.property
     def drop(self) -> Global___PairDrop:
@@ -264,16 +264,20 @@ class PairInfer(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
     ITEM_FIELD_NUMBER: _builtins.int
+    ONLINE_FIELD_NUMBER: _builtins.int
     item: _builtins.int
     """Forgotten at once by both ends, whatever becomes of the inference."""
+    online: _builtins.bytes
+    """The first bytes of the inference: a frame less. May be empty."""
     def __init__(
         self,
         *,
         item: _builtins.int = ...,
+        online: _builtins.bytes = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["item", b"item"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["item", b"item", "online", b"online"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -31,6 +31,7 @@ from secure_quant.onehost.plan import KAPPA, MAX_BATCH, OneHostPlan
 from secure_quant.onehost.program import Host, HostProgram
 from secure_quant.onehost.stream import Course, Inbox, drive
 from secure_quant.wire.gen.one_host_pb2 import (
+    PairInfer,
     PairMake,
     PairMaking,
     PairOpened,
@@ -189,7 +190,7 @@ class Session:
             case "make":
                 self._begin_make(frame.make)
             case "infer":
-                self._begin_call(frame.infer.item)
+                self._begin_call(frame.infer)
             case "drop":
                 self._stock.drop(frame.drop.item)
             case other:
@@ -206,7 +207,8 @@ class Session:
             self._asked += 1
         self._makes.put(asked)
 
-    def _begin_call(self, number: int) -> None:
+    def _begin_call(self, asked: PairInfer) -> None:
+        number = asked.item
         with self._counts:
             if self._running > 1 or not self._online.complete:
                 raise MalformedMessage("inference", got="another", expected="one at a time")
@@ -222,6 +224,8 @@ class Session:
         else:
             self._online = Inbox(total)
             self._calls.put(_Answering(number, self._online))
+        if asked.online:
+            self._feed_online(asked.online)
 
     def _feed_online(self, data: bytes) -> None:
         """What is light is computed here, on the spot: changes of thread would cost more. Raises

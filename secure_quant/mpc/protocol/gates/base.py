@@ -133,11 +133,10 @@ def opening(values: Ring, bits: int, *, xor: bool = False) -> Generator[bytes, b
     """
     flat = np.ascontiguousarray(values).reshape(-1)
     peer = yield packed(flat, bits)
-    words = np.zeros((flat.size * bits + 63) // 64, np.uint64)
-    got = packed_bytes(flat.size, bits)
-    if len(peer) != got:
-        raise MalformedMessage("bytes of a payload", got=len(peer), expected=got)
-    words.view(np.uint8)[:got] = np.frombuffer(peer, np.uint8)
+    expected = packed_bytes(flat.size, bits)
+    if len(peer) != expected:
+        raise MalformedMessage("bytes of a payload", got=len(peer), expected=expected)
+    words = np.frombuffer(peer + bytes(-expected % 8), np.uint64)
     kernels.batched.unpack(words, bits, flat, xor=xor)
     return flat.reshape(values.shape)
 
