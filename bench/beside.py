@@ -10,7 +10,8 @@ with the reference. *Online* is one call after a rest in which what can be made 
 row* includes everything. SPU is `bench/spu.py`: plain TCP, what it computes compared with jax.
 semi2k, aby3 stand beside secret sharing, cheetah beside the one host without a dealer. Of semi2k
 each party is bound to half of the cores as ours are; semi2k-free: wherever the system puts it;
-semi2k-puma: with PUMA's coarser GELU and softmax. Nobody binds cheetah, nor our one host.
+semi2k-puma: with PUMA's coarser GELU and softmax. One host and its client have half of the cores
+each too; cheetah's parties run wherever the system puts them, which is no slower for them.
 
 bert is --layers encoder layers of BERT-base on 128 embedded tokens, resnet18 torchvision's at 224,
 made by `bench/large.py` unless --work has their files. Medians over the turns of each turn's

@@ -97,6 +97,7 @@ class Engine:
     either        names that ``serve`` takes for one of several roles, which one the bundle says.
     together      its roles, if several, in a word.
     called        roles that clients call, in the order of their targets.
+    client_half   as a role's half, of a client that is itself a party.
     exact         equal to the reference bit for bit; else within a bound of its own.
     answers_alone a client learns the answer and nothing between, so that an output policy
                   keeps the rest from it.
@@ -122,6 +123,7 @@ class Engine:
     either: tuple[Role, ...] = ()
     together: str = ""
     called: tuple[str, ...]
+    client_half: int | None = None
     exact: bool = True
     answers_alone: bool = False
     protects: bool = True
@@ -311,9 +313,11 @@ _ONE_HOST = Engine(
             start="secure_quant_cli.engines.onehost:start",
             model_of="secure_quant_cli.engines.onehost:model_of",
             workers="workers",
+            half=1,
         ),
     ),
     called=("onehost",),
+    client_half=0,
     objectives=("latency", "traffic"),
     budgeted=True,
     split="secure_quant.onehost.bundle:split",

@@ -12,8 +12,9 @@ offline work runs beside them and counts. CPU time is of that half, per sample a
 --json prints one object; a figure that does not apply is null. --against runs a peer library on
 the same network right after, on the same machine: CrypTen with its trusted third party, or
 TenSEAL's own layers. Its calls follow each other, so the ratio is its median over our median in a
-row; the online ratio is to our online latency. Our parties are bound to half of the cores each;
-CrypTen's run as it starts them itself, and once more bound in the same way.
+row; the online ratio is to our online latency. Our parties are bound to half of the cores each, as
+they would have hosts of their own, and so are one host and its client; CrypTen's run as it starts
+them itself, and once more bound in the same way.
 """
 
 from __future__ import annotations

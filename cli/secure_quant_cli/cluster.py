@@ -24,7 +24,13 @@ from typing import IO, Self
 from secure_quant.engines import find, roles
 from secure_quant.errors import DeadlineExceeded, PeerUnavailable
 from secure_quant_cli.health import is_serving
-from secure_quant_cli.processes import bind_to_half, cpu_seconds, descendants, peak_memory
+from secure_quant_cli.processes import (
+    bind_to_half,
+    cpu_seconds,
+    descendants,
+    own_cores,
+    peak_memory,
+)
 
 __all__ = ["Cluster", "free_ports"]
 
@@ -77,6 +83,7 @@ class Cluster:
     logs      folder for one log file per role.
     bundles   engine -> folder as ``secure-quant split`` writes it.
     lanes     of each party. workers: of each role that has such.
+    cores     of which each party has its half.
     dial      turns an address that a role listens on into the one its peers dial: a proxy's, say.
     options   more options of ``secure-quant serve``, by role.
     targets   engine -> where clients call it, once started.
@@ -90,6 +97,7 @@ class Cluster:
     bundles: Mapping[str, Path]
     lanes: int = 1
     workers: int = 1
+    cores: Sequence[int] = field(default_factory=own_cores)
     dial: Callable[[str], str] = str
     options: Mapping[str, Sequence[str]] = field(default_factory=dict)
     targets: dict[str, list[str]] = field(init=False, default_factory=dict)
@@ -185,9 +193,7 @@ class Cluster:
             full, stdin=subprocess.PIPE, stdout=log, stderr=subprocess.STDOUT,
             start_new_session=True, env=_environment(),
         )  # fmt: skip
-        half = roles()[role].half
-        if half is not None:
-            bind_to_half(self.processes[role].pid, half)
+        bind_to_half(self.processes[role].pid, roles()[role].half, self.cores)
 
     def _wait(self, addresses: Mapping[str, str]) -> None:
         from secure_quant.transport import Tls

@@ -4,27 +4,50 @@ counts it in /proc (None without it)."""
 from __future__ import annotations
 
 import os
-from contextlib import suppress
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
-__all__ = ["bind_to_half", "cpu_seconds", "descendants", "peak_memory"]
+__all__ = [
+    "bind_to_half",
+    "bound_to_half",
+    "cpu_seconds",
+    "descendants",
+    "own_cores",
+    "peak_memory",
+]
 
 
-def bind_to_half(pid: int, half: int) -> None:
-    """Let a process that just started (0: this one), and what it will start, run on one half of the
-    cores alone, 0 or 1.
+def own_cores() -> list[int]:
+    """That this thread may run on; [] where the system does not say."""
+    return sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else []
+
+
+def bind_to_half(pid: int, half: int | None, shared: Sequence[int]) -> None:
+    """Let a process that just started (0: this thread), and what it will start, run on one half of
+    the ``shared`` cores alone, 0 or 1; None: on all of them.
 
     Two parties on one machine would otherwise meet on one core: whoever gets a message from a
-    process that then goes on computing is put beside it. Does nothing with one core, or where the
-    system cannot do it.
+    process that then goes on computing is put beside it. And the threads of one, which hand a
+    message on, would each wake a core that sleeps. Does nothing with one core, or where the system
+    cannot do it.
     """
-    if not hasattr(os, "sched_setaffinity"):
-        return
-    cores = sorted(os.sched_getaffinity(0))
-    if len(cores) > 1:
-        middle = (len(cores) + 1) // 2
+    if len(shared) > 1:
+        middle = (len(shared) + 1) // 2
+        own = {None: shared, 0: shared[:middle], 1: shared[middle:]}[half]
         with suppress(ProcessLookupError):  # it ended at once; whoever waits for it will say so
-            os.sched_setaffinity(pid, cores[middle:] if half else cores[:middle])
+            os.sched_setaffinity(pid, own)
+
+
+@contextmanager
+def bound_to_half(half: int | None) -> Iterator[None]:
+    """As ``bind_to_half`` for this thread and what it starts; after it, this thread as before."""
+    before = own_cores()
+    bind_to_half(0, half, before)
+    try:
+        yield
+    finally:
+        bind_to_half(0, None, before)
 
 
 def descendants(pid: int) -> list[int]:

@@ -68,6 +68,7 @@ def serving(
     from secure_quant.transport.certs import make_all
     from secure_quant_cli.cluster import Cluster
     from secure_quant_cli.console import progress
+    from secure_quant_cli.processes import bound_to_half
     from secure_quant_cli.split import split_for, write_bundles
 
     folders = {name: work / name for name in engines}
@@ -84,11 +85,12 @@ def serving(
         dial=dial,
         options=options or {},
     )
+    own = find(engines[0]).client_half if len(engines) == 1 else None
     titles = (", ".join(role.title for role in find(name).roles) for name in engines)
-    with progress(f"starting {' and '.join(titles)}"):
-        cluster.start()
     tls = Tls.from_dir(work / "certs", "client")
-    with cluster, ExitStack() as stack:
+    with bound_to_half(own), ExitStack() as stack:
+        with progress(f"starting {' and '.join(titles)}"):
+            stack.enter_context(cluster)
 
         def connect(engine: str) -> Any:
             targets = cluster.targets[engine]

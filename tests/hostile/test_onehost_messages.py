@@ -165,9 +165,9 @@ class Attacker:
 
 def swapped(attacker: Attacker, item: Item, number: int) -> None:
     """All that an inference takes, of one item under the number of another."""
-    attacker.send(infer=PairInfer(item=number))
-    rest = bytes(attacker.plan.cost().online_up - NUMBER_BYTES)
-    attacker.send(online=item.number.to_bytes(NUMBER_BYTES, "little") + rest)
+    named = item.number.to_bytes(NUMBER_BYTES, "little")
+    attacker.send(infer=PairInfer(item=number, online=named))
+    attacker.send(online=bytes(attacker.plan.cost().online_up - NUMBER_BYTES))
 
 
 Deed = Callable[[Attacker], object]
@@ -193,7 +193,7 @@ OPENED: dict[str, tuple[Deed, type[SecureQuantError]]] = {
     "an item before the pairing": (
         lambda a: a.send(make=PairMake(item=1, batch=1)), MalformedMessage,
     ),
-    "an inference": (lambda a: a.send(infer=PairInfer(item=1)), MalformedMessage),
+    "an inference": (lambda a: a.send(infer=PairInfer(item=1, online=b"x")), MalformedMessage),
     "points that are none": (lambda a: a.send(ahead=bytes(PAIRING_BYTES)), MalformedMessage),
     "more than a pairing": (lambda a: a.send(ahead=bytes(PAIRING_BYTES + 1)), MalformedMessage),
     "a frame too large": (lambda a: a.send(ahead=bytes(PIECE + 2**13)), MessageTooLarge),
@@ -233,6 +233,10 @@ PAIRED: dict[str, tuple[Deed, type[SecureQuantError]]] = {
     ),
     "another item's bytes": (
         lambda a: swapped(a, a.made(), a.made().number),
+        MalformedMessage,
+    ),
+    "more than an inference at once": (
+        lambda a: a.send(infer=PairInfer(item=a.made().number, online=bytes(PIECE))),
         MalformedMessage,
     ),
     "more than an inference": (

@@ -22,7 +22,7 @@ import numpy as np
 from secure_quant.ir import Graph, load, ops
 from secure_quant_cli.peers import figures_of
 from secure_quant_cli.peers.layers import Layer, layers
-from secure_quant_cli.processes import bind_to_half, peak_memory
+from secure_quant_cli.processes import bind_to_half, own_cores, peak_memory
 
 __all__ = ["main", "run"]
 
@@ -88,7 +88,7 @@ def _rank(arguments: argparse.Namespace) -> None:
 
     crypten.cfg.mpc.provider = arguments.provider
     if arguments.bound and os.environ["RANK"] != "2":
-        bind_to_half(0, int(os.environ["RANK"]))
+        bind_to_half(0, int(os.environ["RANK"]), own_cores())
     if os.environ["RANK"] == "2":
         from crypten.mpc.provider import TTPServer
 
