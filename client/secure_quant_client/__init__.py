@@ -52,3 +52,7 @@ def __getattr__(name: str) -> Any:
     if name in _LAZY:
         return resolved(_LAZY[name])
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

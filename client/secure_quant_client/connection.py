@@ -101,7 +101,8 @@ class Client(Driver, ABC, Generic[Model]):
         limits: Limits | None = None,
     ) -> None:
         service = self._service
-        if isinstance(targets, str) or len(targets) != len(service.roles):
+        listed = not isinstance(targets, str) and all(isinstance(each, str) for each in targets)
+        if not listed or len(targets) != len(service.roles):
             expected = f"host:port of {', of '.join(service.roles)}"
             raise ConfigError("targets", got=targets, expected=expected)
         self._limits, self._expected_hash = limits or Limits(), expected_hash
@@ -161,6 +162,8 @@ class OneServer(Client[Model]):
     """Of an engine with a single server."""
 
     def __init__(self, target: str, **connection: Unpack[Connection]) -> None:
+        if not isinstance(target, str):
+            raise ConfigError("target", got=type(target).__name__, expected="one host:port")
         super().__init__([target], **connection)
 
 

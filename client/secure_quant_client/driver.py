@@ -100,7 +100,7 @@ class Deadline:
             yield
 
     def _exceeded(self) -> DeadlineExceeded:
-        return DeadlineExceeded("inference", expected=f"<= {self._seconds:g} s")
+        return DeadlineExceeded("no answer in time", expected=f"<= {self._seconds:g} s")
 
 
 def drive(program: Generator[Asked, Any, Result], answer: Callable[[Asked], Any]) -> Result:

@@ -26,7 +26,9 @@ class Writer:
 
     def __init__(self, graph: Graph) -> None:
         if graph.is_public:
-            raise MissingParameters("a public graph has no weights to export")
+            raise MissingParameters(
+                "export of a public graph", expected="the model with its weights"
+            )
         self.graph = graph
         self.nodes: list[onnx.NodeProto] = []
         self.constants: list[onnx.TensorProto] = []
@@ -63,7 +65,8 @@ def window(node: Any) -> dict[str, Any]:
 
 
 def along(numbers: Any, axis: int, rank: int) -> NDArray[Any]:
-    """Shaped to broadcast along ``axis`` of the sample."""
+    """Shaped to broadcast along ``axis`` of the sample. The reference has its own: what is exported
+    is a witness against it, and shares no code with it."""
     shape = [1] * rank
     shape[axis] = len(numbers)
     return np.reshape(np.asarray(numbers), shape)

@@ -173,7 +173,9 @@ class Graph:
 
     def _parameter(self, name: str) -> Array:
         if self.is_public:
-            raise MissingParameters("a public graph has no parameters", got=name)
+            raise MissingParameters(
+                f"{name} of a public graph", expected="the model with its weights"
+            )
         return self.parameters[name]
 
 

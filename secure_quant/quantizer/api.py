@@ -104,7 +104,7 @@ def quantize(
     AccuracyLoss, CalibrationError, ConfigError, OverflowRisk.
     """
     if mode not in get_args(Mode):
-        raise ConfigError("mode", got=mode, expected=" or ".join(get_args(Mode)))
+        raise ConfigError("mode", got=mode, expected=", ".join(get_args(Mode)))
     fine, dynamic = mode in ("weight-only", "dynamic"), mode == "dynamic"
     bits = FINE_BITS if fine else 8
     grid = grid or (OUTPUT_GRID if dynamic else 0)  # the client multiplies: fine scales are free
@@ -116,8 +116,10 @@ def quantize(
         raise ConfigError("embedding", got=embedding, expected="'client', 'private' or None")
     with untouched(model), quiet():
         model, batches = as_one(model, calibration, batch_size, embedding)
-    if mode == "qat" and (targets is None or not isinstance(settings.scheme, Uniform)):
-        raise ConfigError("qat", expected="targets, and the uniform scheme")
+    if mode == "qat" and targets is None:
+        raise ConfigError("targets", got="none", expected="one for each sample, for mode 'qat'")
+    if mode == "qat" and not isinstance(settings.scheme, Uniform):
+        raise ConfigError("scheme", got=scheme, expected="'uniform' for mode 'qat'")
     if mode != "qat" and (targets is not None or training is not None):
         given = "training" if targets is None else "targets"
         raise ConfigError(given, got=f"mode {mode}, which trains nothing", expected="mode 'qat'")

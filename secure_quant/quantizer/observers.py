@@ -56,7 +56,9 @@ class RangeObserver(ObserverBase):  # type: ignore[misc]
     ) -> None:
         super().__init__(dtype=dtype, is_dynamic=is_dynamic)
         if calibrator not in get_args(Calibrator):
-            raise ConfigError("calibrator", got=calibrator, expected=get_args(Calibrator))
+            raise ConfigError(
+                "calibrator", got=calibrator, expected=", ".join(get_args(Calibrator))
+            )
         if not 0 <= tail < 0.5:
             raise ConfigError("tail", got=tail, expected="a fraction below 0.5")
         self.calibrator, self.tail = calibrator, tail
@@ -174,7 +176,7 @@ class WeightObserver(ObserverBase):  # type: ignore[misc]
     def __init__(self, dtype: torch.dtype = torch.int8, *, grid: int = 0, **_: Any) -> None:
         super().__init__(dtype=dtype)
         if not 0 <= grid <= 255:
-            raise ConfigError("multiplier grid", got=grid, expected="0 to 255")
+            raise ConfigError("grid", got=grid, expected="0 to 255")
         self.grid = grid
         self.quant_min, self.quant_max = -127, 127
         self.qscheme, self.ch_axis = torch.per_channel_symmetric, 0

@@ -105,7 +105,10 @@ _BY_CODE: dict[grpc.StatusCode, type[SecureQuantError]] = {
     Code.UNAVAILABLE: errors.PeerUnavailable,
     Code.UNIMPLEMENTED: errors.ConfigError,
 }
+_OWN_WORDS = ("Deadline Exceeded", "DEADLINE_EXCEEDED")
+"""gRPC's, at the caller, where no server said anything."""
 _HINTS = {
+    Code.DEADLINE_EXCEEDED: "give it more time, or ask by `secure-quant health` whether it serves",
     Code.UNIMPLEMENTED: "this server does not offer the service; is it the right engine and port?",
 }
 
@@ -138,6 +141,8 @@ def from_status(
                 known = {name: fields.get(name) for name in ("got", "expected", "hint")}
                 return kind(fields.get("what", kind.__name__), **known)
     text = (text or code.name)[:MAX_TEXT]
+    if text in _OWN_WORDS:
+        text = "no answer in time"
     if code is Code.RESOURCE_EXHAUSTED and "larger than max" in text:
         return errors.MessageTooLarge(text)
     return _BY_CODE.get(code, errors.InternalError)(text, hint=_HINTS.get(code))

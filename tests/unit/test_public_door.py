@@ -73,6 +73,11 @@ def test_every_error_is_public_and_in_the_tree() -> None:
     assert defined == set(errors.__all__)
 
 
+@pytest.mark.parametrize("door", [secure_quant, secure_quant_client], ids=lambda d: d.__name__)
+def test_what_is_imported_at_first_use_is_shown_before(door) -> None:
+    assert set(door.__all__) <= set(dir(door))
+
+
 def test_what_a_client_imports_is_there() -> None:
     assert secure_quant_client.__all__ == sorted(secure_quant_client.__all__)
     for name in secure_quant_client.__all__:

@@ -8,6 +8,7 @@ from typing import Any, Unpack
 
 from numpy.typing import NDArray
 
+from secure_quant.errors import ConfigError
 from secure_quant.wire.gen.secure_inference_pb2 import GetModelRequest, GetModelResponse
 from secure_quant.wire.gen.secure_inference_pb2_grpc import SecureInferenceServiceStub
 from secure_quant_client.connection import (
@@ -32,6 +33,8 @@ class _Homomorphic(OneServer[HeModel]):
     _service = HE
 
     def __init__(self, target: str, *, stock: int = 2, **connection: Unpack[Connection]) -> None:
+        if stock < 0:
+            raise ConfigError("stock", got=stock, expected=">= 0")
         super().__init__(target, **connection)
         self._stock_size = stock
 

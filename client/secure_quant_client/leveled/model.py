@@ -37,7 +37,7 @@ Floats = NDArray[np.float64]
 def check_bounds(answers_per_key: int, tolerance: float) -> None:
     """Raises ConfigError for what bounds nothing."""
     if type(answers_per_key) is not int or answers_per_key < 1:
-        raise ConfigError("answers per key", got=answers_per_key, expected="an integer >= 1")
+        raise ConfigError("answers_per_key", got=answers_per_key, expected="an integer >= 1")
     if not 0 < tolerance < float("inf"):
         raise ConfigError("tolerance", got=tolerance, expected="> 0, in units of the output")
 

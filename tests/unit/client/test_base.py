@@ -28,6 +28,7 @@ from secure_quant_client import (
     LeveledClient,
     Limits,
     MpcClient,
+    OneHostClient,
     Tls,
 )
 from secure_quant_client.connection import call_metadata
@@ -140,6 +141,19 @@ def test_a_wrong_certificate_is_explained() -> None:
             client.infer([[1.0]])
     finally:
         server.stop(None)
+
+
+@pytest.mark.parametrize("kind", [HeClient, OneHostClient, LeveledClient])
+@pytest.mark.parametrize("target", [["a.example:1"], b"a.example:1", None])
+def test_one_server_has_one_address(kind: type, target: object) -> None:
+    with pytest.raises(ConfigError, match=r"target: got \w+, expected one"):
+        kind(target, tls=InsecurePlaintext())
+
+
+@pytest.mark.parametrize("kind", [HeClient, OneHostClient])
+def test_a_stock_below_none_is_refused(kind: type) -> None:
+    with pytest.raises(ConfigError, match="stock"):
+        kind("a.example:1", tls=InsecurePlaintext(), stock=-1)
 
 
 NO_TIMES = [0, -1, float("inf"), float("nan"), "5", b"5", True, [1], 10**400, 1e300, 2**40]

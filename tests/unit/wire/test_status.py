@@ -42,6 +42,14 @@ def test_every_bare_code_has_a_named_error(code: grpc.StatusCode) -> None:
     assert "from the network" in str(error)
 
 
+def test_grpc_s_own_deadline_says_what_to_do() -> None:
+    error = from_status(grpc.StatusCode.DEADLINE_EXCEEDED, "Deadline Exceeded", ())
+    assert isinstance(error, errors.DeadlineExceeded)
+    assert str(error).startswith("no answer in time (")
+    told = from_status(grpc.StatusCode.DEADLINE_EXCEEDED, "the lane is busy", ())
+    assert str(told).startswith("the lane is busy (")
+
+
 def test_grpc_s_own_length_refusal_is_named() -> None:
     text = "SERVER: Received message larger than max (70000000 vs. 67108864)"
     error = from_status(grpc.StatusCode.RESOURCE_EXHAUSTED, text, None)
