@@ -21,7 +21,7 @@ from secure_quant.quantizer.accept import accepted, check_forward, check_output,
 from secure_quant.quantizer.devices import OnCpu, on_cpu
 from secure_quant.quantizer.explicit import make_explicit
 from secure_quant.quantizer.functional import free_batch, functional_module
-from secure_quant.quantizer.opset import find_roots
+from secure_quant.quantizer.opset import CASTS, COPIES, find_roots
 from secure_quant.quantizer.passes.batch_first import keep_batch_first
 from secure_quant.quantizer.passes.batch_norm import lower_batch_norm
 from secure_quant.quantizer.passes.composite import lower_composites
@@ -46,14 +46,7 @@ _DROPOUTS = {
     aten.alpha_dropout.default,
     aten.feature_alpha_dropout.default,
 }
-_NOTHING = _DROPOUTS | {
-    aten.contiguous.default,
-    aten.clone.default,
-    aten.detach.default,
-    aten.detach_.default,
-    aten.alias.default,
-    aten.lift_fresh_copy.default,
-}
+_NOTHING = _DROPOUTS | COPIES | {aten.detach_.default, aten.lift_fresh_copy.default}
 """Ops that pass their first argument on, at inference."""
 
 _ALIASES = {
@@ -76,8 +69,7 @@ _WAYS = {
     "constant's list": "write into the tensor itself, not into its .data",
 }
 """Word of the exporter's -> the way out."""
-_CASTS = {aten.to.dtype, aten.to.device, aten.to.other, aten._to_copy.default, aten.to.dtype_layout,
-          aten.type_as.default}  # fmt: skip
+_CASTS = CASTS | {aten.type_as.default}
 
 
 def capture(model: nn.Module, example: Tensor) -> GraphModule:

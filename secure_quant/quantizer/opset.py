@@ -21,12 +21,15 @@ from secure_quant.quantizer.positions import POSITIONS
 
 __all__ = [
     "ADDITIVE",
+    "CASTS",
     "CHANNELS",
     "CONCAT",
+    "COPIES",
     "ELEMENTWISE",
     "MONOTONE",
     "OPS",
     "PRODUCTS",
+    "REARRANGING",
     "SHAPING",
     "SUMS",
     "WEIGHTED",
@@ -152,6 +155,18 @@ ELEMENTWISE = _of(Kind.FUNCTION)
 SHAPING = _of(Kind.MOVE)
 MONOTONE = _of(Kind.MAXIMUM)
 CONCAT = _of(Kind.JOIN)
+
+# What captured graphs hold besides, until a pass takes it out.
+CASTS = {
+    aten.to.dtype, aten.to.device, aten.to.other, aten.to.dtype_layout, aten._to_copy.default,
+}  # fmt: skip
+"""To another dtype or device."""
+COPIES = {
+    aten.contiguous.default, aten.clone.default, aten.alias.default, aten.detach.default,
+}  # fmt: skip
+"""The same values in the same places."""
+REARRANGING = SHAPING | COPIES | {aten.view.default, aten.expand.default}
+"""The same values in other places, some of them more than once."""
 
 
 def tensor_inputs(node: Node, roots: Mapping[Node, Node]) -> list[Node]:

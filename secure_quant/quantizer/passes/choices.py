@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch.fx import GraphModule, Node
 
-from secure_quant.quantizer.opset import SHAPING, find_roots
+from secure_quant.quantizer.opset import REARRANGING, find_roots
 from secure_quant.quantizer.passes.edit import Editor
 from secure_quant.quantizer.passes.indexing import Mover, argument
 from secure_quant.quantizer.passes.real_ports import BETWEEN
@@ -56,7 +56,7 @@ class _Choices:
         """What only moves truths or counts is such, and a sum of them a count."""
         source = node.args[0] if node.args else None
         for known in (self.truths, self.counts):
-            if source in known and node.target in _MOVES:
+            if source in known and node.target in REARRANGING:
                 known.add(node)
         if source in self.truths | self.counts and node.target is aten.sum.dim_IntList:
             self.counts.add(node)
@@ -278,10 +278,6 @@ def _clamp(walk: _Choices, edit: Mover, node: Node) -> Node | None:
             x = _side_by_side(edit, x, bound, shape, largest=largest)
     return x  # type: ignore[no-any-return]
 
-
-_MOVES = SHAPING | {
-    aten.expand.default, aten.contiguous.default, aten.clone.default, aten.view.default,
-}  # fmt: skip
 
 _COMPARISONS: Mapping[str, tuple[_Step, bool]] = {
     "gt": (_positive, False),

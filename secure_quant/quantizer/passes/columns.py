@@ -18,6 +18,7 @@ from torch import Tensor
 from torch.fx import GraphModule, Node
 
 from secure_quant.quantizer.notes import TABLE_RANGE
+from secure_quant.quantizer.opset import COPIES
 from secure_quant.quantizer.passes.edit import Editor, constant_of
 from secure_quant.quantizer.passes.fold import constants_for
 from secure_quant.quantizer.ports import COLUMN, INPUT_PORT
@@ -28,9 +29,8 @@ __all__ = ["lower_columns"]
 aten = torch.ops.aten
 
 _EMBEDDING = aten.embedding.default
-_MOVES = {
-    aten.view.default, aten.reshape.default, aten._unsafe_view.default, aten.contiguous.default,
-    aten.clone.default, aten.alias.default, aten.detach.default, aten.to.device,
+_MOVES = COPIES | {
+    aten.view.default, aten.reshape.default, aten._unsafe_view.default, aten.to.device,
     aten.select.int, aten.slice.Tensor, aten.narrow.default, aten.unbind.int, aten.split.Tensor,
     aten.split_with_sizes.default, aten.chunk.default, aten.unsqueeze.default,
     aten.squeeze.default, aten.squeeze.dim, aten.squeeze.dims, aten.flatten.using_ints,

@@ -10,7 +10,7 @@ from torch import nn
 from torch.fx import GraphModule, Node
 
 from secure_quant.quantizer.notes import TABLE_RANGE
-from secure_quant.quantizer.opset import SHAPING, find_roots
+from secure_quant.quantizer.opset import CASTS, COPIES, SHAPING, find_roots
 from secure_quant.quantizer.passes.columns import lower_columns
 from secure_quant.quantizer.passes.edit import Editor, constant_of, shown
 from secure_quant.quantizer.ports import COLUMN, INPUT_PORT, LOOKUP_PORT, Ported
@@ -21,13 +21,11 @@ __all__ = ["lower_lookups"]
 aten = torch.ops.aten
 
 _EMBEDDING = aten.embedding.default
-_KEEPING = {
-    aten.view.default, aten.reshape.default, aten._unsafe_view.default, aten.contiguous.default,
-    aten.clone.default, aten.alias.default, aten.slice.Tensor, aten.to.dtype, aten.to.device,
-    aten.to.dtype_layout, aten._to_copy.default,
+_KEEPING = CASTS | COPIES | {
+    aten.view.default, aten.reshape.default, aten._unsafe_view.default, aten.slice.Tensor,
 }  # fmt: skip
 """Ops that may leave row numbers as they are."""
-_MOVING = SHAPING | {aten.view.default, aten.contiguous.default, aten.clone.default}
+_MOVING = SHAPING | COPIES | {aten.view.default}
 _AS_INPUT = "give what is made of them as an input of its own, as an attention mask is"
 
 

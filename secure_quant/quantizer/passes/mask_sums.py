@@ -16,8 +16,9 @@ from torch import Tensor
 from torch.fx import GraphModule, Node
 
 from secure_quant.errors import UnsupportedModule
+from secure_quant.quantizer.opset import CASTS
 from secure_quant.quantizer.passes.edit import Editor, constant_of
-from secure_quant.quantizer.passes.truths import CASTS, MOVES, Truths
+from secure_quant.quantizer.passes.truths import MOVES, Truths
 from secure_quant.quantizer.refuse import unsupported
 
 __all__ = ["Hidden", "Sums", "Under", "lower_fills"]

@@ -18,6 +18,7 @@ from torch import Tensor
 from torch.fx import GraphModule, Node
 
 from secure_quant.quantizer.notes import COUNT, TRUTH
+from secure_quant.quantizer.opset import CASTS, COPIES
 from secure_quant.quantizer.passes.edit import Editor, constant_of
 from secure_quant.quantizer.passes.fold import constants_for
 from secure_quant.quantizer.ports import INPUT_PORT
@@ -29,11 +30,7 @@ aten = torch.ops.aten
 
 LONGEST = 2000
 """Places that are counted, at most: their comparisons grow with the square."""
-_CASTS = {
-    aten.to.dtype, aten.to.device, aten.to.other, aten.to.dtype_layout, aten._to_copy.default,
-    aten.type_as.default, aten.contiguous.default, aten.clone.default, aten.alias.default,
-    aten.detach.default, aten.lift_fresh_copy.default,
-}  # fmt: skip
+_CASTS = CASTS | COPIES | {aten.type_as.default, aten.lift_fresh_copy.default}
 _MOVES = {aten.slice.Tensor, aten.view.default, aten.reshape.default}
 _QUESTIONS = {aten.ne.Scalar, aten.eq.Scalar}
 _AXES = {aten.unsqueeze.default}

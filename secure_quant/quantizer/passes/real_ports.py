@@ -11,23 +11,13 @@ from typing import Any
 import torch
 from torch.fx import GraphModule, Node
 
-from secure_quant.quantizer.opset import ADDITIVE, CONCAT, SHAPING, aten
+from secure_quant.quantizer.opset import ADDITIVE, CASTS, CONCAT, REARRANGING, aten
 from secure_quant.quantizer.passes.edit import Editor
 from secure_quant.quantizer.ports import COLUMN, INPUT_PORT
 
 __all__ = ["BETWEEN", "compare_flags", "real_ports"]
 
-_MOVES = SHAPING | {
-    aten.expand.default, aten.contiguous.default, aten.clone.default, aten.alias.default,
-    aten.detach.default, aten.view.default,
-}  # fmt: skip
-
-
-_PROMOTING = ADDITIVE | CONCAT | {
-    aten.div.Tensor,
-    aten.to.dtype, aten.to.device, aten.to.other, aten.to.dtype_layout, aten._to_copy.default,
-}  # fmt: skip
-
+_PROMOTING = ADDITIVE | CONCAT | CASTS | {aten.div.Tensor}
 
 BETWEEN: dict[str, tuple[Any, float]] = {
     "lt": (aten.lt.Scalar, -0.5), "le": (aten.lt.Scalar, 0.5),
@@ -99,7 +89,7 @@ def _counts(node: Node) -> bool:
     pending = list(node.users)
     while pending:
         user = pending.pop()
-        if user.target in _MOVES | _LOGIC:
+        if user.target in REARRANGING | _LOGIC:
             pending += user.users
         elif not _is_real(user) or user.target not in _PROMOTING:
             return False
@@ -142,7 +132,7 @@ def _real(module: GraphModule, node: Node, known: dict[Node, Node | None]) -> No
     if node.target is INPUT_PORT:
         made = Editor(module, node).call(INPUT_PORT, *node.args[:5], True)
         made.meta |= {key: node.meta[key] for key in (COLUMN,) if key in node.meta}
-    elif node.target in _MOVES and isinstance(node.args[0], Node):
+    elif node.target in REARRANGING and isinstance(node.args[0], Node):
         source = _real(module, node.args[0], known)
         if source is not None:
             made = Editor(module, node).call(node.target, source, *node.args[1:])

@@ -8,6 +8,7 @@ import torch
 from torch.fx import GraphModule, Node
 
 from secure_quant.quantizer.notes import TRUTH
+from secure_quant.quantizer.opset import CASTS, COPIES
 from secure_quant.quantizer.passes.edit import Editor, constant_of
 from secure_quant.quantizer.ports import INPUT_PORT
 from secure_quant.quantizer.refuse import unsupported
@@ -16,9 +17,6 @@ __all__ = ["MOVES", "Truths", "all_true", "is_of_masks", "name_of", "one_port_ea
 
 aten = torch.ops.aten
 
-CASTS = {
-    aten.to.device, aten.to.dtype, aten.to.dtype_layout, aten.to.other, aten._to_copy.default,
-}  # fmt: skip
 _TRUE = {
     (aten.ne.Scalar, 0), (aten.gt.Scalar, 0), (aten.eq.Scalar, 1), (aten.ge.Scalar, 1),
     (aten.gt.Scalar, 0.5), (aten.ge.Scalar, 0.5),
@@ -35,10 +33,10 @@ _WHERE = {
     aten.where.self, aten.where.ScalarOther, aten.where.ScalarSelf, aten.where.Scalar,
 }  # fmt: skip
 _OR = {aten.__or__.Tensor, aten.bitwise_or.Tensor, aten.logical_or.default}
-MOVES = {
+MOVES = COPIES | {
     aten.unsqueeze.default, aten.slice.Tensor, aten.reshape.default, aten.view.default,
-    aten.squeeze.dim, aten.contiguous.default, aten.clone.default, aten.alias.default,
-    aten.select.int, aten.index_select.default, aten.transpose.int, aten.permute.default,
+    aten.squeeze.dim, aten.select.int, aten.index_select.default, aten.transpose.int,
+    aten.permute.default,
 }  # fmt: skip
 
 
