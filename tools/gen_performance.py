@@ -32,9 +32,9 @@ machine and command of every figure, and more of them; do not edit. Rounds and b
 secure-quant bench --model model.sq --engine mpc
 ```
 
-**What decides latency.** On a fast network computation; else rounds: secret sharing waits for one
-round trip of the two parties a round, homomorphic encryption for one of client and server a linear
-layer, one host for half of one a flight.
+**What decides latency.** On a fast network computation; else waiting. Secret sharing waits for half
+a round trip between the parties in each round, since both send at once; homomorphic encryption for
+a whole one with its client for each linear layer; one host for half of one in each flight.
 """
 
 
