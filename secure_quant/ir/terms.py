@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -80,9 +80,6 @@ class Term:
         """Range of acc · multiplier, or of x̂."""
         x = self.centred
         return x.times(max(self.multiplier)).hull(x.times(min(self.multiplier)))
-
-    def then(self, function: Function) -> Term:
-        return replace(self, functions=(*self.functions, function))
 
     def apply(self, y: Real) -> Real:
         """The functions on real values."""

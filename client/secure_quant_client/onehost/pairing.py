@@ -79,8 +79,6 @@ class Paired:
         self._quota = 0
         self._refused: SecureQuantError | None = None
         self._program: ClientProgram | None = None
-        self.pair_bytes = 0
-        """Each way, once."""
         self._link = Link(channel, metadata, self._noticed)
         forgotten_by_children(self)
         Thread(target=self._guarded, name="one-host-stock", daemon=True).start()
@@ -232,7 +230,6 @@ class Paired:
         made = drive(
             Pairing.make(0, KAPPA, self._plan.lpn), self._ahead, inbox, lambda: self._step_s
         )
-        self.pair_bytes = made.sent
         keys: list[MaskKeys] = []
 
         def share(name: str, r: NDArray[np.uint64]) -> Joint[NDArray[np.uint64]]:

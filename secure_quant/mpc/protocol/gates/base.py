@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from secure_quant.errors import MalformedMessage
 from secure_quant.mpc import kernels
 from secure_quant.mpc.protocol.cost import packed_bytes
-from secure_quant.mpc.protocol.ring import Ring, reduce
+from secure_quant.mpc.protocol.ring import Ring
 
 __all__ = ["Dealing", "Gate", "Online", "Side", "Wire", "opening"]
 
@@ -145,8 +145,3 @@ def packed(flat: Ring, bits: int) -> bytes:
     """Elements below 2^bits end to end."""
     words = kernels.batched.pack(flat, bits)
     return words.view(np.uint8)[: packed_bytes(flat.size, bits)].tobytes()
-
-
-def flat_reduced(x: Ring, bits: int) -> Ring:
-    """Contiguous uint64 vector of x mod 2^bits."""
-    return np.ascontiguousarray(reduce(x, bits)).reshape(-1)
