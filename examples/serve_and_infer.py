@@ -1,4 +1,4 @@
-"""Serve a model both ways and ask it: five processes, mutual TLS, two kinds of client.
+"""Serve a model by every engine and ask it: six processes, mutual TLS, three kinds of client.
 
 Here all roles run on this machine for a moment. In earnest each runs on a host of its own, started
 by `secure-quant serve` (see the README and deploy/); the clients' code is the same.
@@ -18,7 +18,9 @@ from secure_quant.transport import Tls
 from secure_quant.transport.certs import make_all
 from secure_quant_cli.cluster import Cluster
 from secure_quant_cli.split import split_for, write_bundles
-from secure_quant_client import HeClient, MpcClient
+from secure_quant_client import HeClient, MpcClient, OneHostClient
+
+ENGINES = ("mpc", "he", "onehost")
 
 
 def main() -> int:
@@ -37,30 +39,34 @@ def main() -> int:
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         # One bundle per role, each with the least the role needs; one certificate per role.
-        for engine in ("mpc", "he"):
+        for engine in ENGINES:
             write_bundles(split_for(graph, engine), folder / engine)
         make_all(folder / "certs")
-        print("starting dealer, party 0, party 1 and the HE server ...")
-        cluster = Cluster(
-            folder / "certs", folder / "logs", {"mpc": folder / "mpc", "he": folder / "he"}
-        )
+        print("starting dealer, party 0, party 1, the HE server and the one host ...")
+        bundles = {engine: folder / engine for engine in ENGINES}
+        cluster = Cluster(folder / "certs", folder / "logs", bundles)
         with cluster:  # every process has ended when this block is left
             tls = Tls.from_dir(folder / "certs", "client")
             # expected_hash: refuse to talk to a server that holds any other model.
             with MpcClient(cluster.targets["mpc"], tls=tls, expected_hash=graph.hash) as client:
-                shared, stats = client.infer_with_stats(
-                    x
-                )  # neither party sees x, the weights or the answer
+                # Neither party sees x, the weights or the answer.
+                shared, stats = client.infer_with_stats(x)
                 print(f"secret sharing: {stats.rounds} rounds between the parties")
             with HeClient(cluster.targets["he"][0], tls=tls, expected_hash=graph.hash) as client:
                 encrypted, stats = client.infer_with_stats(x)  # the server computes on ciphertexts
                 sent = stats.bytes_up + stats.bytes_down
                 print(f"homomorphic encryption: {sent:,} bytes of ciphertexts")
+            host = cluster.targets["onehost"][0]
+            with OneHostClient(host, tls=tls, expected_hash=graph.hash) as client:
+                # The host holds the weights, and sees masked values; the client sees the answer.
+                masked, stats = client.infer_with_stats(x)
+                print(f"one host: {stats.flights} flights between client and host")
 
     for i, label in enumerate(data.test_y[: len(x)]):
         print(f"digit {label}: plaintext says {truth[i].argmax()}, secret sharing "
-              f"{shared[i].argmax()}, homomorphic {encrypted[i].argmax()}")  # fmt: skip
-    exact = np.array_equal(shared, truth) and np.array_equal(encrypted, truth)
+              f"{shared[i].argmax()}, homomorphic {encrypted[i].argmax()}, one host "
+              f"{masked[i].argmax()}")  # fmt: skip
+    exact = all(np.array_equal(each, truth) for each in (shared, encrypted, masked))
     print(f"bit-exact: {'yes' if exact else 'NO'}")
     return 0 if exact else 1
 
