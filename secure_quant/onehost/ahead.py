@@ -2,7 +2,8 @@
 
 Every mask but those of linear layers is drawn fresh, so nothing waits for the model's depth. Layers
 go a few at a time, so that the client encrypts the next masks while the server evaluates; COTs are
-extended for one group of gates after the other, each taken whole before the next is made.
+extended for one group of gates, or of pieces of a large one, after the other, each taken whole
+before the next is made.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ from secure_quant.mpc.protocol.gates.local import LocalGate
 from secure_quant.mpc.protocol.ring import Ring
 from secure_quant.onehost.cot import Pairing
 from secure_quant.onehost.exchange import Begun, Joint, flow, together
+from secure_quant.onehost.groups import Piece
 from secure_quant.onehost.maximum import JointMaximum
 from secure_quant.onehost.plan import OneHostPlan
 from secure_quant.onehost.product import JointProduct
@@ -45,6 +47,7 @@ class Ahead:
         ends = OutputGate, JoinGate
         self._waiting = [g for g in plan.gates if not (g.name in masks or isinstance(g, ends))]
         self._groups, self._cots = deque(plan.groups(batch)), deque(plan.cost(batch).taken)
+        self._parts: list[Any] = []
         self._state: Literal["", "extending", "extended", "making"] = ""
 
     def run(self) -> Joint[None]:
@@ -57,15 +60,19 @@ class Ahead:
             self._state = "extending"
             yield self._pairing.fill(*self._cots.popleft()), self._extended
         if self._state == "extended" and all(map(self._known, self._groups[0])):
-            self._state, names = "making", self._groups.popleft()
-            yield together([self._half(name) for name in names]), partial(self._finished, names)
+            self._state, group = "making", self._groups.popleft()
+            yield together([self._piece(each) for each in group]), partial(self._finished, group)
 
     def _extended(self, _: None) -> None:
         self._state = "extended"
 
-    def _finished(self, names: list[str], results: list[Any]) -> None:
+    def _finished(self, group: list[Piece], results: list[Any]) -> None:
         self._state = ""
-        self.made |= dict(zip(names, results, strict=True))
+        for piece, result in zip(group, results, strict=True):
+            self._parts.append(result)
+            if piece.last:
+                self.made[piece.name] = self._joined(piece.name)
+                self._parts.clear()
 
     def _layers(self) -> Iterator[Begun]:
         """The next ones whose inputs' masks are known; what is local on the way is done."""
@@ -96,14 +103,23 @@ class Ahead:
             gathered = half.gate.gather(known[0])
             self.masks[gate.name] = gathered.reshape(self._batch, *gate.shape)
 
-    def _known(self, name: str) -> bool:
-        return all(inner in self.masks for inner in self._plan.halves[name].gate.inputs)
+    def _known(self, piece: Piece) -> bool:
+        return all(inner in self.masks for inner in self._plan.halves[piece.name].gate.inputs)
 
-    def _half(self, name: str) -> Joint[Any]:
-        """The joint half of a gate, of the masks of its inputs and of itself."""
-        half, pairing = self._plan.halves[name], self._pairing
+    def _piece(self, piece: Piece) -> Joint[Any]:
+        """Of the joint half of a gate, of the masks of its inputs and of itself."""
+        half, pairing, name = self._plan.halves[piece.name], self._pairing, piece.name
         if isinstance(half, JointProduct):
             left, right = (self.masks[inner] for inner in half.gate.inputs)
             return half.make(pairing, left, right, self.masks[name])
         inner = self.masks[half.gate.inputs[0]]
-        return half.make(pairing, inner, self.masks.get(name, inner))
+        return half.piece(pairing, inner, self.masks.get(name, inner), piece.some)
+
+    def _joined(self, name: str) -> Any:
+        """The half, of its pieces, which come one after the other."""
+        half = self._plan.halves[name]
+        if isinstance(half, JointProduct):
+            (made,) = self._parts
+            return made
+        inner = self.masks[half.gate.inputs[0]]
+        return half.joined(self._pairing.party, self._parts, inner, self.masks.get(name, inner))

@@ -23,7 +23,7 @@ from secure_quant.onehost.exchange import Joint, together
 from secure_quant.onehost.hots import hot, hot_bits, hot_parts, prefixes
 from secure_quant.onehost.permutation import Words
 from secure_quant.onehost.products import column_times, gated, joined_bits, number
-from secure_quant.onehost.requantize import JointScaled, Made
+from secure_quant.onehost.requantize import JointScaled, Part
 
 __all__ = ["JointCases"]
 
@@ -93,9 +93,10 @@ class JointCases(JointScaled):
 
     # ---- the protocol
 
-    def make(self, pairing: Pairing, mask: Ring, out: Ring) -> Joint[Made]:
+    def piece(self, pairing: Pairing, mask: Ring, out: Ring, some: slice) -> Joint[Part]:
+        """See JointScaled."""
         gate, look, party = self.gate, self.gate.look, pairing.party
-        count = len(mask) * gate.elements
+        count = some.stop - some.start
         columns = pairing.columns(self.choosers, count)
         rho, masks = columns[: look.ring], columns[look.ring :]
         window, numbers = masks[: -1 - 2 * look.out_bits], masks[-2 * look.out_bits :]
@@ -104,14 +105,14 @@ class JointCases(JointScaled):
         (low, main, *saturation), offset, lifted = yield from together(
             [
                 together([self._hot(rho, pairing, borrow, *each) for each in self.hots]),
-                self.opened_offset(rho, gate.scaled(mask, 0).reshape(-1), party),
+                self.opened_offset(rho, gate.scaled(mask, 0).reshape(-1)[some], party),
                 self._lift(window, cases, party, count),
             ]
         )
         parts = [(column.own, 1) for column in (*cases[0], *cases[1], *window, borrow)]
         free = joined_bits(parts, count)[:, 0]
         sat = saturation[0] if saturation else None
-        return self.laid(party, out, [main, sat, None, lifted, low], offset, free)
+        return Part((main, sat, None, lifted, low), offset, free)
 
     def _hot(
         self, rho: Sequence[Column], pairing: Pairing, borrow: Column, purpose: str, first: int,

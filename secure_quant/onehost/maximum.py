@@ -15,7 +15,7 @@ party: its weight 2^(w-1) takes no product.
 from __future__ import annotations
 
 from collections.abc import Generator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from functools import cached_property, lru_cache
 
 import numpy as np
@@ -35,6 +35,7 @@ from secure_quant.onehost.permutation import Words
 from secure_quant.onehost.products import (
     column_times,
     cut_bits,
+    end_to_end,
     gated,
     joined_bits,
     number,
@@ -83,6 +84,15 @@ class Comparison:
     tables: Words
     known: Words
     hidden: Words
+
+    @staticmethod
+    def joined(parts: Sequence[Comparison]) -> Comparison:
+        """Of comparisons one after the other."""
+        made = {
+            each.name: end_to_end([getattr(part, each.name) for part in parts], axis)
+            for each, axis in zip(fields(Comparison), (1, 0, 0, 0, 0), strict=True)
+        }
+        return Comparison(**made)
 
 
 @dataclass(frozen=True, eq=False)
@@ -195,20 +205,40 @@ class JointMaximum:
         there is but one candidate, which then passes with its own. The pairing has ``cots`` in
         stock. All levels at once: every mask is drawn fresh. Raises MalformedMessage,
         PairingSpent."""
-        gate, batch = self.gate, len(mask)
-        now, runs = gate.gather(mask), []
+        whole = slice(0, self.places(len(mask)))
+        part = yield from self.piece(pairing, mask, fresh, whole)
+        return self.joined(pairing.party, [part], mask, fresh)
+
+    def places(self, batch: int) -> int:
+        """Outputs, of which a piece takes some."""
+        return batch * self.gate.outputs
+
+    def piece(
+        self, pairing: Pairing, mask: Ring, fresh: Ring, some: slice
+    ) -> Joint[list[Comparison]]:
+        """``make`` for the outputs ``some`` of all samples, end to end; the pairing has their
+        ``cots`` in stock."""
+        gate, candidates = self.gate, self.gate.gather(mask)
+        now, runs = candidates.reshape(-1, candidates.shape[-1])[some], []
         for level in gate.tournament:
             pairs = now[..., : 2 * level.groups]
             first, second = (np.ascontiguousarray(pairs[..., i::2]).reshape(-1) for i in (0, 1))
             if level is gate.tournament[-1]:
-                out = fresh.reshape(-1)
+                out = fresh.reshape(-1)[some]
             else:
                 out = reduce(pairing.random(first.size), gate.bits)
             runs.append(self._comparison(pairing, (first, second), out))
-            winners = out.reshape(batch, gate.outputs, level.groups)
+            winners = out.reshape(-1, level.groups)
             now = np.concatenate([winners, now[..., 2 * level.groups :]], axis=-1)
-        made = yield from together(runs)
-        return MadeMaximum(pairing.party, tuple(made), now.reshape(batch, *gate.shape))
+        return (yield from together(runs))
+
+    def joined(
+        self, party: int, parts: Sequence[list[Comparison]], mask: Ring, fresh: Ring
+    ) -> MadeMaximum:
+        """What ``make`` returns, of all pieces in order."""
+        own = fresh if self.gate.tournament else self.gate.gather(mask)
+        levels = tuple(map(Comparison.joined, zip(*parts, strict=True)))
+        return MadeMaximum(party, levels, own.reshape(len(mask), *self.gate.shape))
 
     def _comparison(
         self, pairing: Pairing, masks: tuple[Words, Words], out: Words

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
@@ -24,16 +24,15 @@ from secure_quant.mpc.protocol.gates.ramp import RampGate
 from secure_quant.mpc.protocol.gates.requantize import RequantizeGate
 from secure_quant.mpc.protocol.shifts import refuse_run_time_scales
 from secure_quant.onehost import masked
-from secure_quant.onehost.cases import JointCases
 from secure_quant.onehost.cot import KAPPA, STEP_BYTES
 from secure_quant.onehost.edge import input_bytes
 from secure_quant.onehost.ferret import Lpn
+from secure_quant.onehost.groups import Half, Piece, groups, summed
 from secure_quant.onehost.masked import MaskedPlan
 from secure_quant.onehost.maximum import JointMaximum
 from secure_quant.onehost.order import depth, exchanges, ordered, requantized
 from secure_quant.onehost.product import JointProduct
 from secure_quant.onehost.ramp import JointRamp
-from secure_quant.onehost.requantize import JointRequantize
 from secure_quant.onehost.softspoken import extension_bits
 from secure_quant.onehost.sources import Objective, lpn_of, mean_bytes
 from secure_quant.onehost.walk import Order
@@ -44,8 +43,6 @@ __all__ = ["CALLS", "KAPPA", "MAX_BATCH", "NUMBER_BYTES", "Half", "OneHostCost",
 VERSION = 2
 MAX_BATCH = 8
 """Samples of one item that is served."""
-GROUP = 2**21
-"""COTs of gates that are made side by side, some 200 bytes each."""
 LIGHT_BYTES, LIGHT_PRODUCTS = 2**18, 2**22
 """Both ways, and of numbers with weights: an inference with no more may run between messages."""
 CALLS = (2**20, 2**16, 2**12, 2**10)
@@ -54,8 +51,6 @@ rings of two primes, or in those of three."""
 
 NUMBER_BYTES = 8
 """By which both ends name the item they use."""
-Half = JointCases | JointRequantize | JointRamp | JointMaximum | JointProduct
-"""The joint half of a gate that is made of COTs."""
 
 
 @dataclass(frozen=True)
@@ -87,7 +82,7 @@ class OneHostCost:
     @property
     def cots(self) -> tuple[int, int]:
         """In which party 0 and party 1 choose."""
-        return _summed(self.taken)
+        return summed(self.taken)
 
     @property
     def _extensions(self) -> tuple[int, int]:
@@ -173,19 +168,9 @@ class OneHostPlan:
                 made[gate.name] = JointProduct(gate, left, right)
         return made
 
-    def groups(self, batch: int) -> list[list[str]]:
-        """Names of ``halves``, in order, that are made side by side: what takes more COTs than
-        GROUP goes one after the other, since all of a group's keys are in memory at once."""
-        made: list[list[str]] = [[]]
-        taken = 0
-        for name, half in self.halves.items():
-            cots = sum(half.cots(batch))
-            if made[-1] and taken + cots > GROUP:
-                made.append([])
-                taken = 0
-            made[-1].append(name)
-            taken += cots
-        return made
+    def groups(self, batch: int) -> list[list[Piece]]:
+        """Of ``halves``, in order, what is made side by side."""
+        return groups(self.halves, batch)
 
     @cached_property
     def answers(self) -> tuple[Gate, ...]:
@@ -225,7 +210,7 @@ class OneHostPlan:
 
     def cots(self, batch: int) -> tuple[int, int]:
         """COTs of one call in which party 0 and party 1 choose."""
-        return _summed(half.cots(batch) for half in self.halves.values())
+        return summed(half.cots(batch) for half in self.halves.values())
 
     def cost(self, batch: int = 1) -> OneHostCost:
         """Exact bytes of one call with ``batch`` samples."""
@@ -242,10 +227,7 @@ class OneHostPlan:
         linear = self.masked.he.cost(batch)
         online = [self._online(gate, batch) for gate in self.gates]
         return OneHostCost(
-            tuple(
-                _summed(self.halves[name].cots(batch) for name in names)
-                for names in self.groups(batch)
-            ),
+            tuple(summed(piece.cots for piece in group) for group in self.groups(batch)),
             sum(one for one, _ in joint) + linear.bytes_up,
             sum(two for _, two in joint) + linear.bytes_down,
             NUMBER_BYTES + sum(up for up, _ in online),
@@ -354,11 +336,6 @@ class OneHostPlan:
         if made.to_json() != bytes(data):
             raise HashMismatch("plan", got="another plan", expected="the one that the graph gives")
         return made
-
-
-def _summed(pairs: Iterable[tuple[int, int]]) -> tuple[int, int]:
-    firsts, seconds = zip((0, 0), *pairs, strict=True)
-    return sum(firsts), sum(seconds)
 
 
 def _document(data: bytes) -> dict[str, Any]:

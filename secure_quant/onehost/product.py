@@ -92,6 +92,10 @@ class JointProduct:
         size += sum(packed_bytes(n * self._columns, bits - i) for i in range(bits))
         return size, size
 
+    def places(self, batch: int) -> int:
+        """It is made in one piece."""
+        return 1
+
     def fresh(self, pairing: Pairing, batch: int) -> Ring:
         """An own share of the output's mask, uint64[batch, *shape]."""
         words = pairing.random(batch * prod(self.gate.shape))

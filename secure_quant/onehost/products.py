@@ -19,7 +19,8 @@ from secure_quant.onehost.exchange import Joint, swap, together
 from secure_quant.onehost.permutation import Words
 
 __all__ = [
-    "column_times", "gated", "number", "open_sum", "opened_bits", "packed", "scaled", "unpacked",
+    "column_times", "end_to_end", "gated", "number", "open_sum", "opened_bits", "packed", "scaled",
+    "unpacked",
 ]  # fmt: skip
 
 
@@ -154,6 +155,11 @@ def cut_bits(values: Words, first: int, bits: int) -> Words:
     if s:
         made |= padded[:, w + 1 : w + count + 1] << np.uint64(64 - s)
     return clipped(made, bits)
+
+
+def end_to_end(parts: Sequence[Words], axis: int = 0) -> Words:
+    """Elements one after the other; a copy unless there is but one part."""
+    return parts[0] if len(parts) == 1 else np.concatenate(parts, axis=axis)
 
 
 def joined_bits(parts: Sequence[tuple[Words, int]], count: int) -> Words:

@@ -31,7 +31,7 @@ from secure_quant.onehost.products import (
     scaled,
     weighed,
 )
-from secure_quant.onehost.requantize import JointScaled, Made
+from secure_quant.onehost.requantize import JointScaled, Part
 
 __all__ = ["JointRamp"]
 
@@ -126,9 +126,10 @@ class JointRamp(JointScaled):
 
     # ---- the protocol
 
-    def make(self, pairing: Pairing, mask: Ring, out: Ring) -> Joint[Made]:
+    def piece(self, pairing: Pairing, mask: Ring, out: Ring, some: slice) -> Joint[Part]:
+        """See JointScaled."""
         gate, look, party = self.gate, self.gate.look, pairing.party
-        count = len(mask) * gate.elements
+        count = some.stop - some.start
         columns = pairing.columns(self.choosers, count)
         last = look.ring + look.borrow.variables
         rho, variables = columns[: look.ring], columns[look.ring : last]
@@ -139,14 +140,14 @@ class JointRamp(JointScaled):
                     hot(rho[first : first + width], party, pairing.delta, purpose)
                     for purpose, first, width in self.hots
                 ]),
-                self._numbers(rho, masks, gate.scaled(mask, 0).reshape(-1), party),
+                self._numbers(rho, masks, gate.scaled(mask, 0).reshape(-1)[some], party),
                 self._record(variables, masks, count),
             ]
         )  # fmt: skip
         hots[0] = prefixes(hots[0], look.borrow.digits[0])
         lifted = joined_bits([(values, gate.bits) for values in lift], count)
         free = joined_bits([(column.own, 1) for column in (*variables, *masks)], count)[:, 0]
-        return self.laid(party, out, [hots[-1], record, lifted, *hots[:-1]], offset, free)
+        return Part((hots[-1], record, lifted, *hots[:-1]), offset, free)
 
     def _numbers(
         self, rho: Sequence[Column], masks: Masks, accumulated: Words, party: int

@@ -8,7 +8,7 @@ Nothing else of the gate changes; ``RequantizeGate.online`` runs on what is made
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 
@@ -26,6 +26,7 @@ from secure_quant.onehost.hots import hot, hot_bits, hot_parts, prefixes
 from secure_quant.onehost.permutation import Words
 from secure_quant.onehost.products import (
     cut_bits,
+    end_to_end,
     gated,
     joined_bits,
     number,
@@ -33,7 +34,17 @@ from secure_quant.onehost.products import (
     weighed,
 )
 
-__all__ = ["JointRequantize", "JointScaled", "Made"]
+__all__ = ["JointRequantize", "JointScaled", "Made", "Part"]
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class Part:
+    """The material of some elements, n in a row, before it is laid out. fields: in their order,
+    uint64[n] or uint64[n, words], None where there is none. offset: δ. free: shares of masks."""
+
+    fields: tuple[Words | None, ...]
+    offset: Words
+    free: Words
 
 
 @dataclass(frozen=True, eq=False)
@@ -63,10 +74,31 @@ class JointScaled(ABC):
     def formula(self) -> tuple[int, int]:
         """(COTs, payload bits of both directions) per element, as docs/spec/one-host.md states."""
 
-    @abstractmethod
     def make(self, pairing: Pairing, mask: Ring, out: Ring) -> Joint[Made]:
         """mask: own share of the accumulator's, uint64[batch, *shape], mod 2^k or more. out: of the
         output's. The pairing has ``cots`` in stock. Raises MalformedMessage, PairingSpent."""
+        whole = slice(0, self.places(len(mask)))
+        part = yield from self.piece(pairing, mask, out, whole)
+        return self.joined(pairing.party, [part], mask, out)
+
+    @abstractmethod
+    def piece(self, pairing: Pairing, mask: Ring, out: Ring, some: slice) -> Joint[Part]:
+        """``make`` for the elements ``some`` of all samples, end to end; the pairing has their
+        ``cots`` in stock."""
+
+    def joined(self, party: int, parts: Sequence[Part], mask: Ring, out: Ring) -> Made:
+        """What ``make`` returns, of all pieces in order."""
+        offset = end_to_end([part.offset for part in parts])
+        free = end_to_end([part.free for part in parts])
+        fields = (
+            None if each[0] is None else end_to_end(each)
+            for each in zip(*(part.fields for part in parts), strict=True)
+        )
+        return self.laid(party, out, fields, offset, free)
+
+    def places(self, batch: int) -> int:
+        """Elements, of which a piece takes some."""
+        return batch * self.gate.elements
 
     @property
     @abstractmethod
@@ -102,7 +134,7 @@ class JointScaled(ABC):
         return reduce(words, self.gate.bits).reshape(batch, *self.gate.shape)
 
     def laid(
-        self, party: int, out: Ring, fields: Sequence[Words | None], offset: Words, free: Words
+        self, party: int, out: Ring, fields: Iterable[Words | None], offset: Words, free: Words
     ) -> Made:
         """Everything where the dealer would have put it. fields: in their order, None where there
         is none."""
@@ -193,14 +225,15 @@ class JointRequantize(JointScaled):
 
     # ---- the protocol
 
-    def make(self, pairing: Pairing, mask: Ring, out: Ring) -> Joint[Made]:
+    def piece(self, pairing: Pairing, mask: Ring, out: Ring, some: slice) -> Joint[Part]:
+        """See JointScaled."""
         gate, look, party = self.gate, self.gate.look, pairing.party
-        batch = len(mask)
-        columns = pairing.columns(self.choosers, batch * gate.elements)
+        elements = some.stop - some.start
+        columns = pairing.columns(self.choosers, elements)
         last = len(columns) - look.out_bits
         rho, masks, lifts = columns[: look.ring], columns[look.ring : last], columns[last:]
-        scaled = gate.scaled(mask, 0).reshape(-1)
-        drawn = pairing.random(batch * gate.elements)
+        scaled = gate.scaled(mask, 0).reshape(-1)[some]
+        drawn = pairing.random(elements)
         delta = drawn & np.uint64((1 << look.out_bits) - 1)
         hots, offset, lift, record = yield from together(
             [
@@ -217,10 +250,9 @@ class JointRequantize(JointScaled):
         free = self._free(masks, lifts, self._mu(lifts, drawn), delta)
         count = len(look.borrow.digits)
         sizes = [gate.bits - j for j in range(look.out_bits) if gate.bits > j]
-        lifted = joined_bits(list(zip(lift, sizes, strict=False)), batch * gate.elements)
+        lifted = joined_bits(list(zip(lift, sizes, strict=False)), elements)
         saturation = hots[count + 1] if look.saturates else None
-        fields = [hots[count], saturation, record, lifted, *hots[:count]]
-        return self.laid(party, out, fields, offset, free)
+        return Part((hots[count], saturation, record, lifted, *hots[:count]), offset, free)
 
     def _mu(self, lifts: Sequence[Column], drawn: Words) -> Words:
         """Own share of the mask of the number opened first; where nothing but one number is

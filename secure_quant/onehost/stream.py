@@ -15,7 +15,7 @@ from secure_quant.onehost.exchange import Joint
 
 __all__ = ["PIECE", "PROTOCOL", "Course", "Driven", "Inbox", "drive", "pieces"]
 
-PROTOCOL = 3
+PROTOCOL = 4
 """What both ends of a connection speak."""
 PIECE = 2**18
 """Most bytes of a run in one frame."""

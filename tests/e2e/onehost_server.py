@@ -8,7 +8,7 @@ from e2e import he_server
 
 from secure_quant.onehost.bundle import split
 
-__all__ = ["OneHostProcess", "SilentOneHostProcess"]
+__all__ = ["LastingOneHostProcess", "OneHostProcess", "SilentOneHostProcess"]
 
 
 class OneHostProcess(he_server.HeServerProcess):
@@ -25,3 +25,9 @@ class SilentOneHostProcess(OneHostProcess):
     """The same with Ferret's OTs."""
 
     split = staticmethod(partial(split, objective="traffic"))
+
+
+class LastingOneHostProcess(OneHostProcess):
+    """Good for so many samples of a client that its rings have three primes."""
+
+    split = staticmethod(partial(split, calls=2**38))

@@ -17,9 +17,10 @@ from typing import Any
 import numpy as np
 import pytest
 from e2e.he_server import inputs, lenet
-from e2e.onehost_server import OneHostProcess, SilentOneHostProcess
+from e2e.onehost_server import LastingOneHostProcess, OneHostProcess, SilentOneHostProcess
 from patience import ample
 from slow.client.forking import in_child
+from unit.mpc.protocol.graphs import Builder
 
 from secure_quant import Graph, reference
 from secure_quant.errors import (
@@ -34,8 +35,11 @@ from secure_quant.errors import (
     ServiceError,
     ShapeMismatch,
 )
+from secure_quant.ir import ops
 from secure_quant.onehost.bundle import load_client, split
 from secure_quant.onehost.cot import KAPPA, STEP_BYTES
+from secure_quant.onehost.groups import GROUP
+from secure_quant.onehost.masked import WIDEST
 from secure_quant.onehost.softspoken import extension_bytes
 from secure_quant_cli.cluster import free_ports
 from secure_quant_client import AsyncOneHostClient, OneHostClient
@@ -117,6 +121,38 @@ def test_ferret_sends_less_and_answers_alike(graph: Graph, tmp_path: Path) -> No
                 begun = extension_bytes(lpn.reserve, KAPPA) if item == 1 else 0
                 assert sent[side] == material[side] + STEP_BYTES + fresh + begun
             before = batches
+
+
+@pytest.mark.heavy
+def test_images_of_many_pieces_in_rings_of_three_primes(tmp_path: Path) -> None:
+    """A stem as ResNet-18's at half the size: one gate takes nearly three times the COTs
+    that are in memory at once; bytes are the plan's."""
+    b = Builder((3, 112, 112), seed=8)
+    x = b.conv("stem", "x", 3, 32, (7, 7), (2, 2), (3, 3))
+    x = b.pool("pool", b.requantize("q", x, shift=10), (3, 3), (2, 2))
+    x = b.requantize("r", b.conv("c", x, 32, 8, (3, 3), (2, 2)), shift=12)
+    x = b.add(ops.Reshape(name="flat", inputs=(x,), shape=(8 * 13 * 13,)))
+    graph = b.graph(b.linear("head", x, 8 * 13 * 13, 10))
+    plan = load_client(LastingOneHostProcess.split(graph)["client"])
+    assert {step.layout(1).ring for step in plan.masked.he.steps} == {WIDEST}
+    assert max(sum(half.cots(1)) for half in plan.halves.values()) > 2 * GROUP
+    assert max(sum(taken) for taken in plan.cost(1).taken) <= GROUP
+    with (
+        LastingOneHostProcess(tmp_path, graph) as server,
+        OneHostClient(server.target, tls=server.tls(), stock=0) as client,
+    ):
+        for batch in (1, 2):
+            q = inputs(graph, batch, batch)
+            answer = client.infer_int8_with_stats(q, timeout=ample(120))
+            y = reference.run_int(graph, q)
+            assert np.array_equal(answer.y, y)
+            assert len(np.unique(y)) > 5
+            stats, cost = answer.stats, plan.cost(batch)
+            assert (stats.bytes_up, stats.bytes_down) == (cost.bytes_up, cost.bytes_down)
+            # What is left of an extension serves the next one.
+            left = 1024 * len(cost.taken)
+            assert abs(cost.offline_bytes_up - stats.offline_bytes_up) < left
+            assert abs(cost.offline_bytes_down - stats.offline_bytes_down) < left
 
 
 def test_two_clients_at_once_and_both_kinds(server: OneHostProcess, graph: Graph) -> None:

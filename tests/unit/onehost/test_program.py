@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 import pytest
@@ -23,10 +23,11 @@ from secure_quant.mpc.protocol.cost import packed_bytes
 from secure_quant.mpc.protocol.gates.product import ProductGate
 from secure_quant.mpc.protocol.ring import reduce
 from secure_quant.onehost import ahead as ahead_module
-from secure_quant.onehost import plan as plan_module
+from secure_quant.onehost import groups as groups_module
 from secure_quant.onehost import sources
 from secure_quant.onehost.cot import MOST_BLOCKS, STEP_BYTES, Pairing
 from secure_quant.onehost.ferret import LPN, Lpn
+from secure_quant.onehost.groups import summed
 from secure_quant.onehost.plan import OneHostPlan, plan
 from secure_quant.onehost.product import JointProduct
 from secure_quant.onehost.products import unpacked
@@ -247,28 +248,56 @@ def test_only_the_answer_itself_goes_unmasked() -> None:
 
 
 def test_gates_in_groups_make_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
-    """What takes many COTs is made one after the other; bytes and integers stay."""
+    """What takes many COTs is made one after the other, and large gates in pieces, which end within
+    samples; bytes and integers stay."""
     ends, exchanges = Ends(graphs.lenet(), pair()), []
-    names = list(ends.plan.halves)
-    for most in (plan_module.GROUP, sum(ends.plan.cots(2)) // 2, 1):
-        monkeypatch.setattr(plan_module, "GROUP", most)
+    names, whole = list(ends.plan.halves), ends.plan.cost(2)
+    for most in (groups_module.GROUP, sum(ends.plan.cots(2)) // 2, 2**15):
+        monkeypatch.setattr(groups_module, "GROUP", most)
         ends = Ends(graphs.lenet(), ends.pairs)  # a plan keeps what it counted
         groups = ends.plan.groups(2)
-        assert [name for group in groups for name in group] == names
-        _, _, sent = drive(ends.client.prepare(2), ends.server.prepare(2))
+        pieces = [piece for group in groups for piece in group]
+        assert list(dict.fromkeys(piece.name for piece in pieces)) == names
+        for name, half in ends.plan.halves.items():
+            mine = [piece for piece in pieces if piece.name == name]
+            starts = [0, *(piece.some.stop for piece in mine)]
+            assert [piece.some.start for piece in mine] == starts[:-1]
+            assert starts[-1] == half.places(2)
+            assert [piece.last for piece in mine] == [False] * (len(mine) - 1) + [True]
+            assert summed(piece.cots for piece in mine) == half.cots(2)
+        assert all(sum(taken) <= most for taken in ends.plan.cost(2).taken)
+        cost = ends.plan.cost(2)
+        assert (cost.material_up, cost.material_down) == (whole.material_up, whole.material_down)
         q = inputs(ends.graph, 2)
         assert np.array_equal(ends.infer(q), reference.run_int(ends.graph, q))
-        exchanges.append((len(groups), len(sent)))
-    counts = [count for count, _ in exchanges]
-    assert counts[0] == 1 < counts[1] < counts[2] == len(names)
-    assert exchanges[0][1] < exchanges[1][1] < exchanges[2][1]
+        _, _, sent = drive(ends.client.prepare(2), ends.server.prepare(2))
+        exchanges.append((len(groups), len(sent), len(pieces)))
+    counts, flights, made = zip(*exchanges, strict=True)
+    assert counts[0] == 1 < counts[1] < len(names) < counts[2]
+    assert flights[0] < flights[1] < flights[2]
+    assert made[0] == len(names) < made[2]
+
+
+def test_a_gate_in_pieces_is_laid_out_as_the_whole(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every kind of gate: integers and bytes are the plan's with at most 64 elements at once."""
+    monkeypatch.setattr(groups_module, "GROUP", 1)
+    pairs, kinds = pair(), set()
+    for name in ("activation_out", "attention"):
+        ends = Ends(graphs.ALL[name](), pairs)
+        pieces = [piece for group in ends.plan.groups(3) for piece in group]
+        assert all(piece.some.stop - piece.some.start <= groups_module.GRAIN for piece in pieces)
+        assert len(pieces) > len(ends.plan.halves)
+        kinds |= set(map(type, ends.plan.halves.values()))
+        q = inputs(ends.graph, 3)
+        assert np.array_equal(ends.infer(q), reference.run_int(ends.graph, q)), name
+    assert kinds == set(get_args(groups_module.Half))
 
 
 def test_layers_a_few_at_a_time_make_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
     """One in each exchange, beside gates of several groups."""
     monkeypatch.setattr(ahead_module, "ABREAST", 1)
     ends = Ends(graphs.lenet(), pair())
-    monkeypatch.setattr(plan_module, "GROUP", sum(ends.plan.cots(2)) // 2)
+    monkeypatch.setattr(groups_module, "GROUP", sum(ends.plan.cots(2)) // 2)
     up = [ends.plan.masked.call(name, 2).cost.bytes_up for name in ends.host.layers]
     _, _, sent = drive(ends.client.prepare(2), ends.server.prepare(2))
     assert len(up) == 5
