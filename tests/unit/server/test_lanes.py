@@ -22,7 +22,7 @@ from secure_quant_server.mpc.config import LaneConfig
 from secure_quant_server.mpc.desk import FrontDesk
 from secure_quant_server.mpc.lanes import LaneHandle
 from secure_quant_server.mpc.messages import Failed, Place, Retract, Share
-from secure_quant_server.mpc.party import _ShareInference
+from secure_quant_server.mpc.service import ShareInference
 
 SHARE = bytes(24)
 
@@ -62,7 +62,7 @@ class Back:
         self.wire.handle.take(message)
 
 
-def party_1(lanes: int) -> tuple[_ShareInference, list[LaneHandle], list[FrontDesk], Board]:
+def party_1(lanes: int) -> tuple[ShareInference, list[LaneHandle], list[FrontDesk], Board]:
     """A front of party 1 whose lanes' workers are desks alone."""
     board = Board(64, 2**20)
     handles, desks = [], []
@@ -84,7 +84,7 @@ def party_1(lanes: int) -> tuple[_ShareInference, list[LaneHandle], list[FrontDe
         models={"m": model},
         budgets=Budgets(None),
     )
-    return _ShareInference(front), handles, desks, board
+    return ShareInference(front), handles, desks, board
 
 
 def request(number: int) -> InferRequest:

@@ -15,7 +15,7 @@ from secure_quant.mpc.runtime.jobs import Answer, Job
 from secure_quant.wire import SHARING
 from secure_quant.wire.gen.share_inference_pb2 import InferRequest
 from secure_quant_server.common import Budgets, Metrics, Requests
-from secure_quant_server.mpc.party import _ShareInference
+from secure_quant_server.mpc.service import ShareInference
 from secure_quant_server.mpc.watches import Watches
 
 GRAPH = graph()
@@ -31,7 +31,7 @@ class Counting(SimpleNamespace):
         return Answer(job.ids, job.batches, 0, 0, 0, 0, b"")
 
 
-def service(budget: int) -> tuple[_ShareInference, Counting]:
+def service(budget: int) -> tuple[ShareInference, Counting]:
     batcher = Counting()
     options = SimpleNamespace(batch=32, wait_s=5.0)
     front = SimpleNamespace(
@@ -39,7 +39,7 @@ def service(budget: int) -> tuple[_ShareInference, Counting]:
         models={GRAPH.hash: SimpleNamespace(graph=GRAPH, model_hash=GRAPH.hash)},
         requests=Requests(Metrics()), watches=Watches({}, lambda *_: None, 1),
     )  # fmt: skip
-    return _ShareInference(front), batcher  # type: ignore[arg-type]
+    return ShareInference(front), batcher  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("names", [("", GRAPH.hash), (GRAPH.hash, "")])

@@ -10,7 +10,7 @@ from unit.server.support import graph
 
 from secure_quant.ir.effort import between_parties_s
 from secure_quant.mpc.protocol.plan import plan
-from secure_quant_server.mpc.party import _ShareInference
+from secure_quant_server.mpc.service import ShareInference
 
 GRAPH = graph()
 
@@ -19,7 +19,7 @@ def times(left: float | None, samples: int = 1) -> tuple[float, float]:
     front = SimpleNamespace(party=0, options=SimpleNamespace(batch=32, wait_s=10.0))
     program = SimpleNamespace(graph=GRAPH, plan=plan(GRAPH))
     context = SimpleNamespace(time_remaining=lambda: left)
-    service = _ShareInference(front)  # type: ignore[arg-type]
+    service = ShareInference(front)  # type: ignore[arg-type]
     return service._times(context, program, samples)  # type: ignore[arg-type]
 
 
