@@ -23,10 +23,13 @@ if TYPE_CHECKING:
 __all__ = ["COMMANDS", "model_of", "start"]
 
 
-_SERVER, _CLIENT, _TRANSFORMS = 134 * 10**6, 82 * 10**6, 2**30
+# Peak resident bytes: bench/RESULTS.md.
+_SERVER, _CLIENT = 134 * 10**6, 82 * 10**6
+"""Of a server's processes and of a client before anything is held."""
+_TRANSFORMS = 2**30
+"""Of weights' transforms that are kept, at most."""
 _BLINDS, _CIPHERTEXTS = 8, 20
-"""Bytes of a server's processes, of a client, of transforms kept, at most; how often a stock of
-blinds has the bytes of all answers, and a call's ciphertexts their own: bench/RESULTS.md."""
+"""How often a stock of blinds has the bytes of all answers, and a call's ciphertexts their own."""
 
 _CALL_S = 1.2e-3
 """Of a call, through the front and to its worker and back, on one machine: bench/RESULTS.md."""

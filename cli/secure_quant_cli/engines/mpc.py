@@ -32,18 +32,21 @@ if TYPE_CHECKING:
 __all__ = ["COMMANDS", "check_party", "model_of", "offline_cpu", "start_dealer", "start_party"]
 
 
+# Peak resident bytes (bench/RESULTS.md): of a role before anything is held; streamed: of a model
+# whose material is. A party is a front, a lane, and the template of lanes with CrypTen and PyTorch.
 _CLIENT = 72 * 10**6
 _PARTY, _PARTY_STREAMED = 485 * 10**6, 560 * 10**6
 _DEALER, _DEALER_STREAMED = 226 * 10**6, 285 * 10**6
-_A_WEIGHT, _A_DEALT_WEIGHT, _A_ENTRY, _A_DEALT_ENTRY = 12, 4, 3, 1
+_A_WEIGHT, _A_DEALT_WEIGHT = 12, 4
+"""Of a weight at a party and at the dealer."""
+_A_ENTRY, _A_DEALT_ENTRY = 3, 1
+"""Of an entry of a secret table, likewise."""
 _A_GATE, _A_CORRECTION = 1.5, 1.2
-"""Bytes of a client; of a party (front, a lane, and the template of lanes with CrypTen and PyTorch)
-and of a dealer before anything is held; of a weight and of an entry of a secret table, at a party
-and at the dealer; of a byte of two gates' material, and of one that waits at party 1: RESULTS."""
+"""Of a byte of two gates' material, and of one that waits at party 1."""
 
 _CALL_S, _EXCHANGE_S = 4.2e-3, 6e-5
-"""Of a client's call after rest, through fronts and lanes, and of an exchange of the parties, on
-one machine: bench/RESULTS.md."""
+"""Seconds of a client's call after rest, through fronts and lanes, and of an exchange of the
+parties, on one machine: bench/RESULTS.md."""
 _CALL_TRIPS = 2.5
 """Round trips of a call beside the parties' rounds: of LeNets of 18 to 30 rounds through relays."""
 
