@@ -107,19 +107,18 @@ class Ahead:
         return all(inner in self.masks for inner in self._plan.halves[piece.name].gate.inputs)
 
     def _piece(self, piece: Piece) -> Joint[Any]:
-        """Of the joint half of a gate, of the masks of its inputs and of itself."""
-        half, pairing, name = self._plan.halves[piece.name], self._pairing, piece.name
-        if isinstance(half, JointProduct):
-            left, right = (self.masks[inner] for inner in half.gate.inputs)
-            return half.make(pairing, left, right, self.masks[name])
-        inner = self.masks[half.gate.inputs[0]]
-        return half.piece(pairing, inner, self.masks.get(name, inner), piece.some)
+        """Of the joint half of a gate."""
+        half = self._plan.halves[piece.name]
+        return half.piece(self._pairing, *self._own(piece.name), piece.some)
 
     def _joined(self, name: str) -> Any:
         """The half, of its pieces, which come one after the other."""
         half = self._plan.halves[name]
-        if isinstance(half, JointProduct):
-            (made,) = self._parts
-            return made
-        inner = self.masks[half.gate.inputs[0]]
-        return half.joined(self._pairing.party, self._parts, inner, self.masks.get(name, inner))
+        return half.joined(self._pairing.party, self._parts, *self._own(name))
+
+    def _own(self, name: str) -> tuple[Any, Ring]:
+        """Own shares of the masks of a gate's inputs and of itself."""
+        half = self._plan.halves[name]
+        inner = tuple(self.masks[each] for each in half.gate.inputs)
+        masks = inner if isinstance(half, JointProduct) else inner[0]
+        return masks, self.masks.get(name, inner[0])

@@ -9,6 +9,7 @@ Source: N. Gilboa, "Two party RSA key generation", CRYPTO 1999.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from math import prod
@@ -24,7 +25,7 @@ from secure_quant.onehost import kernels
 from secure_quant.onehost.cot import MOST_BLOCKS, Column, Pairing
 from secure_quant.onehost.exchange import Joint, swap
 from secure_quant.onehost.permutation import Words
-from secure_quant.onehost.products import joined_bits, packed, unpacked
+from secure_quant.onehost.products import end_to_end, joined_bits, packed, unpacked
 
 __all__ = ["JointProduct", "MadeProduct"]
 
@@ -92,10 +93,6 @@ class JointProduct:
         size += sum(packed_bytes(n * self._columns, bits - i) for i in range(bits))
         return size, size
 
-    def places(self, batch: int) -> int:
-        """It is made in one piece."""
-        return 1
-
     def fresh(self, pairing: Pairing, batch: int) -> Ring:
         """An own share of the output's mask, uint64[batch, *shape]."""
         words = pairing.random(batch * prod(self.gate.shape))
@@ -104,8 +101,22 @@ class JointProduct:
     def make(self, pairing: Pairing, x: Ring, y: Ring, out: Ring) -> Joint[MadeProduct]:
         """x, y, out: own shares of the factors' masks and of the product's, uint64[batch, ...]. The
         pairing has ``cots`` in stock. Raises MalformedMessage, PairingSpent."""
+        whole = slice(0, self.places(len(x)))
+        part = yield from self.piece(pairing, (x, y), out, whole)
+        return self.joined(pairing.party, [part], (x, y), out)
+
+    def places(self, batch: int) -> int:
+        """Rows of results, of which a piece takes some."""
+        return batch * prod(self.gate.shape) // self._columns
+
+    def piece(
+        self, pairing: Pairing, masks: tuple[Ring, Ring], out: Ring, some: slice
+    ) -> Joint[Words]:
+        """What ``make`` needs of the other end for the rows ``some`` of all samples, end to end:
+        shares of the crossed products, uint64[rows, columns]."""
         bits, party = self.gate.bits, pairing.party
-        left, right = self._factors(reduce(x, bits), reduce(y, bits))
+        whole, right = self._factors(*(reduce(mask, bits) for mask in masks))
+        left = whole.reshape(-1, whole.shape[-1])[some]
         columns = pairing.columns([0] * bits + [1] * bits, left.size)
         mine, theirs = columns[:bits], columns[bits:]
         if party == 1:
@@ -115,8 +126,7 @@ class JointProduct:
         size = packed_bytes(left.size, bits)
         peer = yield from swap(packed(drawn ^ wanted[:, None], bits), size)
         turned = unpacked(peer, left.size, bits)[:, 0]
-        factors = np.broadcast_to(right[:, None], (*left.shape, right.shape[-1]))
-        factors = factors.reshape(left.size, -1)
+        factors = right[np.arange(some.start, some.stop) // whole.shape[1]].reshape(left.size, -1)
         sent, total = [], np.zeros(factors.shape, np.uint64)
         for i, column in enumerate(theirs):
             swapped = turned >> np.uint64(i) & np.uint64(1)
@@ -130,9 +140,16 @@ class JointProduct:
             place += sizes[i]
             bit = wanted >> np.uint64(i) & np.uint64(1)
             total += _heard(column, bit, message, factors.shape[1], bits - i) << np.uint64(i)
-        crossed = total.reshape(*left.shape, -1).sum(axis=-2, dtype=np.uint64)
-        own = self.gate.apply(x, y) + crossed.reshape(out.shape) + out
-        return x, y, reduce(own, bits)
+        crossed: Words = total.reshape(*left.shape, -1).sum(axis=1, dtype=np.uint64)
+        return crossed
+
+    def joined(
+        self, party: int, parts: Sequence[Words], masks: tuple[Ring, Ring], out: Ring
+    ) -> MadeProduct:
+        """What ``make`` returns, of all pieces in order."""
+        x, y = masks
+        own = self.gate.apply(x, y) + end_to_end(parts).reshape(out.shape) + out
+        return x, y, reduce(own, self.gate.bits)
 
     def _factors(self, x: Ring, y: Ring) -> tuple[Words, Words]:
         """[batch, ...] -> [n, rows, inner], [n, inner, columns]."""
