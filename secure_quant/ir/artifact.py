@@ -41,8 +41,12 @@ def save(graph: Graph, path: str | os.PathLike[str]) -> None:
 
 
 def load(path: str | os.PathLike[str], *, expected_hash: str | None = None) -> Graph:
-    """Read a model file. Raises MalformedModel and its kin, InvalidGraph, which name the file;
-    OSError."""
+    """Read a model file, whole or public. expected_hash: 64 hex digits, of the only model that is
+    taken.
+
+    Raises MalformedModel and its kin (HashMismatch, UnsupportedVersion), InvalidGraph, which name
+    the file; OSError.
+    """
     with Path(path).open("rb") as file:
         size = os.fstat(file.fileno()).st_size
         try:

@@ -83,6 +83,7 @@ def quantize(
     calibrator   how activation ranges are chosen; see ``RangeObserver``.
     grid         largest integer multiplier of a weight channel, 0 to choose; see
                  ``WeightObserver``.
+    batch_size   largest batch in which ``calibration`` runs; larger ones are split.
     targets      qat only: what the loss compares outputs with, one for each sample. The loss of
                  several outputs gets them as a dict.
     training     qat only: epochs, learning rate, loss.

@@ -40,8 +40,16 @@ Loss = Callable[[Tensor, Tensor], Tensor]
 
 @dataclass(frozen=True)
 class Training:
-    """The fine-tune: Adam over ``epochs`` with a falling learning rate. In the last third of the
-    steps the activation ranges stand still."""
+    """The fine-tune: Adam with a falling learning rate. In the last third of the steps the
+    activation ranges stand still.
+
+    epochs         over all calibration samples.
+    batch_size     samples of a step.
+    learning_rate  at first.
+    loss           (float outputs, targets) -> a scalar to make small; of several outputs a dict of
+                   them comes first.
+    seed           of the order of samples.
+    """
 
     epochs: int = 3
     batch_size: int = 64

@@ -25,13 +25,17 @@ class Scheme(Protocol):
     """Turns float weights into integers."""
 
     def quantize(self, weight: Tensor, grid: int) -> tuple[Tensor, Tensor]:
-        """float[out, ...] -> int8-valued float64[out, n] and scales float32[out] on the grid."""
+        """float[out, ...] -> int8-valued float64[out, n] and scales float32[out], each the base
+        times a whole number up to ``grid``."""
 
 
 @dataclass(frozen=True)
 class Uniform:
-    """``q = round(w / scale)``; the scale covers the largest weight of the channel, or of the
-    whole tensor. ``keep_small``: a weight that is not 0 becomes ±1, never 0."""
+    """``q = round(w / scale)``; the scale covers the largest weight of the channel.
+
+    per_channel  False: one scale for the whole tensor, which covers its largest weight.
+    keep_small   a weight that is not 0 becomes ±1, never 0.
+    """
 
     per_channel: bool = True
     keep_small: bool = False
@@ -47,13 +51,23 @@ class Uniform:
 class Clip:
     """Uniform with a threshold below the largest weight: the weights beyond it saturate.
 
-    mse         the threshold with the least squared error of rounding and clipping, per channel.
-    percentile  the given percentile of |w| in the channel.
+    method      mse: the threshold with the least squared error of rounding and clipping, per
+                channel. percentile: that percentile of |w| in the channel.
+    percentile  0 to 100; of that method alone.
+    keep_small  a weight that is not 0 becomes ±1, never 0.
+
+    Raises ConfigError.
     """
 
     method: Literal["mse", "percentile"] = "mse"
     percentile: float = 99.5
     keep_small: bool = False
+
+    def __post_init__(self) -> None:
+        if self.method not in ("mse", "percentile"):
+            raise ConfigError("Clip's method", got=self.method, expected="mse or percentile")
+        if not 0 < self.percentile <= 100:
+            raise ConfigError("percentile", got=self.percentile, expected="above 0, at most 100")
 
     def quantize(self, weight: Tensor, grid: int) -> tuple[Tensor, Tensor]:
         """As in Scheme."""

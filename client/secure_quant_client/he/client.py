@@ -57,7 +57,7 @@ class HeClient(_Homomorphic, IntegerClient[HeModel]):
     expected_hash  the model to ask for, and the only one accepted. Without it the server chooses,
                    and it must serve a single model.
     token          where the server asks for one besides the certificate.
-    limits         largest message, default deadline.
+    limits         Limits(...): largest message, default deadline.
     stock          inferences whose keys and encryptions of zero are made ahead in the background,
                    for the batch sizes used last; 0 for none.
 

@@ -78,7 +78,7 @@ class MpcClient(_Sharing, IntegerClient[MpcModel]):
     expected_hash  the model to ask for, and the only one accepted. Without it the parties choose,
                    and they must serve a single model, the same one.
     token          where the parties ask for one besides the certificate.
-    limits         largest message, default deadline.
+    limits         Limits(...): largest message, default deadline, slowest round of the parties.
 
     Neither party sees inputs, activations, outputs or weights unless the two collude with each
     other or with the dealer.

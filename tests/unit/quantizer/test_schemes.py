@@ -82,6 +82,16 @@ def squared_error(scheme, w, grid):
     return float(((q * scale.double()[:, None] - w) ** 2).sum())
 
 
+@pytest.mark.parametrize(
+    ("given", "name"),
+    [({"method": "mean"}, "method"), ({"percentile": 101}, "percentile"),
+     ({"percentile": 0}, "percentile"), ({"percentile": float("nan")}, "percentile")],
+)  # fmt: skip
+def test_clipping_as_nobody_defined_it_is_refused(given, name):
+    with pytest.raises(ConfigError, match=name):
+        Clip(**given)
+
+
 def test_clipping_by_error_beats_the_largest_weight():
     """n weights spread evenly over -1..1 and one at 2. Rounding to steps of s errs by s²/12 each
     in the mean, so a scale for 2 costs n (2/127)²/12; one for 1 costs a quarter, and 1 for the
