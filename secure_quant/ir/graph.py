@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from types import MappingProxyType
-from typing import Any
+from typing import Any, NoReturn
 
 import numpy as np
 from numpy.typing import NDArray
@@ -110,6 +110,10 @@ class Graph:
     def __deepcopy__(self, memo: Mapping[int, object]) -> Graph:
         """Itself: nothing in it changes."""
         return self
+
+    def __reduce__(self) -> NoReturn:
+        """A pickle is a program to whoever loads it. Raises TypeError."""
+        raise TypeError("a Graph is not pickled: secure_quant.save writes it, load reads it")
 
     @cached_property
     def input_ports(self) -> tuple[Port, ...]:

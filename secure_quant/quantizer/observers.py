@@ -175,9 +175,9 @@ class WeightObserver(ObserverBase):  # type: ignore[misc]
 
     def __init__(self, dtype: torch.dtype = torch.int8, *, grid: int = 0, **_: Any) -> None:
         super().__init__(dtype=dtype)
-        if not 0 <= grid <= 255:
-            raise ConfigError("grid", got=grid, expected="0 to 255")
-        self.grid = grid
+        if grid not in range(256):
+            raise ConfigError("grid", got=grid, expected="a whole number, 0 to 255")
+        self.grid = int(grid)
         self.quant_min, self.quant_max = -127, 127
         self.qscheme, self.ch_axis = torch.per_channel_symmetric, 0
         self.scale = torch.ones(1)

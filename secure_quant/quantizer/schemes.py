@@ -99,17 +99,22 @@ class Log:
 class KMeans:
     """``centroids`` values for the whole tensor, on the int8 grid, placed by Lloyd's algorithm on
     the weights in units of their channel's scale (Han et al., Deep Compression, 2016).
-    ``keep_small``: a weight that is not 0 goes to the nearest centroid of its sign."""
+    ``keep_small``: a weight that is not 0 goes to the nearest centroid of its sign. Raises
+    ConfigError."""
 
     centroids: int = 16
     keep_small: bool = False
+
+    def __post_init__(self) -> None:
+        if self.centroids not in range(2, 257):
+            raise ConfigError("centroids", got=self.centroids, expected="a whole number, 2 to 256")
 
     def quantize(self, weight: Tensor, grid: int) -> tuple[Tensor, Tensor]:
         """As in Scheme."""
         rows = _rows(weight)
         scale = channel_scales(rows.abs().amax(1), grid)
         units = rows / scale.double()[:, None]
-        levels = _lloyd(units, scale.double() ** 2, self.centroids)
+        levels = _lloyd(units, scale.double() ** 2, int(self.centroids))
         q = _nearest(units, levels)
         for sign in (-1, 1) if self.keep_small else ():
             side = levels[torch.sign(levels) == sign]
@@ -169,8 +174,6 @@ def _best_threshold(rows: Tensor, rounding: object) -> Tensor:
 
 def _lloyd(units: Tensor, row_weight: Tensor, count: int) -> Tensor:
     """At most ``count`` sorted integer levels for units [out, n], each row weighing as given."""
-    if not 2 <= count <= 256:
-        raise ConfigError("centroids", got=count, expected="2 to 256")
     mass = torch.zeros(255, dtype=torch.float64)
     place = units.round().clamp(-127, 127).long() + 127
     for row, weight in zip(place, row_weight, strict=True):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import pickle
 
 import numpy as np
 import pytest
@@ -127,3 +128,8 @@ def test_a_copy_is_the_graph_itself():
     graph = _net().done()
     assert copy.copy(graph) is graph
     assert copy.deepcopy({"model": graph})["model"] is graph
+
+
+def test_a_pickle_of_a_graph_names_what_to_do_instead():
+    with pytest.raises(TypeError, match="save"):
+        pickle.dumps(_net().done())

@@ -92,6 +92,12 @@ def test_clipping_as_nobody_defined_it_is_refused(given, name):
         Clip(**given)
 
 
+@pytest.mark.parametrize("grid", [1.5, -1, 256])
+def test_a_grid_is_a_whole_number(grid):
+    with pytest.raises(ConfigError, match="grid"):
+        quantize(torch.nn.Linear(4, 2), torch.randn(8, 4), grid=grid)
+
+
 def test_clipping_by_error_beats_the_largest_weight():
     """n weights spread evenly over -1..1 and one at 2. Rounding to steps of s errs by s²/12 each
     in the mean, so a scale for 2 costs n (2/127)²/12; one for 1 costs a quarter, and 1 for the
