@@ -2,9 +2,8 @@
 says something counts.
 
 A setting has one name in three spellings: ``--wait-seconds``, ``SECURE_QUANT_WAIT_SECONDS`` and
-``wait_seconds`` in the table of the role (``[party0]``, ``[party1]``, ``[dealer]``, ``[he]``), or
-in ``[common]``. Most come from the fields of the dataclass that the role's row in
-``secure_quant.engines`` names.
+``wait_seconds`` in the table of the role (``[party0]``, ``[onehost]``, ...), or in ``[common]``.
+Most come from the fields of the dataclass that the role's row in ``secure_quant.engines`` names.
 """
 
 from __future__ import annotations
@@ -274,7 +273,12 @@ def _helps(cls: type) -> dict[str, str]:
                 found[name] += " " + line.strip()
             else:
                 name = ""
-    return {name: text.replace("``", "") for name, text in found.items()}
+    return {name: _unset(text.replace("``", "")) for name, text in found.items()}
+
+
+def _unset(text: str) -> str:
+    """For whoever writes no Python: a setting that is None there was not set."""
+    return re.sub(r"\bNone\b", "unset", text).replace(". unset", ". Unset")
 
 
 def options_of(arguments: argparse.Namespace) -> dict[str, Any]:
