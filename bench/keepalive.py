@@ -8,13 +8,14 @@ Prints one JSON object; exit status 1 if a connection was lost. The suite has th
 
 from __future__ import annotations
 
-import argparse
 import asyncio
 import json
 import time
 
 import grpc
 import grpc.aio
+from arguments import parser, run
+from google.protobuf.wrappers_pb2 import DoubleValue
 
 from secure_quant.transport import Tls, aio_channel
 from secure_quant.transport.certs import Authority
@@ -29,29 +30,31 @@ def _tls(authority: Authority, role: str) -> Tls:
 
 
 async def _measure(idle_s: float, call_s: float) -> dict[str, object]:
-    async def slow(request: bytes, context: object) -> bytes:
-        await asyncio.sleep(float(request))
-        return b"done"
+    async def slow(request: DoubleValue, context: object) -> DoubleValue:
+        await asyncio.sleep(request.value)
+        return request
 
     authority = Authority()
     options = ServerOptions(listen="127.0.0.1:0", security=_tls(authority, "he"))
-    server = GrpcServer(options, Access({SERVICE: CLIENT}), [])
-    handlers = {"Call": grpc.unary_unary_rpc_method_handler(slow)}
+    server = GrpcServer(options, Access({SERVICE: CLIENT}), [], role="he")
+    write, read = DoubleValue.SerializeToString, DoubleValue.FromString
+    handlers = {"Call": grpc.unary_unary_rpc_method_handler(slow, read, write)}
     server.server.add_generic_rpc_handlers(
         (grpc.method_handlers_generic_handler(SERVICE, handlers),)
     )
     target = f"127.0.0.1:{await server.start()}"
     channel = aio_channel(target, _tls(authority, "client/bench"), server_role="he")
     async with channel:
-        call = channel.unary_unary(f"/{SERVICE}/Call")
-        await call(b"0", timeout=5)
+        call = channel.unary_unary(f"/{SERVICE}/Call", write, read)
+        await call(DoubleValue(), timeout=5)
         ready = grpc.ChannelConnectivity.READY
         lost = asyncio.create_task(channel.wait_for_state_change(ready))
         start = time.monotonic()
         await asyncio.sleep(idle_s)
-        answer, idled = await call(b"0", timeout=5), not lost.done()
-        answer = await call(str(call_s).encode(), timeout=call_s + 10)
-        ran = answer == b"done" and not lost.done()
+        await call(DoubleValue(), timeout=5)
+        idled = not lost.done()
+        asked = DoubleValue(value=call_s)
+        ran = await call(asked, timeout=call_s + 10) == asked and not lost.done()
         lost.cancel()
     await server.stop()
     seconds = round(time.monotonic() - start, 1)
@@ -60,14 +63,14 @@ async def _measure(idle_s: float, call_s: float) -> dict[str, object]:
 
 def main() -> int:
     """Measure and print."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--idle", type=float, default=180.0)
-    parser.add_argument("--call", type=float, default=120.0)
-    arguments = parser.parse_args()
+    line = parser(__doc__)
+    line.add_argument("--idle", type=float, default=180.0, metavar="SECONDS")
+    line.add_argument("--call", type=float, default=120.0, metavar="SECONDS")
+    arguments = line.parse_args()
     found = asyncio.run(_measure(arguments.idle, arguments.call))
     print(json.dumps(found))
     return 0 if found["idled"] and found["ran"] else 1
 
 
 if __name__ == "__main__":
-    raise SystemExit(main())
+    run(main)

@@ -13,14 +13,15 @@ other tables and bytes. --layers: fewer than there are.
 
 from __future__ import annotations
 
-import argparse
 import importlib
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
 import torch
+from arguments import parser, positive, run
 
+from secure_quant.errors import ConfigError
 from secure_quant.ir import save
 from secure_quant.quantizer import quantize
 
@@ -35,7 +36,7 @@ def resnet(name: str, layers: int | None) -> Made:
     """With BatchNorm's statistics of these inputs: without, a deep random network's activations
     vanish."""
     if layers:
-        raise SystemExit(f"--layers: got {layers} for {name}, expected one of the BERTs")
+        raise ConfigError(f"--layers for {name}", got=layers, expected="one of the BERTs")
     model = getattr(importlib.import_module("torchvision.models"), name)(weights=None)
     x = torch.randn(SAMPLES, 3, 224, 224)
     with torch.no_grad():
@@ -68,18 +69,17 @@ MODELS: dict[str, Callable[[int | None], Made]] = {
 }
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("model", choices=sorted(MODELS))
-    parser.add_argument("--out", type=Path, required=True, metavar="FILE.sq")
-    parser.add_argument("--layers", type=int, metavar="N")
-    arguments = parser.parse_args()
+def main() -> int:
+    line = parser(__doc__)
+    line.add_argument("model", choices=sorted(MODELS))
+    line.add_argument("--out", type=Path, required=True, metavar="FILE.sq")
+    line.add_argument("--layers", type=positive, metavar="N")
+    arguments = line.parse_args()
     torch.manual_seed(0)
     model, x = MODELS[arguments.model](arguments.layers)
     save(quantize(model, x, embedding="private" if isinstance(x, dict) else None), arguments.out)
+    return 0
 
 
 if __name__ == "__main__":
-    main()
+    run(main)

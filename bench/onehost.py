@@ -9,13 +9,13 @@ and down of the first item, and the mean of the items after it.
 
 from __future__ import annotations
 
-import argparse
 import json
 import statistics
 import time
 from typing import Any
 
 import numpy as np
+from arguments import parser, positive, run
 
 from secure_quant import reference
 from secure_quant.onehost.cot import Pairing
@@ -31,10 +31,10 @@ def both(*runs: Any) -> tuple[list[Any], list[float], list[int]]:
     spent, sent = [0.0, 0.0], [0, 0]
     while True:
         made, results = [], []
-        for end, run in enumerate(runs):
+        for end, joint in enumerate(runs):
             begun = time.thread_time()
             try:
-                made.append(run.send(messages[end]))
+                made.append(joint.send(messages[end]))
             except StopIteration as stop:
                 results.append(stop.value)
             spent[end] += 1e3 * (time.thread_time() - begun)
@@ -44,12 +44,12 @@ def both(*runs: Any) -> tuple[list[Any], list[float], list[int]]:
         sent = [old + len(each.sent) for old, each in zip(sent, made, strict=True)]
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("model")
-    parser.add_argument("runs", type=int)
-    parser.add_argument("--objective", choices=("latency", "traffic"), default="latency")
-    options = parser.parse_args()
+def main() -> int:
+    line = parser(__doc__)
+    line.add_argument("model")
+    line.add_argument("runs", type=positive)
+    line.add_argument("--objective", choices=("latency", "traffic"), default="latency")
+    options = line.parse_args()
     graph = bench_model(options.model)
     made = plan(graph, None, options.objective)
     pairings, pairing, _ = both(*(Pairing.make(i, KAPPA, made.lpn) for i in (0, 1)))
@@ -83,7 +83,8 @@ def main() -> None:
         "mismatches": wrong,
     }
     print(json.dumps(figures))
+    return 0 if wrong == 0 else 1
 
 
 if __name__ == "__main__":
-    main()
+    run(main)
