@@ -23,8 +23,10 @@ if TYPE_CHECKING:
 __all__ = ["COMMANDS", "model_of", "start"]
 
 
-_SERVER, _CLIENT, _A_COT, _A_COT_LEFT = 249 * 10**6, 244 * 10**6, 75, 8
+_SERVER, _CLIENT, _A_COT, _A_COT_LEFT = 249 * 10**6, 244 * 10**6, 60, 6
 """Bytes of a host, of a client, of a correlated OT, and of what items made of one: RESULTS.md."""
+_TRANSFORMS = 2**30
+"""Of weights' transforms that a host keeps, at most."""
 
 _CALL_S, _FLIGHT_S = 9e-4, 3.2e-4
 """Of an inference, and of a flight from one end's computing to the other's, on one machine:
@@ -104,14 +106,19 @@ def way(made: OneHostPlan, batch: int) -> Way:
 
 def memory(made: OneHostPlan, batch: int) -> dict[str, int]:
     """Of both ends while an item is made beside a stock of two: by the correlated OTs of its
-    largest group of gates, what items made of all, and what Ferret holds."""
+    largest group of gates, what items made of all, and what Ferret holds. Of the host also weights
+    as bytes and as transforms, of which a layer's are made beside those that are kept."""
+    from secure_quant.he.effort import transforms_bytes
     from secure_quant_cli.sizes import parameter_count
 
+    calls = [step.call(batch) for step in made.masked.he.steps]
+    transforms = [transforms_bytes(call.packing, call.ring.primes) for call in calls]
+    kept = min(_TRANSFORMS, sum(transforms)) + max(transforms, default=0)
     weights = sum(parameter_count(node) for node in made.graph.nodes)
     cost = made.cost(batch)
     items = _A_COT * max(map(sum, cost.taken)) + _A_COT_LEFT * sum(cost.cots)
     items += made.lpn.held_bytes if made.lpn else 0
-    return {"onehost": _SERVER + 2 * weights + items, "client": _CLIENT + items}
+    return {"onehost": _SERVER + 2 * weights + kept + items, "client": _CLIENT + items}
 
 
 def held(made: OneHostPlan) -> dict[str, int]:
