@@ -10,13 +10,15 @@ from __future__ import annotations
 
 import fcntl
 import json
+import logging
 import os
 from contextlib import suppress
 from pathlib import Path
 from threading import Lock
 from typing import IO
 
-from secure_quant.errors import BudgetExceeded, ConfigError
+from secure_quant.errors import BudgetExceeded, ConfigError, PeerUnavailable
+from secure_quant_server.common import logs
 
 __all__ = ["RESERVED", "Spent"]
 
@@ -30,15 +32,19 @@ class Spent:
     all threads."""
 
     def __init__(self, path: str | os.PathLike[str] | None = None) -> None:
-        """Raises ConfigError for a file that is none of ours, or another process's."""
+        """Raises ConfigError for a file that is none of ours, another process's, or that cannot be
+        written."""
         self._path = None if path is None else Path(path)
         self._lock, self._held = Lock(), None if self._path is None else _hold(self._path)
         self._written = {} if self._path is None else _read(self._path)
         self._spent = dict(self._written)
+        self._quiet = logs.Limiter()
+        if self._path is not None:
+            _write(self._path, self._written)  # or the first client would find out
 
     def charge(self, client: str, model_hash: str, samples: int, most: int) -> None:
         """Count ``samples`` of ``client``, or none. Raises BudgetExceeded where it would have had
-        more than ``most``, ConfigError where it cannot be written down."""
+        more than ``most``, PeerUnavailable where it cannot be written down."""
         key = f"{model_hash} {client}"
         with self._lock:
             now = self._spent.get(key, 0) + samples
@@ -51,10 +57,20 @@ class Spent:
                 )  # fmt: skip
             if now > self._written.get(key, 0):
                 written = self._written | {key: min(now + RESERVED, most)}
-                if self._path is not None:
-                    _write(self._path, written)
-                self._written = written
+                self._write_down(written)
             self._spent[key] = now
+
+    def _write_down(self, written: dict[str, int]) -> None:
+        try:
+            if self._path is not None:
+                _write(self._path, written)
+        except ConfigError as error:  # names the file, which is the operator's affair
+            if self._quiet.more("ledger") is not None:
+                logs.event("ledger not written", level=logging.ERROR, reason=str(error))
+            raise PeerUnavailable(
+                "the ledger of the server", hint="nothing was computed; the operator must mend it"
+            ) from None
+        self._written = written
 
     def close(self) -> None:
         """Give the file back, and what was reserved and not served."""

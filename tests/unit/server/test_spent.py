@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from secure_quant.errors import BudgetExceeded, ConfigError
+from secure_quant.errors import BudgetExceeded, ConfigError, PeerUnavailable
 from secure_quant_server.onehost import spent as module
 from secure_quant_server.onehost.spent import RESERVED, Spent
 
@@ -57,16 +57,22 @@ def test_a_crash_takes_what_was_reserved_a_stop_does_not(tmp_path: Path) -> None
 
 
 def test_nothing_is_served_that_cannot_be_written_down(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
+    """Clients are told so and no more, the operator why."""
     ledger = Spent(tmp_path / "ledger.json")
 
     def full(descriptor: int) -> None:
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(module.os, "fsync", full)
-    with pytest.raises(ConfigError, match="No space"):
+    with pytest.raises(PeerUnavailable, match="ledger") as told, caplog.at_level("INFO"):
         ledger.charge("a", "m", 1, 10)
+    assert str(tmp_path) not in str(told.value)
+    (said,) = [each for each in caplog.records if each.getMessage() == "ledger not written"]
+    assert (said.levelname, "No space" in said.fields["reason"]) == ("ERROR", True)
+    with pytest.raises(ConfigError, match="No space"):
+        Spent(tmp_path / "other.json")
     monkeypatch.undo()
     ledger.charge("a", "m", 10, 10)
     with pytest.raises(BudgetExceeded):
