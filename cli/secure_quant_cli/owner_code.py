@@ -125,11 +125,16 @@ def build_model(reference: str) -> Any:
     if not path.is_file():
         raise ConfigError(f"no such file {str(path)!r}")
     with _named(path):
-        factory = getattr(_import(path), name, None)
+        module = _import(path)
     from torch import nn
 
+    factory = getattr(module, name, None)
     if not callable(factory):
-        raise ConfigError(f"{path} has no callable {name!r}")
+        own = (
+            n for n, v in vars(module).items() if getattr(v, "__module__", "") == module.__name__
+        )
+        there = ", ".join(sorted(n for n in own if callable(getattr(module, n)))) or "none"
+        raise ConfigError(f"{path} has no callable {name!r}", hint=f"those it defines: {there}")
     if isinstance(factory, nn.Module):
         return factory.eval()
     with _named(path):
