@@ -22,7 +22,7 @@ from secure_quant.onehost.plan import OneHostPlan, plan
 from secure_quant.onehost.ramp import JointRamp
 from tests.unit.mpc.protocol.graphs import RELU, Builder, lenet
 from tests.unit.onehost.drive import pair
-from tests.unit.onehost.test_program import Ends, inputs
+from tests.unit.onehost.ends import Ends, inputs
 
 FALLING = tuple(reversed(RELU))
 
