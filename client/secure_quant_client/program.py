@@ -25,6 +25,10 @@ class Call(NamedTuple):
     request: Any
     server: int = 0
 
+    def __repr__(self) -> str:
+        """Not the request, which may be a share."""
+        return f"<Call of {self.method} at server {self.server}>"
+
 
 class Ahead(tuple[Call, ...]):
     """Calls that go out now and are not waited for: the program is sent ``[]`` at once."""

@@ -17,6 +17,7 @@ import pytest
 from conformance import cases
 from secure_quant.ir import Graph
 from secure_quant_client import HeClient, InsecurePlaintext, MpcClient
+from secure_quant_client.program import Call
 
 ROOT = Path(__file__).parents[2]
 ROOMS = ("ir", "he", "mpc", "onehost", "transport", "wire")
@@ -88,6 +89,10 @@ def test_other_weights_read_alike_but_for_the_hash() -> None:
     others = {name: np.zeros_like(array) for name, array in graph.parameters.items()}
     other = Graph(graph.nodes, others, bytes(range(32)))
     assert repr(other).replace(other.hash[:12], graph.hash[:12]) == repr(graph)
+
+
+def test_a_call_keeps_its_request_to_itself() -> None:
+    assert repr(Call("Infer", b"a share", 1)) == "<Call of Infer at server 1>"
 
 
 @pytest.mark.parametrize(
