@@ -76,7 +76,7 @@ def quantize(
                  dynamic: int8 weights and int8 inputs of every Conv2d and Linear, with a scale
                  that the client takes from each sample as it comes, so that samples far larger or
                  smaller than ``calibration`` keep 8 bits; what is no such layer gets 12 bits.
-                 Biases become public. For homomorphic encryption; secret sharing refuses it.
+                 Biases become public. For homomorphic encryption; other engines refuse it.
                  qat: static after a short fine-tune on ``calibration`` and ``targets``, in which
                  weights learn to live with the rounding.
     scheme       how weights are rounded: uniform, log, clip, kmeans or a ``Scheme``.
