@@ -24,14 +24,15 @@ class InferenceStats:
 
     latency                     seconds at the client, from float or int8 in to the result out.
     samples                     in the batch.
-    rounds                      round trips between client and server (homomorphic encryption), or
-                                exchanges between the parties (secret sharing).
+    rounds                      round trips between client and server (homomorphic encryption),
+                                exchanges between the parties (secret sharing), or between client
+                                and host (one host).
     bytes_up, bytes_down        payload this client sent and received, gRPC framing not counted.
     online_bytes_per_direction  payload between the parties.
     offline_bytes_party0, _1    dealt material consumed.
     offline_bytes_up, _down     payload sent and received ahead of time for this inference.
     offline_seconds             in which that was made, beside other work.
-    flights                     messages that something waits for; both ends may send in one.
+    flights                     with one host the same: both ends may send in one.
     engine_seconds              of ``latency``, not spent waiting for the network (see the client).
     """
 
