@@ -6,6 +6,8 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
+from secure_quant.errors import ConfigError
+
 __all__ = ["OnProgress", "Progress", "Telling"]
 
 EVERY_S = 0.25
@@ -36,6 +38,10 @@ class Telling:
     and one at the end."""
 
     def __init__(self, told: OnProgress, clock: Callable[[], float] = time.monotonic) -> None:
+        if not callable(told):
+            raise ConfigError(
+                "progress", got=type(told).__name__, expected="a function of a Progress"
+            )
         self._told, self._clock = told, clock
         self._next, self._last = 0.0, Progress(-1.0, 0, 0)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import warnings
 from dataclasses import replace
 from typing import Any, Literal, get_args
@@ -115,6 +116,7 @@ def quantize(
     )
     if embedding not in (None, *get_args(Embedding)):
         raise ConfigError("embedding", got=embedding, expected="'client', 'private' or None")
+    _check_progress(progress)
     with untouched(model), quiet():
         model, batches = as_one(model, calibration, batch_size, embedding)
     if mode == "qat" and targets is None:
@@ -153,6 +155,21 @@ def quantize(
         hint = "no input of the model chooses rows of a table (an integer input is given by name)"
         warnings.warn(f"embedding={embedding!r} changes nothing: {hint}", UserWarning, stacklevel=2)
     return recorded.graph
+
+
+def _check_progress(progress: Any) -> None:
+    """Raise ConfigError for what cannot be called with (stage, done, of)."""
+    if progress is None:
+        return
+    try:
+        inspect.signature(progress).bind("capture", 0, 1)
+    except ValueError:
+        return  # of C: nothing is known of it
+    except TypeError as error:
+        raise ConfigError(
+            "progress", got=f"{type(progress).__name__}: {error}",
+            expected="a function of (stage, done, of)",
+        ) from error  # fmt: skip
 
 
 def _tell_shapes(model: nn.Module, graph: Graph) -> None:

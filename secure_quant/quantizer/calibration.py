@@ -2,21 +2,25 @@
 
 from __future__ import annotations
 
+import itertools
+import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
+from torch.utils._pytree import tree_leaves
 from torch.utils.data import DataLoader
 
 from secure_quant.errors import CalibrationError, SecureQuantError
 from secure_quant.quantizer.refuse import first_line
 
-__all__ = ["check_calibration", "drawn", "shows_little", "split_batches"]
+__all__ = ["check_batch_size", "check_calibration", "drawn", "shows_little", "split_batches"]
 
 _SMALLEST, _LARGEST = 1e-30, 1e18
 _FEW = 4
+_MOST_BATCHES, _MOST_NUMBERS = 2**17, 2**30
 _ONLY_INPUTS = "pass inputs only: an array, or (x for x, *rest in batches)"
 
 
@@ -26,8 +30,7 @@ def split_batches(calibration: Any, batch_size: int) -> list[Tensor]:
     An array, an iterable of arrays, or a DataLoader, whose batches may be (inputs, targets, ...).
     Raises CalibrationError.
     """
-    if not isinstance(batch_size, int) or batch_size < 1:
-        raise CalibrationError("batch size", got=batch_size, expected=">= 1")
+    check_batch_size(batch_size)
     batches = [
         b
         for x in drawn(_sources(calibration))
@@ -43,10 +46,23 @@ def split_batches(calibration: Any, batch_size: int) -> list[Tensor]:
     return batches
 
 
+def check_batch_size(size: object) -> None:
+    """Raise CalibrationError for what is no number of samples."""
+    if not isinstance(size, int) or isinstance(size, bool) or size < 1:
+        raise CalibrationError("batch size", got=size, expected="a whole number >= 1")
+
+
 def drawn(batches: Iterable[Any]) -> Iterator[Any]:
-    """One by one. Raises CalibrationError where the caller's own iterator fails."""
-    iterator = iter(batches)
-    while True:
+    """One by one. Raises CalibrationError where the caller's own iterator fails, or goes on for
+    ever: all that it gives is held in memory."""
+    iterator, room = iter(batches), _MOST_NUMBERS
+    for count in itertools.count():
+        if count == _MOST_BATCHES or room < 0:
+            raise CalibrationError(
+                "calibration", got=f"an iterator with more than {count} batches",
+                expected=f"at most {_MOST_BATCHES} batches and {_MOST_NUMBERS} numbers",
+                hint="some hundred samples do: itertools.islice(batches, 16)",
+            )  # fmt: skip
         try:
             batch = next(iterator)
         except StopIteration:
@@ -58,6 +74,7 @@ def drawn(batches: Iterable[Any]) -> Iterator[Any]:
                 "calibration", got=f"{first_line(error)}, from the iterator of its batches",
                 expected="arrays", hint="go through the data in a loop of your own to see it fail",
             ) from error  # fmt: skip
+        room -= sum(math.prod(getattr(part, "shape", ())) for part in tree_leaves(batch))
         yield batch
 
 
@@ -94,7 +111,7 @@ def check_calibration(x: object) -> Tensor:
     if tensor.ndim < 2 or not tensor.numel():
         raise CalibrationError(
             "calibration batch", got=list(tensor.shape), expected="[batch >= 1, *input shape]",
-            hint="one sample is x[None]",
+            hint="one sample is x[None], a list of samples np.stack(samples); labels go last",
         )  # fmt: skip
     if not torch.isfinite(tensor).all():
         raise CalibrationError(
@@ -120,6 +137,8 @@ def _tensor(x: object) -> Tensor:
         raise CalibrationError("calibration batch", got=got, expected="an array", hint=_ONLY_INPUTS)
     try:
         if not isinstance(x, Tensor):
+            if np.ma.is_masked(x):
+                raise TypeError("masked values")
             array = np.asarray(x)
             if array.dtype.kind not in "fiub":
                 raise TypeError(array.dtype)

@@ -7,6 +7,7 @@ import inspect
 import io
 import operator
 import sys
+import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager, redirect_stderr
 from typing import Any
@@ -14,6 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.fx import GraphModule, Node
+from torch.nn.modules import rnn
 from torch.utils._pytree import tree_leaves
 
 from secure_quant.errors import UnsupportedModule
@@ -31,9 +33,9 @@ from secure_quant.quantizer.passes.lookups import lower_lookups
 from secure_quant.quantizer.passes.positions import lower_positions
 from secure_quant.quantizer.passes.products import lower_products
 from secure_quant.quantizer.passes.real_ports import compare_flags, real_ports
-from secure_quant.quantizer.passes.recurrent import lower_recurrent
+from secure_quant.quantizer.passes.recurrent import PADDED, lower_recurrent
 from secure_quant.quantizer.ports import OUTPUT_PORTS, check_used, ends_here
-from secure_quant.quantizer.refuse import has_no_meaning, unsupported
+from secure_quant.quantizer.refuse import PLACES, has_no_meaning, unsupported
 
 __all__ = ["capture"]
 
@@ -46,20 +48,31 @@ _DROPOUTS = {
     aten.alpha_dropout.default,
     aten.feature_alpha_dropout.default,
 }
-_NOTHING = _DROPOUTS | COPIES | {aten.detach_.default, aten.lift_fresh_copy.default}
+_NOTHING = _DROPOUTS | COPIES | {
+    aten.detach_.default, aten.lift_fresh_copy.default, aten.positive.default,
+}  # fmt: skip
 """Ops that pass their first argument on, at inference."""
 
 _ALIASES = {
     "multiply": "mul", "subtract": "sub", "divide": "div", "true_divide": "div", "absolute": "abs",
     "negative": "neg", "clip": "clamp", "concat": "cat", "concatenate": "cat", "fix": "trunc",
+    "arccos": "acos", "arccosh": "acosh", "arcsin": "asin", "arcsinh": "asinh", "arctan": "atan",
+    "arctan2": "atan2", "fmax": "maximum", "fmin": "minimum",
+    "arctanh": "atanh", "float_power": "pow", "special_expit": "sigmoid",
+    "special_gammaln": "lgamma", "special_digamma": "digamma", "special_psi": "digamma",
+    "special_i0": "i0",
+    **{f"special_{each}": each for each in ("erf", "erfc", "erfinv", "exp2", "expm1", "log1p",
+                                            "logit", "logsumexp", "round", "sinc", "xlogy")},
     "greater": "gt", "greater_equal": "ge", "less": "lt", "less_equal": "le", "not_equal": "ne",
 }  # fmt: skip
 """Other names of ops, which the exporter leaves."""
+_NUMBERS = {"add", "sub", "mul", "div"}
 PROBE = 61
 """Samples in the batch that is exported: a number that hardly any shape has for another reason."""
 
 _VALUES = (
-    "take asserts, branches and .item() on values out of forward: check inputs before the call"
+    "take asserts, branches and .item() on values out of forward: check inputs before the call; "
+    "index with places, mask.nonzero().flatten() kept in a buffer, not with a bool mask"
 )
 _OTHER_STEPS = "write that step with torch's functions of tensors, one result for each sample"
 _WAYS = {
@@ -94,7 +107,7 @@ def capture(model: nn.Module, example: Tensor) -> GraphModule:
     real_ports(graph_module)
     drop_nothings(graph_module)
     freed = free_batch(graph_module, PROBE)
-    lower_recurrent(graph_module)
+    lower_recurrent(graph_module, PROBE)
     keep_batch_first(graph_module)
     lower_composites(graph_module)
     lower_batch_index(graph_module, PROBE)
@@ -125,7 +138,9 @@ def _own_tensors(graph: GraphModule) -> None:
         for held in (part._parameters, part._buffers, vars(part)):
             for name, value in held.items():
                 if isinstance(value, Tensor):
-                    held[name] = made.setdefault(id(value), on_cpu(value))
+                    own = on_cpu(value)
+                    own = own.float() if own.dtype is torch.float64 else own
+                    held[name] = made.setdefault(id(value), own)
 
 
 def _named_anew(module: nn.Module) -> None:
@@ -185,6 +200,8 @@ def _check_causes(graph: GraphModule) -> None:
                 node, "normalization by the statistics of the batch",
                 "call it with training=False and the statistics of training",
             )  # fmt: skip
+        if node.target is aten.index.Tensor and any(n in roots for n in node.args[1]):
+            raise unsupported(node, "places that depend on the input", PLACES)
         if torch.Tag.nondeterministic_seeded in getattr(node.target, "tags", ()):
             dropout = "dropout" in str(node.target)
             if not dropout or (node.args[1] and node.args[2]):
@@ -223,6 +240,13 @@ def _export_fixed(module: nn.Module, example: Tensor) -> torch.export.ExportedPr
         raise
     except Exception as error:
         reason = str(error).strip().splitlines()
+        files = {frame.filename for frame in traceback.extract_tb(error.__traceback__)}
+        if rnn.__file__ in files:  # where it reads the sizes of the batch
+            raise UnsupportedModule(
+                f"a recurrent layer of {type(module).__name__}",
+                got="a packed sequence",
+                hint=PADDED,
+            ) from error
         raise UnsupportedModule(
             f"{type(module).__name__} cannot be captured by torch.export",
             got=reason[0][:300] if reason else type(error).__name__,
@@ -236,6 +260,7 @@ def drop_nothings(module: GraphModule) -> None:
     which does not ask how its input lies in memory."""
     for node in list(module.graph.nodes):
         node.target = _plain(node.target)
+        _in_float32(node)
         if node.target in _DROPOUTS and node.args[1] and node.args[2]:
             raise unsupported(
                 node, "dropout that stays on in eval mode", "pass training=self.training"
@@ -263,8 +288,24 @@ def _plain(target: Any) -> Any:
     if not isinstance(target, torch._ops.OpOverload) or target.namespace != "aten":
         return target
     name, _, overload = str(target).removeprefix("aten.").partition(".")
+    if name in _NUMBERS and overload == "Scalar":
+        return getattr(aten, name).Tensor  # as TorchScript writes them
     known = getattr(aten, _ALIASES[name], None) if name in _ALIASES else None
     return getattr(known, overload, target)
+
+
+def _in_float32(node: Node) -> None:
+    """No float64 that an op is asked for: casts to it vanish, and operands have one type."""
+    schema = getattr(node.target, "_schema", None)
+    places = [i for i, a in enumerate(schema.arguments) if a.name == "dtype"] if schema else []
+    for place in places:
+        if len(node.args) > place and node.args[place] is torch.float64:
+            node.update_arg(place, torch.float32)
+    if node.kwargs.get("dtype") is torch.float64:
+        node.update_kwarg("dtype", torch.float32)
+    made = node.meta.get("val")
+    if isinstance(made, Tensor) and made.dtype is torch.float64:
+        node.meta["val"] = made.float()
 
 
 def _drop_empty(join: Node) -> None:

@@ -17,7 +17,7 @@ from secure_quant.errors import UnsupportedModule
 from secure_quant.quantizer.opset import ADDITIVE, ELEMENTWISE, PRODUCTS, SUMS
 from secure_quant.quantizer.passes.convolutions import CONVOLUTIONS
 from secure_quant.quantizer.passes.edit import FREE, has_free_batch
-from secure_quant.quantizer.refuse import module_path, unsupported
+from secure_quant.quantizer.refuse import module_path, own_path, unsupported
 from secure_quant.quantizer.regions import inline_regions
 
 __all__ = ["free_batch", "functional_module", "make_functional"]
@@ -228,6 +228,9 @@ def _drop_write_backs(graph: Graph) -> None:
         if kept.op == "get_attr" and kept.users:
             where = module_path(made) or "the model's own forward"
             raise UnsupportedModule(
-                f"buffer {kept.target} in {where}", got="state that changes with each call",
-                expected="the same answer to the same input", hint="freeze it in eval mode",
+                f"buffer {own_path(str(kept.target))} in {where}",
+                got="state that changes with each call",
+                expected="the same answer to the same input",
+                hint="scale the table by it once, and set max_norm to None"
+                if "embedding_renorm" in str(made.target) else "freeze it in eval mode",
             )  # fmt: skip

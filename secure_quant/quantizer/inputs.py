@@ -18,7 +18,12 @@ from torch.utils.data import DataLoader, Dataset, IterableDataset, Subset
 from secure_quant.errors import CalibrationError, SecureQuantError, UnsupportedModule
 from secure_quant.ir.ops import is_kind
 from secure_quant.quantizer.accept import accepted, unwrapped
-from secure_quant.quantizer.calibration import check_calibration, drawn, split_batches
+from secure_quant.quantizer.calibration import (
+    check_batch_size,
+    check_calibration,
+    drawn,
+    split_batches,
+)
 from secure_quant.quantizer.devices import OnCpu
 from secure_quant.quantizer.files import input_names, opened, read
 from secure_quant.quantizer.images import MOST_SAMPLES, spread
@@ -185,8 +190,7 @@ def _ported(
     model: Any, forward: _Forward, found: tuple[list[Mapping[str, Any]], bool], batch_size: int
 ) -> tuple[Ported, list[Tensor]]:
     given, positional = found
-    if not isinstance(batch_size, int) or batch_size < 1:
-        raise CalibrationError("batch size", got=batch_size, expected=">= 1")
+    check_batch_size(batch_size)
     samples = [_typed(forward, batch) for batch in given]
     if not samples:
         raise CalibrationError("calibration", got="no data", expected="at least one sample")
@@ -239,9 +243,11 @@ def _tensor(name: str, x: Any) -> Tensor:
         )
     array = x.detach().cpu() if isinstance(x, Tensor) else np.asarray(x)
     kind = _kind(array)
-    if kind == "float32" or array.ndim == 0 or 0 in array.shape:
+    masked = bool(np.ma.is_masked(x))  # refused there
+    if kind == "float32" or array.ndim == 0 or 0 in array.shape or masked:
         try:
-            wide = check_calibration(array[:, None] if array.ndim == 1 else array)
+            whole = x if masked else array
+            wide = check_calibration(whole[:, None] if array.ndim == 1 else whole)
         except CalibrationError as error:
             raise CalibrationError(
                 f"input {name!r}: {error.what}", got=error.got, expected=error.expected,

@@ -106,12 +106,14 @@ def simulated(
     progress("capture", 0, 1)
     with failures_named(f"capturing {name}"):
         module = rewrite(capture(model, example))
-    gate.check(module)
+    with failures_named(f"comparing {name} with its graph"):
+        gate.check(module)
     with failures_named(f"rewriting {name}"):
         specialize(module, batches, settings.activation_bits)
         prepared = prepare_pt2e(module, make_quantizer(settings))
     _name_places(prepared)
-    gate.check(prepared, typical=True)
+    with failures_named(f"comparing {name} with its graph"):
+        gate.check(prepared, typical=True)
     floats = copied(prepared)
     progress("weights", 0, 1)
     with failures_named(f"rounding the weights of {name}"):

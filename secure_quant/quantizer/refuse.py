@@ -12,6 +12,7 @@ from secure_quant.errors import SecureQuantError, UnsupportedModule
 
 __all__ = [
     "INNER",
+    "PLACES",
     "failures_named",
     "first_line",
     "has_no_meaning",
@@ -19,6 +20,7 @@ __all__ = [
     "own_path",
     "place_of",
     "unsupported",
+    "way_out",
 ]
 
 ONE_S_OWN = "the model's own forward"
@@ -32,6 +34,11 @@ _SOLVE = "invert constants before; else return what is to be solved, and solve i
 _COMPLEX = "take real parts: multiply by constant matrices of cosines and sines"
 _RESAMPLED = "resize by constant amounts, or sample at the client"
 _SHAPES = "keep every shape fixed: multiply by a mask, and drop what is masked at the client"
+_WITHOUT_VMAP = "call the layer on the whole batch, without vmap"
+PLACES = (
+    "use constant places, each once; take a constant sum of places as x @ matrix; let the client "
+    "choose by an input of rows of 0 and 1: (x * rows).sum(1)"
+)
 
 _HINTS = {
     "embedding": 'embedding="client" makes its table public to clients, "private" keeps it secret, '
@@ -41,7 +48,7 @@ _HINTS = {
     **dict.fromkeys(("max", "min", "sum", "mean", "std", "var"), _WHOLE_BATCH),
     **dict.fromkeys(("prod", "cumprod"), _PRODUCT),
     **dict.fromkeys(("grid_sampler", "grid_sampler_2d", "grid_sampler_3d"), _RESAMPLED),
-    "_add_batch_dim": "call the layer on the whole batch, without vmap",
+    "_add_batch_dim": _WITHOUT_VMAP,
     "einsum": "no letter twice in one operand; the batch first in data and result",
     **dict.fromkeys(("sort", "topk", "argmax", "argmin", "argsort", "kthvalue", "median", "mode",
                      "nanmedian", "msort", "cummax", "cummin"), _ORDER),
@@ -77,6 +84,11 @@ _REASONS = {
 }
 """Hint -> why the op has no integer meaning."""
 
+
+_OF_TORCH = {
+    "vmapped": _WITHOUT_VMAP,
+}
+"""Word of an error of torch's -> the way out."""
 
 INNER = "sq_inner"
 """Attribute of a module of ours that holds the user's, where it has several inputs or outputs."""
@@ -138,8 +150,13 @@ def failures_named(what: str) -> Iterator[None]:
     except Exception as error:
         raise UnsupportedModule(
             what, got=first_line(error), expected="a module of ops that can be lowered",
-            hint="docs/quantization.md lists the ops that can be used",
+            hint=way_out(error, "docs/quantization.md lists the ops that can be used"),
         ) from error  # fmt: skip
+
+
+def way_out(error: Exception, other: str) -> str:
+    """The hint for an error of torch's, ``other`` for what is not known."""
+    return next((way for word, way in _OF_TORCH.items() if word in str(error)), other)
 
 
 def first_line(error: Exception) -> str:

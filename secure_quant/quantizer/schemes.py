@@ -127,6 +127,8 @@ class KMeans:
 def make_scheme(scheme: str | Scheme) -> Scheme:
     """A scheme by name: uniform, log, clip, kmeans. Raises ConfigError."""
     if not isinstance(scheme, str):
+        if isinstance(scheme, type) or not callable(getattr(scheme, "quantize", None)):
+            raise ConfigError("scheme", got=repr(scheme)[:80], expected="a name, or a Scheme")
         return scheme
     named: dict[str, Scheme] = {
         "uniform": Uniform(), "log": Log(), "clip": Clip(), "kmeans": KMeans(),

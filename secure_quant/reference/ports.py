@@ -145,6 +145,8 @@ def _checked(port: Port, x: ArrayLike, is_named: bool) -> NDArray[Any]:
             what, got=f"{type(x).__name__} that is no array of numpy's",
             expected="an array of real numbers", hint="of torch: x.detach().cpu().float()",
         ) from error  # fmt: skip
+    if np.ma.is_masked(x):
+        raise ValueOutOfRange(what, got="masked values", expected="numbers: x.filled(...)")
     kinds, expected = _KINDS[port.dtype]
     if array.dtype.kind not in kinds:
         raise DtypeMismatch(what, got=array.dtype, expected=expected)

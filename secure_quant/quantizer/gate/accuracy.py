@@ -140,7 +140,8 @@ def _of_output(port: Port, got: Real, want: Real, noise: Real | None, bounds: Bo
         kept = _best(got, want)
         got, want = got[kept], want[kept]
     error = relative_error(got, want, largest, noise)
-    return _Found(port, error, _lost(got, want, np.zeros(1) if noise is None else noise))
+    least = np.zeros(1) if noise is None else noise
+    return _Found(port, error, _lost(got, want, least) or _outshone(got, want))
 
 
 def _unlike_inputs(graph: Graph, made: Mapping[str, Real], x: NDArray[np.float32]) -> float:
@@ -148,7 +149,7 @@ def _unlike_inputs(graph: Graph, made: Mapping[str, Real], x: NDArray[np.float32
     over samples. 0 for several inputs."""
     q, value = made[graph.input.name], graph.values[graph.input.name]
     x = x[: len(q)]
-    if q.shape != x.shape:
+    if graph.has_ports or q.shape != x.shape:
         return 0.0
     off = ((q - value.zero_point) * float(value.scale) - x).reshape(len(x), -1)
     own = np.sqrt(np.mean(np.square(x.reshape(len(x), -1).astype(np.float64)), 1))
@@ -199,7 +200,29 @@ def _lost(got: Real, want: Real, noise: Real) -> str | None:
     )
 
 
-_APART = "outputs of very different size share a scale: return them in like units"
+def _outshone(got: Real, want: Real) -> str | None:
+    """In words, that the typical sample is off by more than half of its own size, beside a few of
+    far larger output, which the error is measured by; None where it is not. Of probabilities
+    nothing is asked."""
+    if want.min() >= 0 and want.max() <= 1:
+        return None
+    off, size = (
+        np.median(np.sqrt(np.mean(np.square(part.reshape(len(part), -1)), 1)))
+        for part in (got - want.astype(np.float64), want.astype(np.float64))
+    )
+    if off <= size / 2 or not size:
+        return None
+    return (
+        f"half of the samples are off by {off / size:.2g} of their own size or more, which is "
+        f"{size / np.abs(want).max():.2g} of the largest output: a few samples are far larger than "
+        "the others"
+    )
+
+
+_APART = (
+    "outputs, or samples, of very different size share a scale: return outputs in like units, and "
+    "leave samples that are not like others out of the data"
+)
 _RESCALE = "weights or a bias there are far from the size of what they meet: rescale that layer"
 _LITTLE = 1e-4
 """Relative error of what nothing but a few huge values make up."""

@@ -61,7 +61,8 @@ class FloatGraph(Interpreter):
         with torch.no_grad():
             made: Any = self.run(x.to(self._dtype, copy=True))
         (made,) = (leaf for leaf in tree_leaves(made) if leaf is not None)
-        return made.clone()  # type: ignore[no-any-return]
+        alone = made.ndim == 0 and len(x) == 1  # squeeze() took the batch of one too
+        return made.reshape([1] if alone else made.shape).clone()  # type: ignore[no-any-return]
 
     def fetch_attr(self, target: str) -> Any:
         """A parameter or constant in this run's dtype."""

@@ -57,7 +57,8 @@ class Owner:
                 f"output of {self.name}", got=f"{len(tensors)} tensors", expected="one tensor",
                 hint="return the one that is asked for, from a module around this one",
             )  # fmt: skip
-        return tensors[0].detach().clone()
+        alone = tensors[0].ndim == 0 and len(x) == 1  # squeeze() took the batch of one too
+        return tensors[0].detach().reshape([1] if alone else tensors[0].shape).clone()
 
     def run_fresh(self, x: Tensor) -> Tensor:
         """As ``run``, in a new copy, for which it is the first call."""

@@ -38,11 +38,11 @@ def fused(walk: Walk, node: Node) -> Term | None:
     first, *others = terms.values()
     if any(t.name != first.name or t.shape != first.shape for t in others):
         return None
-    if any(isinstance(c, Tensor) and c.numel() != 1 for c in constants.values()):
+    if not all(_one_number(c) for c in constants.values() if isinstance(c, Tensor)):
         return None
     if (walk.shape(node) or (1,)) != first.shape:  # a scalar per sample has one axis here
         return None
-    numbers = {n: c.double().reshape(()) for n, c in constants.items()}
+    numbers = {n: c.double().reshape(-1)[0] for n, c in constants.items()}
 
     def made(v: Any) -> Any:
         x = torch.from_numpy(v)
@@ -52,6 +52,11 @@ def fused(walk: Walk, node: Node) -> Term | None:
         return node.target(*args, **kwargs).to(x.dtype).numpy()  # type: ignore[operator]
 
     return replace(first, functions=(made,), limits=_limits(node, first))
+
+
+def _one_number(constant: Tensor) -> bool:
+    """True for a constant that is the same everywhere."""
+    return constant.numel() > 0 and bool((constant == constant.reshape(-1)[0]).all())
 
 
 def _limits(node: Node, term: Term) -> tuple[float, float] | None:

@@ -204,7 +204,9 @@ def _chosen(
         held = edit.value(value) if isinstance(value, Node) else torch.tensor(float(value))
         if held is not None and not bool(torch.isfinite(held).all()):
             raise unsupported(
-                node, "infinity where a value decides", "fill with a number that is large enough"
+                node,
+                "infinity where a value decides",
+                "fill with a number a little beyond the values that there are",
             )
         if held is not None and not bool(held.any()):
             continue

@@ -101,6 +101,43 @@ def _div(edit: Writer, given: dict[str, Any]) -> Node | None:
     return edit.call(aten.mul.Tensor, a, inverse)
 
 
+def _hypot(edit: Writer, given: dict[str, Any]) -> Node:
+    squares = (edit.call(aten.square.default, given[name]) for name in ("self", "other"))
+    return edit.call(aten.sqrt.default, edit.call(aten.add.Tensor, *squares))
+
+
+def _logaddexp(edit: Writer, given: dict[str, Any]) -> Node | None:
+    """a + log(1 + exp(b - a))."""
+    a, b = given["self"], given["other"]
+    if a.meta["val"].shape != b.meta["val"].shape:
+        return None
+    above = edit.call(aten.softplus.default, edit.call(aten.sub.Tensor, b, a))
+    return edit.call(aten.add.Tensor, a, above)
+
+
+def _diff(edit: Writer, given: dict[str, Any]) -> Node | None:
+    """Each value of an axis less the one before it."""
+    x, once = given["self"], given.get("n", 1) == 1
+    if not once or given.get("prepend") is not None or given.get("append") is not None:
+        return None
+    axis = given.get("dim", -1) % x.meta["val"].ndim
+    size = int(x.meta["val"].shape[axis]) if axis else 0
+    if size < 2:
+        return None
+    ends = ((1, size), (0, size - 1))
+    return edit.call(aten.sub.Tensor, *(edit.call(aten.slice.Tensor, x, axis, *e) for e in ends))
+
+
+def _tensordot(edit: Writer, given: dict[str, Any]) -> Node | None:
+    """The last axis of data with the first of a matrix."""
+    x, other = given["self"], given["other"]
+    last = [d % x.meta["val"].ndim for d in given["dims_self"]] == [x.meta["val"].ndim - 1]
+    first = [d % other.meta["val"].ndim for d in given["dims_other"]] == [0]
+    if not last or not first or other.meta["val"].ndim != 2 or other in edit.roots:
+        return None
+    return edit.call(aten.matmul.default, x, other)
+
+
 def _nearest(edit: Writer, given: dict[str, Any]) -> Node | None:
     """Rows and columns repeated a whole number of times."""
     x, node = given["input"], edit.node
@@ -179,6 +216,10 @@ _RULES: Mapping[Any, Rule] = {
     aten.glu.default: _glu,
     aten.addcmul.default: _addcmul,
     aten.addcdiv.default: _addcdiv,
+    aten.diff.default: _diff,
+    aten.hypot.default: _hypot,
+    aten.logaddexp.default: _logaddexp,
+    aten.tensordot.default: _tensordot,
     aten.lerp.Scalar: _lerp,
     aten.lerp.Tensor: _lerp,
     aten.rsub.Tensor: _rsub,

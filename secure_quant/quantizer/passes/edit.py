@@ -23,6 +23,7 @@ from secure_quant.quantizer.notes import (
     SQUARES,
     STEPS,
 )  # fmt: skip
+from secure_quant.quantizer.refuse import first_line, unsupported, way_out
 
 __all__ = [
     "BITS",
@@ -66,7 +67,14 @@ class Editor:
         for key in ("nn_module_stack", "stack_trace"):
             if key in self._node.meta:
                 made.meta[key] = self._node.meta[key]
-        made.meta["val"] = shown(target, args)
+        try:
+            made.meta["val"] = shown(target, args)
+        except RuntimeError as error:  # sizes that do not meet
+            raise unsupported(
+                self._node,
+                first_line(error),
+                way_out(error, "keep the batch axis first and alone in every step"),
+            ) from error
         made.meta |= {f"secure_quant_{key}": value for key, value in meta.items()}
         return made
 

@@ -17,7 +17,7 @@ from secure_quant.errors import NotFinite
 from secure_quant.quantizer.opset import ADDITIVE, ELEMENTWISE
 from secure_quant.quantizer.passes.convolutions import CONVOLUTIONS
 from secure_quant.quantizer.passes.edit import Editor, constant_of, has_free_batch
-from secure_quant.quantizer.refuse import module_path, unsupported
+from secure_quant.quantizer.refuse import PLACES, module_path, unsupported
 
 __all__ = ["constants_for", "fold_constants"]
 
@@ -126,6 +126,8 @@ def _settle(module: GraphModule, node: Node, runs: list[_Run], sizes: tuple[int,
                     "leave a mask of samples out, and give inputs of one length; or decide at the "
                     "client what is written where, and give that as an input",
                 )  # fmt: skip
+            if value is None and node.target in (aten.index.Tensor, aten.gather.default):
+                raise unsupported(node, "places that depend on the input", PLACES)
             if value is None:
                 raise unsupported(node, "a constant that depends on the size of the batch")
             node.replace_input_with(source, Editor(module, node).constant(value))

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -201,6 +201,10 @@ def lower_fills(module: GraphModule, masks: set[Node]) -> None:
             condition, yes, no = args[1], args[2], args[0]
         elif node.target in _WHERE and args[0] in masks:
             condition, yes, no = args
+        elif node.target is aten.index_put.default and _writes_one_number(module, node, masks):
+            condition, yes, no = args[1][0], args[2], args[0]
+            for _ in range(no.meta["val"].ndim - condition.meta["val"].ndim):
+                condition = Editor(module, node).call(aten.unsqueeze.default, condition, -1)
         else:
             continue
         truths, edit = Truths(module, node, known), Editor(module, node)
@@ -209,7 +213,9 @@ def lower_fills(module: GraphModule, masks: set[Node]) -> None:
             held = _number(module, value)
             if held is not None and not math.isfinite(held):
                 raise unsupported(
-                    node, "infinity where a mask decides", "fill with a number that is large enough"
+                    node,
+                    "infinity where a mask decides",
+                    "fill with a number a little beyond the values that there are",
                 )
             if held is not None and held != 0:
                 parts.append(edit.call(aten.mul.Tensor, truth(condition), held))
@@ -217,6 +223,16 @@ def lower_fills(module: GraphModule, masks: set[Node]) -> None:
                 parts.append(edit.call(aten.mul.Tensor, value, truth(condition)))
         made = parts[0] if len(parts) == 1 else edit.call(aten.add.Tensor, *parts)
         edit.replace(made)
+
+
+def _writes_one_number(module: GraphModule, node: Node, masks: set[Node]) -> bool:
+    """True for ``x[mask] = number`` with a mask of the first axes of x."""
+    x, places, value, *adds = cast("tuple[Node, list[Any], Node, bool]", node.args)
+    mask = places[0] if len(places) == 1 else None
+    if mask not in masks or any(adds) or _number(module, value) is None:
+        return False
+    held = mask.meta["val"]
+    return held.dtype is torch.bool and held.shape == x.meta["val"].shape[: held.ndim]
 
 
 def _same(a: Any, b: Any) -> bool:

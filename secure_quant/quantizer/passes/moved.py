@@ -18,7 +18,7 @@ from torch import Tensor
 from torch.fx import GraphModule, Node
 
 from secure_quant.quantizer.passes.indexing import Mover, argument
-from secure_quant.quantizer.refuse import unsupported
+from secure_quant.quantizer.refuse import PLACES, unsupported
 
 __all__ = ["lower_moves"]
 
@@ -206,7 +206,7 @@ def _traced(node: Node, operands: list[Node], results: list[Tensor]) -> _Moved:
 def _refused(node: Node) -> Exception:
     return unsupported(
         node, "places that depend on the input, or several values at one place",
-        "use constant places; add values with +",
+        PLACES,
     )  # fmt: skip
 
 

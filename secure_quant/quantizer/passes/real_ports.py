@@ -31,6 +31,12 @@ _COMPARED = {
     for name, asked in BETWEEN.items()
     for kind in ("Tensor", "Scalar")
 }
+_ORDERS = {
+    getattr(getattr(aten, name), kind)
+    for name in ("lt", "le", "gt", "ge")
+    for kind in ("Tensor", "Scalar")
+}
+"""As a mask made of lengths has them: no flag, whatever reads them."""
 _ALIKE = {
     aten.add.Tensor, aten.sub.Tensor, aten.mul.Tensor, aten.neg.default, aten.abs.default,
     aten.sum.dim_IntList, aten.clamp.default, aten.clamp_min.default, aten.clamp_max.default,
@@ -52,7 +58,7 @@ def real_ports(module: GraphModule) -> None:
     what they read of an integer port. A boolean mask of attention is no number and stays."""
     known: dict[Node, Node | None] = {}
     for node in list(module.graph.nodes):
-        if _counts(node) and not _asks_a_mask(node):
+        if (_counts(node) or node.target in _ORDERS) and not _asks_a_mask(node):
             _compare(module, node, known)
         if not _is_real(node) or node.target not in _PROMOTING:
             continue

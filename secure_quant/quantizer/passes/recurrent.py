@@ -18,11 +18,12 @@ from secure_quant.quantizer.passes.edit import Editor
 from secure_quant.quantizer.passes.indexing import is_whole
 from secure_quant.quantizer.refuse import unsupported
 
-__all__ = ["lower_recurrent"]
+__all__ = ["PADDED", "lower_recurrent"]
 
 aten = torch.ops.aten
 
 _ZEROS = {aten.zeros.default, aten.new_zeros.default, aten.zeros_like.default}
+PADDED = "pad to one length; choose the last step at the client"
 LONGEST = 512
 """Steps; each has its own copy of the weights."""
 
@@ -148,20 +149,34 @@ _CELLS: dict[Any, _Step] = {
 }
 
 
-def lower_recurrent(module: GraphModule) -> None:
-    """Every recurrent layer and cell, in place. Raises UnsupportedModule for sequences too long,
-    packed ones, and dropout that stays on."""
+def lower_recurrent(module: GraphModule, batch: int) -> None:
+    """Every recurrent layer and cell, in place. ``batch``: samples in the example that the graph
+    was captured with. Raises UnsupportedModule for sequences too long, packed ones or along the
+    batch, and dropout that stays on."""
     for node in list(module.graph.nodes):
         if node.target in _LAYERS:
+            _refuse_batch_as_steps(node, batch)
             _unrolled(_Writer(module, node), module, node)
         elif node.target in _CELLS:
             _cell(_Writer(module, node), module, node)
         elif node.target in (aten.lstm.data, aten.gru.data, aten.rnn_tanh.data):
-            raise unsupported(
-                node, "a packed sequence", "pad to one length; choose the last step at the client"
-            )
+            raise unsupported(node, "a packed sequence", PADDED)
     module.graph.eliminate_dead_code()
     module.recompile()
+
+
+def _refuse_batch_as_steps(node: Node, batch: int) -> None:
+    """Raise UnsupportedModule where the samples would be the steps of one sequence."""
+    given = _given(node)
+    shape = list(given["input"].meta["val"].shape)
+    if len(shape) != 3 or given["batch_first"]:
+        return
+    first, second = (not isinstance(size, int) or size == batch for size in shape[:2])
+    if first and not second:
+        raise unsupported(
+            node, "samples as the steps of a sequence: its first axis is the batch",
+            "build it with batch_first=True, or give it x.transpose(0, 1)",
+        )  # fmt: skip
 
 
 def _given(node: Node) -> dict[str, Any]:

@@ -79,6 +79,8 @@ class Truths:
             return args[0]  # type: ignore[no-any-return]
         if node.target is INPUT_PORT:
             return self._edit.call(INPUT_PORT, args[0], args[1], "bool", *args[3:5], True)
+        if _compares_reals(node):
+            return self._edit.call(aten.to.dtype, node, torch.float32)  # ``lower_choices`` has it
         if node.target in MOVES:
             return self._edit.call(node.target, self.of(args[0]), *args[1:])
         same_rank = node.target is aten.expand.default and _rank(args[0]) == _rank(node)
@@ -109,6 +111,18 @@ class Truths:
         if value is None or bool((value != 0).any()) != bool((value != 0).all()):
             return None
         return bool((value != 0).any())
+
+
+def _compares_reals(node: Node) -> bool:
+    """Whether ``real_ports`` made it of whole numbers, as of places and lengths."""
+    source = node.args[0] if node.args else None
+    real = isinstance(source, Node) and source.meta["val"].dtype.is_floating_point
+    return (
+        real
+        and node.meta["val"].dtype is torch.bool
+        and len(node.args) == 2
+        and (node.target in (aten.lt.Scalar, aten.gt.Scalar))
+    )
 
 
 def is_of_masks(nodes: list[Node]) -> set[Node]:
