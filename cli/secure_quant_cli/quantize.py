@@ -134,11 +134,15 @@ def _calibration(arguments: argparse.Namespace) -> Arrays:
 def _model_and_data(arguments: argparse.Namespace, found: Arrays) -> tuple[Any, Arrays]:
     """What is quantized, and the inputs to calibrate with: those that a forward names, or all that
     were ``found`` beside a model file."""
-    from secure_quant.quantizer.files import SUFFIXES
+    from secure_quant.quantizer.files import SUFFIXES, input_names, read
     from secure_quant_cli.arrays import read_named
     from secure_quant_cli.owner_code import owner_model
 
-    if Path(arguments.model).suffix.lower() in SUFFIXES:
+    path = Path(arguments.model)
+    if path.suffix.lower() in SUFFIXES:
+        names = (input_names(read(path)) or ()) if path.is_file() else ()
+        if "y" in names and arguments.images is None:  # no labels
+            found = read_named(arguments.calibration, lambda name: name in names)
         return owner_model(arguments.model, arguments.weights, found), found
     model = owner_model(arguments.model, arguments.weights)
     if arguments.images is not None:

@@ -60,6 +60,11 @@ def as_one(
         made, batches = _ported(model, forward, samples, batch_size)
         made.tables = tables
         return made, batches
+    if forward.placed and forward.needed > 1 and not isinstance(model, torch.jit.ScriptModule):
+        raise CalibrationError(
+            f"inputs of {forward.kind}", got="one array", expected=", ".join(forward.names),
+            hint='pass {"name": array, ...}, or a tuple of as many arrays',
+        )  # fmt: skip
     batches = split_batches(calibration, batch_size)
     model = opened(model, batches[:1])
     forward = _Forward.of(model)

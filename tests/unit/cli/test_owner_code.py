@@ -74,6 +74,24 @@ class TestFiles:
         assert main([*command, "--float", str(tmp_path / "model.pt2"), "--limit", "4"]) == 0
         assert 0 < json.loads(capsys.readouterr().out)["float_error_max"] < 0.1
 
+    def test_an_input_of_a_file_that_is_called_y_is_no_label(self, tmp_path: Path, capsys) -> None:
+        class Sum(torch.nn.Module):
+            def forward(self, x, y):
+                return x[:, :4] + y
+
+        rng = np.random.default_rng(0)
+        arrays = {"x": rng.normal(size=(16, 8)), "y": rng.normal(size=(16, 4))}
+        np.savez(tmp_path / "xy.npz", **arrays)
+        np.savez(tmp_path / "x.npz", x=arrays["x"])
+        example = (torch.zeros(2, 8), torch.zeros(2, 4))
+        torch.export.save(torch.export.export(Sum(), example), tmp_path / "m.pt2")
+        command = ["quantize", str(tmp_path / "m.pt2"), "--out", str(tmp_path / "m.sq")]
+        assert main([*command, "--calibration", str(tmp_path / "xy.npz")]) == 0
+        made = sq.reference.run(sq.load(tmp_path / "m.sq"), arrays)["output"]
+        assert np.abs(made - arrays["x"][:, :4] - arrays["y"]).max() < 0.1
+        assert main([*command, "--calibration", str(tmp_path / "x.npz")]) == 2
+        assert "expected x, y" in capsys.readouterr().err
+
     @pytest.mark.parametrize("suffix", [".safetensors", ".pt"])
     def test_weights_go_into_what_the_factory_makes(self, tmp_path: Path, suffix: str) -> None:
         (tmp_path / "m.py").write_text(

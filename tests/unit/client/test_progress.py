@@ -12,6 +12,7 @@ import pytest
 from unit.client.test_driver import DRIVERS, Async, Refused
 from unit.mpc.protocol import graphs
 
+from secure_quant.errors import ConfigError
 from secure_quant.he.plan import plan as he_plan
 from secure_quant.ir.course import Course, Step
 from secure_quant.mpc.protocol.plan import plan
@@ -52,6 +53,11 @@ def test_a_short_inference_has_one_word_at_its_end() -> None:
     told = list[Progress]()
     Telling(told.append).end()
     assert told == [Progress(1.0, 0, 0)]
+
+
+def test_what_cannot_be_called_is_refused_by_name() -> None:
+    with pytest.raises(ConfigError, match="progress: got int"):
+        Telling(3)  # type: ignore[arg-type]
 
 
 def streaming(stubs: list[Any], answers: list[int], ends: bool = True) -> None:
