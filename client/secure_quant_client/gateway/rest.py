@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import Awaitable, Callable
 
 from aiohttp import web
+from aiohttp.http_exceptions import HttpProcessingError
 
 from secure_quant.errors import (
     DeadlineExceeded,
@@ -18,13 +20,27 @@ from secure_quant_client.gateway.house import EXTENSIONS, NAME, VERSION, House
 from secure_quant_client.gateway.json_form import HEADER, Object, read, written
 from secure_quant_client.gateway.status import FromServers, http_of
 
-__all__ = ["make_app"]
+__all__ = ["LOG", "make_app"]
+
+LOG = logging.getLogger("secure_quant_client.gateway.http")
+"""For what aiohttp says."""
 
 BODY_S = 60.0
 BODIES_BYTES = 128 * 2**20
 """Of bodies that are received at once."""
 LARGE = 2**16
 """Bytes from which on a body is read in a thread."""
+
+
+class _Foreseen(logging.Filter):
+    """That a caller broke HTTP is left out: it is told, and may be anybody."""
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        kind = record.exc_info[0] if record.exc_info else None
+        return kind is None or not issubclass(kind, HttpProcessingError | web.RequestPayloadError)
+
+
+LOG.addFilter(_Foreseen())
 
 
 def make_app(house: House, *, message_bytes: int, max_calls: int) -> web.Application:

@@ -100,14 +100,14 @@ class Gateway:
         """Raises ConfigError for an address that is taken."""
         from aiohttp import web
 
-        from secure_quant_client.gateway.rest import make_app
+        from secure_quant_client.gateway.rest import LOG, make_app
 
         options = self._options
         host, number = host_of("http_listen", address)
         app = make_app(
             house, message_bytes=options.limits.message_bytes, max_calls=2 * options.pending
         )
-        runner = web.AppRunner(app, access_log=None, shutdown_timeout=GRACE_S)
+        runner = web.AppRunner(app, access_log=None, logger=LOG, shutdown_timeout=GRACE_S)
         await runner.setup()
         stack.push_async_callback(runner.cleanup)
         context = None if options.listen_tls is None else options.listen_tls.for_http()

@@ -135,8 +135,12 @@ class Front:
 
     async def start(self) -> None:
         await self._grpc.start()
-        if self._web is not None:
-            await self._web.start()
+        try:
+            if self._web is not None:
+                await self._web.start()
+        except BaseException:
+            await self._grpc.stop()
+            raise
         self.lanes.start()
         if isinstance(self.options.security, Tls):
             fresh = FreshCredentials(self.options.security)

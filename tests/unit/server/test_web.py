@@ -6,23 +6,35 @@ import asyncio
 import base64
 import hashlib
 import json
+import socket
 import ssl
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from pathlib import Path
 
 import pytest
 
 aiohttp = pytest.importorskip("aiohttp")
 
 from patience import ample  # noqa: E402
+from unit.mpc.protocol import graphs  # noqa: E402
 from unit.server import support  # noqa: E402 - after the extra
 
 from secure_quant.errors import ConfigError  # noqa: E402
+from secure_quant.mpc.protocol.bundle import split  # noqa: E402
 from secure_quant.transport import InsecurePlaintext, ServerPair, Tls  # noqa: E402
 from secure_quant.wire.gen import secure_inference_pb2 as pb  # noqa: E402
 from secure_quant.wire.rpc_status import decode_error_info  # noqa: E402
-from secure_quant_server.common import Budgets, GrpcServer, Tokens  # noqa: E402
+from secure_quant_server.common import (  # noqa: E402
+    Budgets,
+    GrpcServer,
+    Tokens,
+    make_token,
+)
+from secure_quant_server.common.bundles import Bundle  # noqa: E402
 from secure_quant_server.common.web import WebFront, methods_of  # noqa: E402
+from secure_quant_server.mpc.party import Front  # noqa: E402
+from secure_quant_server.options import PartyOptions  # noqa: E402
 
 ALICE, BOB = "alice's token", "bob's token"
 TOKENS = Tokens({n: hashlib.sha256(t.encode()).hexdigest() for n, t in (("a", ALICE), ("b", BOB))})
@@ -221,6 +233,26 @@ def test_calls_over_both_transports_share_one_bound():
             slow.cancel()  # the browser goes: so does its call
             while server.guard._admission.running:
                 await asyncio.sleep(0.01)
+
+    support.run(test)
+
+
+def test_a_party_that_cannot_listen_for_browsers_listens_for_nobody(tmp_path: Path):
+    tokens = tmp_path / "tokens"
+    tokens.write_text(make_token("alice")[1])
+
+    async def test():
+        with socket.create_server(("127.0.0.1", 0)) as taken:
+            options = PartyOptions(
+                listen="127.0.0.1:0", security=InsecurePlaintext(), link="127.0.0.1:1",
+                dealer="127.0.0.1:1", tokens=str(tokens), http_plaintext=True,
+                http_listen=f"127.0.0.1:{taken.getsockname()[1]}",
+            )  # fmt: skip
+            front = Front([Bundle(split(graphs.mlp())["party1"])], options, None)
+            with pytest.raises(ConfigError, match="http_listen"):
+                await front.start()
+            with pytest.raises(ConnectionRefusedError):
+                await asyncio.open_connection("127.0.0.1", front._grpc.port)
 
     support.run(test)
 

@@ -323,6 +323,40 @@ def test_a_request_that_is_no_message_is_named_over_grpc() -> None:
     ran(test)
 
 
+HTTP = b" HTTP/1.1\r\nHost: x\r\n"
+HALF = HTTP + b"Content-Length: 9\r\n\r\n{}"
+BROKEN = {
+    "no method": b"FOO /" + HTTP + b"\r\n",
+    "a long line": b"POST /" + b"m" * 9000 + HTTP + b"\r\n",
+    "half a body": b"POST /v2/models/model/infer" + HALF,
+    "half a body of nothing": b"POST /x" + HALF,
+    "half a body read by nobody": b"PUT /v2" + HALF,
+    "an encoding": b"PUT /v2" + HTTP + b"Content-Encoding: gzip\r\nContent-Length: 5\r\n\r\nabcde",
+    "a chunk": b"POST /x" + HTTP + b"Transfer-Encoding: chunked\r\n\r\nzz\r\nabc\r\n",
+}
+
+
+def test_who_breaks_http_does_not_fill_the_log(caplog: pytest.LogCaptureFixture) -> None:
+    pytest.importorskip("aiohttp")
+
+    async def test() -> None:
+        http_listen = {"http_listen": "127.0.0.1:0"}
+        async with behind(GRAPH) as server, gateway(server.target, **http_listen) as started:
+            for kind, sent in BROKEN.items():
+                reader, writer = await asyncio.open_connection("127.0.0.1", started.http_port)
+                writer.write(sent)
+                if kind.startswith("half"):
+                    writer.write_eof()
+                await reader.read()
+                writer.close()
+            code, _, _ = await http(started.http_port, "/v2/health/live")
+            assert code == 200
+
+    ran(test)
+    said = [(each.getMessage(), each.exc_info) for each in caplog.records if each.levelno >= 30]
+    assert said == []
+
+
 def test_bodies_that_do_not_come_hold_up_nobody(caplog: pytest.LogCaptureFixture) -> None:
     pytest.importorskip("aiohttp")
     inputs = [
