@@ -55,7 +55,7 @@ class DealerStream:
     ) -> None:
         self._stock, self._call, self._party = stock, call, party
         self._writing = asyncio.Lock()
-        self._open_item: tuple[DealItem, Parts] | None = None
+        self._open_items: dict[str, tuple[DealItem, Parts]] = {}  # by model: they come side by side
         self._tasks: set[asyncio.Task[None]] = set()
         self.trace = ""
         """Of the last inference that used material: the next credit names it."""
@@ -129,11 +129,13 @@ class DealerStream:
         if feed is not None:
             feed.add(chunk.index, chunk.offset, chunk.data)
             return
-        head, parts = self._unfinished()
-        if (chunk.model_hash, chunk.index) != (head.model_hash, head.index):
+        if (unfinished := self._open_items.get(chunk.model_hash)) is None:
+            raise MalformedMessage("chunk", expected="an item of its model before it")
+        head, parts = unfinished
+        if chunk.index != head.index:
             raise MalformedMessage("chunk of an item", got=chunk.index, expected=head.index)
         if parts.add(chunk.offset, chunk.data):
-            self._open_item = None
+            del self._open_items[chunk.model_hash]
             self._finish(head, parts.whole)
 
     def _head(self, head: DealItem) -> None:
@@ -144,20 +146,15 @@ class DealerStream:
         if feed is not None:
             feed.begin(head.index, leavable=head.leavable)
             self._finish(head, b"")
-        elif self._open_item is not None:
+        elif head.model_hash in self._open_items:
             raise MalformedMessage("item", got="a new one", expected="the rest of the last")
         elif expected:
-            self._open_item = (head, Parts(expected))
+            self._open_items[head.model_hash] = (head, Parts(expected))
         else:
             self._finish(head, b"")
 
     def _finish(self, head: DealItem, corrections: bytes | memoryview) -> None:
         self._stock.put(head.model_hash, head.index, Item(self._party, head.seed, corrections))
-
-    def _unfinished(self) -> tuple[DealItem, Parts]:
-        if self._open_item is None:
-            raise MalformedMessage("chunk", expected="an item before it")
-        return self._open_item
 
     def _tuple_part(self, response: DealResponse) -> None:
         chunk = response.tuple_chunk

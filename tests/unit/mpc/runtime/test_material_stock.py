@@ -264,6 +264,24 @@ def test_an_item_arrives_in_chunks():
     assert run(work()) == [(SEED, b"abcdef"), (SEED, b"ghijkl")]
 
 
+def test_items_of_two_models_come_side_by_side():
+    """Each one's chunks are sent as there is room: only a model's own are in order."""
+
+    async def work():
+        stock = Stock(1, {"m": (4, 6), "n": (4, 3)})
+        call = _Call(
+            head(), head(size=3, model="n"), chunk(0, b"abcd"), chunk(0, b"xyz", model="n"),
+            head(1, size=3, model="n"), chunk(4, b"ef"), head(1), chunk(0, b"uvw", 1, model="n"),
+            chunk(0, b"ghijkl", 1),
+        )  # fmt: skip
+        pump = asyncio.ensure_future(DealerStream(stock, call, 1).pump())
+        found = [(await stock.take(model, 2, 1))[1] for model in ("m", "n")]
+        pump.cancel()
+        return [[bytes(item.take()[1]) for item in items] for items in found]
+
+    assert run(work()) == [[b"abcdef", b"ghijkl"], [b"xyz", b"uvw"]]
+
+
 def test_opening_grants_credit_for_a_full_stock():
     _, call = run(pumped())
     opened, credit = call.requests
@@ -276,6 +294,7 @@ def test_opening_grants_credit_for_a_full_stock():
     [
         [chunk(0, b"abcdef")],
         [head(), head()],
+        [head(), chunk(0, b"abcdef", model="n")],
         [head(size=7)],
         [head(seed=b"short")],
         [head(), chunk(1, b"bcdef")],
@@ -285,7 +304,7 @@ def test_opening_grants_credit_for_a_full_stock():
         [head(index=1), chunk(0, b"abcdef", index=1)],
         [DealResponse()],
     ],
-    ids=range(10),
+    ids=range(11),
 )
 def test_a_dealer_that_breaks_the_protocol_ends_the_session(responses):
     with pytest.raises(MalformedMessage):
