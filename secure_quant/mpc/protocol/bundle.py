@@ -8,6 +8,7 @@ more. Public tables that clients take rows of are in all but the dealer's.
 
 from __future__ import annotations
 
+import hashlib
 import secrets
 from collections.abc import Mapping
 from typing import Any
@@ -86,7 +87,8 @@ def load_party(data: bytes | memoryview, *, weights: bool = True) -> PartyProgra
     Raises MalformedModel, HashMismatch, InvalidGraph, OpNotSupported."""
     role, made, tensors = _read(data, ("party0", "party1"))
     party = 0 if role == "party0" else 1
-    stream = Keystream(_take(tensors, "seed", np.uint8, (SEED_BYTES,)).tobytes())
+    seed = _take(tensors, "seed", np.uint8, (SEED_BYTES,)).tobytes()
+    stream = Keystream(seed)
     parameters: dict[str, Any] = {}
     for gate in _linear(made):
         shape = weight_shape(gate.node)
@@ -108,7 +110,7 @@ def load_party(data: bytes | memoryview, *, weights: bool = True) -> PartyProgra
             own = stored ^ mask if party == 0 else mask
             parameters[table.name] = TableShares(as_rows(stored), as_rows(own))
     _nothing_left(tensors)
-    return PartyProgram(party, made, parameters)
+    return PartyProgram(party, made, parameters, _known_by(seed))
 
 
 def load_dealer(data: bytes) -> DealerProgram:
@@ -117,13 +119,14 @@ def load_dealer(data: bytes) -> DealerProgram:
     seeds = _take(tensors, "seeds", np.uint8, (2, SEED_BYTES))
     _nothing_left(tensors)
     streams = [Keystream(seed.tobytes()) for seed in seeds]
+    known = (_known_by(seeds[0].tobytes()), _known_by(seeds[1].tobytes()))
     parameters: dict[str, Any] = {}
     for gate in _linear(made):
         parameters[gate.name] = sums(weight_shape(gate.node), gate.bits, streams)
     for table in _tables(made):
         mask = _drawn(table, streams[0]) ^ _drawn(table, streams[1])
         parameters[table.name] = as_rows(mask)
-    return DealerProgram(made, parameters)
+    return DealerProgram(made, parameters, known)
 
 
 def load_client(data: bytes) -> tuple[Graph, MpcPlan]:
@@ -131,6 +134,11 @@ def load_client(data: bytes) -> tuple[Graph, MpcPlan]:
     _, made, tensors = _read(data, ("client",))
     _nothing_left(tensors)
     return made.graph, made
+
+
+def _known_by(seed: bytes) -> bytes:
+    """What a party's bundle is told apart by from that of another split; it says nothing else."""
+    return hashlib.sha256(b"secure-quant split" + seed).digest()
 
 
 def _linear(made: MpcPlan) -> list[LinearGate]:

@@ -38,11 +38,14 @@ class DealtGates:
 
 
 class DealerProgram:
-    """model_hash, plan: public. Safe to use from several threads."""
+    """model_hash, plan: public. splits: what each party's bundle of this split is known by. Safe
+    to use from several threads."""
 
-    def __init__(self, plan: MpcPlan, parameters: Mapping[str, Any]) -> None:
+    def __init__(
+        self, plan: MpcPlan, parameters: Mapping[str, Any], splits: tuple[bytes, bytes]
+    ) -> None:
         """``parameters``: by gate name, the masks of the weights."""
-        self.plan = plan
+        self.plan, self.splits = plan, splits
         self._parameters = dict(parameters)
 
     @property

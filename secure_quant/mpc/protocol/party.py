@@ -106,11 +106,14 @@ class Expansion:
 
 
 class PartyProgram:
-    """party: 0 or 1. model_hash, plan, graph: public. Safe to use from several threads."""
+    """party: 0 or 1. model_hash, plan, graph: public. split: what the dealer knows this party's
+    bundle by. Safe to use from several threads."""
 
-    def __init__(self, party: int, plan: MpcPlan, parameters: Mapping[str, Any]) -> None:
+    def __init__(
+        self, party: int, plan: MpcPlan, parameters: Mapping[str, Any], split: bytes
+    ) -> None:
         """``parameters``: by gate name, this party's half of the weights."""
-        self.party, self.plan = party, plan
+        self.party, self.plan, self.split = party, plan, split
         self._parameters = dict(parameters)
 
     @property

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Coroutine, Sequence
+from collections.abc import Awaitable, Coroutine, Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -62,11 +62,14 @@ class DealerStream:
         self.tuple_seed: asyncio.Future[bytes] = asyncio.get_running_loop().create_future()
         self._tuples: dict[int, tuple[Parts, asyncio.Future[memoryview]]] = {}
 
-    async def open(self, session_id: bytes, lane: int, models: Sequence[str]) -> None:
-        """Open the session and grant credit for a full stock of each model."""
-        await self._send(
-            DealRequest(open=DealOpen(session_id=session_id, lane=lane, party=self._party))
-        )
+    async def open(
+        self, session_id: bytes, lane: int, models: Sequence[str],
+        splits: Mapping[str, bytes] | None = None,
+    ) -> None:  # fmt: skip
+        """Open the session and grant credit for a full stock of each model. splits: what the dealer
+        knows this party's bundles by."""
+        opened = DealOpen(session_id=session_id, lane=lane, party=self._party, splits=splits or {})
+        await self._send(DealRequest(open=opened))
         self._stock.on_credit = self._grant
         for model in models:
             feed = self._stock.feeds.get(model)

@@ -24,33 +24,37 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1csecure_quant/v1/dealer.proto\x12\x0fsecure_quant.v1\"\xcc\x01\n\x0b\x44\x65\x61lRequest\x12)\n\x04open\x18\x01 \x01(\x0b\x32\x19.secure_quant.v1.DealOpenH\x00\x12-\n\x06\x63redit\x18\x02 \x01(\x0b\x32\x1b.secure_quant.v1.DealCreditH\x00\x12+\n\x05tuple\x18\x03 \x01(\x0b\x32\x1a.secure_quant.v1.DealTupleH\x00\x12+\n\x05leave\x18\x04 \x01(\x0b\x32\x1a.secure_quant.v1.DealLeaveH\x00\x42\t\n\x07message\";\n\x08\x44\x65\x61lOpen\x12\x12\n\nsession_id\x18\x01 \x01(\x0c\x12\x0c\n\x04lane\x18\x02 \x01(\r\x12\r\n\x05party\x18\x03 \x01(\r\"M\n\nDealCredit\x12\x12\n\nmodel_hash\x18\x01 \x01(\t\x12\r\n\x05items\x18\x02 \x01(\r\x12\r\n\x05\x62ytes\x18\x03 \x01(\x04\x12\r\n\x05trace\x18\x04 \x01(\t\".\n\tDealLeave\x12\x12\n\nmodel_hash\x18\x01 \x01(\t\x12\r\n\x05index\x18\x02 \x01(\x04\"\xbf\x01\n\tDealTuple\x12\r\n\x05index\x18\x01 \x01(\x04\x12\x0c\n\x04kind\x18\x02 \x01(\t\x12\x11\n\toperation\x18\x03 \x01(\t\x12\x12\n\nleft_shape\x18\x04 \x03(\r\x12\x13\n\x0bright_shape\x18\x05 \x03(\r\x12\x0e\n\x06stride\x18\x06 \x03(\r\x12\x0f\n\x07padding\x18\x07 \x03(\r\x12\x16\n\x0eoutput_padding\x18\x08 \x03(\r\x12\x10\n\x08\x64ilation\x18\t \x03(\r\x12\x0e\n\x06groups\x18\n \x01(\r\"\x1d\n\rDealTupleSeed\x12\x0c\n\x04seed\x18\x01 \x01(\x0c\"R\n\x0e\x44\x65\x61lTupleChunk\x12\r\n\x05index\x18\x01 \x01(\x04\x12\x13\n\x0btotal_bytes\x18\x02 \x01(\x04\x12\x0e\n\x06offset\x18\x03 \x01(\x04\x12\x0c\n\x04\x64\x61ta\x18\x04 \x01(\x0c\"\xdf\x01\n\x0c\x44\x65\x61lResponse\x12)\n\x04item\x18\x01 \x01(\x0b\x32\x19.secure_quant.v1.DealItemH\x00\x12+\n\x05\x63hunk\x18\x02 \x01(\x0b\x32\x1a.secure_quant.v1.DealChunkH\x00\x12\x34\n\ntuple_seed\x18\x03 \x01(\x0b\x32\x1e.secure_quant.v1.DealTupleSeedH\x00\x12\x36\n\x0btuple_chunk\x18\x04 \x01(\x0b\x32\x1f.secure_quant.v1.DealTupleChunkH\x00\x42\t\n\x07message\"g\n\x08\x44\x65\x61lItem\x12\x12\n\nmodel_hash\x18\x01 \x01(\t\x12\r\n\x05index\x18\x02 \x01(\x04\x12\x0c\n\x04seed\x18\x03 \x01(\x0c\x12\x18\n\x10\x63orrection_bytes\x18\x04 \x01(\x04\x12\x10\n\x08leavable\x18\x05 \x01(\x08\"L\n\tDealChunk\x12\x12\n\nmodel_hash\x18\x01 \x01(\t\x12\r\n\x05index\x18\x02 \x01(\x04\x12\x0e\n\x06offset\x18\x03 \x01(\x04\x12\x0c\n\x04\x64\x61ta\x18\x04 \x01(\x0c\x32X\n\rDealerService\x12G\n\x04\x44\x65\x61l\x12\x1c.secure_quant.v1.DealRequest\x1a\x1d.secure_quant.v1.DealResponse(\x01\x30\x01\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1csecure_quant/v1/dealer.proto\x12\x0fsecure_quant.v1\"\xcc\x01\n\x0b\x44\x65\x61lRequest\x12)\n\x04open\x18\x01 \x01(\x0b\x32\x19.secure_quant.v1.DealOpenH\x00\x12-\n\x06\x63redit\x18\x02 \x01(\x0b\x32\x1b.secure_quant.v1.DealCreditH\x00\x12+\n\x05tuple\x18\x03 \x01(\x0b\x32\x1a.secure_quant.v1.DealTupleH\x00\x12+\n\x05leave\x18\x04 \x01(\x0b\x32\x1a.secure_quant.v1.DealLeaveH\x00\x42\t\n\x07message\"\xa1\x01\n\x08\x44\x65\x61lOpen\x12\x12\n\nsession_id\x18\x01 \x01(\x0c\x12\x0c\n\x04lane\x18\x02 \x01(\r\x12\r\n\x05party\x18\x03 \x01(\r\x12\x35\n\x06splits\x18\x04 \x03(\x0b\x32%.secure_quant.v1.DealOpen.SplitsEntry\x1a-\n\x0bSplitsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x0c:\x02\x38\x01\"M\n\nDealCredit\x12\x12\n\nmodel_hash\x18\x01 \x01(\t\x12\r\n\x05items\x18\x02 \x01(\r\x12\r\n\x05\x62ytes\x18\x03 \x01(\x04\x12\r\n\x05trace\x18\x04 \x01(\t\".\n\tDealLeave\x12\x12\n\nmodel_hash\x18\x01 \x01(\t\x12\r\n\x05index\x18\x02 \x01(\x04\"\xbf\x01\n\tDealTuple\x12\r\n\x05index\x18\x01 \x01(\x04\x12\x0c\n\x04kind\x18\x02 \x01(\t\x12\x11\n\toperation\x18\x03 \x01(\t\x12\x12\n\nleft_shape\x18\x04 \x03(\r\x12\x13\n\x0bright_shape\x18\x05 \x03(\r\x12\x0e\n\x06stride\x18\x06 \x03(\r\x12\x0f\n\x07padding\x18\x07 \x03(\r\x12\x16\n\x0eoutput_padding\x18\x08 \x03(\r\x12\x10\n\x08\x64ilation\x18\t \x03(\r\x12\x0e\n\x06groups\x18\n \x01(\r\"\x1d\n\rDealTupleSeed\x12\x0c\n\x04seed\x18\x01 \x01(\x0c\"R\n\x0e\x44\x65\x61lTupleChunk\x12\r\n\x05index\x18\x01 \x01(\x04\x12\x13\n\x0btotal_bytes\x18\x02 \x01(\x04\x12\x0e\n\x06offset\x18\x03 \x01(\x04\x12\x0c\n\x04\x64\x61ta\x18\x04 \x01(\x0c\"\xdf\x01\n\x0c\x44\x65\x61lResponse\x12)\n\x04item\x18\x01 \x01(\x0b\x32\x19.secure_quant.v1.DealItemH\x00\x12+\n\x05\x63hunk\x18\x02 \x01(\x0b\x32\x1a.secure_quant.v1.DealChunkH\x00\x12\x34\n\ntuple_seed\x18\x03 \x01(\x0b\x32\x1e.secure_quant.v1.DealTupleSeedH\x00\x12\x36\n\x0btuple_chunk\x18\x04 \x01(\x0b\x32\x1f.secure_quant.v1.DealTupleChunkH\x00\x42\t\n\x07message\"g\n\x08\x44\x65\x61lItem\x12\x12\n\nmodel_hash\x18\x01 \x01(\t\x12\r\n\x05index\x18\x02 \x01(\x04\x12\x0c\n\x04seed\x18\x03 \x01(\x0c\x12\x18\n\x10\x63orrection_bytes\x18\x04 \x01(\x04\x12\x10\n\x08leavable\x18\x05 \x01(\x08\"L\n\tDealChunk\x12\x12\n\nmodel_hash\x18\x01 \x01(\t\x12\r\n\x05index\x18\x02 \x01(\x04\x12\x0e\n\x06offset\x18\x03 \x01(\x04\x12\x0c\n\x04\x64\x61ta\x18\x04 \x01(\x0c\x32X\n\rDealerService\x12G\n\x04\x44\x65\x61l\x12\x1c.secure_quant.v1.DealRequest\x1a\x1d.secure_quant.v1.DealResponse(\x01\x30\x01\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'secure_quant.wire.gen.dealer_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
+  _globals['_DEALOPEN_SPLITSENTRY']._loaded_options = None
+  _globals['_DEALOPEN_SPLITSENTRY']._serialized_options = b'8\001'
   _globals['_DEALREQUEST']._serialized_start=50
   _globals['_DEALREQUEST']._serialized_end=254
-  _globals['_DEALOPEN']._serialized_start=256
-  _globals['_DEALOPEN']._serialized_end=315
-  _globals['_DEALCREDIT']._serialized_start=317
-  _globals['_DEALCREDIT']._serialized_end=394
-  _globals['_DEALLEAVE']._serialized_start=396
-  _globals['_DEALLEAVE']._serialized_end=442
-  _globals['_DEALTUPLE']._serialized_start=445
-  _globals['_DEALTUPLE']._serialized_end=636
-  _globals['_DEALTUPLESEED']._serialized_start=638
-  _globals['_DEALTUPLESEED']._serialized_end=667
-  _globals['_DEALTUPLECHUNK']._serialized_start=669
-  _globals['_DEALTUPLECHUNK']._serialized_end=751
-  _globals['_DEALRESPONSE']._serialized_start=754
-  _globals['_DEALRESPONSE']._serialized_end=977
-  _globals['_DEALITEM']._serialized_start=979
-  _globals['_DEALITEM']._serialized_end=1082
-  _globals['_DEALCHUNK']._serialized_start=1084
-  _globals['_DEALCHUNK']._serialized_end=1160
-  _globals['_DEALERSERVICE']._serialized_start=1162
-  _globals['_DEALERSERVICE']._serialized_end=1250
+  _globals['_DEALOPEN']._serialized_start=257
+  _globals['_DEALOPEN']._serialized_end=418
+  _globals['_DEALOPEN_SPLITSENTRY']._serialized_start=373
+  _globals['_DEALOPEN_SPLITSENTRY']._serialized_end=418
+  _globals['_DEALCREDIT']._serialized_start=420
+  _globals['_DEALCREDIT']._serialized_end=497
+  _globals['_DEALLEAVE']._serialized_start=499
+  _globals['_DEALLEAVE']._serialized_end=545
+  _globals['_DEALTUPLE']._serialized_start=548
+  _globals['_DEALTUPLE']._serialized_end=739
+  _globals['_DEALTUPLESEED']._serialized_start=741
+  _globals['_DEALTUPLESEED']._serialized_end=770
+  _globals['_DEALTUPLECHUNK']._serialized_start=772
+  _globals['_DEALTUPLECHUNK']._serialized_end=854
+  _globals['_DEALRESPONSE']._serialized_start=857
+  _globals['_DEALRESPONSE']._serialized_end=1080
+  _globals['_DEALITEM']._serialized_start=1082
+  _globals['_DEALITEM']._serialized_end=1185
+  _globals['_DEALCHUNK']._serialized_start=1187
+  _globals['_DEALCHUNK']._serialized_end=1263
+  _globals['_DEALERSERVICE']._serialized_start=1265
+  _globals['_DEALERSERVICE']._serialized_end=1353
 # @@protoc_insertion_point(module_scope)

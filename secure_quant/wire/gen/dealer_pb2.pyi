@@ -56,23 +56,52 @@ Global___DealRequest: _TypeAlias = DealRequest  # noqa: Y015
 class DealOpen(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
+    @_typing.final
+    class SplitsEntry(_message.Message):
+        DESCRIPTOR: _descriptor.Descriptor
+
+        KEY_FIELD_NUMBER: _builtins.int
+        VALUE_FIELD_NUMBER: _builtins.int
+        key: _builtins.str
+        value: _builtins.bytes
+        def __init__(
+            self,
+            *,
+            key: _builtins.str = ...,
+            value: _builtins.bytes = ...,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["key", b"key", "value", b"value"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        def WhichOneof(self, oneof_group: _Never) -> None: ...
+
     SESSION_ID_FIELD_NUMBER: _builtins.int
     LANE_FIELD_NUMBER: _builtins.int
     PARTY_FIELD_NUMBER: _builtins.int
+    SPLITS_FIELD_NUMBER: _builtins.int
     session_id: _builtins.bytes
     lane: _builtins.int
     party: _builtins.int
     """0 or 1; must agree with the role in the caller's certificate."""
+    @_builtins.property
+    def splits(self) -> _containers.ScalarMap[_builtins.str, _builtins.bytes]:
+        """Model hash -> SHA-256 of "secure-quant split" and the seed in this party's bundle, which the
+        dealer's bundle of the same split holds as well. The dealer refuses another split's, whose masks
+        it does not know: answers would be wrong. Earlier releases send none.
+        """
+
     def __init__(
         self,
         *,
         session_id: _builtins.bytes = ...,
         lane: _builtins.int = ...,
         party: _builtins.int = ...,
+        splits: _abc.Mapping[_builtins.str, _builtins.bytes] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["lane", b"lane", "party", b"party", "session_id", b"session_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["lane", b"lane", "party", b"party", "session_id", b"session_id", "splits", b"splits"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

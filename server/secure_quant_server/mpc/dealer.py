@@ -16,6 +16,7 @@ import grpc.aio
 from secure_quant.errors import (
     ConfigError,
     DeadlineExceeded,
+    HashMismatch,
     MalformedMessage,
     ModelNotFound,
     PeerUnavailable,
@@ -301,6 +302,12 @@ class _Dealer(dealer_pb2_grpc.DealerServiceServicer):
         role = current_caller().role
         if role is not None and role.kind != f"party{opened.party}":
             raise PermissionDenied("party", got=role.kind, expected=f"party{opened.party}")
+        for model, split in opened.splits.items():
+            if model in self._works and self._works[model].splits[opened.party] != split:
+                raise HashMismatch(
+                    f"bundles of model {model[:12]}",
+                    got="two splits, this party's and the dealer's", expected="one for all",
+                )  # fmt: skip
         return opened
 
     def _join(self, opened: DealOpen) -> _LaneSession:

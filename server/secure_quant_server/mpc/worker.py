@@ -301,7 +301,10 @@ class _Worker:
             call = open_deal(channel)
             try:
                 dealer = DealerStream(stock, call, self._place.party)
-                await _in_time(dealer.open(session_id, self._place.lane, list(self._programs)))
+                splits = {name: program.split for name, program in self._programs.items()}
+                await _in_time(
+                    dealer.open(session_id, self._place.lane, list(self._programs), splits)
+                )
                 session = LaneSession(
                     self._place.party, self._programs, link, dealer, stock,
                     border=self._border, desk=self._desk if self._place.party == 1 else None,

@@ -148,6 +148,7 @@ class Works:
     """Makes one model's items; the bound of its stock is what keeps it from making too many.
 
     streamed: whether they are made while they are sent. size: bytes of corrections of one.
+    splits: what each party's bundle is known by.
     """
 
     def __init__(
@@ -165,7 +166,7 @@ class Works:
         self._spooled = gauges.spooled.labels(label)
         self._gauge, self._dealt = gauges.stock.labels(label), gauges.dealt.labels(label)
         self._seconds, self._rate = gauges.seconds.labels(label), Rate()
-        self.streamed = program.plan.streamed
+        self.streamed, self.splits = program.plan.streamed, program.splits
         self.size = 8 * program.plan.dealt_words
         size = self.size + 2 * SEED_BYTES
         self._shelf = None if spool is None else Shelf(spool, spool_bytes // (size + TAG_BYTES))

@@ -10,16 +10,17 @@ from clock import run
 from unit.mpc.protocol import graphs
 from unit.server.test_dealer_tuples import Stream
 
-from secure_quant.errors import MalformedMessage, ModelNotFound
+from secure_quant.errors import HashMismatch, MalformedMessage, ModelNotFound
 from secure_quant.keystream import Keystream
-from secure_quant.mpc.protocol.bundle import load_dealer, split
+from secure_quant.mpc.protocol.bundle import load_dealer, load_party, split
 from secure_quant.wire.deal_chunks import Chunk, decode_response
 from secure_quant.wire.gen.dealer_pb2 import DealCredit, DealItem, DealLeave
 from secure_quant_server.common import Metrics
 from secure_quant_server.mpc.dealer import _Dealer
 from secure_quant_server.mpc.works import Gauges, Works
 
-PROGRAM = load_dealer(split(graphs.mlp(), streamed=True)["dealer"])
+BUNDLES = split(graphs.mlp(), streamed=True)
+PROGRAM = load_dealer(BUNDLES["dealer"])
 MODEL, SIZE = PROGRAM.model_hash, 8 * PROGRAM.plan.dealt_words
 
 
@@ -49,6 +50,32 @@ class Parties:
             assert chunk.offset == len(found)
             found += chunk.data
         return found
+
+
+@pytest.mark.parametrize("party", [0, 1])
+def test_a_bundle_of_another_split_is_refused(party: int) -> None:
+    """Its masks are others: answers would be wrong, and indices in place of scores not even odd."""
+    own, other = (
+        [load_party(bundles[f"party{each}"]).split for each in range(2)]
+        for bundles in (BUNDLES, split(graphs.mlp(), streamed=True))
+    )
+
+    async def work() -> None:
+        gauges = Gauges(Metrics())
+        with ThreadPoolExecutor(1) as pool:
+            dealer = _Dealer({MODEL: Works(PROGRAM, 2**20, gauges, pool)}, gauges)
+            with pytest.raises(HashMismatch, match="two splits"):
+                await Stream(dealer, party, splits={MODEL: other[party]}).call
+            known = [
+                Stream(dealer, each, splits={MODEL: own[each], "not here": other[each]})
+                for each in range(2)
+            ]
+            for each in known:
+                await each.seed()
+            await known[0].end()
+            await asyncio.gather(known[1].call, return_exceptions=True)
+
+    run(work())
 
 
 @asynccontextmanager

@@ -20,10 +20,10 @@ SQUARE, BITS = TupleSpec("square", (4,)), TupleSpec("b2a", (4,))
 class Stream:
     """A party's open call, both ends."""
 
-    def __init__(self, dealer: _Dealer, party: int) -> None:
+    def __init__(self, dealer: _Dealer, party: int, **opened: object) -> None:
         self.requests: asyncio.Queue = asyncio.Queue()
         self.responses: asyncio.Queue[DealResponse] = asyncio.Queue()
-        self.put(open=DealOpen(session_id=b"s" * 16, lane=0, party=party))
+        self.put(open=DealOpen(session_id=b"s" * 16, lane=0, party=party, **opened))
         self.call = asyncio.ensure_future(dealer.Deal(None, self))
 
     async def read(self):
