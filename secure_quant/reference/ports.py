@@ -173,6 +173,10 @@ _KINDS = {
 }
 
 
+_DIGITS = 1e-6
+"""To which a scale is kept: the largest integer of a calibration is inside."""
+
+
 def _domain(port: Port) -> tuple[int, int]:
     """Of an integer port: what its int8 can stand for, rounded inwards."""
     if port.dtype == "bool":
@@ -180,7 +184,7 @@ def _domain(port: Port) -> tuple[int, int]:
     if port.rows:
         return 0, port.rows - 1
     ends = np.array([-128, 127], np.float64) - port.value.zero_point
-    low, high = ends * port.value.scale
+    low, high = ends * port.value.scale * (1 + _DIGITS)
     return int(np.ceil(low)), int(np.floor(high))
 
 

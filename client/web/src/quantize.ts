@@ -110,7 +110,8 @@ function check(port: Port, array: Numbers): void {
 function domain(port: Port): [number, number] {
   if (port.dtype === "bool") return [0, 1];
   if (port.rows !== undefined) return [0, port.rows.count - 1];
-  return [Math.ceil((-128 - port.zeroPoint) * port.scale), Math.floor((127 - port.zeroPoint) * port.scale)];
+  const scale = port.scale * (1 + 1e-6); // to which digits it is kept
+  return [Math.ceil((-128 - port.zeroPoint) * scale), Math.floor((127 - port.zeroPoint) * scale)];
 }
 
 function place(port: Port, into: Int8Array, start: number, j: number, x: number): void {

@@ -112,6 +112,8 @@ def check_accuracy(
         jump = _jump(graph, made, values())
         where = several + (str(jump) if jump else "") + (f"; {steps}" if steps else "")
         hint = _FAR if jump and jump.before < _LITTLE and jump.after > 1 / 2 else None
+        if hint is None and jump and jump.cancels:
+            hint = _CANCELS
         if _unlike_inputs(graph, made, x) > worst.error / 2:
             hint = _UNLIKE
         judge(worst.error, bounds, where, hint)
@@ -230,6 +232,10 @@ _FAR = (
     "a number that is far larger than the values beside it, as -1e9 of a mask, takes their scale: "
     "use one a little beyond them"
 )
+_CANCELS = (
+    "a small difference of values that are far larger than it: take off what they have in common "
+    "first, of an input before the call, of a variance as ((x - x.mean()) ** 2).mean()"
+)
 _UNLIKE = (
     "samples of very different size share the scale of the input, and the small ones get few steps "
     "of it: bring each to one size before the call"
@@ -246,6 +252,12 @@ class _Jump(NamedTuple):
     place: str
     before: float
     after: float
+
+    @property
+    def cancels(self) -> bool:
+        """Whether a sum, or what follows the input, loses what its operands still had."""
+        kinds = {part.rstrip("0123456789") for part in self.place.split(".")}
+        return self.after > 100 * self.before and bool(kinds & {"sub", "add", "input"})
 
     def __str__(self) -> str:
         return f"; it jumps at {self.place!r}, from {self.before:.2g} to {self.after:.2g}"

@@ -159,6 +159,34 @@ def _either_or(walk: _Choices, edit: Mover, node: Node) -> Node:
     return walk.truth(edit.call(aten.abs.default, edit.call(aten.sub.Tensor, a, b)))
 
 
+def _asked(walk: _Choices, node: Node) -> list[int] | None:
+    """The axes of ``any`` or ``all``; None where it asks all values, or flags of an input."""
+    x: Any = node.args[0]
+    dims: Any = argument(node, 1, "dim")
+    if dims is None or not (x in walk.truths or x.meta["val"].dtype.is_floating_point):
+        return None
+    return list(dims) if isinstance(dims, list | tuple) else [dims]
+
+
+def _any(walk: _Choices, edit: Mover, node: Node) -> Node | None:
+    """Whether one holds, over axes: the largest."""
+    dims = _asked(walk, node)
+    if dims is None:
+        return None
+    x = walk.number_of(edit, node, node.args[0])
+    return walk.truth(edit.call(aten.amax.default, x, dims, argument(node, 2, "keepdim", False)))
+
+
+def _all(walk: _Choices, edit: Mover, node: Node) -> Node | None:
+    """Whether all hold: not the negation of any."""
+    dims = _asked(walk, node)
+    if dims is None:
+        return None
+    x = _complement(edit, walk.number_of(edit, node, node.args[0]))
+    made = edit.call(aten.amax.default, x, dims, argument(node, 2, "keepdim", False))
+    return walk.truth(_complement(edit, made))
+
+
 def _cast(walk: _Choices, edit: Mover, node: Node) -> Node | None:
     """A truth as a number is itself, and a count as a float."""
     x: Any = node.args[0]
@@ -309,6 +337,8 @@ _RULES: dict[Any, Callable[[_Choices, Mover, Node], Node | None]] = {
     },
     **dict.fromkeys((aten.isnan.default, aten.isinf.default), _never),
     aten.isfinite.default: _always,
+    **dict.fromkeys((aten.any.dim, aten.any.dims), _any),
+    **dict.fromkeys((aten.all.dim, aten.all.dims), _all),
     **dict.fromkeys((aten.to.dtype, aten._to_copy.default, aten.to.dtype_layout), _cast),
     **dict.fromkeys((aten.where.self, aten.where.ScalarSelf, aten.where.ScalarOther), _where),
     **dict.fromkeys((aten.masked_fill.Scalar, aten.masked_fill.Tensor), _masked_fill),

@@ -21,6 +21,10 @@ __all__ = ["lower_lookups"]
 aten = torch.ops.aten
 
 _EMBEDDING = aten.embedding.default
+_LIKE = {
+    aten.zeros_like.default: 0, aten.ones_like.default: 1, aten.full_like.default: 0,
+}  # fmt: skip
+_ROWS = {aten.index_select.default, aten.gather.default}
 _KEEPING = CASTS | COPIES | {
     aten.view.default, aten.reshape.default, aten._unsafe_view.default, aten.slice.Tensor,
 }  # fmt: skip
@@ -35,6 +39,8 @@ def lower_lookups(module: GraphModule, model: nn.Module, batch: int) -> None:
     Raises UnsupportedModule unless the owner has said who may know tables, and where an input is
     used for anything else besides. ``batch``: samples in the example of the capture.
     """
+    _write_shapes(module)
+    _write_tables(module)
     tables = model.tables if isinstance(model, Ported) else None
     private = tables == "private"
     if tables is not None:
@@ -74,6 +80,60 @@ def lower_lookups(module: GraphModule, model: nn.Module, batch: int) -> None:
         edit.replace(edit.call(aten.select.int, made, 1, 0) if single else made)
     module.graph.eliminate_dead_code()
     module.recompile()
+
+
+def _write_shapes(module: GraphModule) -> None:
+    """What is asked of an integer input's shape alone, by that shape: ``zeros_like(ids)``,
+    ``x.expand_as(ids)``."""
+    source = next(node for node in module.graph.nodes if node.op == "placeholder")
+    for node in list(module.graph.nodes):
+        args: Any = node.args
+        if node.target in _LIKE:
+            like, filled = args[0], args[1] if len(args) > 1 else _LIKE[node.target]
+        elif node.target is aten.expand_as.default:
+            like, filled = args[1], None
+        else:
+            continue
+        held = like.meta["val"]
+        if like.target is not INPUT_PORT or held.dtype.is_floating_point:
+            continue
+        edit = Editor(module, node)
+        shape = [edit.call(aten.sym_size.int, source, 0), *map(int, held.shape[1:])]
+        whole = args[0]
+        if filled is not None:
+            sample = [1, *held.shape[1:]]
+            whole = edit.constant(torch.full(sample, filled, dtype=node.meta["val"].dtype))
+        edit.replace(edit.call(aten.expand.default, whole, shape))
+    module.graph.eliminate_dead_code()
+
+
+def _write_tables(module: GraphModule) -> None:
+    """``table[ids]`` of a constant as an embedding of its rows."""
+    source = next(node for node in module.graph.nodes if node.op == "placeholder")
+    roots = find_roots(list(module.graph.nodes))
+    for node in list(module.graph.nodes):
+        args: Any = node.args
+        if node.target is aten.index.Tensor and len(args[1]) == 1:
+            ids = args[1][0]
+        elif node.target in _ROWS and args[1] == 0:
+            ids = args[2]
+        else:
+            continue
+        if node.target is aten.gather.default and args[0].meta["val"].ndim != 1:
+            continue
+        table = constant_of(module, args[0])
+        if table is None or not table.ndim or ids not in roots or not table.is_floating_point():
+            continue
+        if ids.meta["val"].dtype not in (torch.int64, torch.int32):
+            continue
+        edit, shape = Editor(module, node), node.meta["val"].shape
+        rows = edit.fixed(table.reshape(len(table), -1), "rows")
+        made = edit.call(_EMBEDDING, rows, ids)
+        if table.ndim != 2:
+            size = edit.call(aten.sym_size.int, source, 0)
+            made = edit.call(aten.reshape.default, made, [size, *map(int, shape[1:])])
+        edit.replace(made)
+    module.graph.eliminate_dead_code()
 
 
 def _write_one_hots(module: GraphModule) -> None:

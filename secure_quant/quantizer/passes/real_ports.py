@@ -41,8 +41,10 @@ _ALIKE = {
     aten.add.Tensor, aten.sub.Tensor, aten.mul.Tensor, aten.neg.default, aten.abs.default,
     aten.sum.dim_IntList, aten.clamp.default, aten.clamp_min.default, aten.clamp_max.default,
     aten.maximum.default, aten.minimum.default, aten.amax.default, aten.amin.default,
+    aten.pow.Tensor_Scalar,
 }  # fmt: skip
 """Of whole numbers the same as of reals."""
+_DIVIDED = {aten.floor_divide.default, aten.div.Tensor_mode, aten.remainder.Scalar}
 _SIZES = {
     aten.eq.Tensor, aten.eq.Scalar, aten.ne.Tensor, aten.ne.Scalar, aten.to.dtype,
 }  # fmt: skip
@@ -142,6 +144,9 @@ def _real(module: GraphModule, node: Node, known: dict[Node, Node | None]) -> No
         source = _real(module, node.args[0], known)
         if source is not None:
             made = Editor(module, node).call(node.target, source, *node.args[1:])
+    elif node.target in _DIVIDED and isinstance(node.args[1], int) and node.args[1] > 0:
+        source = _real(module, node.args[0], known)  # type: ignore[arg-type]
+        made = None if source is None else _divided(Editor(module, node), node, source)
     elif node.target in _ALIKE and not node.kwargs:
         found = {n: _real(module, n, known) for n in node.all_input_nodes if not _is_real(n)}
         if any(found.values()):
@@ -149,3 +154,16 @@ def _real(module: GraphModule, node: Node, known: dict[Node, Node | None]) -> No
             made = Editor(module, node).call(node.target, *args)
     known[node] = made
     return made
+
+
+def _divided(edit: Editor, node: Node, x: Node) -> Node | None:
+    """``x // d`` or ``x % d`` of whole numbers: the quotient's floor between two of them, so that
+    rounding does not decide it. None for a quotient that is not rounded down."""
+    if node.target is aten.div.Tensor_mode and node.kwargs.get("rounding_mode") != "floor":
+        return None
+    divisor = node.args[1]
+    between = edit.call(aten.div.Tensor, edit.call(aten.add.Tensor, x, 0.5), divisor)
+    floor = edit.call(aten.floor.default, between)
+    if node.target is not aten.remainder.Scalar:
+        return floor
+    return edit.call(aten.sub.Tensor, x, edit.call(aten.mul.Tensor, floor, divisor))

@@ -151,6 +151,61 @@ def test_a_way_out_is_named(name):
         quantize(make(), torch.randn(16, *shape))
 
 
+class Chooses(nn.Module):
+    """Whole numbers divided, in constant tables, and asked for their shape."""
+
+    def __init__(self):
+        super().__init__()
+        self.table, self.a = nn.Parameter(torch.randn(9, 8)), nn.Linear(8, 8)
+        self.kinds = nn.Embedding(2, 8)
+
+    def forward(self, x, n, ids):
+        h = self.a(x)
+        kind = self.kinds(torch.zeros_like(ids))
+        return {
+            "quotient": h + (n // 3).float()[:, None], "rest": h + (n % 3).float()[:, None],
+            "square": h + (n**2).float()[:, None] / 9, "row": h * self.table[ids] + kind,
+            "any": ((h > 1).any(-1, keepdim=True) | (h < -1).all(-1, keepdim=True)).float(),
+        }  # fmt: skip
+
+
+def test_whole_numbers_and_tables():
+    torch.manual_seed(0)
+    model = Chooses()
+    x = {"x": torch.randn(64, 8), "n": torch.randint(-9, 20, (64,)),
+         "ids": torch.randint(0, 9, (64,))}  # fmt: skip
+    arrays = {key: value.numpy() for key, value in x.items()}
+    graph = quantize(model, x, embedding="client")
+    made = reference.run(graph, arrays)
+    with torch.no_grad():
+        want = {name: value.numpy() for name, value in model(**x).items()}
+    assert all(relative_error(made[name], want[name]) < 0.05 for name in want.keys() - {"any"})
+    assert np.mean(np.round(made["any"]) == want["any"]) > 0.95
+    again = arrays | {"n": arrays["n"] + 1}
+    rest = reference.run(graph, again)["rest"] - made["rest"]
+    assert np.abs(rest - (again["n"] % 3 - arrays["n"] % 3)[:, None]).max() < 0.1
+
+
+def test_the_largest_whole_number_of_the_data_is_taken():
+    """Its scale has seven digits, and 255 of it may be less."""
+    torch.manual_seed(0)
+    for largest in (98307, 99991, 65537):
+        x = {"x": np.zeros((8, 8), np.float32), "n": np.linspace(0, largest, 8).astype(np.int64)}
+        graph = quantize(Wide(), x)
+        assert reference.run(graph, x)["output"].shape == (8, 4)
+    with pytest.raises(ValueOutOfRange, match="65537"):
+        reference.run(graph, x | {"n": x["n"] + 300})
+
+
+class Wide(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.a = nn.Linear(8, 4)
+
+    def forward(self, x, n):
+        return self.a(x) + n.float()[:, None] / 50000
+
+
 class Packed(nn.Module):
     def __init__(self):
         super().__init__()
