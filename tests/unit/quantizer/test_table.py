@@ -54,11 +54,21 @@ FUNCTIONS = [
     lambda h: torch.max(h, h / 3), lambda h: torch.minimum(h, h / 2), lambda h: torch.min(h, -h),
     lambda h: torch.xlogy(h.abs() + 1, h.abs() + 1), lambda h: (h.abs() + 1).rsqrt(),
     lambda h: (h.abs() + 1).sqrt(), lambda h: h / (h.abs() + 1),
+    lambda h: torch.atan2(h, h.abs() + 1), torch.deg2rad, torch.rad2deg, torch.i0,
+    lambda h: torch.digamma(h.abs() + 1), lambda h: torch.lgamma(h.abs() + 1),
+    lambda h: torch.logaddexp2(h, h / 2), lambda h: torch.special.entr(h.abs()),
+    torch.special.erfcx, torch.special.i0e, torch.special.i1, torch.special.i1e,
+    torch.special.log_ndtr, torch.special.ndtr, lambda h: torch.special.ndtri(h.sigmoid()),
+    lambda h: torch.special.xlog1py(h, h.abs()), lambda h: torch.copysign(h, -1.0),
+    lambda h: torch.copysign(h, -torch.ones(8)), lambda h: torch.round(h, decimals=1),
 ]  # fmt: skip
 JUMPS = [
     torch.ceil, torch.floor, torch.frac, torch.round, torch.sign, torch.trunc,
     functional.hardshrink, lambda h: h % 2, lambda h: torch.fmod(h, 2.0), lambda h: h // 2,
     lambda h: torch.div(h, 2, rounding_mode="trunc"),
+    lambda h: torch.remainder(h, torch.full((8,), 2.0)),
+    lambda h: torch.fmod(h, torch.full((8,), 2.0)),
+    lambda h: torch.heaviside(h, torch.tensor(0.5)),
 ]  # fmt: skip
 
 
