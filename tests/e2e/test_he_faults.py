@@ -146,7 +146,8 @@ def test_a_worker_that_hangs_is_replaced(tmp_path: Path) -> None:
         HeClient(server.target, tls=server.tls()) as client,
     ):
         client.infer_int8(q)
-        os.kill(server.workers()[0], signal.SIGSTOP)
+        wait_until(lambda: len(server.workers()) == 1)
+        os.kill(*server.workers(), signal.SIGSTOP)
         with pytest.raises(DeadlineExceeded, match="evaluation"):
             client.infer_int8(q)
         assert np.array_equal(client.infer_int8(q), reference.run_int(graph, q))
