@@ -41,7 +41,10 @@ def split_batches(calibration: Any, batch_size: int) -> list[Tensor]:
     if len({b.shape[1:] for b in batches}) != 1:
         shapes = sorted({tuple(b.shape[1:]) for b in batches})[:3]
         raise CalibrationError(
-            "calibration shapes", got=shapes, expected="one shape", hint=_ONLY_INPUTS
+            "calibration shapes",
+            got=shapes,
+            expected="one shape",
+            hint=f"{_ONLY_INPUTS}; several inputs need a forward with an argument for each",
         )
     return batches
 

@@ -246,6 +246,11 @@ def _tensor(name: str, x: Any) -> Tensor:
         raise CalibrationError(
             f"name of an input: {ascii(name)[:80]}", expected="printable ASCII without blanks"
         )
+    if isinstance(x, Mapping):
+        raise CalibrationError(
+            f"input {name!r}", got=f"a {type(x).__name__}", expected="an array",
+            hint="put the model into a module whose forward has an argument for each array",
+        )  # fmt: skip
     array = x.detach().cpu() if isinstance(x, Tensor) else np.asarray(x)
     kind = _kind(array)
     masked = bool(np.ma.is_masked(x))  # refused there

@@ -293,6 +293,13 @@ def test_one_sample_far_larger_than_the_others_is_told():
         quantize(nn.Linear(8, 4), x)
 
 
+def test_arrays_that_no_argument_takes_alone():
+    whole = {"p": np.ones((4, 8)), "q": np.ones((4, 5))}
+    for data in ({"x": whole}, list(whole.values())):
+        with pytest.raises(CalibrationError, match="argument for each"):
+            quantize(Net(lambda m, x: m.a(x["p"]), a=nn.Linear(8, 4)), data)
+
+
 @pytest.mark.parametrize("data", ["rows", "labels first"])
 def test_hints_for_lists_of_samples(data):
     batches = {"rows": list(np.ones((4, 8))), "labels first": [np.arange(4), np.ones((4, 8))]}
