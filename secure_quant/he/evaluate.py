@@ -47,7 +47,8 @@ class Evaluator:
     """Evaluates the steps of one model. Holds its weights, never a key.
 
     weight_memory: bytes of transformed weights to keep. Where they are more, other layers keep
-    theirs as bytes; if it is not even that much, the least recently used layouts go first.
+    theirs as bytes, or transform them for each request; what was not asked for in two walks
+    through the model makes room.
     stock_limit: blinds kept ready per step and batch. stock_memory: bytes of all of them; those
     of the least recently used step and batch go first.
     skip_zeros: leave out weight polynomials that are all zero, of which time then tells.
@@ -71,6 +72,7 @@ class Evaluator:
         self._stock_memory, self._stocked = stock_memory, 0
         self._skip_zeros = skip_zeros
         self._weights: OrderedDict[tuple[int, Layout], _Prepared] = OrderedDict()
+        self._asked, self._used = 0, dict[tuple[int, Layout], int]()  # requests; the last of each
         self._stock: OrderedDict[tuple[int, int], deque[list[Blind]]] = OrderedDict()
         self._process = os.getpid()
         self._lock = Lock()
@@ -155,16 +157,27 @@ class Evaluator:
         planned = self.plan.steps[step]
         key = (step, planned.layout(batch))
         with self._lock:
+            self._asked += 1
             if key in self._weights:
                 self._weights.move_to_end(key)
+                self._used[key] = self._asked
                 return self._weights[key]
         made = self._arranged(step, planned.call(batch), field)
         with self._lock:
-            self._weights[key] = made
-            total = self._held
-            while total > self._weight_memory and len(self._weights) > 1:
-                total -= self._weights.popitem(last=False)[1].weights.size
+            if self._make_room(made.weights.size):
+                self._weights[key], self._used[key] = made, self._asked
         return made
+
+    def _make_room(self, size: int) -> bool:
+        """Whether ``size`` bytes fit beside what is in use. Layers that are walked through in turn
+        would each be thrown out before they come again, if the oldest made room."""
+        stale = self._asked - 2 * len(self.plan.steps)
+        while self._weights and self._held + size > self._weight_memory:
+            oldest = next(iter(self._weights))
+            if self._used[oldest] >= stale:
+                return False
+            del self._weights[oldest], self._used[oldest]
+        return True
 
     @property
     def _held(self) -> int:

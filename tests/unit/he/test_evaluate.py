@@ -180,11 +180,18 @@ def test_size_of_stock_is_known_beforehand(net: Graph, tier: str) -> None:
     assert sum(blind.size for blind in found) == evaluator._stocked
 
 
-def test_weights_over_the_memory_limit_make_room(net: Graph) -> None:
+def test_weights_beyond_the_limit_are_not_kept_and_stale_ones_go(net: Graph) -> None:
     evaluator = Evaluator(net, plan(net), weight_memory=1)
-    for step in range(5):
-        evaluator.prepare(step, 1)
-        assert len(evaluator._weights) == 1
+    steps = len(evaluator.plan.steps)
+    for walk in range(3):
+        for step in range(steps):
+            evaluator.prepare(step, 1)
+            assert [step for step, _ in evaluator._weights] == [0], (walk, step)
+    for _ in range(steps + 1):  # the last walk asked for step 0 first
+        evaluator.prepare(1, 1)
+    assert [step for step, _ in evaluator._weights] == [0]
+    evaluator.prepare(1, 1)
+    assert [step for step, _ in evaluator._weights] == [1]
 
 
 class TestHostileRequests:
