@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Graph", "__version__", "load", "quantize", "reference", "save"]
 
-__version__ = "0.2.0"
+__version__ = "0.3.0"
 
 
 def __getattr__(name: str) -> Any:

@@ -8,5 +8,5 @@ __all__ = ["version"]
 
 
 def version() -> str:
-    """Such as ``0.2.0``."""
+    """Such as ``0.3.0``."""
     return secure_quant.__version__

@@ -27,7 +27,7 @@ FROM ${BASE}
 ARG REVISION=unknown
 LABEL org.opencontainers.image.title="secure-quant-party" \
       org.opencontainers.image.description="Party 0, party 1 and the dealer of secret sharing" \
-      org.opencontainers.image.version="0.2.0" \
+      org.opencontainers.image.version="0.3.0" \
       org.opencontainers.image.revision="${REVISION}" \
       org.opencontainers.image.licenses="Apache-2.0"
 COPY --from=build /opt/secure-quant /opt/secure-quant
