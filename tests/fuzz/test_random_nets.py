@@ -25,7 +25,7 @@ def _one_thread():
 @pytest.mark.parametrize(
     "first",
     [
-        pytest.param(first, marks=[pytest.mark.heavy] if first >= 150 else [])
+        pytest.param(first, marks=[pytest.mark.heavy] if first >= 100 else [])
         for first in range(0, 500, AT_A_TIME)
     ],
 )
@@ -131,13 +131,21 @@ def test_a_fault_of_lowering_is_caught(small, monkeypatch):
     assert verdict.why.startswith("AccuracyLoss")
 
 
-def test_a_raw_exception_is_wrong(small, monkeypatch):
-    def fails(*_):
-        raise KeyError("inside")
+def fails(*_):
+    raise KeyError("inside")
 
+
+def test_a_raw_exception_is_wrong(small, monkeypatch):
+    monkeypatch.setattr("fuzz.judge._quantized", fails)
+    verdict = judge_module(*small)
+    assert verdict.kind == "wrong"
+    assert verdict.why.startswith("raw KeyError")
+
+
+def test_a_refusal_that_only_wraps_one_is_told(small, monkeypatch):
     monkeypatch.setattr(pipeline, "make_quantizer", lambda *_: None)
     monkeypatch.setattr(gate.Gate, "check", fails)
     monkeypatch.setattr(pipeline, "prepare_pt2e", lambda module, *_: module)
     verdict = judge_module(*small)
-    assert verdict.kind == "wrong"
-    assert verdict.why.startswith("raw KeyError")
+    assert verdict.kind == "refused"
+    assert "wrapped" in verdict.notes
