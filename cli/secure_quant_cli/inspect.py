@@ -8,7 +8,7 @@ from __future__ import annotations
 import argparse
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from secure_quant_cli.split import choices
 
@@ -89,8 +89,8 @@ def describe(
             for name, plan in plans.items()
         },
         "memory": _memory(plans, batch),
-        "held": _held(plans),
-        "samples_per_client": _budgets(plans),
+        "held": _samples(plans, "held"),
+        "samples_per_client": _samples(plans, "budget"),
     }
 
 
@@ -187,27 +187,15 @@ def _memory(plans: Mapping[str, Any], batch: int) -> dict[str, dict[str, int]]:
     }
 
 
-def _held(plans: Mapping[str, Any]) -> dict[str, dict[str, int]]:
-    """Samples whose material lies ready, by engine and role."""
+def _samples(plans: Mapping[str, Any], of: Literal["held", "budget"]) -> dict[str, dict[str, int]]:
+    """What ``Exact.held`` or ``Exact.budget`` says of a plan, by engine."""
     from secure_quant_cli.engines import exact
 
     made = {}
     for engine, plan in plans.items():
-        held = None if isinstance(plan, dict) else exact(engine).held
-        if held is not None:
-            made[engine] = held(plan)
-    return made
-
-
-def _budgets(plans: Mapping[str, Any]) -> dict[str, dict[str, int]]:
-    """Samples of one client that a plan was made for, and that it is good for, by engine."""
-    from secure_quant_cli.engines import exact
-
-    made = {}
-    for engine, plan in plans.items():
-        budget = None if isinstance(plan, dict) else exact(engine).budget
-        if budget is not None:
-            made[engine] = budget(plan)
+        told = None if isinstance(plan, dict) else getattr(exact(engine), of)
+        if told is not None:
+            made[engine] = told(plan)
     return made
 
 

@@ -16,7 +16,6 @@ from typing import Any, Literal
 import numpy as np
 
 from secure_quant.mpc.protocol.gates.base import Gate, Side, Wire
-from secure_quant.mpc.protocol.gates.edge import JoinGate, OutputGate
 from secure_quant.mpc.protocol.gates.linear import LinearGate
 from secure_quant.mpc.protocol.gates.local import LocalGate
 from secure_quant.mpc.protocol.ring import Ring
@@ -44,8 +43,7 @@ class Ahead:
     ) -> None:
         self.masks, self.made = masks, dict[str, Any]()
         self._plan, self._pairing, self._layer, self._batch = plan, pairing, layer, batch
-        ends = OutputGate, JoinGate
-        self._waiting = [g for g in plan.gates if not (g.name in masks or isinstance(g, ends))]
+        self._waiting = [gate for gate in plan.order.gates if gate.name not in masks]
         self._groups, self._cots = deque(plan.groups(batch)), deque(plan.cost(batch).taken)
         self._parts: list[Any] = []
         self._state: Literal["", "extending", "extended", "making"] = ""

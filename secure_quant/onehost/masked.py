@@ -37,6 +37,7 @@ __all__ = [
     "plan",
     "residues",
     "rounded",
+    "wide",
 ]
 
 U64 = NDArray[np.uint64]
@@ -91,12 +92,17 @@ def plan(graph: Graph, bits: Mapping[str, int], calls: int = 1) -> MaskedPlan:
     try:
         return narrow(graph, bits, calls)
     except OpNotSupported:
-        return _plan(graph, bits, calls, (*RINGS, WIDEST))
+        return wide(graph, bits, calls)
 
 
 def narrow(graph: Graph, bits: Mapping[str, int], calls: int = 1) -> MaskedPlan:
     """``plan`` in the rings of two primes alone. Raises as it does."""
     return _plan(graph, bits, calls, RINGS)
+
+
+def wide(graph: Graph, bits: Mapping[str, int], calls: int = 1) -> MaskedPlan:
+    """``plan`` in all rings, for what ``narrow`` refused. Raises as it does."""
+    return _plan(graph, bits, calls, (*RINGS, WIDEST))
 
 
 def _plan(

@@ -373,7 +373,7 @@ def plan(graph: Graph, calls: int | None = None, objective: Objective = "latency
 
 def _layers(public: Graph, bits: Mapping[str, int]) -> tuple[int, MaskedPlan]:
     """For the first of CALLS that there are layouts for. Raises OpNotSupported."""
-    *tries, last = [(planned, n) for planned in (masked.narrow, masked.plan) for n in CALLS]
+    *tries, last = [(planned, n) for planned in (masked.narrow, masked.wide) for n in CALLS]
     for planned, calls in tries:
         with suppress(OpNotSupported):
             return calls, planned(public, bits, calls)

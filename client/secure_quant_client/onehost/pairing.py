@@ -174,11 +174,11 @@ class Paired:
 
         def send(piece: bytes) -> None:
             nonlocal begun
-            first, begun = not begun, True
-            if first:
-                self._link.send(PairRequest(infer=PairInfer(item=number, online=piece)))
-            else:
+            if begun:
                 self._link.send(PairRequest(online=piece))
+            else:
+                begun = True
+                self._link.send(PairRequest(infer=PairInfer(item=number, online=piece)))
 
         return send
 

@@ -13,7 +13,7 @@ from torchao.quantization.pt2e import FakeQuantizeBase, ObserverBase
 
 from secure_quant.quantizer.passes.edit import FREE
 
-__all__ = ["FloatGraph", "captured_batch", "in_batches"]
+__all__ = ["FloatGraph", "captured_batch", "in_batches", "of_samples"]
 
 Watch = Callable[[Node, Tensor], None]
 
@@ -35,6 +35,11 @@ def in_batches(function: Callable[[Tensor], Tensor], x: Tensor, size: int | None
         filled = torch.cat([part, part[:1].expand(size - len(part), *part.shape[1:])])
         made.append(function(filled)[: len(part)])
     return torch.cat(made)
+
+
+def of_samples(made: Tensor, samples: int) -> Tensor:
+    """An output with its batch axis: of one sample ``squeeze()`` takes that off, too."""
+    return made.reshape(1) if made.ndim == 0 and samples == 1 else made
 
 
 class FloatGraph(Interpreter):
@@ -61,8 +66,7 @@ class FloatGraph(Interpreter):
         with torch.no_grad():
             made: Any = self.run(x.to(self._dtype, copy=True))
         (made,) = (leaf for leaf in tree_leaves(made) if leaf is not None)
-        alone = made.ndim == 0 and len(x) == 1  # squeeze() took the batch of one too
-        return made.reshape([1] if alone else made.shape).clone()  # type: ignore[no-any-return]
+        return of_samples(made, len(x)).clone()
 
     def fetch_attr(self, target: str) -> Any:
         """A parameter or constant in this run's dtype."""

@@ -13,6 +13,7 @@ from torch.utils import _pytree
 from secure_quant.errors import UnsupportedModule
 from secure_quant.quantizer.accept import own_copy
 from secure_quant.quantizer.devices import OnCpu
+from secure_quant.quantizer.gate.floatgraph import of_samples
 from secure_quant.quantizer.memory import Filled
 from secure_quant.quantizer.ports import Ported
 from secure_quant.quantizer.refuse import first_line, own_path
@@ -57,8 +58,7 @@ class Owner:
                 f"output of {self.name}", got=f"{len(tensors)} tensors", expected="one tensor",
                 hint="return the one that is asked for, from a module around this one",
             )  # fmt: skip
-        alone = tensors[0].ndim == 0 and len(x) == 1  # squeeze() took the batch of one too
-        return tensors[0].detach().reshape([1] if alone else tensors[0].shape).clone()
+        return of_samples(tensors[0].detach(), len(x)).clone()
 
     def run_fresh(self, x: Tensor) -> Tensor:
         """As ``run``, in a new copy, for which it is the first call."""
