@@ -168,7 +168,7 @@ class JointMaximum:
         return sides
 
     def sent_bytes(self, batch: int) -> tuple[int, int]:
-        """What party 0 and party 1 send in ``make``, besides the COTs' extension."""
+        """What party 0 and party 1 send for all pieces, besides the COTs' extension."""
         first, second = (
             sum(packed_bytes(n, bits) for n in self.counts(batch) for bits in side)
             for side in self.parts()
@@ -200,15 +200,6 @@ class JointMaximum:
         words = pairing.random(batch * self.gate.outputs)
         return reduce(words, self.gate.bits).reshape(batch, *self.gate.shape)
 
-    def make(self, pairing: Pairing, mask: Ring, fresh: Ring) -> Joint[MadeMaximum]:
-        """mask: own share of the input's, uint64[batch, *source]. fresh: of the output's, unless
-        there is but one candidate, which then passes with its own. The pairing has ``cots`` in
-        stock. All levels at once: every mask is drawn fresh. Raises MalformedMessage,
-        PairingSpent."""
-        whole = slice(0, self.places(len(mask)))
-        part = yield from self.piece(pairing, mask, fresh, whole)
-        return self.joined(pairing.party, [part], mask, fresh)
-
     def places(self, batch: int) -> int:
         """Outputs, of which a piece takes some."""
         return batch * self.gate.outputs
@@ -216,8 +207,10 @@ class JointMaximum:
     def piece(
         self, pairing: Pairing, mask: Ring, fresh: Ring, some: slice
     ) -> Joint[list[Comparison]]:
-        """``make`` for the outputs ``some`` of all samples, end to end; the pairing has their
-        ``cots`` in stock."""
+        """The outputs ``some`` of all samples, end to end. mask: own share of the input's,
+        uint64[batch, *source]. fresh: of the output's, unless there is but one candidate, which
+        then passes with its own. The pairing has the outputs' ``cots`` in stock. All levels at
+        once: every mask is drawn fresh. Raises MalformedMessage, PairingSpent."""
         gate, candidates = self.gate, self.gate.gather(mask)
         now, runs = candidates.reshape(-1, candidates.shape[-1])[some], []
         for level in gate.tournament:
@@ -235,7 +228,7 @@ class JointMaximum:
     def joined(
         self, party: int, parts: Sequence[list[Comparison]], mask: Ring, fresh: Ring
     ) -> MadeMaximum:
-        """What ``make`` returns, of all pieces in order."""
+        """The gate's material, of all pieces in order."""
         own = fresh if self.gate.tournament else self.gate.gather(mask)
         levels = tuple(map(Comparison.joined, zip(*parts, strict=True)))
         return MadeMaximum(party, levels, own.reshape(len(mask), *self.gate.shape))

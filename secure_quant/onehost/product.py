@@ -87,7 +87,7 @@ class JointProduct:
         return count, count
 
     def sent_bytes(self, batch: int) -> tuple[int, int]:
-        """What party 0 and party 1 send in ``make``, besides the COTs' extension."""
+        """What party 0 and party 1 send for all pieces, besides the COTs' extension."""
         n, bits = batch * self._chosen, self.gate.bits
         size = packed_bytes(n, bits)
         size += sum(packed_bytes(n * self._columns, bits - i) for i in range(bits))
@@ -98,13 +98,6 @@ class JointProduct:
         words = pairing.random(batch * prod(self.gate.shape))
         return reduce(words, self.gate.bits).reshape(batch, *self.gate.shape)
 
-    def make(self, pairing: Pairing, x: Ring, y: Ring, out: Ring) -> Joint[MadeProduct]:
-        """x, y, out: own shares of the factors' masks and of the product's, uint64[batch, ...]. The
-        pairing has ``cots`` in stock. Raises MalformedMessage, PairingSpent."""
-        whole = slice(0, self.places(len(x)))
-        part = yield from self.piece(pairing, (x, y), out, whole)
-        return self.joined(pairing.party, [part], (x, y), out)
-
     def places(self, batch: int) -> int:
         """Rows of results, of which a piece takes some."""
         return batch * prod(self.gate.shape) // self._columns
@@ -112,8 +105,10 @@ class JointProduct:
     def piece(
         self, pairing: Pairing, masks: tuple[Ring, Ring], out: Ring, some: slice
     ) -> Joint[Words]:
-        """What ``make`` needs of the other end for the rows ``some`` of all samples, end to end:
-        shares of the crossed products, uint64[rows, columns]."""
+        """What is needed of the other end for the rows ``some`` of all samples, end to end: shares
+        of the crossed products, uint64[rows, columns]. masks, out: own shares of the factors' masks
+        and of the product's, uint64[batch, ...]. The pairing has the rows' ``cots`` in stock.
+        Raises MalformedMessage, PairingSpent."""
         bits, party = self.gate.bits, pairing.party
         whole, right = self._factors(*(reduce(mask, bits) for mask in masks))
         left = whole.reshape(-1, whole.shape[-1])[some]
@@ -146,7 +141,7 @@ class JointProduct:
     def joined(
         self, party: int, parts: Sequence[Words], masks: tuple[Ring, Ring], out: Ring
     ) -> MadeProduct:
-        """What ``make`` returns, of all pieces in order."""
+        """The gate's material, of all pieces in order."""
         x, y = masks
         own = self.gate.apply(x, y) + end_to_end(parts).reshape(out.shape) + out
         return x, y, reduce(own, self.gate.bits)

@@ -74,20 +74,14 @@ class JointScaled(ABC):
     def formula(self) -> tuple[int, int]:
         """(COTs, payload bits of both directions) per element, as docs/spec/one-host.md states."""
 
-    def make(self, pairing: Pairing, mask: Ring, out: Ring) -> Joint[Made]:
-        """mask: own share of the accumulator's, uint64[batch, *shape], mod 2^k or more. out: of the
-        output's. The pairing has ``cots`` in stock. Raises MalformedMessage, PairingSpent."""
-        whole = slice(0, self.places(len(mask)))
-        part = yield from self.piece(pairing, mask, out, whole)
-        return self.joined(pairing.party, [part], mask, out)
-
     @abstractmethod
     def piece(self, pairing: Pairing, mask: Ring, out: Ring, some: slice) -> Joint[Part]:
-        """``make`` for the elements ``some`` of all samples, end to end; the pairing has their
-        ``cots`` in stock."""
+        """The elements ``some`` of all samples, end to end. mask: own share of the accumulator's,
+        uint64[batch, *shape], mod 2^k or more. out: of the output's. The pairing has the elements'
+        ``cots`` in stock. Raises MalformedMessage, PairingSpent."""
 
     def joined(self, party: int, parts: Sequence[Part], mask: Ring, out: Ring) -> Made:
-        """What ``make`` returns, of all pieces in order."""
+        """The gate's material, of all pieces in order."""
         offset = end_to_end([part.offset for part in parts])
         free = end_to_end([part.free for part in parts])
         fields = (
@@ -123,7 +117,7 @@ class JointScaled(ABC):
         return n * first, n * second
 
     def sent_bytes(self, batch: int) -> tuple[int, int]:
-        """What party 0 and party 1 send in ``make``, besides the COTs' extension."""
+        """What party 0 and party 1 send for all pieces, besides the COTs' extension."""
         n = batch * self.gate.elements
         first, second = (sum(packed_bytes(n, bits) for bits in side) for side in self.parts())
         return first, second

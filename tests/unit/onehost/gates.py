@@ -13,13 +13,22 @@ from tests.unit.mpc.protocol.harness import drive as rounds_of
 from tests.unit.onehost.drive import both, drive, words
 
 
+def in_one_piece(joint: Any, pairing: Pairing, masks: Any, out: Any) -> Any:
+    """A gate's joint half, in one piece."""
+    some = slice(0, joint.places(len(out)))
+    part = yield from joint.piece(pairing, masks, out, some)
+    return joint.joined(pairing.party, [part], masks, out)
+
+
 def prepared(joint: Any, pairs: list[Pairing], masks: Any) -> tuple[list[Any], list[int]]:
     """What both ends' offline halves make for the shares ``masks`` of the input's mask, and the
     bytes each sent besides the extension."""
     batch = len(masks[0])
     wanted = joint.cots(batch)
     _, _, filled = both(pairs, lambda p: p.fill(*wanted))
-    runs = [joint.make(p, r, joint.fresh(p, batch)) for p, r in zip(pairs, masks, strict=True)]
+    runs = [
+        in_one_piece(joint, p, r, joint.fresh(p, batch)) for p, r in zip(pairs, masks, strict=True)
+    ]
     one, two, sent = drive(*runs)
     assert len(filled) == 1
     return [one, two], [sum(side) for side in zip(*sent, strict=True)]

@@ -36,6 +36,7 @@ from tests.unit.mpc.protocol import graphs
 from tests.unit.mpc.protocol.graphs import Builder
 from tests.unit.onehost.drive import SMALL, drive, pair
 from tests.unit.onehost.ends import Ends, inputs
+from tests.unit.onehost.gates import in_one_piece
 from tests.unit.onehost.ledger import Ledger
 
 GRAPHS = tuple(graphs.ALL)
@@ -190,7 +191,9 @@ def test_a_factor_that_is_repeated_is_chosen_by(
     sides = [[rng.integers(0, 2**bits, (2, *s), dtype=np.uint64) for s in (left, right, shape)]
              for _ in ends]  # fmt: skip
     drive(*(end.fill(*half.cots(2)) for end in ends))
-    one, two, sent = drive(*(half.make(end, *own) for end, own in zip(ends, sides, strict=True)))
+    one, two, sent = drive(
+        *(in_one_piece(half, end, (x, y), z) for end, (x, y, z) in zip(ends, sides, strict=True))
+    )
     assert tuple(sum(side) for side in zip(*sent, strict=True)) == half.sent_bytes(2)
     x, y, z = (a + b for a, b in zip(*sides, strict=True))
     assert not ((one[2] + two[2] - x * y - z) % np.uint64(2**bits)).any()

@@ -15,7 +15,7 @@ from secure_quant.onehost.ramp import JointRamp
 from tests.unit.mpc.protocol.test_ramp import CASES, chosen, gate
 from tests.unit.mpc.protocol.test_requantize import expected, node
 from tests.unit.onehost.drive import both, drive, pair, words
-from tests.unit.onehost.gates import online, prepared, shares
+from tests.unit.onehost.gates import in_one_piece, online, prepared, shares
 from tests.unit.onehost.ledger import Ledger
 
 
@@ -112,7 +112,7 @@ def test_no_pad_block_serves_twice(monkeypatch: pytest.MonkeyPatch) -> None:
     joint, fresh = JointRamp(gate(real(), 20, 22)), pair()
     both(fresh, lambda p: p.fill(*joint.cots(1)))
     ledger, zero = Ledger(monkeypatch), np.zeros((1, 20, 1), np.uint64)
-    runs = [joint.make(p, zero, joint.fresh(p, 1)) for p in fresh]
+    runs = [in_one_piece(joint, p, zero, joint.fresh(p, 1)) for p in fresh]
     drive(*(ledger.follow(party, each) for party, each in enumerate(runs)))
     assert ledger.check()["pads"] > 0
 
